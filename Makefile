@@ -1,0 +1,48 @@
+# The two commands of the README: `make demo` and `make test`. Everything lands in .venv; nothing else is needed than Python 3.11.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+# Tiny models run fastest on one thread; two that contend for cores are several times slower.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test lint types test-fast test-slow bench clean
+
+help:
+	@echo "make demo       a tiny model learns to reason, in minutes"
+	@echo "make test       ruff, pyright and the default tests"
+	@echo "make test-slow  the miniature's study on three seeds (about half an hour)"
+	@echo "make setup      only install, with all development tools, into .venv"
+
+setup: .venv/.dev
+
+# torch first and by itself: whichever build is asked for (TORCH=…) then satisfies everything that follows.
+.venv/.core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.dev: .venv/.core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: .venv/.core
+	$(BIN)/nrt demo
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.dev
+	$(BIN)/pyright
+
+test-fast: .venv/.dev
+	$(BIN)/python -m pytest
+
+test: lint types test-fast
+
+test-slow: .venv/.dev
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf .venv build dist

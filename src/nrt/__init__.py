@@ -1,0 +1,43 @@
+"""nrt: Native Reasoning Training (arXiv 2602.11549) from plain question–answer pairs.
+
+    import nrt
+    run = nrt.train(nrt.load_config("gsm8k", ["model=…", "data.train=…"]))
+    run.metrics()[-1]["reward/gain"]
+
+Names are handed on lazily, so that `import nrt` and `import nrt.config` load no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nrt.config import Config, load_config
+    from nrt.errors import InputError, NrtError
+    from nrt.run import Run, load_run
+    from nrt.train import train
+
+try:
+    __version__ = version("native-reasoning")
+except PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "0+unknown"
+
+_HOME = {
+    "Config": "nrt.config",
+    "InputError": "nrt.errors",
+    "NrtError": "nrt.errors",
+    "Run": "nrt.run",
+    "load_config": "nrt.config",
+    "load_run": "nrt.run",
+    "train": "nrt.train",
+}
+
+__all__ = ["Config", "InputError", "NrtError", "Run", "load_config", "load_run", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'nrt' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)

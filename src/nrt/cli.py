@@ -1,0 +1,132 @@
+"""The command `nrt`. Exit status: 0 done, 1 a run failed, 2 bad arguments or input, 130 interrupted with a checkpoint saved."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nrt.errors import InputError, NrtError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Native Reasoning Training: a language model learns to reason from plain question–answer pairs.",
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="JSON lines for machines instead of the live line.")]
+
+
+@app.command()
+def train(
+    settings: Annotated[list[str], typer.Argument(metavar="RECIPE [key=value …]", help="A recipe or YAML path, then settings.")],
+    json: JsonFlag = False,
+) -> None:
+    """Train: nrt train gsm8k model=FOLDER data.train=FILE run=NAME; go on with: nrt train resume=RUN."""
+    from nrt.config import build_config, load_config, parse_overrides
+    from nrt.run import load_run, run_folder
+    from nrt.train import train as run_training
+
+    recipe, overrides = (None, settings) if "=" in settings[0] else (settings[0], settings[1:])
+    if recipe:
+        config = load_config(recipe, overrides)
+    else:
+        given = parse_overrides(overrides)
+        resume = given.get("resume")
+        if not resume:
+            raise InputError("no recipe given; write nrt train RECIPE key=value …, or nrt train resume=RUN")
+        config = build_config(load_run(run_folder(str(resume))).config.model_dump(mode="json"), given)
+    listener = _listener(json)
+    try:
+        run = run_training(config, listener=listener)
+    finally:
+        listener.close()
+    if not json:
+        _console().print(f"done: {run.path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    run: Annotated[str, typer.Option(help="Name or path of the run folder; by default a fresh one in runs/.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of base model and training.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A few seconds' worth: shows that it runs, not the effect.")] = False,
+) -> None:
+    """The miniature: a tiny model learns to reason in minutes, from question–answer pairs alone."""
+    from nrt.lab.demo import run_demo
+
+    console = _console()
+    run_demo(console, _listener(False), run=run or None, seed=seed, quick=quick)
+
+
+@app.command()
+def chat(
+    model_dir: Annotated[str, typer.Argument(help="Folder of a trained model (RUN/model, or what `nrt export` wrote).")],
+    prompt: Annotated[str, typer.Option(help="Ask this one question and leave.")] = "",
+    max_trace_tokens: Annotated[int, typer.Option(help="Cap on the trace.")] = 2048,
+    max_answer_tokens: Annotated[int, typer.Option(help="Cap on the answer.")] = 2048,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    no_trace: Annotated[bool, typer.Option("--no-trace", help="Answer after an empty trace.")] = False,
+) -> None:
+    """Ask a model; its trace streams dimmed, then the answer."""
+    from nrt.talk import Settings, Talk
+
+    console = _console()
+    talk = Talk(model_dir, Settings(max_trace_tokens, max_answer_tokens, temperature, trace=not no_trace), console)
+    if prompt:
+        talk.ask(prompt)
+        return
+    console.print("Ask away; an empty line or Ctrl-D leaves.", style="dim")
+    while True:
+        try:
+            question = console.input("[bold]> [/bold]").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not question:
+            return
+        talk.ask(question)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Run name or folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the Hugging Face folder goes; must not exist yet.")],
+    step: Annotated[int | None, typer.Option(help="A checkpoint's step instead of the final model.")] = None,
+) -> None:
+    """Copy a run's model out as an ordinary Hugging Face folder."""
+    from nrt.run import export_model, load_run, run_folder
+
+    source = export_model(load_run(run_folder(run)), folder, step=step)
+    _console().print(f"{source} → {folder}", highlight=False, soft_wrap=True)
+
+
+def _console():
+    from rich.console import Console
+
+    return Console()
+
+
+def _listener(json: bool):
+    from nrt.live import JsonLines, LiveLine
+
+    return JsonLines() if json else LiveLine(_console())
+
+
+def main() -> None:
+    """Entry point: one line for an error that we raised on purpose, a traceback only for our own mistakes."""
+    try:
+        app()
+    except NrtError as error:
+        from rich.console import Console
+
+        kind = "interrupted" if error.exit_status == 130 else "error"
+        Console(stderr=True).print(f"{kind}: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

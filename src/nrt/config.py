@@ -1,0 +1,385 @@
+"""What a run is told: one frozen pydantic model, read from YAML layers and `key=value` arguments. No torch here.
+
+Layers, later ones win: the schema's defaults, the profile, the recipe, the command line. Names (method, profile,
+sampler, checker) are strings here; `nrt.train` resolves them before it touches the disk.
+"""
+
+from __future__ import annotations
+
+import types as pytypes
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from nrt.errors import InputError, unknown
+
+SCHEMA_VERSION = 1
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Columns(Section):
+    """Which columns of a data file hold what. Unset names are guessed: question/answer, prompt/completion, messages."""
+
+    question: str | None = None
+    """Column with the question (one user turn)."""
+    answer: str | None = None
+    """Column with the reference answer y*."""
+    messages: str | None = None
+    """Column with chat turns, whose last assistant turn is y*."""
+    source: str | None = None
+    """Column that names where a row comes from; metrics and accuracies are also given by source."""
+
+
+class DataConfig(Section):
+    """Question–answer pairs."""
+
+    train: str | None = None
+    """File (JSONL, JSON, CSV, parquet; .gz too) or `datasets` name with the training pairs."""
+    valid: str | None = None
+    """The same for held-out evaluation; none: no held-out evaluation."""
+    columns: Columns = Columns()
+    """Column mapping."""
+    answer: str = "whole"
+    """`whole`, or `after:MARK`: the answer is what follows the last MARK (GSM8K: `after:####`)."""
+    system: str | None = None
+    """A system message put before every example that has none."""
+    truncate_answers: bool = False
+    """Cut answers longer than max_answer_tokens instead of dropping the row."""
+    shuffle: bool = True
+    """Draw the rows in a new random order each epoch."""
+
+
+class MarkersConfig(Section):
+    """The two control tokens, and what their new embedding rows start from."""
+
+    start: str = "<|think_start|>"
+    """Text of START."""
+    end: str = "<|think_end|>"
+    """Text of END."""
+    start_from: str = "\n"
+    """Text whose embedding START copies (the mean of its tokens); `eos` and `mean` are understood."""
+    end_from: str = "\n"
+    """The same for END. A token that ends a line is robust; eos depends on the seed (docs/miniature.md)."""
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    """Learning rate (Table 6)."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning-rate schedule after the warm-up (Table 6: constant)."""
+    warmup: Annotated[float, Field(ge=0)] = 0
+    """Warm-up: a number of updates, or below 1 a share of all updates."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay on all parameters (Table 6)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's betas."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this norm."""
+
+
+class ObjectiveConfig(Section):
+    """Values set over the method; unset ones (null) are the method's own."""
+
+    answer_weight: Literal["signal"] | Annotated[float, Field(ge=0)] | None = None
+    """Weight of each answer token: `signal` (∂R/∂log c) or a number."""
+    answer_coef: float = 1.0
+    """β, the coefficient of the answer term."""
+    format_coef: float = 0.3
+    """λ_format, the coefficient of the two markers' cross-entropy (Table 6)."""
+    weight_norm: Literal["length", "sum", "none"] | None = None
+    """Normalisation of the weighted sums' weights; changes the signal, never the advantage."""
+    baseline_clip: bool | None = None
+    """Clip rewards against the null trace (Eq. 9)."""
+    centre: Literal["mean", "leave-one-out", "none"] | None = None
+    """What is subtracted within a group."""
+    scale: Literal["std", "none"] | None = None
+    """What the group's advantages are divided by."""
+    ratio: Literal["ppo", "cispo", "none"] | None = None
+    """How π_θ/π_old enters the trace term."""
+    ratio_clip: tuple[float, float] | None = None
+    """PPO clip range: ratios are clipped to [1 − low, 1 + high] (Table 6: 0.2, 0.28)."""
+    format_on: Literal["all", "unfinished"] | None = None
+    """Traces whose markers get the format term."""
+    loss_tokens: Positive | None = None
+    """N, the one constant denominator (Dr.GRPO); unset: max_trace_tokens + max_answer_tokens."""
+
+
+class HeldoutConfig(Section):
+    """Held-out evaluation, before training, every `eval_every` steps and at the end."""
+
+    rows: Positive = 200
+    """How many validation rows (the first ones)."""
+    checker: str | None = None
+    """Right or wrong: exact, last-number, contains, or a dotted name; none: likelihood only."""
+    greedy: bool = True
+    """Greedy traces; otherwise sampled at temperature 1. Answers are greedy."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: str | None = None
+    """Folder or hub name of any Hugging Face causal language model."""
+    method: str = "nrt-ws-neg-log-p"
+    """Row of the methods table (nrt.objective.METHODS)."""
+    profile: str = "recommended"
+    """Named set of values: recommended or paper (docs/methods.md)."""
+    data: DataConfig = DataConfig()
+    """Where the pairs come from."""
+    run: str = "run"
+    """Name (a folder in runs/) or path of the run folder."""
+    resume: str | None = None
+    """Run to go on with, from its last checkpoint."""
+    seed: int = 0
+    """Seeds the data order and the sampling of traces."""
+    steps: Positive | None = None
+    """Rollout batches; unset: one epoch."""
+    batch: Positive = 256
+    """B, prompts a step (Table 6)."""
+    traces: int = 8
+    """K, traces a prompt (Table 6)."""
+    max_prompt_tokens: Positive = 4096
+    """Longer prompts are dropped and counted (Table 6)."""
+    max_trace_tokens: Positive = 2048
+    """Cap on sampled trace tokens, END included (Table 6)."""
+    max_answer_tokens: Positive = 2048
+    """Longer answers are dropped and counted, or truncated if data.truncate_answers."""
+    updates_per_rollout: Positive = 1
+    """Optimiser updates a step; each takes batch / updates_per_rollout prompts (Table 6: 4)."""
+    tokens_per_batch: Positive = 16384
+    """Most padded tokens in one forward pass; longer steps accumulate gradients."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """Values over the method."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedule."""
+    markers: MarkersConfig = MarkersConfig()
+    """START and END."""
+    heldout: HeldoutConfig = HeldoutConfig()
+    """Held-out evaluation."""
+    eval_every: Count = 50
+    """Steps between held-out evaluations; 0: only before and after."""
+    save_every: Count = 50
+    """Steps between checkpoints; 0: only at the end or when interrupted."""
+    keep: Positive = 2
+    """Checkpoints kept."""
+    log_traces: Count = 1
+    """Groups a step written to traces.jsonl (the first ones of the batch); 0: none."""
+    initial_reference: bool = True
+    """Keep a frozen copy of the initial model for the gain against `x y*` under it (one more model in memory)."""
+    engine: Literal["local"] = "local"
+    """What runs the updates."""
+    sampler: Literal["hf"] = "hf"
+    """What samples the traces."""
+    device: str = "auto"
+    """auto: CUDA, else MPS, else CPU."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Parameters' type."""
+    threads: Positive | None = None
+    """CPU threads of torch; tiny models are fastest with 1."""
+    trackers: Annotated[tuple[str, ...], BeforeValidator(lambda names: names.split(",") if isinstance(names, str) else names)] = ()
+    """tensorboard, wandb, trackio: metrics go there too (through accelerate.tracking)."""
+    observer: str | None = None
+    """Dotted name `module:function` of (rollout, tokenizer) -> dict of further metrics."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+
+
+def load_config(recipe: str, overrides: Iterable[str] = ()) -> Config:
+    """Reads a recipe (a packaged name or a YAML path) and `key=value` overrides.
+
+    Raises InputError for an unknown recipe, an unknown setting (with the nearest known one) or a value of the wrong type.
+    """
+    return build_config(_read_recipe(recipe), parse_overrides(overrides))
+
+
+def build_config(*layers: Mapping[str, Any]) -> Config:
+    """Merges layers over the profile that they name and validates the result."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = merge(merged, layer)
+    profile = str(merged.get("profile", Config.model_fields["profile"].default))
+    return validate(merge(_read_profile(profile), merged))
+
+
+def validate(values: Mapping[str, Any]) -> Config:
+    """Config from nested values; the first fault becomes one InputError."""
+    _check_keys(Config, values, prefix="")
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        faults = [(_key(fault["loc"]), fault) for fault in error.errors()]
+        key, first = faults[0]
+        branches = dict.fromkeys(fault["msg"][0].lower() + fault["msg"][1:] for where, fault in faults if where == key)  # of a union
+        raise InputError(f"setting {key}={first['input']!r}: {' or '.join(branches)}") from None
+    if config.traces < 1:
+        raise InputError(f"traces={config.traces}: a group needs K ≥ 1 traces; set traces=8 as in the paper")
+    if config.batch % config.updates_per_rollout:
+        raise InputError(
+            f"batch={config.batch} cannot be split into updates_per_rollout={config.updates_per_rollout} equal parts; "
+            "set a batch that it divides"
+        )
+    return config
+
+
+def dump_yaml(config: Config) -> str:
+    """The resolved config as YAML, with the schema version first."""
+    values = {"schema_version": SCHEMA_VERSION, **config.model_dump(mode="json")}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def parse_yaml(text: str, source: str) -> Config:
+    """The inverse of `dump_yaml`. Raises InputError when a later nrt wrote it."""
+    values = dict(_mapping(text, source))
+    version = values.pop("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{source} has schema version {version}, this nrt reads {SCHEMA_VERSION}; install the nrt that wrote it")
+    return validate(values)
+
+
+def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    """`["data.train=x.jsonl", "steps=3"]` → `{"data": {"train": "x.jsonl"}, "steps": 3}`; values are YAML scalars."""
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise InputError(f"'{argument}' is not a setting; write key=value, for example steps=100")
+        value = _scalar(text)
+        if not isinstance(value, str | None) and _field(key) in (str, str | None):
+            value = text  # run=0012 is a name, not a number
+        *sections, name = key.split(".")
+        nested = {name: value}
+        for section in reversed(sections):
+            nested = {section: nested}
+        values = merge(values, nested)
+    return values
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings merged key by key; values of `above` win.
+
+    >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+    {'a': {'b': 3, 'c': 2}}
+    """
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def packaged(folder: str = "") -> dict[str, Traversable]:
+    """Names and files of the packaged recipes (or, with folder="profiles", of the profiles)."""
+    root = files("nrt") / "recipes"
+    root = root / folder if folder else root
+    return {Path(f.name).stem: f for f in root.iterdir() if f.name.endswith(".yaml")}
+
+
+def _read_recipe(recipe: str) -> Mapping[str, Any]:
+    if recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe)
+        if not path.is_file():
+            raise InputError(f"recipe {recipe}: no such file")
+        return _mapping(path.read_text(encoding="utf-8"), recipe)
+    known = packaged()
+    if recipe not in known:
+        raise unknown("recipe", recipe, known)
+    return _mapping(known[recipe].read_text(encoding="utf-8"), recipe)
+
+
+def _read_profile(name: str) -> Mapping[str, Any]:
+    known = packaged("profiles")
+    if name not in known:
+        raise unknown("profile", name, known)
+    return _mapping(known[name].read_text(encoding="utf-8"), f"profile {name}")
+
+
+def _mapping(text: str, source: str) -> Mapping[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise InputError(f"{source} must hold settings (key: value), not {type(values).__name__}")
+    return values
+
+
+def _scalar(text: str) -> Any:
+    """A YAML scalar or list; also 1e-5, which YAML 1.1 takes for a string. Text that is not quoted stays as it is: `after: ####`."""
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, Mapping):
+        return text
+    if not isinstance(value, str) or text.lstrip()[:1] in ("'", '"'):
+        return value
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if get_origin(annotation) in (Union, pytypes.UnionType):
+        return next((s for a in get_args(annotation) if (s := _section(a))), None)
+    return None
+
+
+def _field(key: str) -> Any:
+    """The annotation of a dotted setting; None if there is no such setting."""
+    section: type[Section] | None = Config
+    annotation = None
+    for part in key.split("."):
+        if section is None or part not in section.model_fields:
+            return None
+        annotation = section.model_fields[part].annotation
+        section = _section(annotation)
+    return annotation
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """The setting that pydantic's location points into, without list indices and branches of unions."""
+    known, key = set(_known_keys(Config)), str(location[0])
+    for part in location[1:]:
+        key = longer if (longer := f"{key}.{part}") in known else key
+    return key
+
+
+def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
+    keys = []
+    for name, info in section.model_fields.items():
+        keys.append(prefix + name)
+        if inner := _section(info.annotation):
+            keys += _known_keys(inner, prefix + name + ".")
+    return keys
+
+
+def _check_keys(section: type[Section], values: Mapping[str, Any], prefix: str) -> None:
+    for key, value in values.items():
+        if key not in section.model_fields:
+            raise unknown("setting", prefix + str(key), _known_keys(Config))
+        inner = _section(section.model_fields[key].annotation)
+        if inner and isinstance(value, Mapping):
+            _check_keys(inner, value, f"{prefix}{key}.")

@@ -1,0 +1,181 @@
+"""Chat turns and answers → token ids. The one place that knows control tokens.
+
+Control tokens are the two markers, every special token, and every added token that stands in the chat template. Where somebody's
+text spells one, it is tokenised as plain text; only the template writes control ids. The backend tokenizer is copied and its
+control tokens are renamed to strings that nobody can write: then one ordinary tokenisation is right by construction.
+(transformers 5.23 has `sanitize_control_tokens`. It drops private-use characters from the text, tokenises around each find
+separately, and fails where the vocabulary itself holds the string, as SentencePiece's `</s>`.)
+
+Left alone: a special token of one character (a pad token `!`), whose text has no other spelling; added tokens of white space;
+the unknown token, which any unknown character gives. If a template has text of its own beside a content, and both together spell
+a control token, it counts as the template's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from jinja2.exceptions import TemplateError
+
+from nrt.config import MarkersConfig
+from nrt.data.backend import Spec, build, renamed, unknown_id, without_dummy_prefix
+from nrt.errors import InputError
+from nrt.types import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class Chat:
+    """Tokenises prompts and answers for a fast tokenizer that already holds the markers as special tokens.
+
+    start_id, end_id    the two markers
+    end_of_turn_id      what ends an assistant turn: the first control token that the template writes after it, else eos
+    stop_ids            END, end of turn, eos and `extra_end_ids` (the model's generation_config.eos_token_id belongs there)
+    control_ids         ids that no text can produce
+
+    Raises InputError if the markers or the chat template are missing, or if nothing ends a turn.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, markers: MarkersConfig, extra_end_ids: Iterable[int] = ()) -> None:
+        if tokenizer.chat_template is None:
+            raise InputError("the tokenizer has no chat template; nrt.data.ensure_template gives it one")
+        self._tokenizer = tokenizer
+        spec = json.loads(tokenizer.backend_tokenizer.to_str())
+        control = _control_tokens(spec, tokenizer.get_chat_template(), markers)
+        self.start_id, self.end_id = control[markers.start], control[markers.end]
+        self.control_ids = frozenset(control.values()) - {unknown_id(spec)}
+
+        new_name = _private_names()
+        own = {text: next(new_name) for text in control}  # what the template writes
+        quoted = {text: next(new_name) for text in control}  # what somebody's text spells
+        self._own, self._show = _Swap(own), _Swap(_inverse(own))
+        self._quote, self._unquote = _Swap(quoted), _Swap(_inverse(quoted))
+        self._end_name = own[markers.end]
+        spec = renamed(spec, own)
+        self._turns, self._continuation = build(spec), build(without_dummy_prefix(spec))
+        if any(self._turns.token_to_id(own[text]) != token_id for text, token_id in control.items()):
+            raise InputError("the tokenizer's added tokens have gaps or duplicates; save it again with transformers")
+
+        self.end_of_turn_id = self._find_end_of_turn(sentinel=next(new_name))
+        ends = {self.end_id, self.end_of_turn_id, tokenizer.eos_token_id, *extra_end_ids}
+        self.stop_ids = frozenset(token_id for token_id in ends if token_id is not None)
+
+    def encode_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """x: the turns through the chat template, up to where the assistant begins; the trace is never opened.
+
+        Equals `tokenizer.apply_chat_template(…, add_generation_prompt=True)` for text that spells no control token.
+        Raises InputError if the template refuses the turns.
+        """
+        quoted = [{"role": message.role, "content": self._quote(message.content)} for message in messages]
+        text = self._unquote(self._own(self._render(quoted, generate=True)))
+        return tuple(self._turns.encode(text, add_special_tokens=False).ids)
+
+    def encode_answer(self, text: str) -> tuple[int, ...]:
+        """y*: `encode_text`, then the token that ends the turn."""
+        return (*self.encode_text(text), self.end_of_turn_id)
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """The text as it continues after END: no BOS, no dummy prefix, no end of turn."""
+        return tuple(self._continuation.encode(self._end_name + text, add_special_tokens=False).ids[1:])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """A continuation's text, for display: control tokens are shown as they are written."""
+        return self._show(self._continuation.decode(list(ids), skip_special_tokens=False))
+
+    def _render(self, turns: list[dict[str, str]], generate: bool) -> str:
+        try:
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate, open_trace=False)
+        except TemplateError as error:
+            raise InputError(f"the model's chat template refuses these turns: {error}") from None
+        return str(text)
+
+    def _find_end_of_turn(self, sentinel: str) -> int:
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": sentinel}]
+        after = self._own(self._render(turns, generate=False)).partition(sentinel)[2]
+        if found := self._show.pattern.search(after):
+            return self._turns.token_to_id(found[0])
+        if self._tokenizer.eos_token_id is None:
+            raise InputError("nothing ends a turn: neither the chat template nor tokenizer.eos_token; set tokenizer.eos_token")
+        return self._tokenizer.eos_token_id
+
+
+def ensure_template(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Gives a tokenizer without a chat template `default_template`; says whether it did."""
+    if tokenizer.chat_template is not None:
+        return False
+    tokenizer.chat_template = default_template(tokenizer)
+    return True
+
+
+def default_template(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Tulu's turns for base models: `<|user|>\\n…\\n<|assistant|>\\n…{eos}\\n`, after bos where the tokenizer itself writes one.
+
+    Source: arXiv 2411.15124. Raises InputError if the tokenizer has no eos token.
+    """
+    if tokenizer.eos_token is None:
+        raise InputError("the tokenizer has neither a chat template nor an eos token; set tokenizer.eos_token")
+    writes_bos = tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return (
+        ("{{ bos_token }}" if writes_bos else "")
+        + "{% for message in messages %}"
+        + r"{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
+        + "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+        + r"{{ '\n' }}"
+        + "{% endfor %}"
+        + r"{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+
+
+def with_trace_opener(template: str, markers: MarkersConfig) -> str:
+    """The template to export: its generation prompt ends with START, unless `open_trace=False` is given. Idempotent."""
+    start = json.dumps(markers.start, ensure_ascii=False)  # JSON's strings are Jinja's
+    # The plus sign keeps Jinja's lstrip_blocks from touching what stands before.
+    opener = f"{{%+ if add_generation_prompt and (open_trace is not defined or open_trace) %}}{{{{ {start} }}}}{{% endif %}}"
+    if template.endswith(opener):
+        return template
+    return template.removesuffix("\n") + opener  # Jinja drops one newline at the end of a template, but not before a block
+
+
+class _Swap:
+    """Replaces every key of a table that stands in a text by its value, in one pass, the longest key first."""
+
+    def __init__(self, table: Mapping[str, str]) -> None:
+        self.table = table
+        self.pattern = re.compile("|".join(re.escape(key) for key in sorted(table, key=len, reverse=True)))
+
+    def __call__(self, text: str) -> str:
+        return self.pattern.sub(lambda found: self.table[found[0]], text)
+
+
+def _control_tokens(spec: Spec, template: str, markers: MarkersConfig) -> dict[str, int]:
+    """Text and id of each control token. Raises InputError if a marker is not a special token."""
+    if markers.start == markers.end:
+        raise InputError(f"markers.start and markers.end are both '{markers.start}'; set two different texts")
+    special = {token["content"] for token in spec["added_tokens"] if token["special"]}
+    for name, text in (("start", markers.start), ("end", markers.end)):
+        if text not in special:
+            raise InputError(f"the tokenizer has no special token '{text}' (markers.{name}); add the markers to model and tokenizer first")
+
+    def is_control(text: str) -> bool:
+        if text in (markers.start, markers.end):
+            return True
+        return len(text) > 1 and not text.isspace() and (text in special or text in template)
+
+    return {token["content"]: token["id"] for token in spec["added_tokens"] if is_control(token["content"])}
+
+
+def _private_names() -> Iterator[str]:
+    """Endless distinct strings of private-use characters (plane 15), equally long, with 128 random bits in each."""
+    nonce, count = secrets.token_hex(16), 0
+    while True:
+        yield "".join(chr(0xF0000 + int(digit, 16)) for digit in f"{nonce}{count:08x}")
+        count += 1
+
+
+def _inverse(table: Mapping[str, str]) -> dict[str, str]:
+    return {value: key for key, value in table.items()}

@@ -1,0 +1,63 @@
+"""How a prompt, a trace and an answer become one sequence. Token ids only: a sampled trace is never decoded and tokenised again.
+
+Layout (design: "The sequence and its roles"):
+
+    x … | START | z_1 … z_n | END | y*_1 … y*_T
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nrt.errors import RunError
+from nrt.types import Pair, Role, Row, Sample, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Markers:
+    """Token ids of START and END."""
+
+    start_id: int
+    end_id: int
+
+
+def to_trace(sample: Sample, end_id: int) -> Trace:
+    """The trace of a sample. A last END finishes it and is left out of `ids`; any other stop token is an action like the rest.
+
+    With END = 2: ids (7, 8, 2) → Trace((7, 8), finished=True); (7, 0), ended by another stop token 0, and (7, 8), cut at
+    the cap, → Trace of the same ids, unfinished.
+
+    Raises RunError if the sampler went on past END, or gave as many log-probabilities as neither none nor all ids.
+    """
+    if end_id in sample.ids[:-1]:
+        raise RunError(f"the sampler went on past END (id {end_id}); its stop ids must hold END")
+    if sample.logps and len(sample.logps) != len(sample.ids):
+        raise RunError(f"the sampler returned {len(sample.ids)} ids and {len(sample.logps)} log-probabilities")
+    finished = sample.ids[-1:] == (end_id,)
+    return Trace(sample.ids[: len(sample.ids) - finished], finished, sample.logps)
+
+
+def trace_row(pair: Pair, trace: Trace, markers: Markers) -> Row:
+    """`x START z END y*`; END was sampled if the trace is finished, else it is appended (Algorithm 1, line 5)."""
+    tail = (markers.start_id, *trace.ids, markers.end_id, *pair.answer_ids)
+    roles = (Role.START, *(Role.TRACE,) * len(trace.ids), Role.END, *(Role.ANSWER,) * len(pair.answer_ids))
+    return Row(pair.prompt_ids, tail, roles, end_sampled=trace.finished)
+
+
+def null_row(pair: Pair, markers: Markers) -> Row:
+    """The null trace, `x START END y*`: gives R_base and the weights."""
+    return trace_row(pair, Trace(ids=(), finished=False), markers)
+
+
+def bare_row(pair: Pair) -> Row:
+    """`x y*` without markers: SFT's row, and the second baseline under the initial model."""
+    return Row(pair.prompt_ids, pair.answer_ids, (Role.ANSWER,) * len(pair.answer_ids), end_sampled=False)
+
+
+def unsplice(row: Row) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(trace ids, answer ids): the inverse of `trace_row`, by roles, so that no id in a trace or an answer can mislead it."""
+    return _with_role(row, Role.TRACE), _with_role(row, Role.ANSWER)
+
+
+def _with_role(row: Row, wanted: Role) -> tuple[int, ...]:
+    return tuple(token for token, role in zip(row.tail_ids, row.tail_roles, strict=True) if role is wanted)

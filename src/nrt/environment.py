@@ -1,0 +1,51 @@
+"""Where a run ran: versions, hardware, git revision, command line. Never environment variables, which hold secrets."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+PACKAGES = ("native-reasoning", "torch", "transformers", "tokenizers")
+
+
+def describe_environment() -> dict[str, Any]:
+    """One entry of environment.json (docs/run-folder.md). Imports none of the packages it reports."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "git": _git_revision(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": _gpus(),
+    }
+
+
+def _git_revision() -> str | None:
+    """Such as "<40 digits>", with "-dirty" where files were changed; None outside a checkout."""
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _gpus() -> list[str]:
+    torch = sys.modules.get("torch")  # a run without it has no GPU either, and importing it here would be slow
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

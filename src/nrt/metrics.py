@@ -1,0 +1,126 @@
+"""The table of metrics: what each name in metrics.jsonl means. `python -m nrt.metrics` prints docs/metrics.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from nrt.errors import unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`unit` is empty for plain numbers; a reward has the unit of its scheme (nats for log-prob, none for probabilities)."""
+
+    unit: str
+    meaning: str
+
+
+def describe(name: str) -> Metric:
+    """The metric of this name; `<name>/<source>` and `<name>/<family>` are understood. Raises InputError for an unknown one.
+
+    >>> describe("heldout/accuracy/gsm8k").meaning
+    'answers that the checker finds right, after a trace; of source gsm8k'
+    """
+    if name in METRICS:
+        return METRICS[name]
+    for known, metric in METRICS.items():
+        stem, family, _ = known.partition("/<family>")
+        if name.startswith(stem + "/") and name != stem + "/":
+            part = name.removeprefix(stem + "/")  # a source's own name may hold slashes
+            return Metric(metric.unit, f"{metric.meaning}; of {'family' if family else 'source'} {part}")
+    raise unknown("metric", name, METRICS)
+
+
+def markdown() -> str:
+    """docs/metrics.md."""
+    parts = [_HEAD]
+    for group, names in groupby(METRICS, key=_group):
+        parts.append(f"## {group}\n\n{_GROUPS[group]}\n\n| name | unit | meaning |\n|---|---|---|\n")
+        parts += [f"| `{name}` | {METRICS[name].unit} | {METRICS[name].meaning} |\n" for name in names]
+        parts.append("\n")
+    return "".join(parts).rstrip("\n") + "\n"
+
+
+METRICS: dict[str, Metric] = {
+    "reward/mean": Metric("reward", "mean R of the step's traces"),
+    "reward/base": Metric("reward", "mean R_base, the reward of the null trace `x START END y*`"),
+    "reward/gain": Metric("reward", "mean R − R_base: what a trace is worth to the answer"),
+    "reward/gain_initial": Metric("reward", "mean R − R of `x y*` without markers under the initial model; unlike R_base, it cannot drift"),
+    "reward/beats_null": Metric("share", "traces with R > R_base"),
+    "reward/capped": Metric("share", "baseline weights 1/p that were capped at 20 nats"),
+    "reward/underflow": Metric("share", "rewards that are exactly 0"),
+    "group/no_variance": Metric("share", "groups whose advantages are all 0: only answer and format terms learn from them"),
+    "trace/length": Metric("tokens", "mean number of tokens in a trace, END not counted"),
+    "trace/unfinished": Metric("share", "traces to which END was appended: the cap or another end token came first"),
+    "trace/entropy": Metric("nats/token", "mean entropy of the distributions that trace tokens were sampled from"),
+    "answer/logp": Metric("nats/token", "log-probability of y* after the sampled trace, under the policy that sampled it"),
+    "answer/logp_null": Metric("nats/token", "the same after the null trace"),
+    "answer/logp_initial": Metric("nats/token", "the same in `x y*` without markers under the initial model"),
+    "ratio/mean": Metric("", "mean π_θ/π_old of sampled tokens; exactly 1 on a rollout's first update"),
+    "ratio/clipped": Metric("share", "sampled tokens whose ratio was clipped, so that the trace term has no gradient there"),
+    "loss/total": Metric("", "the loss, mean of the step's updates; its level says little, since advantages are centred"),
+    "loss/trace": Metric("", "its trace term (policy gradient)"),
+    "loss/answer": Metric("", "its answer term, β included"),
+    "loss/format": Metric("", "its format term, λ_format included"),
+    "optim/grad_norm": Metric("", "norm of the gradient before it was clipped, mean of the step's updates"),
+    "optim/lr": Metric("", "learning rate of the step's last update"),
+    "optim/updates": Metric("updates", "optimiser updates since the run began"),
+    "data/epoch": Metric("epochs", "passes over the training rows since the run began, with the fraction"),
+    "data/dropped_prompts": Metric("rows", "rows of the training file left out because the prompt is longer than `max_prompt_tokens`"),
+    "data/dropped_answers": Metric("rows", "rows of the training file left out because the answer is longer than `max_answer_tokens`"),
+    "data/truncated_answers": Metric("rows", "answers of the training file cut to `max_answer_tokens` (`data.truncate_answers`)"),
+    "time/rollout": Metric("s", "sampling the traces"),
+    "time/score": Metric("s", "scoring answers and baselines, without gradient"),
+    "time/update": Metric("s", "forward, backward and optimiser of all updates"),
+    "time/step": Metric("s", "the whole step, held-out evaluation and checkpoint left out"),
+    "speed/rollout": Metric("tokens/s", "sampled tokens over `time/rollout`"),
+    "speed/score": Metric("tokens/s", "forwarded tokens over `time/score`"),
+    "speed/update": Metric("tokens/s", "forwarded tokens over `time/update`"),
+    "sampler/logp_gap": Metric("nats", "mean |log-probability of a token as sampled − as scored|; far from 0, they are two policies"),
+    "heldout/accuracy": Metric("share", "answers that the checker finds right, after a trace"),
+    "heldout/accuracy_null": Metric("share", "answers that the checker finds right, after the null trace"),
+    "heldout/logp": Metric("nats/token", "log-probability of y* after a trace, mean of its tokens"),
+    "heldout/logp_null": Metric("nats/token", "the same after the null trace"),
+    "heldout/gain": Metric("nats/token", "`heldout/logp` − `heldout/logp_null`"),
+    "heldout/length": Metric("tokens", "mean number of tokens in a trace, END not counted"),
+    "heldout/unfinished": Metric("share", "traces to which END was appended"),
+    "heldout/beats_null": Metric("share", "rows whose reference is likelier after the trace than after the null trace"),
+    "worked/<family>": Metric("share", "traces that work the problem out correctly to its end"),
+    "p_key_given_worked/<family>": Metric("probability", "of the answer's one hard token after a worked trace: the readout"),
+    "advantage_worked/<family>": Metric("", "mean advantage of worked traces; a family is being lost while it stays below 0"),
+}
+
+_GROUPS = {
+    "reward": "Over the B × K traces of the step, under the policy that sampled them.",
+    "group": "Over the B groups of the step.",
+    "trace": "Over the B × K traces of the step.",
+    "answer": "Mean over traces (or prompts) of the mean over the tokens of y*, the one that ends the turn included.",
+    "ratio": "Over the sampled tokens of all updates of the step.",
+    "loss": "The three terms sum to the total.",
+    "optim": "The optimiser.",
+    "data": "The training rows.",
+    "time": "Wall time of the parts of a step.",
+    "speed": "Padding not counted.",
+    "sampler": "Sampler against scorer; only when the sampler gives log-probabilities.",
+    "heldout": "Before training, every `eval_every` steps and at the end. Also as `<name>/<source>` when rows name their source.",
+    "the miniature": "Only in `nrt demo`, whose world tells which traces are right; `<family>` is sum, bot or recall.",
+}
+
+_HEAD = """# Metrics
+
+<!-- Generated by `python -m nrt.metrics > docs/metrics.md`; the table itself is in src/nrt/metrics.py. -->
+
+Each line of a run's `metrics.jsonl` has the `step` and any of these; a metric that a step has no value for is absent or null.
+Shares are between 0 and 1. A reward has the unit of its scheme: nats for `log-prob`, none for those made of probabilities.
+R is the reward of a trace, R_base that of the null trace.
+
+"""
+
+
+def _group(name: str) -> str:
+    return "the miniature" if "<" in name else name.partition("/")[0]
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -1,0 +1,104 @@
+"""Loads a causal language model with its tokenizer, or says why it cannot be trained."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from nrt.errors import InputError
+
+NEEDED = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
+"""What a model's forward must take so that left-padded batches are exact and the head runs only where it is needed."""
+
+
+def load_model(
+    name: str, *, dtype: torch.dtype, device: torch.device | str, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, Any]:
+    """(model, fast tokenizer) of a folder or hub name; the model is in evaluation mode, so that dropout is off.
+
+    Raises InputError: no such model, not a causal LM, weights that are missing, a forward without the arguments `NEEDED`, no fast
+    tokenizer.
+    """
+    config = _load_config(name, trust_remote_code)
+    _check_causal(name, config, trust_remote_code)
+    tokenizer = _load_tokenizer(name, trust_remote_code)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"model {name}: its weights cannot be loaded: {_first_line(error)}") from error
+    if report["missing_keys"]:
+        raise InputError(f"model {name} lacks weights for {', '.join(sorted(report['missing_keys'])[:3])}; give a complete causal LM")
+    absent = [argument for argument in NEEDED if argument not in inspect.signature(model.forward).parameters]
+    if absent:
+        raise InputError(
+            f"model {name}: the forward of {type(model).__name__} takes no {' and no '.join(absent)}, so it cannot be trained on padded "
+            "batches; use a decoder such as Llama, Mistral, Qwen or Gemma"
+        )
+    return model.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA, else MPS, else the CPU. Raises InputError for a device that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, present in there.items() if present))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device '{name}' is none that torch knows; use auto, cuda, mps or cpu") from None
+    if not there.get(device.type, True):
+        raise InputError(f"device '{name}' is not there on this machine; use device=auto")
+    return device
+
+
+def _load_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
+    path = Path(name).expanduser()
+    meant_as_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(f"model {name}: the folder has no config.json; give a folder written by save_pretrained")
+    if not path.is_dir() and meant_as_path:
+        raise InputError(f"model {name}: no such folder")
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {name} is neither a folder nor a model that the hub gives: {_first_line(error)}") from error
+
+
+def _check_causal(name: str, config: PreTrainedConfig, trust_remote_code: bool) -> None:
+    """By what the checkpoint says it holds: BERT, too, has a causal class in transformers, but its checkpoints are not of it."""
+    if trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return
+    architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")]
+    if not _CAUSAL_CLASSES.intersection(architectures):
+        held = config.architectures[0] if config.architectures else f"a model of type {config.model_type}"
+        raise InputError(f"model {name} is {held}, not a causal language model; give a decoder (…ForCausalLM)")
+
+
+_CAUSAL_CLASSES = {
+    cls for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for cls in (names if isinstance(names, (tuple, list)) else (names,))
+}
+
+
+def _load_tokenizer(name: str, trust_remote_code: bool) -> Any:
+    mend = "save a fast tokenizer (tokenizer.json) into the model's folder"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises whatever its tokenizer classes raise
+        raise InputError(f"model {name} has no tokenizer: {_first_line(error)}; {mend}") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"model {name} has a slow tokenizer ({type(tokenizer).__name__}); {mend}")
+    if len(tokenizer) <= len(tokenizer.get_added_vocab()):
+        raise InputError(f"model {name} has a tokenizer without a vocabulary; {mend}")
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

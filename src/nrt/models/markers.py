@@ -1,0 +1,88 @@
+"""START and END as tokens of a model, and the tokens that end a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from tokenizers import AddedToken
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nrt.config import MarkersConfig
+from nrt.errors import InputError
+
+
+@torch.no_grad()
+def add_markers(model: PreTrainedModel, tokenizer: Any, markers: MarkersConfig) -> bool:
+    """Adds the markers that have no token or no embedding row yet, starting from `start_from` and `end_from`; True if there were any.
+
+    The vocabulary grows by the new tokens and no more (unused rows could be sampled); spare rows of the embedding are used first. A
+    marker that is there keeps its row. Input and output rows, and the output bias, start from the mean over the tokens of the
+    `_from` text; `mean` is over all tokens known before. Raises InputError for a text that has no tokens.
+    """
+    if markers.start == markers.end:
+        raise InputError(f"markers.start and markers.end are both '{markers.start}'; give two different texts")
+    known, rows = tokenizer.get_vocab(), model.get_input_embeddings().weight.shape[0]
+    wanted = {markers.start: markers.start_from, markers.end: markers.end_from}
+    missing = {text: source for text, source in wanted.items() if known.get(text, rows) >= rows}
+    if not missing:
+        return False
+    sources = [[i for i in _source_ids(tokenizer, source) if i < rows] for source in missing.values()]
+    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in missing], special_tokens=True)
+    ids = tokenizer.convert_tokens_to_ids(list(missing))
+    if max(ids) >= rows:
+        model.resize_token_embeddings(max(ids) + 1, pad_to_multiple_of=None, mean_resizing=False)
+    for table in _tables(model):
+        starts = [table[source].float().mean(0) for source in sources]
+        for i, start in zip(ids, starts, strict=True):
+            table[i] = start.to(table.dtype)
+    return True
+
+
+def check_markers(tokenizer: Any, markers: MarkersConfig) -> None:
+    """Raises InputError where a marker is no token of the tokenizer: of a model to resume, to chat with or to evaluate."""
+    absent = [text for text in (markers.start, markers.end) if text not in tokenizer.get_vocab()]
+    if absent:
+        raise InputError(
+            f"the tokenizer has no token {' and no '.join(absent)}; set markers.start and markers.end to those it was trained with"
+        )
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends a turn according to the tokenizer, the config or the generation config."""
+    config, generation = model.config.get_text_config(), model.generation_config
+    given = (tokenizer.eos_token_id, config.eos_token_id, model.config.eos_token_id, generation.eos_token_id if generation else None)
+    return frozenset(i for ids in given for i in _as_ids(ids))
+
+
+def _source_ids(tokenizer: Any, source: str) -> list[int]:
+    """Ids whose rows a marker starts from."""
+    if source == "mean":
+        return sorted(tokenizer.get_vocab().values())
+    if source == "eos":
+        if tokenizer.eos_token_id is None:
+            raise InputError("the tokenizer has no eos token to start a marker from; set markers.start_from, markers.end_from to a text")
+        return [tokenizer.eos_token_id]
+    ids = tokenizer(source, add_special_tokens=False).input_ids
+    if len(ids) > 1 and tokenizer.convert_ids_to_tokens(ids[0]) == "▁":
+        ids = ids[1:]  # SentencePiece's dummy prefix is no part of the text
+    if not ids or set(ids) == {tokenizer.unk_token_id}:
+        raise InputError(
+            f"the text {source!r} that a marker should start from is no token; set markers.start_from or markers.end_from to eos"
+        )
+    return ids
+
+
+def _tables(model: PreTrainedModel) -> list[Tensor]:
+    """Whatever has a row a token: input embeddings, output embeddings (the same tensor if tied) and the output bias."""
+    head = model.get_output_embeddings()
+    tables = [model.get_input_embeddings().weight, getattr(head, "weight", None), getattr(head, "bias", None)]
+    return [table for table in tables if isinstance(table, Tensor)]
+
+
+def _as_ids(ids: int | Iterable[int] | None) -> Iterable[int]:
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else ids

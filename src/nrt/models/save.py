@@ -1,0 +1,53 @@
+"""Writes an ordinary Hugging Face folder, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel
+
+from nrt.models.markers import end_token_ids
+
+
+def save_model(model: PreTrainedModel, tokenizer: Any, folder: str | os.PathLike[str], *, template: str | None) -> None:
+    """Saves weights (safetensors), config, tokenizer, `template` as its chat template, and a generation config.
+
+    The generation config names every end token and nothing else: sampling defaults of the base would hide what was trained. The folder
+    appears, or is replaced, by a rename: a half-written one is never seen under its name. Model and tokenizer stay as they are.
+    """
+    folder = Path(folder)
+    new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    with _replaced(model, "generation_config", _generation_config(model, tokenizer)), _replaced(tokenizer, "chat_template", template):
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _generation_config(model: PreTrainedModel, tokenizer: Any) -> GenerationConfig:
+    ends = sorted(end_token_ids(model, tokenizer))
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=ends[0] if len(ends) == 1 else ends or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -1,0 +1,7 @@
+"""Samplers: prompt ids → traces or answers as ids, exactly as sampled."""
+
+from nrt.rollout.base import Sampler
+from nrt.rollout.hf import HFSampler
+from nrt.rollout.scripted import ScriptedSampler
+
+__all__ = ["HFSampler", "Sampler", "ScriptedSampler"]

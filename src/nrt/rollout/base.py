@@ -1,0 +1,54 @@
+"""What every sampler promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from nrt.types import Sample
+
+
+class Sampler(Protocol):
+    """Samples from the full distribution of the model's own logits: temperature 1, top-p 1, no top-k, no penalty."""
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes the policy's new weights, as (name, tensor) under the Hugging Face names."""
+        ...
+
+    def sample(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        *,
+        n: int,
+        stop_ids: frozenset[int],
+        cap: int,
+        seed: int,
+        greedy: bool = False,
+    ) -> list[list[Sample]]:
+        """`n` samples for each prompt, in the order of the prompts.
+
+        Args:
+            prompts: ids, each with at least one token.
+            n: samples a prompt.
+            stop_ids: a sample ends with the first of them, which stays in its ids.
+            cap: most tokens of a sample, the stop token included.
+            seed: the same seed, prompts and weights give the same ids.
+            greedy: the most likely token instead of a sampled one.
+        """
+        ...
+
+
+def cut(ids: Sequence[int], stop_ids: frozenset[int], cap: int) -> tuple[int, ...]:
+    """`ids` up to and with the first stop id, at most `cap` of them.
+
+    >>> cut([5, 6, 2, 7], frozenset({2}), 10)
+    (5, 6, 2)
+    >>> cut([5, 6, 2, 7], frozenset({2}), 2)
+    (5, 6)
+    """
+    for i, token in enumerate(ids[:cap]):
+        if token in stop_ids:
+            return tuple(ids[: i + 1])
+    return tuple(ids[:cap])

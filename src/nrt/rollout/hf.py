@@ -1,0 +1,120 @@
+"""The sampler that needs nothing but transformers: its own decode loop on the model's forward.
+
+`generate` is never called, so no generation_config (temperature, top-k, penalties, forced tokens) can leak into the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nrt.errors import InputError
+from nrt.rollout.base import cut
+from nrt.rollout.decode import Decoder
+from nrt.types import Sample
+
+COMPACT_AT = 0.75
+"""Finished rows leave the batch once no more than this share of it still runs: each leave-taking copies the cache."""
+
+
+@dataclass(frozen=True)
+class HFSampler:
+    """Samples with the trainer's own module.
+
+    Rows are decoded in lock step, at most `max_rows` at a time; each prompt is forwarded once and its cache copied to its traces. Every
+    token is drawn with a uniform number that belongs to its (prompt, sample, step), so neither `max_rows` nor which rows finish early
+    changes what is drawn (but for rounding: a row's logits depend on its batch in the last bits).
+    """
+
+    model: nn.Module  # a Hugging Face causal LM
+    pad_id: int  # any id of the vocabulary: nothing attends to it
+    max_rows: int = 512
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Needs nothing: the module is the trainer's, so its weights are always the policy's."""
+
+    def sample(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        *,
+        n: int,
+        stop_ids: frozenset[int],
+        cap: int,
+        seed: int,
+        greedy: bool = False,
+    ) -> list[list[Sample]]:
+        """See `Sampler.sample`. Leaves the global random state alone. Raises InputError for an empty prompt."""
+        if not all(prompts):
+            raise InputError("a prompt without tokens has nothing to predict from; give it at least a BOS token")
+        owners = [prompt for prompt in prompts for _ in range(n)]
+        uniforms_RC = None if greedy else _uniforms(len(owners), cap, seed)
+        samples: dict[int, Sample] = {}
+        order = sorted(range(len(owners)), key=lambda row: len(owners[row]))  # similar lengths together: less padding
+        with _evaluating(self.model), torch.no_grad():
+            for first in range(0, len(order), self.max_rows):
+                rows = order[first : first + self.max_rows]
+                uniforms = None if uniforms_RC is None else uniforms_RC[rows]
+                samples |= zip(rows, self._decode([owners[row] for row in rows], uniforms, stop_ids, cap), strict=True)
+        return [[samples[b * n + k] for k in range(n)] for b in range(len(prompts))]
+
+    def _decode(self, prompts: Sequence[tuple[int, ...]], uniforms_RC: Tensor | None, stop_ids: frozenset[int], cap: int) -> list[Sample]:
+        """One sample a prompt. Tokens drawn for a row after it stopped, until it leaves the batch, are cut off at the end."""
+        decoder = Decoder(self.model, prompts, self.pad_id, cap)
+        device = decoder.logits_RV.device
+        stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
+        uniforms_CR = None if uniforms_RC is None else uniforms_RC.T.to(device, _cdf_type(device))
+        ids_CR = torch.zeros(cap, len(prompts), dtype=torch.long, device=device)
+        logps_CR = torch.zeros(cap, len(prompts), device=device)
+        rows = torch.arange(len(prompts), device=device)  # of the samples that the decoder still holds
+        running = torch.ones_like(rows, dtype=torch.bool)
+        for step in range(cap):
+            logp_RV = decoder.logits_RV.float().log_softmax(-1)
+            token_R = logp_RV.argmax(-1) if uniforms_CR is None else _draw(logp_RV, uniforms_CR[step, rows])
+            ids_CR[step, rows] = token_R
+            logps_CR[step, rows] = logp_RV.gather(-1, token_R.unsqueeze(-1)).squeeze(-1)
+            running &= torch.isin(token_R, stops, invert=True)
+            left = int(running.sum())  # the one synchronisation of a step
+            if left == 0 or step == cap - 1:
+                break
+            if left <= COMPACT_AT * len(rows):
+                keep = running.nonzero().squeeze(-1)
+                rows, running, token_R = rows[keep], running[keep], token_R[keep]
+                decoder.select(keep)
+            decoder.advance(token_R)
+        kept = [cut(ids, stop_ids, cap) for ids in ids_CR.T.tolist()]
+        return [Sample(ids, tuple(logps[: len(ids)])) for ids, logps in zip(kept, logps_CR.T.tolist(), strict=True)]
+
+
+def _uniforms(rows: int, cap: int, seed: int) -> Tensor:
+    """Numbers in [0, 1) [rows, cap], drawn on the CPU: the same on every device."""
+    return torch.rand(rows, cap, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def _cdf_type(device: torch.device) -> torch.dtype:
+    """In float32 the running sum over a large vocabulary would lose tokens of small probability; MPS has nothing better."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _draw(logp_RV: Tensor, uniform_R: Tensor) -> Tensor:
+    """Ids [R] by inversion: the first token at which the running sum of probabilities exceeds u times their total.
+
+    One number a row instead of one a (row, token): on a CPU 5 to 20 times faster than `torch.multinomial`.
+    """
+    cdf_RV = logp_RV.exp().cumsum(-1, dtype=uniform_R.dtype)
+    threshold_R = uniform_R * cdf_RV[:, -1]
+    return torch.searchsorted(cdf_RV, threshold_R.unsqueeze(-1), right=True).squeeze(-1).clamp(max=logp_RV.shape[-1] - 1)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the while: no dropout, and no gradient checkpointing, which would switch the cache off."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,264 @@
+"""The run folder: everything that a run leaves behind, and all that the rest of nrt reads of it. No torch here.
+
+    runs/<name>/  config.yaml   metrics.jsonl   traces.jsonl   heldout/step-000100.jsonl   warnings.jsonl
+                  checkpoints/step-000100/   model/   environment.json   lock
+
+`RunWriter` writes it and holds its lock, `Run` reads it; docs/run-folder.md says what each file holds, field by field.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nrt import lock
+from nrt.config import Config, dump_yaml, parse_yaml
+from nrt.environment import describe_environment
+from nrt.errors import InputError
+
+Record = dict[str, Any]
+
+STREAMS = ("metrics.jsonl", "traces.jsonl", "warnings.jsonl")
+TEXT: Any = {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}  # a lone surrogate becomes JSON's own escape of it
+
+
+def run_folder(name_or_path: str | Path) -> Path:
+    """A bare name is a folder in ./runs/; anything with a separator, `.`, `..` and every Path is a path.
+
+    >>> run_folder("demo").as_posix(), run_folder("./demo").as_posix()
+    ('runs/demo', 'demo')
+    """
+    if not str(name_or_path):
+        raise InputError("the run has no name; set run=NAME")
+    path = Path(name_or_path).expanduser()
+    bare = isinstance(name_or_path, str) and name_or_path == path.name and name_or_path != ".."
+    return Path("runs") / path if bare else path
+
+
+def step_name(step: int) -> str:
+    """Name of a checkpoint folder, or stem of a held-out file.
+
+    >>> step_name(100)
+    'step-000100'
+    """
+    return f"step-{step:06d}"
+
+
+def load_run(name_or_path: str | Path) -> Run:
+    """The run in a folder, for reading. Raises InputError when there is none."""
+    return Run(name_or_path)
+
+
+def export_model(run: Run, folder: Path, *, step: int | None = None) -> Path:
+    """Copies the trained model, or that of a checkpoint, to `folder`, and returns where it was copied from.
+
+    Raises InputError when `folder` exists, or when the run has no such model yet.
+    """
+    source = run.model_dir if step is None else run.path / "checkpoints" / step_name(step) / "model"
+    if not source.is_dir():
+        kept = ", ".join(path.name for path in run.checkpoints()) or "none"
+        raise InputError(f"{source} does not exist; checkpoints that do: {kept}; choose one with --step")
+    if folder.exists():
+        raise InputError(f"{folder} exists already; give a new folder")
+    shutil.copytree(source, folder)
+    return source
+
+
+class Run:
+    """A run folder, read. It may still be growing: a half-written last line is passed over."""
+
+    def __init__(self, name_or_path: str | Path) -> None:
+        self.path = run_folder(name_or_path)
+        if not (self.path / "config.yaml").is_file():
+            raise InputError(
+                f"{self.path} is not a run: it has no config.yaml; "
+                "give the name of a folder in runs/, or a path with a separator, such as ./NAME"
+            )
+
+    @cached_property
+    def config(self) -> Config:
+        path = self.path / "config.yaml"
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+
+    @property
+    def environment(self) -> list[Record]:
+        """One entry a start: the first one, then one for each resume."""
+        path = self.path / "environment.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+    def metrics(self) -> list[Record]:
+        """One record a step (see `nrt.metrics`), in order."""
+        return list(_records(self.path / "metrics.jsonl"))
+
+    def traces(self) -> list[Record]:
+        return list(_records(self.path / "traces.jsonl"))
+
+    def warnings(self) -> list[Record]:
+        return list(_records(self.path / "warnings.jsonl"))
+
+    def heldout_steps(self) -> list[int]:
+        return [step for step, _ in _numbered(self.path / "heldout", ".jsonl")]
+
+    def heldout(self, step: int | None = None) -> list[Record]:
+        """The held-out rows of a step, or of the last evaluation (then [] if there was none). Raises InputError for another step."""
+        files = dict(_numbered(self.path / "heldout", ".jsonl"))
+        if step is None:
+            return list(_records(files[max(files)])) if files else []
+        if step not in files:
+            raise InputError(f"{self.path} has no held-out evaluation at step {step}; it has {list(files)}")
+        return list(_records(files[step]))
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints by step: they are written under another name and renamed."""
+        return [path for _, path in _numbered(self.path / "checkpoints", "") if path.is_dir()]
+
+    @property
+    def model_dir(self) -> Path:
+        """Where the trained model is, once the run is done: an ordinary Hugging Face folder."""
+        return self.path / "model"
+
+
+class RunWriter:
+    """Writes a run folder and holds its lock; a context manager. Every line is on its way to the disk when a method returns."""
+
+    def __init__(self, path: Path, *, resumed: bool) -> None:
+        """Takes the lock; use `create` or `reopen`."""
+        self.path, self.resumed = path, resumed
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._replaced = lock.take(path / "lock")
+        except OSError as error:
+            raise InputError(f"the run folder {path} cannot be written ({error.strerror}); choose another with run=NAME") from error
+
+    @classmethod
+    def create(cls, name_or_path: str | Path, config: Config) -> RunWriter:
+        """Begins a run. Raises InputError if the folder holds one already, or cannot be written."""
+        path = run_folder(name_or_path)
+        writer = cls(path, resumed=False)
+        with _released_on_error(writer):
+            if found := [name for name in ("config.yaml", *STREAMS, "heldout", "checkpoints", "model") if (path / name).exists()]:
+                raise InputError(
+                    f"{path} already holds a run ({', '.join(found)}); choose another name with run=NAME, or go on with it by resume={path}"
+                )
+            _write(path / "config.yaml", [dump_yaml(config)])
+            writer._describe_start(step=0)
+        return writer
+
+    @classmethod
+    def reopen(cls, name_or_path: str | Path, step: int) -> RunWriter:
+        """Goes on after `step`: what was written beyond it is cut off, so that the files become those of an uninterrupted run."""
+        path = Run(name_or_path).path
+        writer = cls(path, resumed=True)
+        with _released_on_error(writer):
+            for name in STREAMS:
+                _cut(path / name, step)
+            for later, file in _numbered(path / "heldout", ".jsonl"):
+                if later > step:
+                    file.unlink()
+            writer._describe_start(step)
+        return writer
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        """Appends the metrics of a step; `record` has its "step". NaN and infinities become null."""
+        self._append("metrics.jsonl", record)
+
+    def trace(self, record: Mapping[str, Any]) -> None:
+        """Appends one sampled trace; `record` has its "step"."""
+        self._append("traces.jsonl", record)
+
+    def warn(self, kind: str, message: str, step: int, **details: Any) -> None:
+        """Appends a warning: a short fixed kind to filter by, a message for people, and numbers."""
+        self._append("warnings.jsonl", {"step": step, "kind": kind, "message": message, **details})
+
+    def heldout(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
+        """Writes the held-out rows of a step, all at once."""
+        folder = self.path / "heldout"
+        folder.mkdir(exist_ok=True)
+        _write(folder / f"{step_name(step)}.jsonl", (_line(record) for record in records))
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        lock.release(self.path / "lock")
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        with (self.path / name).open("a", **TEXT) as file:
+            file.write(_line({"step": record["step"], **record}))
+
+    def _describe_start(self, step: int) -> None:
+        entry = {"step": step, **describe_environment()}
+        if self._replaced:
+            entry["replaced_lock"] = self._replaced
+        entries = [*Run(self.path).environment, entry]
+        _write(self.path / "environment.json", [json.dumps(entries, indent=1), "\n"])
+
+
+@contextmanager
+def _released_on_error(writer: RunWriter) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        writer.close()
+        raise
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _records(path: Path) -> Iterator[Record]:
+    if not path.is_file():
+        return
+    with path.open("rb") as file:  # bytes, since a line can end within a character
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                if line.endswith(b"\n"):
+                    raise InputError(f"{path}, line {number} is not JSON; mend it or remove it") from None
+                return  # the last line is being written, or was when the run was killed
+            yield record
+
+
+def _cut(path: Path, step: int) -> None:
+    if path.is_file():
+        _write(path, (_line(record) for record in _records(path) if record["step"] <= step))
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    """All or nothing: readers see the old file or the new one."""
+    beside = path.with_name(f".{path.name}.tmp")
+    with beside.open("w", **TEXT) as file:
+        file.writelines(lines)
+    beside.replace(path)
+
+
+def _numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:
+    """(step, path) of the entries named `step-000100<suffix>`, by step."""
+    name = re.compile(rf"step-(\d+){re.escape(suffix)}")
+    return sorted((int(match[1]), path) for path in _entries(folder) if (match := name.fullmatch(path.name)))
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

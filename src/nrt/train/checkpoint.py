@@ -1,0 +1,119 @@
+"""Checkpoints: everything that the rest of a run depends on, as safetensors and JSON by name; nothing is unpickled.
+
+    checkpoints/step-000100/  model/ (an ordinary Hugging Face folder)   optimizer.safetensors   rng.safetensors   state.json
+
+A checkpoint is written to a temporary folder and renamed, so one that can be seen is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nrt.engine.local import LocalEngine, UpdateStats
+from nrt.train.rollout import Rollout
+
+
+@dataclass
+class InHand:
+    """A rollout whose updates are not all done."""
+
+    rollout: Rollout
+    seconds: float = 0.0  # spent in updates so far
+    updates: list[UpdateStats] = field(default_factory=list)
+
+
+@dataclass
+class Progress:
+    """Where a run stands: steps done, examples drawn, and the rollout in hand if it was cut between two updates."""
+
+    step: int = 0
+    position: int = 0
+    in_hand: InHand | None = None
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def save_checkpoint(folder: Path, engine: LocalEngine, state: Mapping[str, Any], save_model: Any) -> None:
+    """Writes `folder`; `save_model(path)` writes the model and tokenizer, `state` is the JSON part."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_model(temporary / "model")
+    tensors, scalars = _flatten(engine)
+    save_file(tensors, temporary / "optimizer.safetensors")
+    save_file(_rng_state(), temporary / "rng.safetensors")
+    document = {**state, "optimizer": scalars, "scheduler": engine.scheduler.state_dict()}
+    (temporary / "state.json").write_text(json.dumps(document, default=_plain), encoding="utf-8")
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier save of the same step, with fewer updates done
+    temporary.rename(folder)
+
+
+def load_checkpoint(folder: Path, engine: LocalEngine) -> dict[str, Any]:
+    """Puts optimiser, schedule and random state back into the engine (its model was loaded from `folder/model`)."""
+    document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    _unflatten(engine, load_file(folder / "optimizer.safetensors"), document["optimizer"])
+    engine.scheduler.load_state_dict(document["scheduler"])
+    _set_rng_state(load_file(folder / "rng.safetensors"))
+    return document
+
+
+def prune(checkpoints: list[Path], keep: int) -> None:
+    """Deletes all but the `keep` latest of a sorted list."""
+    for folder in checkpoints[:-keep]:
+        shutil.rmtree(folder)
+
+
+def _flatten(engine: LocalEngine) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Optimiser state by parameter name, and each group's plain values."""
+    names = {id(p): name for name, p in engine.model.named_parameters()}
+    tensors = {}
+    for parameter, state in engine.optimizer.state.items():
+        for key, value in state.items():
+            tensors[f"{names[id(parameter)]}|{key}"] = value.detach().clone().contiguous()
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
+    return tensors, {"groups": groups}
+
+
+def _unflatten(engine: LocalEngine, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
+    parameters = dict(engine.model.named_parameters())
+    for key, value in tensors.items():
+        name, _, slot = key.rpartition("|")
+        parameter = parameters[name]
+        engine.optimizer.state[parameter][slot] = value if value.ndim == 0 else value.to(parameter.device)
+    for group, values in zip(engine.optimizer.param_groups, scalars["groups"], strict=True):
+        group.update({k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _rng_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_rng_state(state: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} does not belong in a checkpoint's state.json")

@@ -1,0 +1,147 @@
+"""Held-out evaluation: does a trace help on questions that were not trained on?
+
+For each question one trace (greedy unless told otherwise), then the likelihood of y* after it and after the null trace;
+with a checker also a greedy answer after each, right or wrong. SFT answers straight after the prompt.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from nrt.checkers import Checker
+from nrt.data import Chat, bare_row, null_row, to_trace, trace_row
+from nrt.train.step import Stepper
+from nrt.types import Pair, Row, Sample, Trace
+
+
+@dataclass(frozen=True)
+class HeldoutRecord:
+    """One question. Log-probabilities are means per answer token in nats; null = after the null trace."""
+
+    id: str
+    source: str
+    question: str
+    reference: str
+    logp: float
+    trace: str | None = None
+    length: int | None = None
+    finished: bool | None = None
+    logp_null: float | None = None
+    answer: str | None = None
+    correct: bool | None = None
+    answer_null: str | None = None
+    correct_null: bool | None = None
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """The evaluation, built once; calling it gives the records of all questions under the current weights."""
+
+    stepper: Stepper
+    pairs: Sequence[Pair]
+    chat: Chat
+    checker: Checker | None
+    greedy: bool
+    max_answer_tokens: int
+
+    def __call__(self, *, seed: int) -> list[HeldoutRecord]:
+        if not self.stepper.method.samples:
+            rows = [bare_row(pair) for pair in self.pairs]
+            return self._records(rows, None, None)
+        s = self.stepper
+        prompts = [(*pair.prompt_ids, s.markers.start_id) for pair in self.pairs]
+        samples = s.sampler.sample(prompts, n=1, stop_ids=s.stop_ids, cap=s.max_trace_tokens, seed=seed, greedy=self.greedy)
+        traces = [to_trace(group[0], s.markers.end_id) for group in samples]
+        rows = [trace_row(pair, trace, s.markers) for pair, trace in zip(self.pairs, traces, strict=True)]
+        nulls = [null_row(pair, s.markers) for pair in self.pairs]
+        return self._records(rows, nulls, traces)
+
+    def _records(self, rows: Sequence[Row], nulls: Sequence[Row] | None, traces: Sequence[Trace] | None) -> list[HeldoutRecord]:
+        logp, answers = self._likelihood(rows), self._answers(rows)
+        logp_null = self._likelihood(nulls) if nulls else [None] * len(rows)
+        answers_null = self._answers(nulls) if nulls else [None] * len(rows)
+        records = []
+        for i, pair in enumerate(self.pairs):
+            trace, reference = traces[i] if traces else None, pair.example.answer
+            records.append(
+                HeldoutRecord(
+                    id=pair.example.id,
+                    source=pair.example.source,
+                    question=pair.example.messages[-1].content,
+                    reference=reference,
+                    logp=logp[i],
+                    trace=self.chat.decode(trace.ids) if trace else None,
+                    length=len(trace.ids) if trace else None,
+                    finished=trace.finished if trace else None,
+                    logp_null=logp_null[i],
+                    answer=answers[i],
+                    correct=self._check(answers[i], reference),
+                    answer_null=answers_null[i],
+                    correct_null=self._check(answers_null[i], reference),
+                )
+            )
+        return records
+
+    def _likelihood(self, rows: Sequence[Row]) -> list[float]:
+        scored = self.stepper.engine.score(rows).rows()
+        return [logp[-len(pair.answer_ids) :].double().mean().item() for (logp, _), pair in zip(scored, self.pairs, strict=True)]
+
+    def _answers(self, rows: Sequence[Row]) -> Sequence[str | None]:
+        """Greedy answers after everything in a row that comes before y*."""
+        if self.checker is None:
+            return [None] * len(rows)
+        prefixes = [row.ids[: len(row.ids) - len(pair.answer_ids)] for row, pair in zip(rows, self.pairs, strict=True)]
+        stop_ids = self.stepper.stop_ids - {self.stepper.markers.end_id}
+        samples = self.stepper.sampler.sample(
+            prefixes, n=1, stop_ids=stop_ids, cap=self.max_answer_tokens, seed=0, greedy=True
+        )
+        return [self.chat.decode(_body(group[0], stop_ids)) for group in samples]
+
+    def _check(self, answer: str | None, reference: str) -> bool | None:
+        return None if answer is None or self.checker is None else self.checker(answer, reference)
+
+
+def summary(records: Sequence[HeldoutRecord]) -> dict[str, float]:
+    """Means over all records and, where there is more than one source, by source: `heldout/accuracy/<source>`."""
+    metrics = _means(records)
+    by_source: dict[str, list[HeldoutRecord]] = defaultdict(list)
+    for record in records:
+        by_source[record.source].append(record)
+    if len(by_source) > 1:
+        for source, part in sorted(by_source.items()):
+            metrics |= {f"{name}/{source}": value for name, value in _means(part).items()}
+    return metrics
+
+
+def as_json(records: Sequence[HeldoutRecord]) -> list[dict[str, Any]]:
+    return [asdict(record) for record in records]
+
+
+_MEASURES: dict[str, Callable[[HeldoutRecord], float | None]] = {
+    "heldout/accuracy": lambda r: r.correct,
+    "heldout/accuracy_null": lambda r: r.correct_null,
+    "heldout/logp": lambda r: r.logp,
+    "heldout/logp_null": lambda r: r.logp_null,
+    "heldout/gain": lambda r: None if r.logp_null is None else r.logp - r.logp_null,
+    "heldout/beats_null": lambda r: None if r.logp_null is None else r.logp > r.logp_null,
+    "heldout/length": lambda r: r.length,
+    "heldout/unfinished": lambda r: None if r.finished is None else not r.finished,
+}
+
+
+def _means(records: Sequence[HeldoutRecord]) -> dict[str, float]:
+    metrics = {}
+    for name, measure in _MEASURES.items():
+        values = [float(value) for record in records if (value := measure(record)) is not None]
+        if values:
+            metrics[name] = fmean(values)
+    return metrics
+
+
+def _body(sample: Sample, stop_ids: frozenset[int]) -> tuple[int, ...]:
+    """The ids without the stop token."""
+    return sample.ids[:-1] if sample.ids and sample.ids[-1] in stop_ids else sample.ids

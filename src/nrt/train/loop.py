@@ -1,0 +1,221 @@
+"""The loop: collect, update, write, evaluate, save; and go on exactly where an interrupted run stopped."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from nrt.config import Config
+from nrt.engine.local import UpdateStats
+from nrt.errors import InputError, NrtError
+from nrt.run import Run, RunWriter, run_folder
+from nrt.trackers import open_trackers
+from nrt.train import heldout as held
+from nrt.train.checkpoint import InHand, Progress, load_checkpoint, prune, save_checkpoint, step_name
+from nrt.train.measure import trace_record, update_metrics
+from nrt.train.rollout import Rollout, from_json, to_json
+from nrt.train.setup import Parts, check_resumable, prepare, resolve_names
+
+
+class Interrupted(NrtError):
+    """SIGINT or SIGTERM came; a checkpoint was saved."""
+
+    exit_status = 130
+
+
+class Listener(Protocol):
+    """Hears of a run as it goes; the command line's live display is one."""
+
+    def start(self, path: Path, step: int, steps: int) -> None: ...
+    def phase(self, name: str) -> None: ...
+    def step(self, metrics: Mapping[str, float]) -> None: ...
+
+
+class Silent:
+    """Hears and says nothing."""
+
+    def start(self, path: Path, step: int, steps: int) -> None: ...
+    def phase(self, name: str) -> None: ...
+    def step(self, metrics: Mapping[str, float]) -> None: ...
+
+
+def train(config: Config, *, listener: Listener | None = None) -> Run:
+    """Trains as the config says and returns the finished run.
+
+    Raises InputError (nothing was written) for anything in config, data or model that cannot be used, and Interrupted after
+    SIGINT or SIGTERM, with a checkpoint saved; `train(config with resume=run)` then goes on as if nothing had happened.
+    """
+    resolve_names(config)
+    if config.resume:
+        folder = run_folder(config.resume)
+        before = Run(folder)
+        check_resumable(config, before.config)
+        checkpoints = before.checkpoints()
+        if not checkpoints:
+            raise InputError(f"{folder} has no checkpoint to resume from; start it again under another name")
+        parts = prepare(config, checkpoint=checkpoints[-1])
+        state = load_checkpoint(checkpoints[-1], parts.stepper.engine)
+        progress = _read_progress(state, config, parts)
+        writer = RunWriter.reopen(folder, progress.step)
+    else:
+        folder, progress = run_folder(config.run), Progress()
+        parts = prepare(config)
+        writer = RunWriter.create(folder, config)
+    with writer, _graceful_stop() as stop:
+        Loop(config, parts, writer, progress, listener or Silent(), stop).run()
+    return Run(folder)
+
+
+class Loop:
+    """One run in this process."""
+
+    def __init__(
+        self, config: Config, parts: Parts, writer: RunWriter, progress: Progress, listener: Listener, stop: threading.Event
+    ) -> None:
+        self.config, self.parts, self.writer, self.progress = config, parts, writer, progress
+        self.listener, self.stop = listener, stop
+        self.folder = writer.path
+        self.trackers = open_trackers(
+            config.trackers, self.folder.name, self.folder, config.model_dump(mode="json"), step=progress.step
+        )
+
+    def run(self) -> None:
+        self.listener.start(self.folder, self.progress.step, self.parts.steps)
+        if not self.writer.resumed:
+            self._warn_at_start()
+            if before := self._evaluate():
+                self._write({"step": 0, **before})
+        while self.progress.step < self.parts.steps:
+            self._step()
+        self.listener.phase("saving")
+        self.parts.save_model(self.folder / "model")
+        self.trackers.close()
+
+    def _step(self) -> None:
+        """One rollout batch and its updates; stops between updates if asked to."""
+        start = time.perf_counter()
+        if self.progress.in_hand is None:
+            self._stop_if_asked()
+            self.progress.in_hand = InHand(self._collect())
+        hand = self.progress.in_hand
+        self.listener.phase("updating")
+        parts = hand.rollout.split(self.config.updates_per_rollout)
+        while len(hand.updates) < len(parts):
+            self._stop_if_asked()
+            began = time.perf_counter()
+            hand.updates.append(self.parts.stepper.update(parts[len(hand.updates)]))
+            hand.seconds += time.perf_counter() - began
+        self.progress = Progress(self.progress.step + 1, self.progress.position + self.config.batch)
+        self._finish_step(hand, start)
+
+    def _collect(self) -> Rollout:
+        self.listener.phase("sampling")
+        indices = self.parts.stream.indices(self.progress.position, self.config.batch)
+        pairs = [self.parts.data.pairs[i] for i in indices]
+        return self.parts.stepper.collect(pairs, seed=seed_of(self.config.seed, self.progress.step + 1))
+
+    def _finish_step(self, hand: InHand, start: float) -> None:
+        step, config = self.progress.step, self.config
+        metrics: dict[str, Any] = {"step": step, **hand.rollout.metrics, **update_metrics(hand.updates, hand.seconds)}
+        metrics["optim/updates"] = step * config.updates_per_rollout
+        metrics["data/epoch"] = self.progress.position / len(self.parts.data.pairs)
+        if self.parts.names.observer:
+            metrics |= self.parts.names.observer(hand.rollout, self.parts.tokenizer)
+        for group in hand.rollout.groups[: config.log_traces]:
+            self.writer.trace({"step": step, **trace_record(group, self.parts.chat.decode)})
+        metrics["time/step"] = time.perf_counter() - start
+        last = step == self.parts.steps
+        if last or (config.eval_every and step % config.eval_every == 0):
+            metrics |= self._evaluate()
+        self._write(metrics)
+        if last or (config.save_every and step % config.save_every == 0):
+            self._save()
+
+    def _evaluate(self) -> dict[str, float]:
+        if self.parts.heldout is None:
+            return {}
+        self.listener.phase("evaluating")
+        records = self.parts.heldout(seed=seed_of(self.config.seed, -1 - self.progress.step))
+        self.writer.heldout(self.progress.step, held.as_json(records))
+        return held.summary(records)
+
+    def _write(self, metrics: dict[str, Any]) -> None:
+        self.writer.metrics(metrics)
+        self.trackers.log({k: v for k, v in metrics.items() if k != "step"}, metrics["step"])
+        self.listener.step(metrics)
+
+    def _save(self) -> None:
+        self.listener.phase("saving")
+        folder = self.folder / "checkpoints" / step_name(self.progress.step)
+        save_checkpoint(folder, self.parts.stepper.engine, _progress_json(self.progress), self.parts.save_model)
+        prune(Run(self.folder).checkpoints(), self.config.keep)
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.is_set():
+            self._save()
+            raise Interrupted(f"interrupted at step {self.progress.step}; go on with resume={self.folder}")
+
+    def _warn_at_start(self) -> None:
+        data = self.parts.data
+        for kind, count, what in (
+            ("dropped-prompts", data.dropped_prompts, f"prompts longer than max_prompt_tokens={self.config.max_prompt_tokens}"),
+            ("dropped-answers", data.dropped_answers, f"answers longer than max_answer_tokens={self.config.max_answer_tokens}"),
+            ("truncated-answers", data.truncated_answers, f"answers cut to max_answer_tokens={self.config.max_answer_tokens}"),
+        ):
+            if count:
+                self.writer.warn(kind, f"{count} of {data.total} {what}", 0, count=count)
+        method = self.parts.names.method
+        if method.samples and self.config.traces == 1 and method.centre == "mean":
+            self.writer.warn("single-trace", "K = 1: a group of one has no advantage, only answers and markers are trained", 0)
+
+
+def seed_of(seed: int, step: int) -> int:
+    """A sampling seed of its own for each step, so that no random state has to survive an interruption."""
+    return (seed * 1_000_003 + step * 7_919) % 2**63
+
+
+def _progress_json(progress: Progress) -> dict[str, Any]:
+    hand = progress.in_hand
+    return {
+        "step": progress.step,
+        "position": progress.position,
+        "in_hand": hand
+        and {"rollout": to_json(hand.rollout), "seconds": hand.seconds, "updates": [asdict(update) for update in hand.updates]},
+    }
+
+
+def _read_progress(state: Mapping[str, Any], config: Config, parts: Parts) -> Progress:
+    progress = Progress(state["step"], state["position"])
+    if hand := state["in_hand"]:
+        pairs = [parts.data.pairs[i] for i in parts.stream.indices(progress.position, config.batch)]
+        rollout = from_json(hand["rollout"], pairs, parts.stepper.method, parts.stepper.markers)
+        progress.in_hand = InHand(rollout, hand["seconds"], [UpdateStats(**update) for update in hand["updates"]])
+    return progress
+
+
+@contextmanager
+def _graceful_stop() -> Iterator[threading.Event]:
+    """Sets the event on the first SIGINT or SIGTERM; the second SIGINT raises KeyboardInterrupt as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python delivers signals to the main thread only
+        return
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        if stop.is_set() and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,133 @@
+"""The numbers of a step, under the names of nrt.metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nrt.engine.local import UpdateStats
+from nrt.objective import Method
+from nrt.train.rollout import Group, sampled_mask
+from nrt.types import Role, Row
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """The two baselines' answer log-probs [T]: the null trace under π_old, and `x y*` under the initial model (or None)."""
+
+    null_T: Tensor
+    initial_T: Tensor | None
+
+
+def rollout_metrics(
+    method: Method, groups: Sequence[Group], scores: Sequence[GroupScores], seconds: Mapping[str, float], forwarded: int
+) -> dict[str, float]:
+    """Metrics of a credited rollout. Means are over traces, except `group/*` and those that say otherwise."""
+    credits = [group.credit for group in groups if group.credit]
+    traces = [trace for group in groups for trace in group.traces]
+    sampled = sum(trace.n_sampled for trace in traces)
+    entropy = sum(e[sampled_mask(row)].sum().item() for g in groups for e, row in zip(g.entropy, g.rows, strict=True))
+    metrics = {
+        "reward/mean": fmean(c.reward_K.mean().item() for c in credits),
+        "reward/base": fmean(c.base_reward for c in credits),
+        "reward/gain": fmean(c.reward_K.mean().item() - c.base_reward for c in credits),
+        "reward/beats_null": fmean(c.beats_null_K.double().mean().item() for c in credits),
+        "reward/capped": fmean(c.capped for c in credits),
+        "reward/underflow": fmean(c.underflow for c in credits),
+        "group/no_variance": fmean(c.no_variance for c in credits),
+        "trace/length": fmean(len(trace.ids) for trace in traces),
+        "trace/unfinished": fmean(not trace.finished for trace in traces),
+        "trace/entropy": entropy / sampled if sampled else 0.0,
+        "answer/logp": fmean(group.logp_KT.double().mean().item() for group in groups),
+        "answer/logp_null": fmean(s.null_T.double().mean().item() for s in scores),
+        "time/rollout": seconds["rollout"],
+        "time/score": seconds["score"],
+        "speed/rollout": sampled / max(seconds["rollout"], 1e-9),
+        "speed/score": forwarded / max(seconds["score"], 1e-9),
+    }
+    if all(s.initial_T is not None for s in scores):
+        metrics |= _against_initial(method, groups, [s.initial_T for s in scores if s.initial_T is not None])
+    if any(trace.logps for trace in traces):
+        metrics["sampler/logp_gap"] = _logp_gap(groups)
+    return metrics
+
+
+def update_metrics(updates: Sequence[UpdateStats], seconds: float) -> dict[str, float]:
+    """Means over the updates of one rollout."""
+    return {
+        "loss/total": fmean(u.total for u in updates),
+        "loss/trace": fmean(u.trace for u in updates),
+        "loss/answer": fmean(u.answer for u in updates),
+        "loss/format": fmean(u.format for u in updates),
+        "ratio/mean": fmean(u.ratio_mean for u in updates),
+        "ratio/clipped": fmean(u.ratio_clipped for u in updates),
+        "optim/grad_norm": fmean(u.grad_norm for u in updates),
+        "optim/lr": updates[-1].lr,
+        "time/update": seconds,
+        "speed/update": sum(u.tokens for u in updates) / max(seconds, 1e-9),
+    }
+
+
+def trace_record(group: Group, decode: Any) -> dict[str, Any]:
+    """A group for traces.jsonl: texts, ids and per-token numbers (nats, five decimals). `decode` maps ids to text."""
+    record: dict[str, Any] = {
+        "id": group.pair.example.id,
+        "source": group.pair.example.source,
+        "prompt": decode(group.pair.prompt_ids),
+        "answer": decode(group.pair.answer_ids),
+        "answer_tokens": [decode((token,)) for token in group.pair.answer_ids],
+    }
+    if group.credit is None:
+        return record
+    record |= {"base_logp": _rounded(group.credit.base_T), "base_reward": group.credit.base_reward}
+    record["traces"] = [
+        {
+            "text": decode(trace.ids),
+            "ids": list(trace.ids),
+            "finished": trace.finished,
+            "reward": reward,
+            "advantage": advantage,
+            "answer_logp": _rounded(logp_T),
+            "trace_logp": _rounded(logp[_role_mask(row, Role.TRACE)]),
+            "trace_entropy": _rounded(entropy[_role_mask(row, Role.TRACE)]),
+        }
+        for trace, row, reward, advantage, logp_T, logp, entropy in zip(
+            group.traces,
+            group.rows,
+            group.credit.reward_K.tolist(),
+            group.advantage_K.tolist(),
+            group.logp_KT,
+            group.logp,
+            group.entropy,
+            strict=True,
+        )
+    ]
+    return record
+
+
+def _against_initial(method: Method, groups: Sequence[Group], initial: Sequence[Tensor]) -> dict[str, float]:
+    gains = []
+    for group, initial_T in zip(groups, initial, strict=True):
+        if method.reward is not None and group.credit is not None:
+            gains.append((group.credit.reward_K - method.reward(initial_T[None], group.credit.base_T)).mean().item())
+    return {"reward/gain_initial": fmean(gains), "answer/logp_initial": fmean(t.double().mean().item() for t in initial)}
+
+
+def _logp_gap(groups: Sequence[Group]) -> float:
+    """Mean |sampler's − scorer's log-prob| over sampled tokens."""
+    sampled = torch.tensor([logp for g in groups for trace in g.traces for logp in trace.logps])
+    scored = torch.cat([logp[sampled_mask(row)] for g in groups for logp, row in zip(g.logp, g.rows, strict=True)]).cpu()
+    return (sampled - scored).abs().mean().item()
+
+
+def _role_mask(row: Row, role: Role) -> Tensor:
+    return torch.tensor([r == role for r in row.tail_roles], dtype=torch.bool)
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 5) for value in values.tolist()]

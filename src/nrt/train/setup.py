@@ -1,0 +1,173 @@
+"""From a config to the parts of a run: every name is resolved, and every input read, before the disk is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nrt.checkers import Checker, resolve_checker, resolve_dotted
+from nrt.config import Config, ObjectiveConfig
+from nrt.data import Chat, Encoded, Markers, Stream, encode_examples, ensure_template, read_examples, with_trace_opener
+from nrt.engine.local import build_engine, frozen_copy
+from nrt.errors import InputError, unknown
+from nrt.models import add_markers, check_markers, end_token_ids, load_model, pick_device, save_model
+from nrt.objective import METHODS, Method, with_weight_norm
+from nrt.rollout import HFSampler
+from nrt.trackers import check_trackers
+from nrt.train.heldout import Heldout
+from nrt.train.step import Stepper
+
+Observer = Callable[[Any, Any], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the config's names stand for."""
+
+    method: Method
+    checker: Checker | None
+    observer: Observer | None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A run, ready to start."""
+
+    names: Names
+    stepper: Stepper
+    heldout: Heldout | None
+    data: Encoded
+    stream: Stream
+    steps: int
+    chat: Chat
+    tokenizer: Any
+    save_model: Callable[[Path], None]
+
+
+def resolve_names(config: Config) -> Names:
+    """Raises InputError with the nearest known name on a miss, and where method and K do not fit."""
+    method = resolve_method(config.method, config.objective)
+    if method.samples:
+        method.check_traces(config.traces)
+    checker = resolve_checker(config.heldout.checker) if config.heldout.checker else None
+    observer = resolve_dotted(config.observer, "observer") if config.observer else None
+    check_trackers(config.trackers)
+    return Names(method, checker, observer)
+
+
+def resolve_method(name: str, values: ObjectiveConfig) -> Method:
+    """The method of that name with the config's values over it. SFT has no reward, so none of them concerns it."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    method = METHODS[name]
+    if not method.samples:
+        return method
+    given = {
+        "clip": values.baseline_clip,
+        "centre": values.centre,
+        "scale": values.scale,
+        "ratio": values.ratio,
+        "ratio_clip": values.ratio_clip,
+        "answer_weight": values.answer_weight,
+        "answer_coef": values.answer_coef,
+        "format_coef": values.format_coef,
+        "format_on": values.format_on,
+    }
+    changes = {key: None if value == "none" and key in ("centre", "scale") else value for key, value in given.items() if value is not None}
+    if method.reward is not None:
+        changes["reward"] = with_weight_norm(method.reward, values.weight_norm)
+    return replace(method, **changes)
+
+
+FREE_ON_RESUME = {
+    "run", "resume", "steps", "eval_every", "save_every", "keep", "log_traces", "trackers", "threads", "device"
+}  # fmt: skip
+"""Settings that may change when a run goes on; any other would make it a different run."""
+
+
+def check_resumable(config: Config, before: Config) -> None:
+    """Raises InputError where a run would go on under other settings than it began with."""
+    new, old = config.model_dump(), before.model_dump()
+    for key in new:
+        if key not in FREE_ON_RESUME and new[key] != old[key]:
+            raise InputError(
+                f"the run to resume has {key}={old[key]!r}, not {new[key]!r}; `nrt train resume=RUN` takes the run's own settings"
+            )
+
+
+def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
+    """Reads data and model and builds the parts; with `checkpoint`, weights come from there. Writes nothing."""
+    names = resolve_names(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.model is None:
+        raise InputError("no model given; set model=FOLDER (any Hugging Face causal language model)")
+    if config.data.train is None:
+        raise InputError("no training data given; set data.train=FILE (JSONL, JSON, CSV or parquet)")
+    train_examples = read_examples(config.data.train, config.data)
+    valid_examples = read_examples(config.data.valid, config.data)[: config.heldout.rows] if config.data.valid else []
+    device, dtype = pick_device(config.device), getattr(torch, config.dtype)
+    load = partial(load_model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code)
+    if checkpoint:
+        model, tokenizer = load(str(checkpoint / "model"))
+        check_markers(tokenizer, config.markers)
+    else:
+        model, tokenizer = load(config.model)
+        add_markers(model, tokenizer, config.markers)
+    ensure_template(tokenizer)
+    chat = Chat(tokenizer, config.markers, extra_end_ids=end_token_ids(model, tokenizer))
+    data = encode_examples(train_examples, chat, config)
+    steps = config.steps or max(1, len(data.pairs) // config.batch)
+    keep_initial = config.initial_reference and names.method.samples
+    reference = None
+    if keep_initial:
+        reference = frozen_copy(model) if checkpoint is None else _initial_model(load, config)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else chat.end_of_turn_id
+    engine = build_engine(
+        model,
+        config.optimizer,
+        pad_id=pad_id,
+        updates=steps * config.updates_per_rollout,
+        tokens_per_batch=config.tokens_per_batch,
+        reference=reference,
+    )
+    stepper = Stepper(
+        method=names.method,
+        engine=engine,
+        sampler=HFSampler(model, pad_id),
+        markers=Markers(chat.start_id, chat.end_id),
+        stop_ids=chat.stop_ids,
+        traces=config.traces,
+        max_trace_tokens=config.max_trace_tokens,
+        loss_tokens=config.objective.loss_tokens or config.max_trace_tokens + config.max_answer_tokens,
+        initial_reference=keep_initial,
+    )
+    heldout = None
+    if valid_examples:
+        pairs = encode_examples(valid_examples, chat, config).pairs
+        heldout = Heldout(stepper, pairs, chat, names.checker, config.heldout.greedy, config.max_answer_tokens)
+    template = tokenizer.chat_template
+    if names.method.samples:
+        template = with_trace_opener(template, config.markers)
+    return Parts(
+        names=names,
+        stepper=stepper,
+        heldout=heldout,
+        data=data,
+        stream=Stream(len(data.pairs), seed=config.seed, shuffle=config.data.shuffle),
+        steps=steps,
+        chat=chat,
+        tokenizer=tokenizer,
+        save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
+    )
+
+
+def _initial_model(load: Callable[[str], tuple[Any, Any]], config: Config) -> Any:
+    model, tokenizer = load(str(config.model))
+    add_markers(model, tokenizer, config.markers)
+    return model.requires_grad_(False)

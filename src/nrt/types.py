@@ -1,0 +1,109 @@
+"""The records that pass between stages.
+
+Shape legend, used in names everywhere: B prompts, K traces a prompt, T answer tokens, Z trace tokens, V vocabulary,
+N packed tokens (the tails of several rows, one after the other, without padding). Log-probabilities are in nats.
+
+    Example --chat--> Pair --sampler--> Sample --splice--> Trace --splice--> Row --scorer--> TokenScores
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from torch import Tensor
+
+
+class Role(IntEnum):
+    """What a token is in `x … | START | z_1 … z_n | END | y*_1 … y*_T`."""
+
+    PROMPT = 0
+    START = 1
+    TRACE = 2
+    END = 3
+    ANSWER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat turn; `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question–answer pair as text: the turns before the reference answer, and the answer."""
+
+    id: str  # stable over runs: "<file name>:<row number from 1>"
+    messages: tuple[Message, ...]  # ends with a user turn
+    answer: str
+    source: str = ""  # where it comes from, or which family it belongs to
+    extra: Mapping[str, Any] = field(default_factory=dict)  # the row's other columns, untouched
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An example as token ids. `answer_ids` ends with the token that ends the turn, unless the answer was truncated."""
+
+    example: Example
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a sampler returns: ids exactly as sampled; the last one is a stop id unless the cap was reached."""
+
+    ids: tuple[int, ...]
+    logps: tuple[float, ...] = ()  # log-probability of each id as it was sampled; empty if the sampler has none
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A trace z. `ids` leaves END out; `finished` says that the model itself emitted END (then END is an action too)."""
+
+    ids: tuple[int, ...]
+    finished: bool
+    logps: tuple[float, ...] = ()  # of the sampled tokens: len(ids) + finished of them, or empty
+
+    @property
+    def n_sampled(self) -> int:
+        return len(self.ids) + self.finished
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence to score. Only its tail (everything after the prompt) is predicted.
+
+    Example: prompt (5, 6), trace (7,) ended by the model, answer (8, 9) with START = 1 and END = 2 is
+    Row(prompt_ids=(5, 6), tail_ids=(1, 7, 2, 8, 9), tail_roles=(START, TRACE, END, ANSWER, ANSWER), end_sampled=True).
+    """
+
+    prompt_ids: tuple[int, ...]
+    tail_ids: tuple[int, ...]
+    tail_roles: tuple[Role, ...]
+    end_sampled: bool  # whether END was an action of the policy or was appended
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.prompt_ids + self.tail_ids
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """The model's log-probability of each tail token and the entropy of the distribution it came from.
+
+    Rows are packed one after the other; `lengths[r]` is the tail length of row r.
+    """
+
+    logp_N: Tensor  # float32, nats; carries a gradient when the scorer ran with one
+    entropy_N: Tensor  # float32, nats, never a gradient
+    lengths: tuple[int, ...]
+
+    def rows(self) -> list[tuple[Tensor, Tensor]]:
+        """(logp, entropy) of each row."""
+        return list(zip(self.logp_N.split(self.lengths), self.entropy_N.split(self.lengths), strict=True))

@@ -1,0 +1,251 @@
+"""Readers of every schema, and every error with its file and row."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nrt.config import Columns, DataConfig
+from nrt.data import read_examples
+from nrt.errors import InputError
+from nrt.types import Example, Message
+
+FIXTURES = Path(__file__).parent / "fixtures"
+GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
+ANT, SPIDER = "How many legs has an ant?", "How many legs has a spider?"
+
+
+def user(text: str) -> tuple[Message, ...]:
+    return (Message("user", text),)
+
+
+def read(name: str, **settings: Any) -> list[Example]:
+    return read_examples(str(FIXTURES / name), DataConfig(**settings))
+
+
+def written(path: Path, *rows: Any) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+# --- schemas ---
+
+
+def test_question_and_answer() -> None:
+    assert read("qa.jsonl") == [
+        Example("qa.jsonl:1", user(ANT), "Ants are insects.\n#### 6", "ants", {"level": 1}),
+        Example("qa.jsonl:2", user(SPIDER), "Spiders are #### no insects.\n####  8 \n", "spiders", {"level": 2}),
+    ]
+
+
+def test_the_answer_after_the_last_mark() -> None:
+    assert [example.answer for example in read("qa.jsonl", answer="after:####")] == ["6", "8"]
+
+
+def test_prompt_and_completion_as_text_or_turns() -> None:
+    assert read("prompt_completion.jsonl") == [
+        Example("prompt_completion.jsonl:1", user("Name a colour."), "Blue."),
+        Example("prompt_completion.jsonl:2", (Message("system", "Be short."), *user("Name a town.")), "Ghent."),
+        Example("prompt_completion.jsonl:3", user("How many wheels has a bicycle?"), "2"),
+    ]
+
+
+def test_messages_of_several_turns() -> None:
+    """The second row stands on line 3: rows of text files are counted in lines."""
+    turns = (Message("system", "Be short."), *user("Hello"), Message("assistant", "Hello."), *user("Name a town."))
+    assert read("messages.jsonl") == [
+        Example("messages.jsonl:1", user("Name a colour."), "Blue.", "colours", {"id": "a"}),
+        Example("messages.jsonl:3", turns, "Ghent.", "", {"id": "b"}),
+    ]
+
+
+@pytest.mark.parametrize("name", ["qa.json", "data.json"])
+def test_json(name: str) -> None:
+    assert read(name) == [Example(f"{name}:1", user(ANT), "6"), Example(f"{name}:2", user(SPIDER), "8")]
+
+
+def test_csv_with_line_feeds_commas_and_quotes() -> None:
+    assert read("qa.csv") == [
+        Example("qa.csv:2", user("How many legs,\nall told, has an ant?"), "6", "", {"note": 'says "six"'}),
+        Example("qa.csv:5", user(SPIDER), "8", "", {"note": ""}),
+    ]
+
+
+@pytest.mark.parametrize("name", ["qa.jsonl", "messages.jsonl", "qa.json", "qa.csv"])
+def test_gzip_changes_nothing_but_the_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress((FIXTURES / name).read_bytes()))
+    packed = read_examples(str(tmp_path / f"{name}.gz"), DataConfig())
+    assert [example.id.replace(".gz", "") for example in packed] == [example.id for example in read(name)]
+    assert [example.messages for example in packed] == [example.messages for example in read(name)]
+
+
+@pytest.mark.parametrize("name", ["qa.jsonl", "messages.jsonl"])
+def test_parquet(name: str, tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [json.loads(line) for line in (FIXTURES / name).read_text(encoding="utf-8").splitlines() if line]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=1)
+    examples = read_examples(str(tmp_path / "x.parquet"), DataConfig())
+    assert [example.id for example in examples] == ["x.parquet:1", "x.parquet:2"]
+    for mine, text in zip(examples, read(name), strict=True):
+        assert (mine.messages, mine.answer, mine.source, mine.extra) == (text.messages, text.answer, text.source, text.extra)
+
+
+def test_datasets_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` takes a local folder for a name, so this needs no network."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    (tmp_path / "org" / "name" / "test.jsonl").write_bytes((FIXTURES / "qa.jsonl").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    examples = read_examples("org/name:test", DataConfig())
+    assert [(example.id, example.source) for example in examples] == [("org/name:test:1", "ants"), ("org/name:test:2", "spiders")]
+    with pytest.raises(InputError, match=r"org/name:dev is no file, and as a datasets name: .*check name and split"):
+        read_examples("org/name:dev", DataConfig())
+
+
+@pytest.mark.parametrize(("split", "rows"), [("train", 7473), ("test", 1319)])
+def test_gsm8k_is_read_whole(split: str, rows: int) -> None:
+    path = GSM8K / f"{split}.jsonl.gz"
+    if not path.is_file():
+        pytest.skip("../shared/data/gsm8k is absent")
+    examples = read_examples(str(path), DataConfig(answer="after:####"))
+    assert len(examples) == rows
+    assert all(example.answer.replace(",", "").lstrip("-").replace(".", "").isdigit() for example in examples)
+
+
+# --- settings ---
+
+
+def test_named_columns(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.jsonl", {"q": "a", "completion": "b", "answer": "c", "from": 7, "messages": []})
+    (example,) = read_examples(path, DataConfig(columns=Columns(question="q", source="from")))
+    assert example == Example("x.jsonl:1", user("a"), "c", "7", {"completion": "b", "messages": []})
+    (example,) = read_examples(path, DataConfig(columns=Columns(question="q", answer="completion")))
+    assert example.answer == "b"
+
+
+def test_system_message_goes_where_there_is_none() -> None:
+    first, second = read("messages.jsonl", system="Be kind.")
+    assert first.messages == (Message("system", "Be kind."), *user("Name a colour."))
+    assert second.messages[0] == Message("system", "Be short.")
+
+
+def test_byte_order_mark_and_windows_lines(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"question": "a", "answer": "b"}\r\n\r\n{"question": "c", "answer": "d"}')
+    assert [example.id for example in read_examples(str(tmp_path / "x.jsonl"), DataConfig())] == ["x.jsonl:1", "x.jsonl:3"]
+
+
+# --- errors ---
+
+GOOD = {"question": "a", "answer": "b"}
+ASSISTANT, USER = {"role": "assistant", "content": "b"}, {"role": "user", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([1], "the row is list, not an object"),
+        ({"question": "a"}, "no column 'answer' among question; set data.columns.answer"),
+        ({"question": " \n", "answer": "b"}, "the question (column 'question') is empty; fill it in or remove the row"),
+        ({"question": "a", "answer": ""}, "the answer (column 'answer') is empty"),
+        ({"question": "a", "answer": None}, "column 'answer' is empty (null), not text; write a string"),
+        ({"question": "a", "answer": 0.5}, "column 'answer' is float, not text"),
+        ({"question": "a", "answer": True}, "column 'answer' is bool, not text"),
+        ({"question": "a", "answer": "\ud800"}, "column 'answer' holds half a surrogate pair"),
+        ({"question": [], "answer": "b"}, "column 'question' holds no turns"),
+        ({"question": ["a"], "answer": "b"}, "column 'question', turn 1 must be an object with \"role\" and \"content\"; it is 'a'"),
+        ({"question": [{"role": "tool", "content": "a"}], "answer": "b"}, "column 'question', turn 1 has the role 'tool'; known roles:"),
+        ({"question": [USER, {"role": "user", "content": 0.5}], "answer": "b"}, "column 'question', turn 2 is float, not text"),
+        ({"question": [ASSISTANT], "answer": "b"}, "the answer follows no user turn"),
+        ({"question": "a", "answer": [USER]}, "the last turn is of role 'user'; it must be the assistant's"),
+    ],
+)
+def test_faulty_rows(row: Any, message: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "x.jsonl", GOOD, row)
+    with pytest.raises(InputError) as error:
+        read_examples(path, DataConfig())
+    assert str(error.value).startswith(f"{path}:2: {message}")
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "message"),
+    [
+        ({"q": "a", "a": "b"}, {}, "no question and answer among the columns q, a; set data.columns.question and .answer, or .messages"),
+        ({}, {}, "no question and answer among the columns (none)"),
+        ({"q": "a"}, {"columns": Columns(question="q")}, "no column 'answer' among q; set data.columns.answer"),
+        (GOOD, {"columns": Columns(question="q")}, "no column 'q' among question, answer; set data.columns.question"),
+        (GOOD, {"columns": Columns(messages="m")}, "no column 'm' among question, answer; set data.columns.messages"),
+        (GOOD, {"columns": Columns(source="s")}, "no column 's' among question, answer; set data.columns.source"),
+        (GOOD, {"columns": Columns(messages="m", answer="answer")}, "data.columns.messages is set together with question or answer"),
+        ({"messages": "a"}, {}, "column 'messages' is str, not a list of turns"),
+        ({"messages": [USER]}, {}, "the last turn is of role 'user'"),
+        ({"messages": [ASSISTANT]}, {}, "the answer follows no user turn"),
+        (GOOD, {"answer": "after:####"}, "the answer has no mark '####'; write it before the final answer, or set data.answer=whole"),
+        ({"question": "a", "answer": "b ####"}, {"answer": "after:####"}, "the answer (column 'answer') is empty"),
+    ],
+)
+def test_rows_and_settings_that_do_not_fit(row: Any, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "x.jsonl", row)
+    with pytest.raises(InputError) as error:
+        read_examples(path, DataConfig(**settings))
+    assert str(error.value).startswith(f"{path}:1: {message}")
+
+
+LINE = b'{"question": "a", "answer": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", LINE + b'{"question": \n', ":2: broken JSON at column 14: Expecting value; write one JSON object a line"),
+        ("x.jsonl", LINE + b'{"question": "\xff"}\n', ":2: byte 15 of the line is not UTF-8; convert the file to UTF-8"),
+        ("x.jsonl", LINE + b"9" * 5000, ":2: JSON that cannot be read: Exceeds the limit"),
+        ("x.jsonl", b"", ":1: the file holds no rows"),
+        ("x.jsonl", b"\n\n", ":1: the file holds no rows"),
+        ("x.jsonl.gz", gzip.compress(LINE * 9)[:-9], ": the gzip file is truncated or damaged"),
+        ("x.jsonl.gz", LINE, ":1: the gzip file is truncated or damaged (Not a gzipped file (b'{\"')); fetch or compress it again"),
+        ("x.json", b'[\n{"question": "a",\n"answer" "b"}]', ":3: broken JSON at column 10: Expecting ':' delimiter"),
+        ("x.json", LINE * 2, ":2: broken JSON at column 1: Extra data; if it holds one object a line, name it .jsonl"),
+        ("x.json", LINE, ':1: not a list of objects, nor {"data": [...]}; if it holds one object a line, name it .jsonl'),
+        ("x.json", b"[]", ":1: the file holds no rows"),
+        ("x.json", b"[" * 100000, ":1: JSON that cannot be read: "),
+        ("x.csv", b"question,answer\na,b\nc\n", ":3: 1 fields under 2 columns; quote fields that hold commas"),
+        ("x.csv", b'question,answer\na,b\nc,"d\n', ":3: broken CSV: unexpected end of data; quote the field"),
+        ("x.csv", b"question,question\na,b\n", ":1: two columns have the same name; rename one"),
+        ("x.csv", b"question,answer\na,\xe9\n", ":2: byte 3 of the line is not UTF-8"),
+        ("x.csv", b"question,answer\n", ":1: the file holds no rows"),
+        ("x.parquet", LINE, ":1: not a whole parquet file: "),
+        ("x.txt", LINE, ": the ending '.txt' is unknown; known endings: .jsonl, .json, .csv, .jsonl.gz"),
+        ("x.parquet.gz", LINE, ": the ending '.parquet.gz' is unknown"),
+        ("x", LINE, ": the ending '' is unknown"),
+    ],
+)
+def test_faulty_files(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_examples(str(path), DataConfig())
+    assert str(error.value).startswith(str(path))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["data/absent.jsonl", "absent.csv.gz", "absent", "/absent/folder"])
+def test_absent_files_are_not_taken_for_datasets(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"^{path}: no such file; give a file, or a datasets name as in org/name:split"):
+        read_examples(path, DataConfig())
+
+
+def test_folders(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; give a file in it"):
+        read_examples(str(tmp_path), DataConfig())
+
+
+@pytest.mark.parametrize("rule", ["", "half", "after", "after:", "before:x"])
+def test_unknown_answer_rules(rule: str) -> None:
+    with pytest.raises(InputError, match=r"data\.answer='.*' is unknown; set whole, or after:MARK as in after:####"):
+        read("qa.jsonl", answer=rule)

@@ -1,0 +1,134 @@
+"""The sampler against the scorer, against `generate`, and against the distribution that it says it samples from."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+import torch
+
+from nrt.errors import InputError
+from nrt.rollout import HFSampler, Sampler
+from nrt.scoring import PaddedScorer
+from nrt.types import Sample
+from tests.tiny import ARCHITECTURES, EOS, PAD, VOCAB, hostile, random_rows, row, tiny_model
+
+NEVER: frozenset[int] = frozenset()
+PROMPTS = [r.prompt_ids for r in random_rows(0, [(4, 1), (1, 1), (9, 1)])]  # of different lengths, one of a single token
+
+
+def flat(samples: list[list[Sample]]) -> list[Sample]:
+    return list(chain.from_iterable(samples))
+
+
+def ids_of(samples: list[list[Sample]]) -> list[tuple[int, ...]]:
+    return [sample.ids for sample in flat(samples)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_log_probs_are_the_scorers(architecture: str) -> None:
+    """Prefill, cache, windows and softcaps give the very distribution that is trained; the generation_config has no say."""
+    model = hostile(tiny_model(architecture))
+    samples = HFSampler(model, PAD).sample(PROMPTS, n=3, stop_ids=frozenset({EOS, 5}), cap=20, seed=1)
+    rows = [row(prompt, sample.ids) for prompt, group in zip(PROMPTS, samples, strict=True) for sample in group]
+    scores = PaddedScorer(PAD)(model, rows).logp_N
+    sampled = torch.tensor(list(chain.from_iterable(sample.logps for sample in flat(samples))))
+    torch.testing.assert_close(sampled, scores.detach(), atol=1e-4, rtol=0)
+    assert any(len(sample.ids) > 5 for sample in flat(samples))  # longer than the windows
+
+
+def test_logps_are_one_a_token_and_all_tokens_occur() -> None:
+    model = tiny_model(initializer_range=0.02)  # nearly uniform
+    samples = flat(HFSampler(model, PAD).sample([(3, 4)], n=100, stop_ids=NEVER, cap=20, seed=0))
+    assert all(len(sample.ids) == len(sample.logps) == 20 for sample in samples)
+    assert {i for sample in samples for i in sample.ids} == set(range(VOCAB))
+
+
+def test_first_tokens_follow_the_softmax() -> None:
+    """χ² of 20,000 draws over the tokens that are expected five times or more; the 1e-4 quantile for 40 degrees of freedom is 83."""
+    model, n = tiny_model(initializer_range=0.2), 20_000
+    samples = flat(HFSampler(model, PAD, max_rows=n).sample([(3, 4, 5)], n=n, stop_ids=NEVER, cap=1, seed=0))
+    probabilities = model(input_ids=torch.tensor([[3, 4, 5]])).logits[0, -1].softmax(-1)
+    expected = n * probabilities.detach()
+    counts = torch.bincount(torch.tensor([sample.ids[0] for sample in samples]), minlength=VOCAB)
+    usual = expected >= 5
+    assert usual.sum() > 10
+    assert ((counts - expected)[usual] ** 2 / expected[usual]).sum() < 83
+
+
+def test_tokens_of_probability_zero_are_never_drawn() -> None:
+    model = tiny_model(initializer_range=30.0)
+    samples = flat(HFSampler(model, PAD).sample([(3,)], n=64, stop_ids=NEVER, cap=5, seed=0))
+    assert min(chain.from_iterable(sample.logps for sample in samples)) > -40
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gemma3", "qwen3"])
+def test_greedy_is_what_generate_gives(architecture: str) -> None:
+    model = tiny_model(architecture)
+    samples = HFSampler(model, PAD).sample(PROMPTS, n=1, stop_ids=frozenset({EOS}), cap=15, seed=0, greedy=True)
+    for prompt, sample in zip(PROMPTS, ids_of(samples), strict=True):
+        ids = torch.tensor([prompt])
+        generated = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=15, eos_token_id=EOS)
+        assert generated[0, len(prompt) :].tolist() == list(sample)
+
+
+def test_same_seed_same_ids_and_nothing_else_moves() -> None:
+    model = tiny_model().train()
+    sampler: Sampler = HFSampler(model, PAD)
+    before = torch.get_rng_state()
+    first, again, other = (sampler.sample(PROMPTS, n=4, stop_ids=frozenset({EOS}), cap=12, seed=seed) for seed in (7, 7, 8))
+    assert first == again
+    assert ids_of(first) != ids_of(other)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 5, 100])
+def test_splitting_changes_nothing(max_rows: int) -> None:
+    model = tiny_model("gemma3")
+    stop_ids = frozenset(range(2, 8))  # so that rows finish at different times, and leave the batch
+    whole = HFSampler(model, PAD).sample(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3)
+    split = HFSampler(model, PAD, max_rows=max_rows).sample(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3)
+    assert ids_of(whole) == ids_of(split)
+    assert len({len(ids) for ids in ids_of(whole)}) > 2
+
+
+def test_equal_prompts_get_traces_of_their_own() -> None:
+    samples = HFSampler(tiny_model(initializer_range=0.02), PAD).sample([(3, 4), (3, 4)], n=2, stop_ids=NEVER, cap=8, seed=0)
+    assert len(set(ids_of(samples))) == 4
+
+
+def test_each_stop_id_stops_and_stays() -> None:
+    model, stop_ids = tiny_model(initializer_range=0.02), frozenset({2, 9, 30, VOCAB + 5})  # the last is no token of the model
+    samples = flat(HFSampler(model, PAD).sample([(3, 4)], n=200, stop_ids=stop_ids, cap=30, seed=0))
+    stopped = [sample.ids for sample in samples if len(sample.ids) < 30]
+    assert {ids[-1] for ids in stopped} == {2, 9, 30}
+    assert all(stop_ids.isdisjoint(ids[:-1]) for ids in stopped)
+    for sample in samples:
+        assert len(sample.ids) == len(sample.logps)
+
+
+def test_all_rows_stop_at_once() -> None:
+    samples = flat(HFSampler(tiny_model(), PAD).sample(PROMPTS, n=3, stop_ids=frozenset(range(VOCAB)), cap=30, seed=0))
+    assert [len(sample.ids) for sample in samples] == [1] * 9
+
+
+def test_cap_of_one() -> None:
+    samples = HFSampler(tiny_model(), PAD).sample(PROMPTS, n=1, stop_ids=NEVER, cap=1, seed=0)
+    assert [len(group) for group in samples] == [1, 1, 1]
+    assert all(len(sample.ids) == 1 for sample in flat(samples))
+
+
+def test_long_samples_outgrow_the_first_buffer() -> None:
+    model = tiny_model("mistral")
+    sample = flat(HFSampler(model, PAD).sample([(3, 4)], n=1, stop_ids=NEVER, cap=120, seed=0))[0]
+    scores = PaddedScorer(PAD)(model, [row((3, 4), sample.ids)]).logp_N
+    torch.testing.assert_close(torch.tensor(sample.logps), scores.detach(), atol=1e-4, rtol=0)
+
+
+def test_no_prompts_and_empty_prompts() -> None:
+    sampler = HFSampler(tiny_model(), PAD)
+    assert sampler.sample([], n=2, stop_ids=NEVER, cap=5, seed=0) == []
+    with pytest.raises(InputError, match="BOS"):
+        sampler.sample([(3,), ()], n=2, stop_ids=NEVER, cap=5, seed=0)

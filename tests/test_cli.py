@@ -1,0 +1,127 @@
+"""The command line as a user meets it: one clear line for every mistake, exit status 2, and nothing written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from transformers import BertConfig, BertModel
+
+from nrt import cli
+from tests.train.conftest import make_config, model_dir, pairs_file, write_pairs  # noqa: F401
+
+
+@pytest.fixture
+def nrt_command(monkeypatch, capsys, tmp_path):
+    """nrt_command("train", …) → (exit status, stdout, stderr), run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["nrt", *arguments])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as leaving:
+            status = leaving.code or 0
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture
+def small(model_dir, pairs_file):  # noqa: F811
+    """Settings of a run of seconds."""
+    return ["gsm8k", f"model={model_dir}", f"data.train={pairs_file}", "data.answer=whole", "steps=2", "batch=4", "traces=2",
+            "max_trace_tokens=5", "max_answer_tokens=8", "run=mine", "threads=1"]  # fmt: skip
+
+
+def test_train_resume_export_chat(nrt_command, small, tmp_path):
+    status, out, _ = nrt_command("train", *small)
+    assert status == 0
+    assert "runs/mine" in out
+    status, out, _ = nrt_command("train", "resume=mine", "steps=3", "--json")
+    assert status == 0
+    assert [json.loads(line).get("step") for line in out.splitlines()] == [2, 3]
+    status, out, _ = nrt_command("export", "mine", "exported")
+    assert status == 0
+    assert (tmp_path / "exported" / "model.safetensors").is_file()
+    status, out, _ = nrt_command(
+        "chat", "exported", "--prompt", "what is one plus two ?", "--max-trace-tokens", "4", "--max-answer-tokens", "4"
+    )
+    assert status == 0
+    assert nrt_command("export", "mine", "exported")[0] == 2
+
+
+def refused(nrt_command, tmp_path, *arguments):
+    status, out, err = nrt_command("train", *arguments)
+    assert status == 2, (out, err)
+    assert not (tmp_path / "runs").exists()
+    assert len(err.strip().splitlines()) == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("data.train=absent.jsonl", "absent.jsonl"),
+        ("method=nrt-mg", "did you mean 'nrt-gm'"),
+        ("trace=8", "did you mean 'traces'"),
+        ("data.answr=whole", "did you mean 'data.answer'"),
+        ("optimizer.lr=fast", "optimizer.lr"),
+        ("traces=0", "K ≥ 1"),
+        ("model=absent", "absent"),
+        ("profile=papr", "did you mean 'paper'"),
+        ("heldout.checker=exat", "did you mean 'exact'"),
+        ("sampler=vlm", "sampler"),
+        ("observer=nowhere.at:all", "nowhere"),
+        ("data.columns.question=prompt", "data.columns"),
+        ("resume=never", "never"),
+    ],
+)
+def test_bad_settings(nrt_command, small, tmp_path, setting, said):
+    assert said in refused(nrt_command, tmp_path, *small, setting)
+
+
+def test_leave_one_out_with_one_trace(nrt_command, small, tmp_path):
+    assert "K ≥ 2" in refused(nrt_command, tmp_path, *small, "objective.centre=leave-one-out", "traces=1")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"question": "what ?", "answer": "one"}\n{"question": "wh', "bad.jsonl:2"),
+        ('{"question": "what ?", "answer": "one"}\n{"question": "what ?", "answer": " "}\n', "bad.jsonl:2"),
+        ('{"question": "what ?"}\n', "answer"),
+        ("", "bad.jsonl"),
+    ],
+)
+def test_bad_rows(nrt_command, small, tmp_path, text, said):
+    (tmp_path / "bad.jsonl").write_text(text)
+    assert said in refused(nrt_command, tmp_path, *small, "data.train=bad.jsonl")
+
+
+def test_not_a_causal_model(nrt_command, small, tmp_path):
+    config = BertConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    assert "causal" in refused(nrt_command, tmp_path, *small, f"model={tmp_path / 'bert'}")
+
+
+def test_unknown_recipe(nrt_command, tmp_path):
+    assert "did you mean 'gsm8k'" in refused(nrt_command, tmp_path, "gsmk8", "model=x")
+
+
+def test_help_is_quick_and_needs_no_torch():
+    code = """
+import sys
+sys.argv = ["nrt", "--help"]
+from nrt import cli
+try:
+    cli.main()
+except SystemExit:
+    pass
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout

@@ -1,0 +1,188 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from nrt import config as module
+from nrt.config import Config, Section, build_config, dump_yaml, load_config, merge, packaged, parse_overrides, parse_yaml
+from nrt.errors import InputError
+
+SECTIONS = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Section)]
+
+
+@pytest.mark.parametrize("recipe", sorted(packaged()))
+def test_packaged_recipes_load(recipe):
+    assert isinstance(load_config(recipe), Config)
+
+
+@pytest.mark.parametrize("profile", sorted(packaged("profiles")))
+def test_packaged_profiles_load_over_each_recipe(profile):
+    for recipe in packaged():
+        assert load_config(recipe, [f"profile={profile}"]).profile == profile
+
+
+def test_the_papers_recipe_has_the_papers_values():
+    """Table 6 of the paper."""
+    config = load_config("paper")
+    assert (config.batch, config.updates_per_rollout, config.traces) == (256, 4, 8)
+    assert (config.max_prompt_tokens, config.max_trace_tokens, config.max_trace_tokens + config.max_answer_tokens) == (4096, 2048, 4096)
+    assert (config.optimizer.lr, config.optimizer.schedule, config.optimizer.weight_decay) == (1e-5, "constant", 0.01)
+    assert (config.objective.format_coef, config.objective.ratio_clip) == (0.3, (0.2, 0.28))
+    assert (config.objective.answer_weight, config.objective.weight_norm) == ("signal", "none")
+
+
+def test_later_layers_win(tmp_path):
+    """schema < profile < recipe < command line, each shown by a setting that the next layer leaves alone."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("profile: paper\nbatch: 12\nobjective: {format_coef: 0.1, answer_coef: 2}\n")
+    config = load_config(str(recipe), ["batch=16", "objective.answer_coef=3"])
+    assert config.traces == 8  # schema
+    assert config.objective.answer_weight == "signal"  # profile, over the schema's null
+    assert config.objective.format_coef == 0.1  # recipe, over the profile's 0.3
+    assert (config.batch, config.objective.answer_coef) == (16, 3)  # command line, over the recipe
+
+
+def test_the_command_line_may_choose_the_profile(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("profile: paper\n")
+    assert load_config(str(recipe)).objective.answer_weight == "signal"
+    assert load_config(str(recipe), ["profile=recommended"]).objective.answer_weight == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stesp=3"], "unknown setting 'stesp'; did you mean 'steps'"),
+        (["data.trian=x"], "unknown setting 'data.trian'; did you mean 'data.train'"),
+        (["data.columns.questions=x"], "did you mean 'data.columns.question'"),
+        (["lr=1e-5"], "unknown setting 'lr'"),
+        (["steps=many"], "setting steps='many': input should be a valid integer"),
+        (["steps=0"], "setting steps=0: input should be greater than or equal to 1"),
+        (["batch=2.5"], "setting batch=2.5: input should be a valid integer"),
+        (["optimizer.lr=-1"], "setting optimizer.lr=-1: input should be greater than 0"),
+        (["optimizer.betas=[0.9, 2]"], "setting optimizer.betas=2: input should be less than or equal to 1"),
+        (["objective.answer_weight=all"], "setting objective.answer_weight='all': input should be 'signal' or .* a valid number"),
+        (["eval_every=-1"], "setting eval_every=-1"),
+        (["data=file"], "setting data='file': input should be a valid dictionary"),
+        (["engine=verl"], "setting engine='verl': input should be 'local'"),
+        (["profile=papre"], "unknown profile 'papre'; did you mean 'paper'"),
+        (["profile=[1]"], "unknown profile"),
+        (["traces=0"], "traces=0: a group needs K ≥ 1 traces; set traces=8"),
+        (["batch=10", "updates_per_rollout=4"], "batch=10 cannot be split into updates_per_rollout=4 equal parts"),
+        (["steps"], "'steps' is not a setting; write key=value"),
+        (["=3"], "'=3' is not a setting; write key=value"),
+    ],
+)
+def test_faults_name_the_setting(arguments, message):
+    with pytest.raises(InputError, match=message):
+        load_config("gsm8k", arguments)
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(InputError, match="unknown recipe 'gsm9k'; did you mean 'gsm8k'"):
+        load_config("gsm9k")
+
+
+def test_recipe_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml: no such file"):
+        load_config(str(tmp_path / "none.yaml"))
+    path = tmp_path / "bad.yaml"
+    for text, message in (("a: [", "not valid YAML"), ("- a\n", "must hold settings"), ("stesp: 3\n", "did you mean 'steps'")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            load_config(str(path))
+
+
+def test_an_empty_recipe_is_the_default(tmp_path):
+    path = tmp_path / "empty.yaml"
+    path.write_text("# nothing\n")
+    assert load_config(str(path)) == build_config()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("optimizer.lr=1e-5", 1e-5),  # YAML 1.1 takes it for text
+        ("optimizer.lr=1.0e-5", 1e-5),
+        ("steps=1_000", 1000),
+        ("steps=null", None),
+        ("data.shuffle=false", False),
+        ("optimizer.betas=[0.9, 0.95]", (0.9, 0.95)),
+        ("trackers=tensorboard", ("tensorboard",)),
+        ("trackers=tensorboard,wandb", ("tensorboard", "wandb")),
+        ("trackers=[tensorboard, wandb]", ("tensorboard", "wandb")),
+        ("data.answer=after:####", "after:####"),
+        ("data.answer=after: ####", "after: ####"),
+        ("data.system=x # y", "x # y"),  # not a comment
+        ("data.system='x # y'", "x # y"),
+        ('markers.start_from="\\n"', "\n"),
+        ("markers.start=<|a|>", "<|a|>"),
+        ("data.system=null", None),
+        ("data.train=a=b", "a=b"),
+        ("data.train={a: 1}", "{a: 1}"),
+        ("data.train=[a", "[a"),
+        ("run=0012", "0012"),
+        ("run=1e5", "1e5"),
+        ("run=2026-11-20", "2026-11-20"),
+        ("model=no", "no"),
+    ],
+)
+def test_values_on_the_command_line(setting, value):
+    config = load_config("gsm8k", [setting])
+    for part in setting.split("=")[0].split("."):
+        config = getattr(config, part)
+    assert config == value
+    assert type(config) is type(value)
+
+
+def test_overrides_nest_and_the_last_one_wins():
+    assert parse_overrides(["data.train=x.jsonl", "steps=3", "data.valid=y", "steps=4"]) == {
+        "data": {"train": "x.jsonl", "valid": "y"},
+        "steps": 4,
+    }
+
+
+def test_merge_leaves_its_arguments_alone():
+    below = {"a": {"b": 1}}
+    assert merge(below, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    assert below == {"a": {"b": 1}}
+
+
+@pytest.mark.parametrize("recipe", sorted(packaged()))
+def test_yaml_round_trip(recipe):
+    config = load_config(recipe, ["optimizer.lr=1e-5", "objective.ratio_clip=[0.2, 0.28]", "trackers=tensorboard"])
+    text = dump_yaml(config)
+    assert text.startswith("schema_version: 1\n")
+    assert parse_yaml(text, "config.yaml") == config
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text(), st.floats(min_value=0, exclude_min=True, allow_infinity=False))
+def test_yaml_round_trip_of_any_text_and_number(text, number):
+    config = build_config({"data": {"system": text}, "optimizer": {"lr": number}})
+    assert parse_yaml(dump_yaml(config), "config.yaml") == config
+
+
+def test_a_later_schema_is_refused():
+    with pytest.raises(InputError, match=r"config\.yaml has schema version 2, this nrt reads 1"):
+        parse_yaml("schema_version: 2\n", "config.yaml")
+
+
+def test_frozen():
+    config = Config()
+    for section in (config, config.data, config.data.columns):
+        with pytest.raises(ValidationError, match="frozen"):
+            section.run = "other"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_setting_is_documented(section):
+    assert section.__doc__
+    assert not [name for name, field in section.model_fields.items() if not field.description]
+
+
+def test_recipes_cite_or_explain_themselves():
+    for file in packaged().values():
+        assert Path(str(file)).read_text(encoding="utf-8").startswith("#")

@@ -1,0 +1,15 @@
+from nrt.errors import InputError, NrtError, RunError, unknown
+
+
+def test_exit_status_tells_the_users_mistake_from_a_failed_run():
+    assert (NrtError.exit_status, RunError.exit_status, InputError.exit_status) == (1, 1, 2)
+
+
+def test_unknown_names_the_nearest_and_lists_all_in_order():
+    error = unknown("method", "nrt-mg", ["sft", "nrt-gm"])
+    assert isinstance(error, InputError)
+    assert str(error) == "unknown method 'nrt-mg'; did you mean 'nrt-gm'? Known: nrt-gm, sft"
+
+
+def test_unknown_offers_nothing_where_nothing_is_near():
+    assert str(unknown("method", "zzz", ["sft", "nrt-gm"])) == "unknown method 'zzz'. Known: nrt-gm, sft"

@@ -1,0 +1,230 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from nrt.config import build_config
+from nrt.errors import InputError
+from nrt.run import Run, RunWriter, export_model, load_run, run_folder, step_name
+
+CONFIG = build_config({"steps": 5, "data": {"answer": "after:####"}, "markers": {"start_from": "\n"}})
+
+
+def write_steps(writer, first, last, heldout_every=2):
+    """What a training of these steps writes."""
+    for step in range(first, last + 1):
+        writer.trace({"step": step, "text": f"Ünï {step} \u2028 \ud800", "logps": [-0.1 * step, -1 / 3]})
+        writer.metrics({"step": step, "reward/gain": step / 7, "loss/total": math.nan if step == 2 else 1e-17 * step})
+        if step % 2:
+            writer.warn("odd", f"step {step} is odd", step, count=step)
+        if step % heldout_every == 0:
+            writer.heldout(step, [{"id": f"file:{row}", "logp": -row / step} for row in range(3)])
+
+
+def streams(path):
+    names = ["metrics.jsonl", "traces.jsonl", "warnings.jsonl", *(f"heldout/{file.name}" for file in sorted((path / "heldout").iterdir()))]
+    return {name: (path / name).read_bytes() for name in names}
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("demo", "runs/demo"),
+        ("demo.1", "runs/demo.1"),
+        ("./demo", "demo"),
+        ("a/b", "a/b"),
+        ("demo/", "demo"),
+        (".", "."),
+        ("..", ".."),
+        ("/tmp/x", "/tmp/x"),
+        (Path("demo"), "demo"),
+    ],
+)
+def test_a_bare_name_lies_in_runs_and_a_path_is_a_path(given, path):
+    assert run_folder(given) == Path(path)
+
+
+def test_home_is_understood_and_no_name_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_folder("~/x") == tmp_path / "x"
+    with pytest.raises(InputError, match="set run=NAME"):
+        run_folder("")
+
+
+# --- writing and reading ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with RunWriter.create("demo", CONFIG) as writer:
+        assert not writer.resumed
+        write_steps(writer, 1, 4)
+    run = load_run("demo")
+    assert run.path == Path("runs/demo")
+    assert run.config == CONFIG
+    assert [record["step"] for record in run.metrics()] == [1, 2, 3, 4]
+    assert run.metrics()[2] == {"step": 3, "reward/gain": 3 / 7, "loss/total": 3e-17}
+    assert run.metrics()[1]["loss/total"] is None
+    assert run.traces()[0] == {"step": 1, "text": "Ünï 1 \u2028 \ud800", "logps": [-0.1, -1 / 3]}
+    assert run.warnings() == [{"step": s, "kind": "odd", "message": f"step {s} is odd", "count": s} for s in (1, 3)]
+    assert run.heldout_steps() == [2, 4]
+    assert run.heldout(2)[1] == {"id": "file:1", "logp": -0.5}
+    assert run.heldout() == run.heldout(4)
+    assert run.model_dir == run.path / "model"
+    assert not (run.path / "lock").exists()
+
+
+def test_lines_are_json_with_the_step_first(tmp_path):
+    with RunWriter.create(tmp_path, CONFIG) as writer:
+        writer.metrics({"b": 0.1, "step": 1, "a": [float("inf"), {"c": -math.inf}]})
+        assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "b": 0.1, "a": [null, {"c": null}]}\n'
+
+
+@pytest.mark.parametrize("value", [0.1, 1e-300, 5e-324, -0.0, math.pi, 1 / 3, 1.7976931348623157e308, 2**60 + 1])
+def test_numbers_keep_their_precision(tmp_path, value):
+    with RunWriter.create(tmp_path, CONFIG) as writer:
+        writer.metrics({"step": 1, "x": value})
+    (record,) = Run(tmp_path).metrics()
+    assert math.copysign(1, record["x"]) == math.copysign(1, value)
+    assert record["x"] == value
+
+
+def test_a_record_without_a_step_or_with_a_tensor_is_our_mistake(tmp_path):
+    with RunWriter.create(tmp_path, CONFIG) as writer:
+        with pytest.raises(KeyError):
+            writer.metrics({"x": 1.0})
+        with pytest.raises(TypeError):
+            writer.metrics({"step": 1, "x": object()})
+    assert Run(tmp_path).metrics() == []
+
+
+def test_a_young_run_is_empty_but_readable(tmp_path):
+    with RunWriter.create(tmp_path, CONFIG):
+        run = Run(tmp_path)
+        assert (run.metrics(), run.traces(), run.warnings(), run.heldout(), run.checkpoints()) == ([], [], [], [], [])
+
+
+def test_a_half_written_last_line_is_passed_over(tmp_path):
+    with RunWriter.create(tmp_path, CONFIG) as writer:
+        writer.metrics({"step": 1})
+        with (tmp_path / "metrics.jsonl").open("ab") as file:
+            file.write('{"step": 2, "text": "ü'.encode()[:-1])  # killed within a character
+        assert Run(tmp_path).metrics() == [{"step": 1}]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    with RunWriter.create(tmp_path, CONFIG) as writer:
+        writer.metrics({"step": 1})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2,\n{"step": 3}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl, line 2 is not JSON"):
+        Run(tmp_path).metrics()
+
+
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"is not a run: it has no config\.yaml"):
+        load_run(tmp_path)
+    with pytest.raises(InputError, match="is not a run"):
+        RunWriter.reopen(tmp_path, 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_heldout_step_lists_the_known_ones(tmp_path):
+    with RunWriter.create(tmp_path, CONFIG) as writer:
+        write_steps(writer, 1, 4)
+    with pytest.raises(InputError, match=r"step 3; it has \[2, 4\]"):
+        Run(tmp_path).heldout(3)
+
+
+def test_checkpoints_are_sorted_by_step_and_complete(tmp_path):
+    with RunWriter.create(tmp_path, CONFIG):
+        pass
+    for name in ("step-1000000", "step-000200", "step-000100", "step-000300.tmp", ".step-000400", "other"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-000050").write_text("not a folder")
+    assert [path.name for path in Run(tmp_path).checkpoints()] == ["step-000100", "step-000200", "step-1000000"]
+    assert step_name(1_000_000) == "step-1000000"
+
+
+# --- a new run -------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_a_run_is_refused_with_the_mend_and_left_alone(tmp_path):
+    with RunWriter.create(tmp_path, CONFIG) as writer:
+        write_steps(writer, 1, 2)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"already holds a run .* run=NAME, or go on with it by resume="):
+        RunWriter.create(tmp_path, CONFIG)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_with_other_files_is_taken(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with RunWriter.create(tmp_path, CONFIG):
+        assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_path_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written .* run=NAME"):
+        RunWriter.create(tmp_path / "file" / "run", CONFIG)
+
+
+# --- going on --------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    with RunWriter.create(tmp_path / "whole", CONFIG) as writer:
+        write_steps(writer, 1, 6)
+    with RunWriter.create(tmp_path / "cut", CONFIG) as writer:
+        write_steps(writer, 1, 5)
+        with (tmp_path / "cut" / "traces.jsonl").open("a") as file:
+            file.write('{"step": 6, "te')
+    with RunWriter.reopen(tmp_path / "cut", 3) as writer:
+        assert writer.resumed
+        assert Run(tmp_path / "cut").heldout_steps() == [2]
+        write_steps(writer, 4, 6)
+    assert streams(tmp_path / "cut") == streams(tmp_path / "whole")
+    assert (tmp_path / "cut" / "config.yaml").read_bytes() == (tmp_path / "whole" / "config.yaml").read_bytes()
+
+
+def test_going_on_where_nothing_is_to_be_cut_changes_nothing(tmp_path):
+    with RunWriter.create(tmp_path, CONFIG) as writer:
+        write_steps(writer, 1, 4)
+    before = streams(tmp_path)
+    with RunWriter.reopen(tmp_path, 4):
+        assert streams(tmp_path) == before
+
+
+def test_nothing_temporary_is_left(tmp_path):
+    with RunWriter.create(tmp_path, CONFIG) as writer:
+        write_steps(writer, 1, 2)
+    with RunWriter.reopen(tmp_path, 1):
+        pass
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["config.yaml", "environment.json", "heldout", "metrics.jsonl", "traces.jsonl", "warnings.jsonl"]
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+def test_export_copies_the_model_or_a_checkpoints(tmp_path):
+    with RunWriter.create(tmp_path / "run", CONFIG):
+        pass
+    run = Run(tmp_path / "run")
+    with pytest.raises(InputError, match="model does not exist; checkpoints that do: none"):
+        export_model(run, tmp_path / "out")
+    for folder, text in ((run.model_dir, "last"), (run.path / "checkpoints" / "step-000003" / "model", "third")):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(text)
+    assert export_model(run, tmp_path / "out") == run.model_dir
+    assert (tmp_path / "out" / "config.json").read_text() == "last"
+    export_model(run, tmp_path / "third", step=3)
+    assert (tmp_path / "third" / "config.json").read_text() == "third"
+    with pytest.raises(InputError, match="exists already"):
+        export_model(run, tmp_path / "out")
+    with pytest.raises(InputError, match="checkpoints that do: step-000003"):
+        export_model(run, tmp_path / "fourth", step=4)

@@ -1,0 +1,110 @@
+"""The gradient of a batch does not depend on how it is computed."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from nrt.objective import METHODS
+from nrt.train.rollout import Rollout, from_json, to_json
+from nrt.train.setup import prepare
+
+
+@pytest.fixture
+def rolled(make_config):
+    """(stepper, groups): the tiny model and one rollout of 4 prompts × 8 traces."""
+
+    def roll(**settings):
+        parts = prepare(make_config(traces=8, **settings))
+        rollout = parts.stepper.collect(parts.data.pairs[:4], seed=1)
+        assert any(not g.credit.no_variance for g in rollout.groups if g.credit)
+        return parts, rollout
+
+    return roll
+
+
+def gradient(stepper, groups, tokens_per_batch=10**6):
+    engine = stepper.engine
+    engine.tokens_per_batch = tokens_per_batch
+    engine.optimizer.zero_grad()
+    rows = [row for group in groups for row in group.rows]
+    credits = [credit for group in groups for credit in group.row_credits()]
+    sums = engine.accumulate(rows, credits, stepper.method, denominator=len(rows) * stepper.loss_tokens)
+    return torch.cat([p.grad.flatten().clone() for p in engine.model.parameters() if p.grad is not None]), sums
+
+
+def assert_close(a, b):
+    assert a.abs().max() > 0
+    assert (a - b).abs().max() <= 1e-5 * a.abs().max()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("profile", ["paper", "recommended"])
+def test_accumulation_1x8_is_8x1(rolled, method, profile):
+    parts, rollout = rolled(method="nrt-gm") if method == "sft" else rolled(method=method, profile=profile)
+    whole, sums = gradient(parts.stepper, rollout.groups)
+    single, single_sums = gradient(parts.stepper, rollout.groups, tokens_per_batch=1)
+    assert_close(whole, single)
+    torch.testing.assert_close(sums, single_sums, rtol=1e-4, atol=1e-6)
+
+
+def test_group_order_leaves_it_unchanged(rolled):
+    parts, rollout = rolled()
+    a, _ = gradient(parts.stepper, rollout.groups)
+    b, _ = gradient(parts.stepper, rollout.groups[::-1])
+    assert_close(a, b)
+
+
+def test_padding_leaves_it_unchanged(rolled):
+    """A group's gradient is the same beside a much longer neighbour of weight zero as alone."""
+    parts, rollout = rolled()
+    alone, _ = gradient(parts.stepper, rollout.groups[:1])
+    groups = sorted(rollout.groups, key=lambda g: -max(len(row.ids) for row in g.rows))
+    both, _ = gradient(parts.stepper, [rollout.groups[0], *groups[:1]])
+    other, _ = gradient(parts.stepper, groups[:1])
+    assert_close(both, (alone + other) / 2)
+
+
+def test_on_policy_ratio_is_one(rolled):
+    parts, rollout = rolled()
+    _, sums = gradient(parts.stepper, rollout.groups)
+    assert sums[4].item() == pytest.approx(sums[6].item(), rel=1e-5)  # Σρ = number of sampled tokens
+    assert sums[5].item() == 0  # nothing clipped
+
+
+def test_a_rollout_survives_json_exactly(rolled):
+    parts, rollout = rolled(method="nrt-ws-inv-p")
+    pairs = [group.pair for group in rollout.groups]
+    again = from_json(to_json(rollout), pairs, parts.stepper.method, parts.stepper.markers)
+    assert isinstance(again, Rollout)
+    for a, b in zip(rollout.groups, again.groups, strict=True):
+        assert torch.equal(a.advantage_K, b.advantage_K)
+        assert torch.equal(a.logp_KT, b.logp_KT)
+        assert a.rows == b.rows
+    assert again.metrics == rollout.metrics
+
+
+def test_the_flat_example_has_the_same_gradient(rolled):
+    """examples/nrt_loop.py, on the very traces that the package sampled."""
+    spec = importlib.util.spec_from_file_location("nrt_loop", Path(__file__).parents[2] / "examples" / "nrt_loop.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    parts, rollout = rolled()
+    stepper = parts.stepper
+    ours, sums = gradient(stepper, rollout.groups)
+    batch = [
+        (list(g.pair.prompt_ids), list(g.pair.answer_ids), [[*t.ids, *([stepper.markers.end_id] if t.finished else [])] for t in g.traces])
+        for g in rollout.groups
+    ]
+    example.K, example.N = 8, stepper.loss_tokens
+    model = stepper.engine.model
+    model.zero_grad()
+    loss, gain = example.nrt_loss(model, batch, stepper.markers.start_id, stepper.markers.end_id)
+    loss.backward()
+    theirs = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert_close(ours, theirs)
+    assert loss.item() == pytest.approx(sums[0].item(), rel=1e-5)
+    assert gain == pytest.approx(rollout.metrics["reward/gain"], rel=1e-4)
