@@ -8,7 +8,7 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from nrt import cli
-from tests.train.conftest import make_config, model_dir, pairs_file, write_pairs  # noqa: F401
+from tests.training.conftest import make_config, model_dir, pairs_file, write_pairs  # noqa: F401
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nrt.config import Config, load_config
     from nrt.errors import InputError, NrtError
     from nrt.run import Run, load_run
-    from nrt.train import train
+    from nrt.training import train
 
 try:
     __version__ = version("native-reasoning")
@@ -31,7 +31,7 @@ _HOME = {
     "Run": "nrt.run",
     "load_config": "nrt.config",
     "load_run": "nrt.run",
-    "train": "nrt.train",
+    "train": "nrt.training",
 }
 
 __all__ = ["Config", "InputError", "NrtError", "Run", "load_config", "load_run", "train"]

@@ -28,7 +28,7 @@ def train(
     """Train: nrt train gsm8k model=FOLDER data.train=FILE run=NAME; go on with: nrt train resume=RUN."""
     from nrt.config import build_config, load_config, parse_overrides
     from nrt.run import load_run, run_folder
-    from nrt.train import train as run_training
+    from nrt.training import train as run_training
 
     recipe, overrides = (None, settings) if "=" in settings[0] else (settings[0], settings[1:])
     if recipe:

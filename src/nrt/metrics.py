@@ -77,7 +77,9 @@ METRICS: dict[str, Metric] = {
     "speed/rollout": Metric("tokens/s", "sampled tokens over `time/rollout`"),
     "speed/score": Metric("tokens/s", "forwarded tokens over `time/score`"),
     "speed/update": Metric("tokens/s", "forwarded tokens over `time/update`"),
-    "sampler/logp_gap": Metric("nats", "mean |log-probability of a token as sampled − as scored|; far from 0, they are two policies"),
+    "sampler/logp_gap": Metric(
+        "nats", "mean absolute gap between a token's log-probability as sampled and as scored; far from 0: two policies"
+    ),
     "heldout/accuracy": Metric("share", "answers that the checker finds right, after a trace"),
     "heldout/accuracy_null": Metric("share", "answers that the checker finds right, after the null trace"),
     "heldout/logp": Metric("nats/token", "log-probability of y* after a trace, mean of its tokens"),

@@ -152,8 +152,11 @@ class RunWriter:
         return writer
 
     @classmethod
-    def reopen(cls, name_or_path: str | Path, step: int) -> RunWriter:
-        """Goes on after `step`: what was written beyond it is cut off, so that the files become those of an uninterrupted run."""
+    def reopen(cls, name_or_path: str | Path, step: int, config: Config | None = None) -> RunWriter:
+        """Goes on after `step`: what was written beyond it is cut off, so that the files become those of an uninterrupted run.
+
+        `config` is the one that it goes on under; unset: as before.
+        """
         path = Run(name_or_path).path
         writer = cls(path, resumed=True)
         with _released_on_error(writer):
@@ -162,6 +165,8 @@ class RunWriter:
             for later, file in _numbered(path / "heldout", ".jsonl"):
                 if later > step:
                     file.unlink()
+            if config:
+                _write(path / "config.yaml", [dump_yaml(config)])
             writer._describe_start(step)
         return writer
 

@@ -48,13 +48,15 @@ def test_numbers_by_hand() -> None:
     """
     answer, work = "begin at 9 the final digit 9 .", "we have 9 ; that makes 9 ;"
     first = group("sum", answer, "9", work, [work, "we have 9 ;", f"well {work} now"], [0.9, 0.1, 0.6], [1.0, 0.5, -0.4], at=6)
-    second = group("sum", "digit is 3 .", "3", "we have 1 ; that makes 3 ;", ["well", "we have 1 ; that makes 3 ;"], [0.2, 0.3], [0.0, 0.9], at=2)
-    bot = group("bot", "room is b .", "b", "now in a ; that reaches b ;", ["", "now in a ; that reaches c ;"], [0.5, 0.5], [1.0, -1.0], at=2)
+    second = group(
+        "sum", "digit is 3 .", "3", "we have 1 ; that makes 3 ;", ["well", "we have 1 ; that makes 3 ;"], [0.2, 0.3], [0.0, 0.9], at=2
+    )
+    bot = group(
+        "bot", "room is b .", "b", "now in a ; that reaches b ;", ["", "now in a ; that reaches c ;"], [0.5, 0.5], [1.0, -1.0], at=2
+    )
     recall = group("recall", "town of elst .", "elst", "", ["well", "hmm"], [0.5, 0.5], [1.0, -1.0], at=2)
     metrics = observe(Rollout((first, second, bot, recall)), TOKENIZER)
-    assert metrics == pytest.approx(
-        {"worked/sum": 0.6, "p_key_given_worked/sum": 0.6, "advantage_worked/sum": 0.5, "worked/bot": 0.0}
-    )
+    assert metrics == pytest.approx({"worked/sum": 0.6, "p_key_given_worked/sum": 0.6, "advantage_worked/sum": 0.5, "worked/bot": 0.0})
 
 
 def test_nothing_sampled_nothing_observed() -> None:

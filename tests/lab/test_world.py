@@ -12,10 +12,10 @@ from nrt.lab.world import FAMILIES, HOME_OF, NAMES, SPLITS, SUM, TRAIN_NAMES, di
 
 # The bot's moves once more, from what one reads off the worked traces, not from the tables under test.
 ROOMS = {
-    "left": dict(a="b", b="e", c="f", d="d", e="c", f="a"),
-    "right": dict(a="e", b="a", c="d", d="b", e="f", f="c"),
-    "up": dict(a="f", b="d", c="e", d="b", e="a", f="c"),
-    "down": dict(a="f", b="b", c="d", d="c", e="a", f="e"),
+    "left": {"a": "b", "b": "e", "c": "f", "d": "d", "e": "c", "f": "a"},
+    "right": {"a": "e", "b": "a", "c": "d", "d": "b", "e": "f", "f": "c"},
+    "up": {"a": "f", "b": "d", "c": "e", "d": "b", "e": "a", "f": "c"},
+    "down": {"a": "f", "b": "b", "c": "d", "d": "c", "e": "a", "f": "e"},
 }
 
 

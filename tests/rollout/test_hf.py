@@ -57,7 +57,8 @@ def test_first_tokens_follow_the_softmax() -> None:
 
 
 def test_tokens_of_probability_zero_are_never_drawn() -> None:
-    model = tiny_model(initializer_range=30.0)
+    model = tiny_model()
+    model.get_output_embeddings().weight.data.mul_(300)  # most probabilities underflow
     samples = flat(HFSampler(model, PAD).sample([(3,)], n=64, stop_ids=NEVER, cap=5, seed=0))
     assert min(chain.from_iterable(sample.logps for sample in samples)) > -40
 
@@ -84,9 +85,9 @@ def test_same_seed_same_ids_and_nothing_else_moves() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("max_rows", [1, 2, 5, 100])
+@pytest.mark.parametrize("max_rows", [1, 5])
 def test_splitting_changes_nothing(max_rows: int) -> None:
-    model = tiny_model("gemma3")
+    model = tiny_model("gemma3", initializer_range=0.05)
     stop_ids = frozenset(range(2, 8))  # so that rows finish at different times, and leave the batch
     whole = HFSampler(model, PAD).sample(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3)
     split = HFSampler(model, PAD, max_rows=max_rows).sample(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3)

@@ -102,7 +102,8 @@ def test_numbers_worked_by_hand() -> None:
 
 
 def test_a_token_of_probability_zero_leaves_the_entropy_finite() -> None:
-    model = tiny_model(initializer_range=30.0)  # logits so far apart that probabilities underflow
+    model = tiny_model()
+    model.get_output_embeddings().weight.data.mul_(300)  # probabilities underflow
     scores = SCORER(model, random_rows(4, SHAPES))
     assert scores.entropy_N.isfinite().all()
     assert scores.logp_N.min() < -104  # exp of it is 0 in float32
@@ -137,7 +138,7 @@ def test_micro_batches_count_both_sides_of_the_padding() -> None:
     assert micro_batches(rows, 32) == [[0, 1]]
 
 
-@pytest.mark.parametrize("tokens_per_batch", [1, 40, 10_000])
+@pytest.mark.parametrize("tokens_per_batch", [1, 60])
 def test_score_all_keeps_the_order(tokens_per_batch: int) -> None:
     model, rows = tiny_model("gemma3"), random_rows(6, SHAPES * 3)
     scores, expected = score_all(SCORER, model, rows, tokens_per_batch), naive(model, rows)

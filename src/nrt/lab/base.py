@@ -196,9 +196,7 @@ def _loss(model: LlamaForCausalLM, documents: Sequence[Sequence[int]]) -> Tensor
         owners += [i for i, document in enumerate(bin) for _ in document] + [-1] * gap
     ids_BN, places_BN, owner_BN = (torch.tensor(values).view(len(bins), width) for values in (ids, places, owners))
     mask_BNN = (owner_BN[:, :, None] == owner_BN[:, None, :]) & torch.ones(width, width, dtype=torch.bool).tril()
-    hidden_BND = model.model(
-        input_ids=ids_BN, position_ids=places_BN, attention_mask=mask_BNN[:, None], use_cache=False
-    ).last_hidden_state
+    hidden_BND = model.model(input_ids=ids_BN, position_ids=places_BN, attention_mask=mask_BNN[:, None], use_cache=False).last_hidden_state
     inside_BN = places_BN[:, 1:] > 0  # every token that has one before it in its document
     return F.cross_entropy(model.lm_head(hidden_BND[:, :-1][inside_BN]), ids_BN[:, 1:][inside_BN])
 

@@ -16,7 +16,7 @@ from nrt.config import Config, load_config
 from nrt.lab.base import BaseSettings, build_base, cache_folder, readout
 from nrt.lab.world import FAMILIES, distinct, write_pairs
 from nrt.run import Run, run_folder
-from nrt.train import Listener, train
+from nrt.training import Listener, train
 
 TRAIN_PAIRS = 4000
 TEST_PAIRS = 300  # a family; recall has fewer

@@ -16,7 +16,7 @@ from torch import Tensor
 from nrt.data import Markers, null_row, to_trace, trace_row
 from nrt.objective import Reward
 from nrt.scoring import PaddedScorer
-from nrt.train.rollout import sampled_mask
+from nrt.training.rollout import sampled_mask
 from nrt.types import Pair, Row, Sample, Trace
 
 

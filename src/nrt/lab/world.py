@@ -24,7 +24,7 @@ from pathlib import Path
 from random import Random
 from types import MappingProxyType
 
-from nrt.errors import InputError, unknown
+from nrt.errors import unknown
 
 NAMES = tuple(
     "tomi kela badu rina soko mave lupi dano fera giso halo jeku nilo pavo quri weti zabo yemi cado vino bera dolu kiro muna".split()

@@ -14,7 +14,7 @@ from typing import Any
 
 from nrt.checkers import Checker
 from nrt.data import Chat, bare_row, null_row, to_trace, trace_row
-from nrt.train.step import Stepper
+from nrt.training.step import Stepper
 from nrt.types import Pair, Row, Sample, Trace
 
 
@@ -96,9 +96,7 @@ class Heldout:
             return [None] * len(rows)
         prefixes = [row.ids[: len(row.ids) - len(pair.answer_ids)] for row, pair in zip(rows, self.pairs, strict=True)]
         stop_ids = self.stepper.stop_ids - {self.stepper.markers.end_id}
-        samples = self.stepper.sampler.sample(
-            prefixes, n=1, stop_ids=stop_ids, cap=self.max_answer_tokens, seed=0, greedy=True
-        )
+        samples = self.stepper.sampler.sample(prefixes, n=1, stop_ids=stop_ids, cap=self.max_answer_tokens, seed=0, greedy=True)
         return [self.chat.decode(_body(group[0], stop_ids)) for group in samples]
 
     def _check(self, answer: str | None, reference: str) -> bool | None:

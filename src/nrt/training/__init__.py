@@ -1,5 +1,5 @@
 """Training: `train(config) -> Run`."""
 
-from nrt.train.loop import Listener, train
+from nrt.training.loop import Listener, train
 
 __all__ = ["Listener", "train"]

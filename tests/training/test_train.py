@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nrt
 from nrt.metrics import describe
-from nrt.train.loop import Interrupted, Silent
+from nrt.training.loop import Interrupted, Silent
+from tests.training.conftest import write_pairs
 
 
 def timeless(metrics):
@@ -48,7 +49,7 @@ def test_every_metric_is_documented(make_config):
     run = nrt.train(make_config())
     for record in run.metrics():
         for name in record.keys() - {"step"}:
-            assert describe(name).unit, name
+            assert describe(name).meaning, name
 
 
 def test_the_model_folder_is_an_ordinary_one(make_config):
@@ -141,7 +142,7 @@ def test_a_resumed_model_without_markers_is_refused(make_config, model_dir, tmp_
 
 
 def test_sft_learns_its_answers(make_config):
-    run = nrt.train(make_config(method="sft", steps=60, batch=16, eval_every=0))
+    run = nrt.train(make_config(method="sft", steps=40, batch=16, eval_every=0, save_every=0))
     first, last = run.heldout(0), run.heldout()
     assert sum(row["correct"] for row in first) == 0
     assert sum(row["correct"] for row in last) == len(last)
@@ -156,13 +157,22 @@ def test_one_trace_warns(make_config):
     assert run.metrics()[-1]["loss/trace"] == 0.0
 
 
-def test_long_rows_are_dropped_and_counted(make_config):
-    run = nrt.train(make_config(max_answer_tokens=4, **{"data.valid": None}, steps=1))
-    assert [(w["kind"], w["count"]) for w in run.warnings()] == [("dropped-answers", 16)] or run.warnings()
+def test_long_rows_are_dropped_and_counted(make_config, tmp_path):
+    """An answer has one token a word and the end of the turn; a prompt has <s> and the line break besides its words."""
+    answers = ["the sum is two", "one", "what is the sum so we add them", "two"]
+    questions = ["what ?", "what ?", "what ?", "so " * 20 + "?"]
+    rows = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
+    file = write_pairs(tmp_path / "long.jsonl", rows)
+    settings = {"data.train": str(file), "data.valid": None, "data.columns.source": None, "max_answer_tokens": 5, "steps": 1}
+    run = nrt.train(make_config(run=str(tmp_path / "drop"), **settings))
+    assert [(w["kind"], w["count"]) for w in run.warnings()] == [("dropped-prompts", 1), ("dropped-answers", 1)]
+    assert run.metrics()[-1]["data/dropped_answers"] == 1
+    run = nrt.train(make_config(run=str(tmp_path / "cut"), **settings, **{"data.truncate_answers": True}))
+    assert [(w["kind"], w["count"]) for w in run.warnings()] == [("dropped-prompts", 1), ("truncated-answers", 1)]
 
 
 def test_an_observer_adds_metrics(make_config):
-    run = nrt.train(make_config(observer="tests.train.test_train:count_groups", steps=1))
+    run = nrt.train(make_config(observer="tests.training.test_train:count_groups", steps=1))
     assert run.metrics()[-1]["worked/groups"] == 4
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nrt.engine.local import LocalEngine, UpdateStats
-from nrt.train.rollout import Rollout
+from nrt.training.rollout import Rollout
 
 
 @dataclass
@@ -39,10 +39,6 @@ class Progress:
     step: int = 0
     position: int = 0
     in_hand: InHand | None = None
-
-
-def step_name(step: int) -> str:
-    return f"step-{step:06d}"
 
 
 def save_checkpoint(folder: Path, engine: LocalEngine, state: Mapping[str, Any], save_model: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nrt.engine.local import UpdateStats
 from nrt.objective import Method
-from nrt.train.rollout import Group, sampled_mask
+from nrt.training.rollout import Group, sampled_mask
 from nrt.types import Role, Row
 
 

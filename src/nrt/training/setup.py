@@ -19,8 +19,8 @@ from nrt.models import add_markers, check_markers, end_token_ids, load_model, pi
 from nrt.objective import METHODS, Method, with_weight_norm
 from nrt.rollout import HFSampler
 from nrt.trackers import check_trackers
-from nrt.train.heldout import Heldout
-from nrt.train.step import Stepper
+from nrt.training.heldout import Heldout
+from nrt.training.step import Stepper
 
 Observer = Callable[[Any, Any], Mapping[str, float]]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nrt.objective import METHODS
-from nrt.train.rollout import Rollout, from_json, to_json
-from nrt.train.setup import prepare
+from nrt.training.rollout import Rollout, from_json, to_json
+from nrt.training.setup import prepare
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_rollout_survives_json_exactly(rolled):
 
 
 def test_the_flat_example_has_the_same_gradient(rolled):
-    """examples/nrt_loop.py, on the very traces that the package sampled."""
+    """examples/nrt_loop.py, on the very traces that the package sampled (values differ: A·log π there, A·ρ here)."""
     spec = importlib.util.spec_from_file_location("nrt_loop", Path(__file__).parents[2] / "examples" / "nrt_loop.py")
     assert spec is not None
     assert spec.loader is not None
@@ -94,7 +94,7 @@ def test_the_flat_example_has_the_same_gradient(rolled):
     spec.loader.exec_module(example)
     parts, rollout = rolled()
     stepper = parts.stepper
-    ours, sums = gradient(stepper, rollout.groups)
+    ours, _ = gradient(stepper, rollout.groups)
     batch = [
         (list(g.pair.prompt_ids), list(g.pair.answer_ids), [[*t.ids, *([stepper.markers.end_id] if t.finished else [])] for t in g.traces])
         for g in rollout.groups
@@ -106,5 +106,4 @@ def test_the_flat_example_has_the_same_gradient(rolled):
     loss.backward()
     theirs = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert_close(ours, theirs)
-    assert loss.item() == pytest.approx(sums[0].item(), rel=1e-5)
     assert gain == pytest.approx(rollout.metrics["reward/gain"], rel=1e-4)

@@ -13,8 +13,8 @@ from nrt.data import Markers, bare_row, null_row, to_trace, trace_row
 from nrt.engine.local import LocalEngine, UpdateStats
 from nrt.objective import Method
 from nrt.rollout import Sampler
-from nrt.train.measure import GroupScores, rollout_metrics
-from nrt.train.rollout import Group, Rollout, build_group, sft_group
+from nrt.training.measure import GroupScores, rollout_metrics
+from nrt.training.rollout import Group, Rollout, build_group, sft_group
 from nrt.types import Pair
 
 

@@ -15,13 +15,13 @@ from typing import Any, Protocol
 from nrt.config import Config
 from nrt.engine.local import UpdateStats
 from nrt.errors import InputError, NrtError
-from nrt.run import Run, RunWriter, run_folder
+from nrt.run import Run, RunWriter, run_folder, step_name
 from nrt.trackers import open_trackers
-from nrt.train import heldout as held
-from nrt.train.checkpoint import InHand, Progress, load_checkpoint, prune, save_checkpoint, step_name
-from nrt.train.measure import trace_record, update_metrics
-from nrt.train.rollout import Rollout, from_json, to_json
-from nrt.train.setup import Parts, check_resumable, prepare, resolve_names
+from nrt.training import heldout as held
+from nrt.training.checkpoint import InHand, Progress, load_checkpoint, prune, save_checkpoint
+from nrt.training.measure import trace_record, update_metrics
+from nrt.training.rollout import Rollout, from_json, to_json
+from nrt.training.setup import Parts, check_resumable, prepare, resolve_names
 
 
 class Interrupted(NrtError):
@@ -63,7 +63,7 @@ def train(config: Config, *, listener: Listener | None = None) -> Run:
         parts = prepare(config, checkpoint=checkpoints[-1])
         state = load_checkpoint(checkpoints[-1], parts.stepper.engine)
         progress = _read_progress(state, config, parts)
-        writer = RunWriter.reopen(folder, progress.step)
+        writer = RunWriter.reopen(folder, progress.step, config.model_copy(update={"run": before.config.run, "resume": None}))
     else:
         folder, progress = run_folder(config.run), Progress()
         parts = prepare(config)
@@ -82,9 +82,7 @@ class Loop:
         self.config, self.parts, self.writer, self.progress = config, parts, writer, progress
         self.listener, self.stop = listener, stop
         self.folder = writer.path
-        self.trackers = open_trackers(
-            config.trackers, self.folder.name, self.folder, config.model_dump(mode="json"), step=progress.step
-        )
+        self.trackers = open_trackers(config.trackers, self.folder.name, self.folder, config.model_dump(mode="json"), step=progress.step)
 
     def run(self) -> None:
         self.listener.start(self.folder, self.progress.step, self.parts.steps)
@@ -125,7 +123,13 @@ class Loop:
         step, config = self.progress.step, self.config
         metrics: dict[str, Any] = {"step": step, **hand.rollout.metrics, **update_metrics(hand.updates, hand.seconds)}
         metrics["optim/updates"] = step * config.updates_per_rollout
-        metrics["data/epoch"] = self.progress.position / len(self.parts.data.pairs)
+        data = self.parts.data
+        metrics |= {
+            "data/epoch": self.progress.position / len(data.pairs),
+            "data/dropped_prompts": data.dropped_prompts,
+            "data/dropped_answers": data.dropped_answers,
+            "data/truncated_answers": data.truncated_answers,
+        }
         if self.parts.names.observer:
             metrics |= self.parts.names.observer(hand.rollout, self.parts.tokenizer)
         for group in hand.rollout.groups[: config.log_traces]:
