@@ -18,6 +18,7 @@ def nrt_command(monkeypatch, capsys, tmp_path):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["nrt", *arguments])
+        capsys.readouterr()
         try:
             cli.main()
             status = 0

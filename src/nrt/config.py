@@ -242,7 +242,7 @@ def validate(values: Mapping[str, Any]) -> Config:
 def dump_yaml(config: Config) -> str:
     """The resolved config as YAML, with the schema version first."""
     values = {"schema_version": SCHEMA_VERSION, **config.model_dump(mode="json")}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 def parse_yaml(text: str, source: str) -> Config:

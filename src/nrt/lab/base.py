@@ -29,6 +29,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from nrt.errors import unknown
 from nrt.lab.corpus import BOS, EOS, MIXTURES, NEWLINE, PAD, UNK, VOCABULARY, documents
 from nrt.lab.world import Problem
+from nrt.models import quiet
 
 SOURCE_VERSION = 1  # raised whenever the same settings would give another model
 
@@ -110,7 +111,8 @@ def build_base(settings: BaseSettings | None = None, cache: str | Path | None = 
         model = _build_model(settings)
         _train(model, settings, progress)
         made = Path(temporary) / settings.name
-        model.save_pretrained(made)
+        with quiet():
+            model.save_pretrained(made)
         tokenizer.save_pretrained(made)
         (made / "base.json").write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
         try:

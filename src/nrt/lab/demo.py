@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nrt.config import Config, load_config
 from nrt.lab.base import BaseSettings, build_base, cache_folder, readout
 from nrt.lab.world import FAMILIES, distinct, write_pairs
+from nrt.models import load_model
 from nrt.run import Run, run_folder
 from nrt.training import Listener, train
 
@@ -75,7 +76,7 @@ def fresh_name() -> str:
 
 def print_readout(console: Console, base: Path) -> None:
     """What the base can do: how often it reasons unasked, and what reasoning would be worth."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    model, tokenizer = load_model(str(base), dtype=torch.float32, device="cpu")
     table = Table("the base model", "worked traces", "right answers (greedy)", "P(key | worked trace)")
     for line in readout(model, tokenizer, distinct("test", 100, families=FAMILIES)):
         worked = "–" if math.isnan(line.worked) else f"{line.worked:.0%}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from nrt.errors import InputError
@@ -29,9 +31,10 @@ def load_model(
     _check_causal(name, config, trust_remote_code)
     tokenizer = _load_tokenizer(name, trust_remote_code)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
+        with quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                name, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(f"model {name}: its weights cannot be loaded: {_first_line(error)}") from error
     if report["missing_keys"]:
@@ -57,6 +60,18 @@ def pick_device(name: str) -> torch.device:
     if not there.get(device.type, True):
         raise InputError(f"device '{name}' is not there on this machine; use device=auto")
     return device
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars, which would be drawn over whatever the program shows."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _load_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:

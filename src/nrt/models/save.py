@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from nrt.models.load import quiet
 from nrt.models.markers import end_token_ids
 
 
@@ -24,7 +25,8 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: str | os.PathLike
     new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    with _replaced(model, "generation_config", _generation_config(model, tokenizer)), _replaced(tokenizer, "chat_template", template):
+    generation = _generation_config(model, tokenizer)
+    with quiet(), _replaced(model, "generation_config", generation), _replaced(tokenizer, "chat_template", template):
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
     if folder.exists():
