@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_whole_loss_by_hand():
 RATIOS = [0.5, 0.9, 1.25, 2.0]
 
 
-def one_token(ratio_value: float, advantage: float, ratio: str) -> tuple[float, float]:
+def one_token(ratio_value: float, advantage: float, ratio: Any) -> tuple[float, float]:
     """Value and gradient of the trace term on one action whose old log-prob is −1."""
     logp_N = torch.tensor([-1.0 + math.log(ratio_value)], requires_grad=True)
     zero = torch.zeros(1)

@@ -103,7 +103,7 @@ def test_equal_prompts_get_traces_of_their_own() -> None:
 def test_each_stop_id_stops_and_stays() -> None:
     model, stop_ids = tiny_model(initializer_range=0.02), frozenset({2, 9, 30, VOCAB + 5})  # the last is no token of the model
     samples = flat(HFSampler(model, PAD).sample([(3, 4)], n=200, stop_ids=stop_ids, cap=30, seed=0))
-    stopped = [sample.ids for sample in samples if len(sample.ids) < 30]
+    stopped = [list(sample.ids) for sample in samples if len(sample.ids) < 30]
     assert {ids[-1] for ids in stopped} == {2, 9, 30}
     assert all(stop_ids.isdisjoint(ids[:-1]) for ids in stopped)
     for sample in samples:

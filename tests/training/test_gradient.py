@@ -99,7 +99,7 @@ def test_the_flat_example_has_the_same_gradient(rolled):
         (list(g.pair.prompt_ids), list(g.pair.answer_ids), [[*t.ids, *([stepper.markers.end_id] if t.finished else [])] for t in g.traces])
         for g in rollout.groups
     ]
-    example.K, example.N = 8, stepper.loss_tokens
+    vars(example).update(K=8, N=stepper.loss_tokens)
     model = stepper.engine.model
     model.zero_grad()
     loss, gain = example.nrt_loss(model, batch, stepper.markers.start_id, stepper.markers.end_id)

@@ -17,7 +17,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from jinja2.exceptions import TemplateError
 
@@ -98,7 +98,7 @@ class Chat:
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": sentinel}]
         after = self._own(self._render(turns, generate=False)).partition(sentinel)[2]
         if found := self._show.pattern.search(after):
-            return self._turns.token_to_id(found[0])
+            return cast(int, self._turns.token_to_id(found[0]))
         if self._tokenizer.eos_token_id is None:
             raise InputError("nothing ends a turn: neither the chat template nor tokenizer.eos_token; set tokenizer.eos_token")
         return self._tokenizer.eos_token_id

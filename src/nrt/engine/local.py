@@ -60,7 +60,7 @@ class LocalEngine:
         self.optimizer.zero_grad(set_to_none=True)
         sums = self.accumulate(rows, credits, method, denominator=denominator)
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        lr = self.scheduler.get_last_lr()[0]
+        lr = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
         total, trace, answer, format_, ratio_sum, clipped, sampled = sums.tolist()

@@ -17,7 +17,7 @@ _HOME = {
     "observe": "observe",
 }
 
-__all__ = list(_HOME)
+__all__ = ["BaseSettings", "Problem", "build_base", "observe", "readout", "write_pairs"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -111,10 +111,10 @@ def trace_record(group: Group, decode: Any) -> dict[str, Any]:
 
 
 def _against_initial(method: Method, groups: Sequence[Group], initial: Sequence[Tensor]) -> dict[str, float]:
-    gains = []
+    reward, gains = method.reward, []
     for group, initial_T in zip(groups, initial, strict=True):
-        if method.reward is not None and group.credit is not None:
-            gains.append((group.credit.reward_K - method.reward(initial_T[None], group.credit.base_T)).mean().item())
+        if reward is not None and group.credit is not None:
+            gains.append((group.credit.reward_K - reward(initial_T[None], group.credit.base_T)).mean().item())
     return {"reward/gain_initial": fmean(gains), "answer/logp_initial": fmean(t.double().mean().item() for t in initial)}
 
 

@@ -1,0 +1,33 @@
+"""The demo runs from end to end; whether it shows the effect is test_effect's business."""
+
+import io
+
+from rich.console import Console
+
+from nrt.lab.demo import run_demo
+from nrt.live import LiveLine
+
+
+def test_quick_demo(tmp_path, monkeypatch):
+    monkeypatch.setenv("NRT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    out = io.StringIO()
+    console = Console(file=out, width=200)
+    run = run_demo(console, LiveLine(console), seed=0, quick=True)
+    text = out.getvalue()
+    assert run.path.as_posix() == "runs/demo"
+    for said in (
+        "worked traces",
+        "before",
+        "after",
+        "sum",
+        "bot",
+        "recall",
+        "step 3/3",
+        "Run folder: runs/demo",
+        "nrt chat runs/demo/model",
+    ):
+        assert said in text
+    assert [record["step"] for record in run.metrics()] == [0, 1, 2, 3]
+    assert "worked/sum" in run.metrics()[-1]
+    assert {row["source"] for row in run.heldout()} == {"sum", "bot", "recall"}
