@@ -84,7 +84,7 @@ def test_no_text_gives_a_control_id(tokenizer: str, template: str) -> None:
     text = st.lists(pieces | st.text(max_size=3), max_size=8).map("".join)
     harmless = [token for token in case.chat.encode_prompt(SINGLE) if token in case.chat.control_ids]
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(text)
     def check(text: str) -> None:
         assert case.chat.control_ids.isdisjoint(case.chat.encode_text(text))
@@ -142,7 +142,7 @@ def test_answers_come_back(case: Case, text: str) -> None:
 def test_any_answer_comes_back(tokenizer: str) -> None:
     chat = build_case(tokenizer, "chatml").chat
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(st.text(max_size=20).filter(lambda text: "▁" not in text))  # SentencePiece's own space
     def check(text: str) -> None:
         assert chat.decode(chat.encode_text(text)) == text

@@ -2,12 +2,14 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from nrt.lab.demo import run_demo
 from nrt.live import LiveLine
 
 
+@pytest.mark.slow
 def test_quick_demo(tmp_path, monkeypatch):
     monkeypatch.setenv("NRT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

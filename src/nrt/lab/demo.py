@@ -27,7 +27,7 @@ def run_demo(console: Console, listener: Any, *, run: str | None = None, seed: i
     """Builds (or finds) the base model, prints what it can do, trains it, prints what it can do then."""
     console.print("[bold]1. A base model[/bold] that has read worked answers, but seldom writes one", highlight=False)
     base = demo_base(console, seed=seed, quick=quick)
-    print_readout(console, base)
+    print_readout(console, base, questions=5 if quick else 100)
     console.print("\n[bold]2. Native Reasoning Training[/bold] on question–answer pairs: no traces, no checker, no judge", highlight=False)
     config = demo_config(base, run or fresh_name(), seed=seed, quick=quick)
     result = train_with(listener, config)
@@ -53,7 +53,7 @@ def demo_config(base: Path, run: str, *, seed: int, quick: bool = False) -> Conf
     pairs = cache_folder() / "lab" / f"pairs-{seed}"
     train_file, test_file = pairs / "train.jsonl", pairs / "test.jsonl"
     write_pairs(train_file, "train", TRAIN_PAIRS, seed=seed)
-    rows = write_pairs(test_file, "test", 20 if quick else TEST_PAIRS, seed=seed)
+    rows = write_pairs(test_file, "test", 5 if quick else TEST_PAIRS, seed=seed)
     settings = [f"model={base}", f"data.train={train_file}", f"data.valid={test_file}", f"run={run}", f"seed={seed}", "eval_every=0"]
     return load_config("miniature", [*settings, f"heldout.rows={rows}", *(["steps=3"] if quick else [])])
 
@@ -74,11 +74,11 @@ def fresh_name() -> str:
     return next(name for name in names if not run_folder(name).exists())
 
 
-def print_readout(console: Console, base: Path) -> None:
+def print_readout(console: Console, base: Path, questions: int) -> None:
     """What the base can do: how often it reasons unasked, and what reasoning would be worth."""
     model, tokenizer = load_model(str(base), dtype=torch.float32, device="cpu")
     table = Table("the base model", "worked traces", "right answers (greedy)", "P(key | worked trace)")
-    for line in readout(model, tokenizer, distinct("test", 100, families=FAMILIES)):
+    for line in readout(model, tokenizer, distinct("test", questions, families=FAMILIES)):
         worked = "–" if math.isnan(line.worked) else f"{line.worked:.0%}"
         table.add_row(line.family, worked, f"{line.greedy:.0%}", f"{line.key_given_gold:.2f}" if worked != "–" else "–")
     console.print(table)
