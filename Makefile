@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 help:
 	@echo "make demo       a tiny model learns to reason, in minutes"
 	@echo "make test       ruff, pyright and the default tests"
-	@echo "make test-slow  the miniature's study on three seeds "
+	@echo "make test-slow  the miniature's study on three seeds"
 	@echo "make setup      only install, with all development tools, into .venv"
 
 setup: .venv/.dev
