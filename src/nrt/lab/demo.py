@@ -53,9 +53,9 @@ def demo_config(base: Path, run: str, *, seed: int, quick: bool = False) -> Conf
     pairs = cache_folder() / "lab" / f"pairs-{seed}"
     train_file, test_file = pairs / "train.jsonl", pairs / "test.jsonl"
     write_pairs(train_file, "train", TRAIN_PAIRS, seed=seed)
-    rows = write_pairs(test_file, "test", 5 if quick else TEST_PAIRS, seed=seed)
+    rows = write_pairs(test_file, "test", TEST_PAIRS, seed=seed)  # always whole: a run to resume may read it too
     settings = [f"model={base}", f"data.train={train_file}", f"data.valid={test_file}", f"run={run}", f"seed={seed}", "eval_every=0"]
-    return load_config("miniature", [*settings, f"heldout.rows={rows}", *(["steps=3"] if quick else [])])
+    return load_config("miniature", [*settings, *(["heldout.rows=15", "steps=3"] if quick else [f"heldout.rows={rows}"])])
 
 
 def train_with(listener: Listener, config: Config) -> Run:
