@@ -42,7 +42,7 @@ test-fast: .venv/.dev
 test: lint types test-fast
 
 test-slow: .venv/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -s -v
 
 clean:
 	rm -rf .venv build dist

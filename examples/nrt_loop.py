@@ -21,7 +21,7 @@ from nrt.lab.base import BaseSettings, build_base, cache_folder
 from nrt.lab.world import write_pairs
 
 # The paper's hyperparameters (Table 6), in the miniature's size.
-B, K, MAX_TRACE, LR, FORMAT_COEF = 16, 8, 40, 5e-4, 0.3
+B, K, MAX_TRACE, LR, FORMAT_COEF = 16, 8, 21, 5e-4, 0.3
 N = 80  # one constant denominator (Dr.GRPO): most tokens a row can have
 
 
@@ -123,7 +123,7 @@ def load_miniature(seed):
     pairs = []
     for line in path.read_text().splitlines():
         row = json.loads(line)
-        prompt = tokenizer.encode(f"{tokenizer.bos_token} {row['question']} \n", add_special_tokens=False)
+        prompt = tokenizer.encode(f"{tokenizer.bos_token} {row['question']}", add_special_tokens=False)
         answer = tokenizer.encode(row["answer"], add_special_tokens=False) + [tokenizer.eos_token_id]
         pairs.append((prompt, answer))
     return model.eval(), tokenizer, start, end, pairs

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from nrt import config as module
 from nrt.config import Config, Section, build_config, dump_yaml, load_config, merge, packaged, parse_overrides, parse_yaml
 from nrt.errors import InputError
+from nrt.training.setup import resolve_method
 
 SECTIONS = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Section)]
 
@@ -29,26 +30,27 @@ def test_the_papers_recipe_has_the_papers_values():
     assert (config.batch, config.updates_per_rollout, config.traces) == (256, 4, 8)
     assert (config.max_prompt_tokens, config.max_trace_tokens, config.max_trace_tokens + config.max_answer_tokens) == (4096, 2048, 4096)
     assert (config.optimizer.lr, config.optimizer.schedule, config.optimizer.weight_decay) == (1e-5, "constant", 0.01)
-    assert (config.objective.format_coef, config.objective.ratio_clip) == (0.3, (0.2, 0.28))
-    assert (config.objective.answer_weight, config.objective.weight_norm) == ("signal", "none")
+    method = resolve_method(config.method, config.objective)
+    assert (method.format_coef, method.ratio_clip) == (0.3, (0.2, 0.28))
+    assert (method.answer_weight, config.objective.weight_norm) == ("signal", "none")
 
 
 def test_later_layers_win(tmp_path):
     """schema < profile < recipe < command line, each shown by a setting that the next layer leaves alone."""
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("profile: paper\nbatch: 12\nobjective: {format_coef: 0.1, answer_coef: 2}\n")
+    recipe.write_text("profile: paper\nbatch: 12\noptimizer: {weight_decay: 0.1}\nobjective: {answer_coef: 2}\n")
     config = load_config(str(recipe), ["batch=16", "objective.answer_coef=3"])
     assert config.traces == 8  # schema
-    assert config.objective.answer_weight == "signal"  # profile, over the schema's null
-    assert config.objective.format_coef == 0.1  # recipe, over the profile's 0.3
+    assert config.objective.weight_norm == "none"  # profile, over the schema's null
+    assert config.optimizer.weight_decay == 0.1  # recipe, over the profile's 0.01
     assert (config.batch, config.objective.answer_coef) == (16, 3)  # command line, over the recipe
 
 
 def test_the_command_line_may_choose_the_profile(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("profile: paper\n")
-    assert load_config(str(recipe)).objective.answer_weight == "signal"
-    assert load_config(str(recipe), ["profile=recommended"]).objective.answer_weight == 1.0
+    assert load_config(str(recipe)).objective.signal_weight is None
+    assert load_config(str(recipe), ["profile=recommended"]).objective.signal_weight == 1.0
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,10 @@ def test_the_command_line_may_choose_the_profile(tmp_path):
         (["batch=2.5"], "setting batch=2.5: input should be a valid integer"),
         (["optimizer.lr=-1"], "setting optimizer.lr=-1: input should be greater than 0"),
         (["optimizer.betas=[0.9, 2]"], "setting optimizer.betas=2: input should be less than or equal to 1"),
-        (["objective.answer_weight=all"], "setting objective.answer_weight='all': input should be 'signal' or .* a valid number"),
+        (
+            ["objective.answer_weight=all"],
+            "setting objective.answer_weight='all': input should be 'signal' or 'reward' or .* a valid number",
+        ),
         (["eval_every=-1"], "setting eval_every=-1"),
         (["data=file"], "setting data='file': input should be a valid dictionary"),
         (["engine=verl"], "setting engine='verl': input should be 'local'"),

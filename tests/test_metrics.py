@@ -28,7 +28,7 @@ def test_every_metric_has_a_row_and_a_meaning():
 
 
 def test_names_of_one_group_stand_together():
-    assert markdown().count("\n## ") == len({"the miniature" if "<" in name else name.split("/")[0] for name in METRICS})
+    assert markdown().count("\n## ") == len({"the miniature" if "<family>" in name else name.split("/")[0] for name in METRICS})
 
 
 @pytest.mark.parametrize("name", list(METRICS))
@@ -41,6 +41,7 @@ def test_describe_finds_sources_and_families():
     assert describe("heldout/accuracy_null/a/b").meaning == METRICS["heldout/accuracy_null"].meaning + "; of source a/b"
     assert describe("worked/sum").meaning == METRICS["worked/<family>"].meaning + "; of family sum"
     assert describe("p_key_given_worked/bot").unit == "probability"
+    assert describe("weights/0.4").meaning == METRICS["weights/<surprise>"].meaning + "; of surprise 0.4"
 
 
 @pytest.mark.parametrize("name", ["heldout/acuracy", "heldout", "worked/", "worked", "heldout/accuracy/", ""])

@@ -32,7 +32,7 @@ def train(
 
     recipe, overrides = (None, settings) if "=" in settings[0] else (settings[0], settings[1:])
     if recipe:
-        config = load_config(recipe, overrides)
+        config = load_config(recipe, [*_world(recipe, overrides), *overrides])
     else:
         given = parse_overrides(overrides)
         resume = given.get("resume")
@@ -46,6 +46,28 @@ def train(
         listener.close()
     if not json:
         _console().print(f"done: {run.path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    settings: Annotated[list[str], typer.Argument(metavar="RECIPE [key=value …]", help="A recipe or YAML path, then settings for all.")],
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "",
+    variants: Annotated[str, typer.Option(help="Instead of methods: a YAML file of variants, or terms, advantage, sampling.")] = "",
+    seeds: Annotated[int, typer.Option(help="Seeds 0 … N − 1 for each.")] = 3,
+    baseline: Annotated[str, typer.Option(help="What the others are paired with; by default sft, else the first.")] = "",
+    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    study: Annotated[str, typer.Option(help="Name or path of the study's folder.")] = "",
+    measure: Annotated[str, typer.Option(help="Field of the held-out records: correct, correct_null, logp, …")] = "correct",
+) -> None:
+    """Methods or variants under one budget, with honest error bars; the same command again goes on where it stopped."""
+    from nrt.comparing import compare_study
+
+    given = compare_study(
+        _console(), settings[0], settings[1:], methods=methods, variants=variants, seeds=seeds, baseline=baseline,
+        jobs=jobs, study=study, measure=measure,
+    )  # fmt: skip
+    if given.missing:
+        sys.exit(1)
 
 
 @app.command()
@@ -100,6 +122,16 @@ def export(
 
     source = export_model(load_run(run_folder(run)), folder, step=step)
     _console().print(f"{source} → {folder}", highlight=False, soft_wrap=True)
+
+
+def _world(recipe: str, overrides: list[str]) -> list[str]:
+    """A recipe of the miniature brings its own model and pairs, unless a model is given."""
+    if not recipe.startswith("miniature") or any(text.startswith("model=") for text in overrides):
+        return []
+    from nrt.config import load_config
+    from nrt.lab.settings import STAGES, prepare
+
+    return prepare(recipe, load_config(recipe, overrides).seed) if recipe in STAGES else []
 
 
 def _console():

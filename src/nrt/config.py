@@ -23,6 +23,7 @@ SCHEMA_VERSION = 1
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: names.split(",") if isinstance(names, str) else names)]  # a,b or [a, b]
 
 
 class Section(BaseModel):
@@ -66,8 +67,8 @@ class DataConfig(Section):
 class MarkersConfig(Section):
     """The two control tokens, and what their new embedding rows start from."""
 
-    start: str = "<|think_start|>"
-    """Text of START."""
+    start: str | None = "<|think_start|>"
+    """Text of START; null: a trace follows the prompt at once (the authors' release)."""
     end: str = "<|think_end|>"
     """Text of END."""
     start_from: str = "\n"
@@ -98,16 +99,24 @@ class OptimizerConfig(Section):
 class ObjectiveConfig(Section):
     """Values set over the method; unset ones (null) are the method's own."""
 
-    answer_weight: Literal["signal"] | Annotated[float, Field(ge=0)] | None = None
-    """Weight of each answer token: `signal` (∂R/∂log c) or a number."""
-    answer_coef: float = 1.0
+    answer_weight: Literal["signal", "reward"] | Annotated[float, Field(ge=0)] | None = None
+    """Weight of each answer token, for any method: `signal` (∂R/∂log c), `reward` (the trace's own) or a number."""
+    signal_weight: Annotated[float, Field(ge=0)] | None = None
+    """A number in place of the signal, for methods whose answer weight it is; others keep theirs."""
+    trace_coef: float | None = None
+    """Coefficient of the trace term; 0 leaves answers and markers only."""
+    answer_coef: float | None = None
     """β, the coefficient of the answer term."""
-    format_coef: float = 0.3
-    """λ_format, the coefficient of the two markers' cross-entropy (Table 6)."""
+    format_coef: float | None = None
+    """λ_format, the coefficient of the two markers' cross-entropy."""
     weight_norm: Literal["length", "sum", "none"] | None = None
     """Normalisation of the weighted sums' weights; changes the signal, never the advantage."""
     baseline_clip: bool | None = None
     """Clip rewards against the null trace (Eq. 9)."""
+    base_layout: Literal["null", "bare"] | None = None
+    """What R_base and the weights are taken after: `null` (x START END) or `bare` (x alone)."""
+    base_policy: Literal["old", "initial"] | None = None
+    """And under which model: the policy that sampled, or the initial one."""
     centre: Literal["mean", "leave-one-out", "none"] | None = None
     """What is subtracted within a group."""
     scale: Literal["std", "none"] | None = None
@@ -115,9 +124,11 @@ class ObjectiveConfig(Section):
     ratio: Literal["ppo", "cispo", "none"] | None = None
     """How π_θ/π_old enters the trace term."""
     ratio_clip: tuple[float, float] | None = None
-    """PPO clip range: ratios are clipped to [1 − low, 1 + high] (Table 6: 0.2, 0.28)."""
+    """PPO clip range: ratios are clipped to [1 − low, 1 + high]."""
     format_on: Literal["all", "unfinished"] | None = None
     """Traces whose markers get the format term."""
+    appended_end_acts: bool | None = None
+    """An END that was appended takes part in the trace term, as in the authors' release."""
     loss_tokens: Positive | None = None
     """N, the one constant denominator (Dr.GRPO); unset: max_trace_tokens + max_answer_tokens."""
 
@@ -141,7 +152,7 @@ class Config(Section):
     method: str = "nrt-ws-neg-log-p"
     """Row of the methods table (nrt.objective.METHODS)."""
     profile: str = "recommended"
-    """Named set of values: recommended or paper (docs/methods.md)."""
+    """Named set of values: recommended, paper or release (docs/methods.md)."""
     data: DataConfig = DataConfig()
     """Where the pairs come from."""
     run: str = "run"
@@ -194,10 +205,12 @@ class Config(Section):
     """Parameters' type."""
     threads: Positive | None = None
     """CPU threads of torch; tiny models are fastest with 1."""
-    trackers: Annotated[tuple[str, ...], BeforeValidator(lambda names: names.split(",") if isinstance(names, str) else names)] = ()
+    trackers: Names = ()
     """tensorboard, wandb, trackio: metrics go there too (through accelerate.tracking)."""
     observer: str | None = None
     """Dotted name `module:function` of (rollout, tokenizer) -> dict of further metrics."""
+    plugins: Names = ()
+    """Modules to import first; they may add methods (docs/new-method.md)."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
 
@@ -293,6 +306,13 @@ def packaged(folder: str = "") -> dict[str, Traversable]:
 
 
 def _read_recipe(recipe: str) -> Mapping[str, Any]:
+    """A recipe's settings; its key `over` names the recipe that it lies over."""
+    values = dict(_read_layer(recipe))
+    below = values.pop("over", None)
+    return values if below is None else merge(_read_recipe(str(below)), values)
+
+
+def _read_layer(recipe: str) -> Mapping[str, Any]:
     if recipe.endswith((".yaml", ".yml")):
         path = Path(recipe)
         if not path.is_file():

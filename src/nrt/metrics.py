@@ -17,7 +17,7 @@ class Metric:
 
 
 def describe(name: str) -> Metric:
-    """The metric of this name; `<name>/<source>` and `<name>/<family>` are understood. Raises InputError for an unknown one.
+    """The metric of this name; `<name>/<source>`, `<name>/<family>` and the like are understood. Raises InputError for an unknown one.
 
     >>> describe("heldout/accuracy/gsm8k").meaning
     'answers that the checker finds right, after a trace; of source gsm8k'
@@ -25,10 +25,10 @@ def describe(name: str) -> Metric:
     if name in METRICS:
         return METRICS[name]
     for known, metric in METRICS.items():
-        stem, family, _ = known.partition("/<family>")
+        stem, _, kind = known.partition("/<")
         if name.startswith(stem + "/") and name != stem + "/":
             part = name.removeprefix(stem + "/")  # a source's own name may hold slashes
-            return Metric(metric.unit, f"{metric.meaning}; of {'family' if family else 'source'} {part}")
+            return Metric(metric.unit, f"{metric.meaning}; of {kind.removesuffix('>') or 'source'} {part}")
     raise unknown("metric", name, METRICS)
 
 
@@ -51,12 +51,16 @@ METRICS: dict[str, Metric] = {
     "reward/capped": Metric("share", "baseline weights 1/p that were capped at 20 nats"),
     "reward/underflow": Metric("share", "rewards that are exactly 0"),
     "group/no_variance": Metric("share", "groups whose advantages are all 0: only answer and format terms learn from them"),
+    "group/filtered": Metric("share", "groups drawn that the method's filter dropped and replaced (`rlpr-original`)"),
+    "group/std_average": Metric("reward", "the filter's moving average of a group's reward std"),
     "trace/length": Metric("tokens", "mean number of tokens in a trace, END not counted"),
     "trace/unfinished": Metric("share", "traces to which END was appended: the cap or another end token came first"),
     "trace/entropy": Metric("nats/token", "mean entropy of the distributions that trace tokens were sampled from"),
     "answer/logp": Metric("nats/token", "log-probability of y* after the sampled trace, under the policy that sampled it"),
     "answer/logp_null": Metric("nats/token", "the same after the null trace"),
     "answer/logp_initial": Metric("nats/token", "the same in `x y*` without markers under the initial model"),
+    "answer/correct": Metric("share", "answers sampled after the traces that the checker finds right (`rlvr`)"),
+    "weights/<surprise>": Metric("nats", "learnt weight of answer tokens of this −log c_base (`nrt-learned`), before it is normalised"),
     "ratio/mean": Metric("", "mean π_θ/π_old of sampled tokens; exactly 1 on a rollout's first update"),
     "ratio/clipped": Metric("share", "sampled tokens whose ratio was clipped, so that the trace term has no gradient there"),
     "loss/total": Metric("", "the loss, mean of the step's updates; its level says little, since advantages are centred"),
@@ -98,6 +102,7 @@ _GROUPS = {
     "group": "Over the B groups of the step.",
     "trace": "Over the B × K traces of the step.",
     "answer": "Mean over traces (or prompts) of the mean over the tokens of y*, the one that ends the turn included.",
+    "weights": "State of the method, after the step.",
     "ratio": "Over the sampled tokens of all updates of the step.",
     "loss": "The three terms sum to the total.",
     "optim": "The optimiser.",
@@ -121,7 +126,7 @@ R is the reward of a trace, R_base that of the null trace.
 
 
 def _group(name: str) -> str:
-    return "the miniature" if "<" in name else name.partition("/")[0]
+    return "the miniature" if "<family>" in name else name.partition("/")[0]
 
 
 if __name__ == "__main__":

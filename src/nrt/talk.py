@@ -34,7 +34,9 @@ class Talk:
         self.settings, self.console, self.messages = settings, console, []
         markers = MarkersConfig()
         vocabulary = self.tokenizer.get_vocab()
-        self.reasons = markers.start in vocabulary and markers.end in vocabulary
+        self.reasons = markers.end in vocabulary
+        if self.reasons and markers.start not in vocabulary:  # the layout without START
+            markers = MarkersConfig(start=None)
         ensure_template(self.tokenizer)
         if not self.reasons:  # SFT models answer at once
             self.tokenizer.add_special_tokens({"additional_special_tokens": [markers.start, markers.end]})
@@ -45,7 +47,8 @@ class Talk:
         self.messages.append(Message("user", question))
         ids = list(self.chat.encode_prompt(tuple(self.messages)))
         if self.reasons:
-            ids.append(self.chat.start_id)
+            if self.chat.start_id is not None:
+                ids.append(self.chat.start_id)
             if self.settings.trace:
                 trace = self._generate(ids, self.chat.stop_ids, self.settings.max_trace_tokens, style="dim")
                 ids += [token for token in trace if token != self.chat.end_id]

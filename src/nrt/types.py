@@ -24,6 +24,7 @@ class Role(IntEnum):
     TRACE = 2
     END = 3
     ANSWER = 4
+    REPLY = 5  # an answer that the model itself sampled, in rows of methods that train on it
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from nrt.config import MarkersConfig
 from nrt.data import Chat, ensure_template
 
 MARKERS = MarkersConfig()
+START, END = str(MARKERS.start), MARKERS.end
 WORDS = ["Paris", "▁Paris", "▁is", "▁the", "▁town", "user", "system", "assistant", "What", "▁Yes", "Yes"]
 CHARACTERS = [chr(c) for c in range(0x20 + 1, 0x7F)] + ["\n", "\t"]
 
@@ -79,7 +80,7 @@ class Case:
 
     def __init__(self, tokenizer: str, template: str) -> None:
         self.tokenizer = TOKENIZERS[tokenizer]()
-        add_control(self.tokenizer, [*CONTROL[template], MARKERS.start, MARKERS.end])
+        add_control(self.tokenizer, [*CONTROL[template], START, END])
         self.tokenizer.chat_template = TEMPLATES[template]
         ensure_template(self.tokenizer)
         self.chat = Chat(self.tokenizer, MARKERS)

@@ -14,7 +14,7 @@ from nrt.config import MarkersConfig
 from nrt.data import Chat, default_template, ensure_template, with_trace_opener
 from nrt.errors import InputError
 from nrt.types import Message
-from tests.data.cases import MARKERS, TEMPLATES, TOKENIZERS, Case, add_control, build_case, byte_level_bpe, unigram
+from tests.data.cases import END, MARKERS, START, TEMPLATES, TOKENIZERS, Case, add_control, build_case, byte_level_bpe, unigram
 
 SINGLE = (Message("user", "What is the town?"),)
 MULTI = (
@@ -70,7 +70,7 @@ def test_control_strings_in_any_turn_are_plain_text(case: Case) -> None:
 
 def test_the_trap_is_real(case: Case) -> None:
     """Without Chat, the same text does become control tokens, and in a Unigram vocabulary also with splitting switched on."""
-    plain = case.tokenizer.encode(MARKERS.end, add_special_tokens=False)
+    plain = case.tokenizer.encode(END, add_special_tokens=False)
     assert case.chat.end_id in plain
     if "<unk>" in case.control and case.tokenizer.backend_tokenizer.model.__class__.__name__ == "Unigram":
         assert case.tokenizer.eos_token_id in case.tokenizer.encode("</s>", add_special_tokens=False, split_special_tokens=True)
@@ -102,7 +102,7 @@ def test_the_templates_trim_acts_on_the_content_itself() -> None:
 def test_added_tokens_of_the_template_are_control_even_if_not_special() -> None:
     tokenizer = byte_level_bpe()
     tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("<tool>", special=False)])
-    add_control(tokenizer, [MARKERS.start, MARKERS.end])
+    add_control(tokenizer, [START, END])
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}{% if false %}<think>{% endif %}"
     chat = Chat(tokenizer, MARKERS)
     think, tool = tokenizer.convert_tokens_to_ids(["<think>", "<tool>"])
@@ -118,7 +118,7 @@ def test_one_character_and_white_space_are_never_control() -> None:
     tokenizer = byte_level_bpe()
     tokenizer.add_special_tokens({"pad_token": "!"})
     tokenizer.add_tokens([AddedToken("\n\n", special=False, normalized=False)])
-    add_control(tokenizer, [MARKERS.start, MARKERS.end])
+    add_control(tokenizer, [START, END])
     tokenizer.chat_template = "{% for m in messages %}{{ m.content + eos_token + '\n\n' }}{% endfor %}"
     chat = Chat(tokenizer, MARKERS)
     assert chat.decode(chat.encode_text("Yes!\n\nYes")) == "Yes!\n\nYes"
@@ -152,6 +152,7 @@ def test_any_answer_comes_back(tokenizer: str) -> None:
 
 def test_decode_shows_control_tokens() -> None:
     chat = build_case("metaspace", "chatml").chat
+    assert chat.start_id is not None
     ids = (chat.start_id, *chat.encode_text(" Yes"), chat.end_id, *chat.encode_answer("Paris"))
     assert chat.decode(ids) == "<|think_start|> Yes<|think_end|>Paris<|im_end|>"
 
@@ -165,13 +166,13 @@ def test_end_of_turn_and_stop_ids() -> None:
             case = build_case(tokenizer, template)
             chat, ids = case.chat, case.tokenizer.convert_tokens_to_ids
             assert chat.end_of_turn_id == ids(end)
-            assert chat.stop_ids == {ids(MARKERS.end), ids(end), ids("</s>")}
+            assert chat.stop_ids == {ids(END), ids(end), ids("</s>")}
             assert Chat(case.tokenizer, MARKERS, extra_end_ids=[3]).stop_ids == chat.stop_ids | {3}
 
 
 def test_a_template_that_writes_no_end_leaves_it_to_eos() -> None:
     tokenizer = byte_level_bpe()
-    add_control(tokenizer, [MARKERS.start, MARKERS.end])
+    add_control(tokenizer, [START, END])
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     assert Chat(tokenizer, MARKERS).end_of_turn_id == tokenizer.eos_token_id
     tokenizer.eos_token = None
@@ -218,8 +219,8 @@ def test_the_exported_template_opens_the_trace(case: Case, newline: str) -> None
         )
         return str(rendered)
 
-    assert text(after) == text(before) + MARKERS.start
-    assert text(after, open_trace=True) == text(before) + MARKERS.start
+    assert text(after) == text(before) + START
+    assert text(after, open_trace=True) == text(before) + START
     assert text(after, open_trace=False) == text(before)
     assert text(after, generate=False) == text(before, generate=False)
 
@@ -243,7 +244,7 @@ def test_missing_template_and_markers() -> None:
     ensure_template(tokenizer)
     with pytest.raises(InputError, match=r"no special token '<\|think_start\|>' \(markers\.start\); add the markers"):
         Chat(tokenizer, MARKERS)
-    add_control(tokenizer, [MARKERS.start])
+    add_control(tokenizer, [START])
     with pytest.raises(InputError, match=r"markers\.end"):
         Chat(tokenizer, MARKERS)
     with pytest.raises(InputError, match="two different texts"):
@@ -252,7 +253,7 @@ def test_missing_template_and_markers() -> None:
 
 def test_a_template_that_refuses() -> None:
     tokenizer = byte_level_bpe()
-    add_control(tokenizer, [MARKERS.start, MARKERS.end])
+    add_control(tokenizer, [START, END])
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         "{{ m.content + eos_token }}{% endfor %}"
@@ -267,7 +268,7 @@ def test_word_level_with_unknown_words() -> None:
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-    add_control(tokenizer, [MARKERS.start, MARKERS.end])
+    add_control(tokenizer, [START, END])
     ensure_template(tokenizer)
     chat = Chat(tokenizer, MARKERS)
     assert chat.encode_text("what is that </s>") == (4, 5, 0, 0)

@@ -1,6 +1,6 @@
 """The miniature shows the effect, from a base whose reasoning is latent: minutes a seed, so marked slow.
 
-`pytest -m slow -s tests/lab/test_effect.py` prints what docs/miniature.md tabulates. NRT_CACHE keeps the bases between runs.
+`make test-slow` prints what docs/miniature.md tabulates. NRT_CACHE keeps the bases between runs.
 """
 
 import pytest
@@ -13,11 +13,12 @@ from nrt.lab.demo import demo_config
 from nrt.lab.world import distinct
 
 WALKS = ("sum", "bot")
+SEEDS = (0, 1, 2)
 
 
-def run_with(base, folder, seed, **settings):
+def run_with(folder, seed, **settings):
     """A run of the demo's config with other values; no checkpoints but the last."""
-    config = demo_config(base, str(folder), seed=seed).model_dump(mode="json")
+    config = demo_config(build_base(BaseSettings(seed=seed)), str(folder), seed=seed).model_dump(mode="json")
     return nrt.train(build_config(config, {"save_every": 0, **settings}))
 
 
@@ -27,29 +28,37 @@ def accuracies(run, key="heldout/accuracy"):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_nrt_finds_latent_reasoning_and_sft_does_not(seed, tmp_path):
+@pytest.mark.parametrize("seed", SEEDS)
+def test_reasoning_is_latent_in_the_base(seed):
     base = build_base(BaseSettings(seed=seed))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
-    before = {r.family: r for r in readout(model, tokenizer, distinct("test", 300))}
+    before = {line.family: line for line in readout(model, tokenizer, distinct("test", 300))}
     print(f"\nbase {seed}: {before}")
     for family in WALKS:
         assert before[family].worked <= 0.08, "reasoning must be latent, not common"
         assert before[family].greedy <= 0.2
         assert before[family].key_given_gold >= 0.9, "a base that cannot read a good trace cannot be taught to write one"
 
-    run = run_with(base, tmp_path / "nrt", seed)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nrt_finds_latent_reasoning(seed, tmp_path):
+    run = run_with(tmp_path / "nrt", seed)
     after, null = accuracies(run), accuracies(run, "heldout/accuracy_null")
-    print(f"nrt-ws-neg-log-p {seed}: {after}, after the null trace {null}")
+    print(f"\nnrt-ws-neg-log-p {seed}: {after}, after the null trace {null}")
     worked = {family: [m.get(f"worked/{family}") for m in run.metrics()[1::20]] for family in WALKS}
     print(f"share of worked traces every 20 steps: {worked}")
     for family in WALKS:
         assert after[family] >= 0.95
         assert null[family] <= 0.2
 
-    for batch in (16, 64):
-        for lr in (2e-4, 5e-4, 2e-3):
-            sft = run_with(base, tmp_path / f"sft-{batch}-{lr}", seed, method="sft", batch=batch, optimizer={"lr": lr})
-            print(f"sft {seed}, batch {batch}, lr {lr}: {accuracies(sft)}")
-            for family in WALKS:
-                assert accuracies(sft)[family] <= 0.2
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lr", [2e-4, 5e-4, 2e-3])
+@pytest.mark.parametrize("batch", [16, 64])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sft_does_not(seed, batch, lr, tmp_path):
+    after = accuracies(run_with(tmp_path / "sft", seed, method="sft", batch=batch, optimizer={"lr": lr}))
+    print(f"\nsft {seed}, batch {batch}, lr {lr}: {after}")
+    for family in WALKS:
+        assert after[family] <= 0.2

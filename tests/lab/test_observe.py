@@ -79,7 +79,7 @@ def test_the_recipe_is_valid_and_names_the_observer() -> None:
     config = load_config("miniature", ["model=m", "data.train=t.jsonl", "data.valid=v.jsonl"])
     module, _, name = (config.observer or "").partition(":")
     assert (module, name) == (observe.__module__, observe.__name__)
-    assert (config.batch, config.traces, config.steps, config.max_trace_tokens, config.threads) == (16, 8, 120, 40, 1)
+    assert (config.batch, config.traces, config.steps, config.max_trace_tokens, config.threads) == (16, 8, 120, 21, 1)
     assert (config.markers.start_from, config.markers.end_from) == ("\n", "\n")
-    assert config.objective.answer_weight == 1
+    assert config.objective.signal_weight == 1
     assert config.data.columns.source == "family"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nrt.errors import InputError
-from nrt.objective import METHODS, REWARDS, WeightedSum, group_advantage, group_credit, token_signal, with_weight_norm
+from nrt.objective import METHODS, REWARDS, Facts, WeightedSum, group_advantage, group_credit, token_signal, with_weight_norm
 from nrt.objective.rewards import CAP_NATS, capped_share, check_shapes, inverse_prob_weights
 
 C = torch.tensor([[0.5, 0.8, 0.1], [0.9, 0.2, 0.6]])
@@ -15,6 +15,7 @@ BASE = torch.tensor([0.25, 0.5, 0.1])
 # Worked by hand from c = (0.5, 0.8, 0.1) and c_base = (0.25, 0.5, 0.1), T = 3.
 BY_HAND = {
     "log-prob": math.log(0.04),
+    "mean-log-prob": math.log(0.04) / 3,
     "prob": 0.04,
     "geometric-mean": 0.04 ** (1 / 3),
     "arithmetic-mean": 1.4 / 3,
@@ -29,6 +30,7 @@ def closed_form_signal(name, c_KT, base_T):
     R = c_KT.prod(-1, keepdim=True)
     return {
         "log-prob": torch.ones_like(c_KT),
+        "mean-log-prob": torch.ones_like(c_KT) / T,
         "prob": R.expand_as(c_KT),
         "geometric-mean": (R ** (1 / T) / T).expand_as(c_KT),
         "arithmetic-mean": c_KT / T,
@@ -58,7 +60,9 @@ def test_signal_works_where_gradients_are_off():
 def test_one_token_answer(name):
     """T = 1: the means, the product and the probability are one and the same."""
     R = REWARDS[name](torch.tensor([[0.3]]).log(), torch.tensor([0.5]).log()).item()
-    expected = {"log-prob": math.log(0.3), "inverse-prob": 0.6, "neg-log-prob": 0.3 * math.log(2)}.get(name, 0.3)
+    expected = {"log-prob": math.log(0.3), "mean-log-prob": math.log(0.3), "inverse-prob": 0.6, "neg-log-prob": 0.3 * math.log(2)}.get(
+        name, 0.3
+    )
     assert pytest.approx(expected, rel=1e-6) == R
 
 
@@ -99,10 +103,11 @@ def test_hopeless_answers_stay_finite(method, depth):
     """The release gets inf in inverse_prob below −88.7 nats and the run dies."""
     logp_KT = torch.tensor([[-0.5, depth], [-0.1, depth / 2], [depth, depth]])
     base_T = torch.tensor([-0.3, depth])
-    credit = group_credit(method, logp_KT, base_T)
+    facts = Facts(torch.tensor([True, True, False]), ((1,), (2,), (3,)), torch.tensor([True, False, False]))
+    credit = group_credit(method, logp_KT, base_T, facts=facts)
     assert credit.reward_K.isfinite().all()
     assert credit.advantage_K.isfinite().all()
-    assert token_signal(method.reward, logp_KT, base_T).isfinite().all()
+    assert token_signal(method.reward, logp_KT, credit.given_T).isfinite().all()
 
 
 def test_caps_and_underflows_are_counted():

@@ -3,7 +3,7 @@
 from nrt.data.chat import Chat, default_template, ensure_template, with_trace_opener
 from nrt.data.encode import Encoded, encode_examples
 from nrt.data.sources import read_examples
-from nrt.data.splice import Markers, bare_row, null_row, to_trace, trace_row, unsplice
+from nrt.data.splice import Markers, bare_row, null_row, reply_row, to_trace, trace_row, unsplice
 from nrt.data.stream import Stream
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ensure_template",
     "null_row",
     "read_examples",
+    "reply_row",
     "to_trace",
     "trace_row",
     "unsplice",

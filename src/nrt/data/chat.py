@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Chat:
     """Tokenises prompts and answers for a fast tokenizer that already holds the markers as special tokens.
 
-    start_id, end_id    the two markers
+    start_id, end_id    the two markers; start_id is None where the layout has no START
     end_of_turn_id      what ends an assistant turn: the first control token that the template writes after it, else eos
     stop_ids            END, end of turn, eos and `extra_end_ids` (the model's generation_config.eos_token_id belongs there)
     control_ids         ids that no text can produce
@@ -47,7 +47,8 @@ class Chat:
         self._tokenizer = tokenizer
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
         control = _control_tokens(spec, tokenizer.get_chat_template(), markers)
-        self.start_id, self.end_id = control[markers.start], control[markers.end]
+        self.start_id = None if markers.start is None else control[markers.start]
+        self.end_id = control[markers.end]
         self.control_ids = frozenset(control.values()) - {unknown_id(spec)}
 
         new_name = _private_names()
@@ -133,6 +134,8 @@ def default_template(tokenizer: PreTrainedTokenizerFast) -> str:
 
 def with_trace_opener(template: str, markers: MarkersConfig) -> str:
     """The template to export: its generation prompt ends with START, unless `open_trace=False` is given. Idempotent."""
+    if markers.start is None:
+        return template
     start = json.dumps(markers.start, ensure_ascii=False)  # JSON's strings are Jinja's
     # The plus sign keeps Jinja's lstrip_blocks from touching what stands before.
     opener = f"{{%+ if add_generation_prompt and (open_trace is not defined or open_trace) %}}{{{{ {start} }}}}{{% endif %}}"
@@ -158,7 +161,7 @@ def _control_tokens(spec: Spec, template: str, markers: MarkersConfig) -> dict[s
         raise InputError(f"markers.start and markers.end are both '{markers.start}'; set two different texts")
     special = {token["content"] for token in spec["added_tokens"] if token["special"]}
     for name, text in (("start", markers.start), ("end", markers.end)):
-        if text not in special:
+        if text is not None and text not in special:
             raise InputError(f"the tokenizer has no special token '{text}' (markers.{name}); add the markers to model and tokenizer first")
 
     def is_control(text: str) -> bool:

@@ -15,10 +15,15 @@ from nrt.types import Pair, Role, Row, Sample, Trace
 
 @dataclass(frozen=True, slots=True)
 class Markers:
-    """Token ids of START and END."""
+    """Token ids of START and END. Without START (the release's layout) a trace follows the prompt at once."""
 
-    start_id: int
+    start_id: int | None
     end_id: int
+
+    @property
+    def opener(self) -> tuple[int, ...]:
+        """What opens a trace: START, or nothing."""
+        return () if self.start_id is None else (self.start_id,)
 
 
 def to_trace(sample: Sample, end_id: int) -> Trace:
@@ -39,9 +44,12 @@ def to_trace(sample: Sample, end_id: int) -> Trace:
 
 def trace_row(pair: Pair, trace: Trace, markers: Markers) -> Row:
     """`x START z END y*`; END was sampled if the trace is finished, else it is appended (Algorithm 1, line 5)."""
-    tail = (markers.start_id, *trace.ids, markers.end_id, *pair.answer_ids)
-    roles = (Role.START, *(Role.TRACE,) * len(trace.ids), Role.END, *(Role.ANSWER,) * len(pair.answer_ids))
-    return Row(pair.prompt_ids, tail, roles, end_sampled=trace.finished)
+    return _row(pair, trace, markers, pair.answer_ids, Role.ANSWER)
+
+
+def reply_row(pair: Pair, trace: Trace, reply_ids: tuple[int, ...], markers: Markers) -> Row:
+    """`x START z END ŷ`: the row of a method that trains on the answer ŷ that the model itself sampled after the trace."""
+    return _row(pair, trace, markers, reply_ids, Role.REPLY)
 
 
 def null_row(pair: Pair, markers: Markers) -> Row:
@@ -57,6 +65,12 @@ def bare_row(pair: Pair) -> Row:
 def unsplice(row: Row) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(trace ids, answer ids): the inverse of `trace_row`, by roles, so that no id in a trace or an answer can mislead it."""
     return _with_role(row, Role.TRACE), _with_role(row, Role.ANSWER)
+
+
+def _row(pair: Pair, trace: Trace, markers: Markers, answer_ids: tuple[int, ...], role: Role) -> Row:
+    tail = (*markers.opener, *trace.ids, markers.end_id, *answer_ids)
+    roles = (*(Role.START,) * len(markers.opener), *(Role.TRACE,) * len(trace.ids), Role.END, *(role,) * len(answer_ids))
+    return Row(pair.prompt_ids, tail, roles, end_sampled=trace.finished)
 
 
 def _with_role(row: Row, wanted: Role) -> tuple[int, ...]:

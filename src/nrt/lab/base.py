@@ -31,13 +31,13 @@ from nrt.lab.corpus import BOS, EOS, MIXTURES, NEWLINE, PAD, UNK, VOCABULARY, do
 from nrt.lab.world import Problem
 from nrt.models import quiet
 
-SOURCE_VERSION = 1  # raised whenever the same settings would give another model
+SOURCE_VERSION = 2  # raised whenever the same settings would give another model
 
-# `<bos> x \n` for a question; the answer follows and ends with <eos>.
+# `<bos> x` for a question; the answer follows and ends with <eos>. In the corpus a line break comes after x: START, whose row is
+# copied from it, takes its place. With a line break and START the base would see two, which no document has, and no longer reasons.
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %} {{ message['content'] }} {{ eos_token }}"
-    "{% else %} {{ message['content'] }} \n{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %} {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %} {{ eos_token }}{% endif %}{% endfor %}"
 )
 
 Progress = Callable[[int, int, float], None]
@@ -75,7 +75,9 @@ class BaseSettings:
     rows: int = 32  # documents a step
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: float = 1.0
-    stages: tuple[Stage, ...] = (Stage("open", 2200, 2e-3), Stage("latent", 350, 7e-4))
+    # Open, then latent: after these two 12–14 % of the traces are worked, since stage 2 ends before it has unlearnt stage 1; the short
+    # third one brings it to 2–4 %.
+    stages: tuple[Stage, ...] = (Stage("open", 2200, 2e-3), Stage("latent", 350, 7e-4), Stage("scarce", 150, 7e-4, warmup=20))
 
     @property
     def name(self) -> str:
@@ -282,8 +284,8 @@ def _same_length(rows: list[list[int]], device: torch.device) -> Iterator[tuple[
 
 
 def _prompt(tokenizer: Any, problem: Problem) -> list[int]:
-    messages = [{"role": "user", "content": problem.question}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    """`<bos> x \\n`, as in the corpus."""
+    return tokenizer.encode(f"{BOS} {problem.question} {NEWLINE}", add_special_tokens=False)
 
 
 def _mean(values: Any) -> float:

@@ -13,14 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from nrt.config import Config, load_config
-from nrt.lab.base import BaseSettings, build_base, cache_folder, readout
-from nrt.lab.world import FAMILIES, distinct, write_pairs
+from nrt.lab.base import BaseSettings, build_base, readout
+from nrt.lab.settings import pairs
+from nrt.lab.world import FAMILIES, distinct
 from nrt.models import load_model
 from nrt.run import Run, run_folder
 from nrt.training import Listener, train
-
-TRAIN_PAIRS = 4000
-TEST_PAIRS = 300  # a family; recall has fewer
 
 
 def run_demo(console: Console, listener: Any, *, run: str | None = None, seed: int = 0, quick: bool = False) -> Run:
@@ -49,13 +47,9 @@ def demo_base(console: Console, *, seed: int, quick: bool = False) -> Path:
 
 
 def demo_config(base: Path, run: str, *, seed: int, quick: bool = False) -> Config:
-    """The packaged recipe `miniature` on pairs that are written beside the cached base models."""
-    pairs = cache_folder() / "lab" / f"pairs-{seed}"
-    train_file, test_file = pairs / "train.jsonl", pairs / "test.jsonl"
-    write_pairs(train_file, "train", TRAIN_PAIRS, seed=seed)
-    rows = write_pairs(test_file, "test", TEST_PAIRS, seed=seed)  # always whole: a run to resume may read it too
-    settings = [f"model={base}", f"data.train={train_file}", f"data.valid={test_file}", f"run={run}", f"seed={seed}", "eval_every=0"]
-    return load_config("miniature", [*settings, *(["heldout.rows=15", "steps=3"] if quick else [f"heldout.rows={rows}"])])
+    """The packaged recipe `miniature` on the base model of that seed."""
+    settings = [f"model={base}", *pairs(seed), f"run={run}", f"seed={seed}", "eval_every=0"]
+    return load_config("miniature", [*settings, *(["heldout.rows=15", "steps=3"] if quick else [])])
 
 
 def train_with(listener: Listener, config: Config) -> Run:

@@ -26,7 +26,7 @@ def add_markers(model: PreTrainedModel, tokenizer: Any, markers: MarkersConfig) 
         raise InputError(f"markers.start and markers.end are both '{markers.start}'; give two different texts")
     known, rows = tokenizer.get_vocab(), model.get_input_embeddings().weight.shape[0]
     wanted = {markers.start: markers.start_from, markers.end: markers.end_from}
-    missing = {text: source for text, source in wanted.items() if known.get(text, rows) >= rows}
+    missing = {text: source for text, source in wanted.items() if text is not None and known.get(text, rows) >= rows}
     if not missing:
         return False
     sources = [[i for i in _source_ids(tokenizer, source) if i < rows] for source in missing.values()]
@@ -43,7 +43,7 @@ def add_markers(model: PreTrainedModel, tokenizer: Any, markers: MarkersConfig) 
 
 def check_markers(tokenizer: Any, markers: MarkersConfig) -> None:
     """Raises InputError where a marker is no token of the tokenizer: of a model to resume, to chat with or to evaluate."""
-    absent = [text for text in (markers.start, markers.end) if text not in tokenizer.get_vocab()]
+    absent = [text for text in (markers.start, markers.end) if text is not None and text not in tokenizer.get_vocab()]
     if absent:
         raise InputError(
             f"the tokenizer has no token {' and no '.join(absent)}; set markers.start and markers.end to those it was trained with"

@@ -3,21 +3,30 @@
 from nrt.objective.advantage import group_advantage
 from nrt.objective.credit import GroupCredit, RowCredit, Streams, group_credit, streams
 from nrt.objective.loss import LossParts, nrt_loss
-from nrt.objective.methods import METHODS, Method
-from nrt.objective.rewards import REWARDS, Reward, WeightedSum, token_signal, with_weight_norm
+from nrt.objective.memory import LearnedWeights, Memory, Scored, StdFilter
+from nrt.objective.methods import METHODS, Method, mixed
+from nrt.objective.rewards import REWARDS, Mix, Reward, WeightedSum, token_signal, with_weight_norm
+from nrt.objective.shapes import Facts
 
 __all__ = [
     "METHODS",
     "REWARDS",
+    "Facts",
     "GroupCredit",
+    "LearnedWeights",
     "LossParts",
+    "Memory",
     "Method",
+    "Mix",
     "Reward",
     "RowCredit",
+    "Scored",
+    "StdFilter",
     "Streams",
     "WeightedSum",
     "group_advantage",
     "group_credit",
+    "mixed",
     "nrt_loss",
     "streams",
     "token_signal",

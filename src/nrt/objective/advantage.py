@@ -22,12 +22,14 @@ def group_advantage(
     clip: bool = True,
     centre: Centre | None = "mean",
     scale: Literal["std"] | None = "std",
+    eps: float = 0.0,
 ) -> Tensor:
     """A_K [K], float64, of rewards R_K [K] against the null trace's R_base.
 
     R'_k = max(0, R_k − R_base) if `clip` (Eq. 9), then A_k = (R'_k − mean)/std with the unbiased std, as GRPO code does
     (Eq. 10), or A_k = R'_k − mean of the others ("leave-one-out"). With `centre` and `scale` None, A is R' itself.
-    A centred group whose rewards are all equal has A = 0, so K = 1 under the mean has A = 0.
+    A centred group whose rewards are all equal has A = 0, so K = 1 under the mean has A = 0. `eps` is added to the std, and a
+    group whose std is below it has A = 0 (RLPR's own code: 1e-6).
 
     Raises InputError for leave-one-out with K = 1.
 
@@ -47,8 +49,12 @@ def group_advantage(
     if all_equal:
         return torch.zeros_like(gain_K)
     if scale == "std":
-        gain_K = gain_K / gain_K.abs().max()  # products of probabilities can be so small that their squares underflow
-        gain_K = gain_K / gain_K.std(unbiased=True)
+        size = gain_K.abs().max()
+        gain_K = gain_K / size  # products of probabilities can be so small that their squares underflow
+        std = gain_K.std(unbiased=True)
+        if eps and std * size < eps:
+            return torch.zeros_like(gain_K)
+        gain_K = gain_K / (std + eps / size)
     if centre is None:
         return gain_K
     K = len(gain_K)

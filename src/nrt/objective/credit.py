@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from nrt.objective.advantage import close, group_advantage
+from nrt.objective.memory import Scored
 from nrt.objective.methods import Method
-from nrt.objective.rewards import capped_share, check_shapes, token_signal
+from nrt.objective.rewards import capped_share, check_shapes, parts_of, token_signal
+from nrt.objective.shapes import Facts
 from nrt.types import Role, Row
 
 
@@ -23,12 +25,20 @@ from nrt.types import Role, Row
 class GroupCredit:
     """What a group of K traces earned; float64, detached, frozen under π_old."""
 
+    logp_KT: Tensor  # the answer's log-probs given each trace, as they came
+    base_T: Tensor  # given the baseline (the null trace, unless the method says otherwise)
+    given_T: Tensor  # what the reward takes beside log c: base_T, or weights frozen with the group
     reward_K: Tensor
-    base_reward: float  # R of the null trace
+    base_reward: float  # R of the baseline
+    final_K: Tensor  # after clip and shape: what is normalised
     advantage_K: Tensor
-    base_T: Tensor  # the null trace's answer log-probs, from which weights follow [T]
     capped: float  # share of weights 1/p at the cap
     underflow: float  # share of rewards that should be positive and are exactly 0
+
+    @property
+    def scored(self) -> Scored:
+        """The group as a method's memory sees it."""
+        return Scored(self.logp_KT, self.base_T, self.final_K)
 
     @property
     def beats_null_K(self) -> Tensor:
@@ -43,11 +53,12 @@ class GroupCredit:
 
 @dataclass(frozen=True)
 class RowCredit:
-    """What one scored row takes into the updates: its trace's advantage, the null trace's log-probs, π_old's log-probs."""
+    """What one row takes into the updates, frozen under π_old."""
 
     advantage: float
-    base_T: Tensor  # [T]
-    old_logp_N: Tensor  # [tail length]
+    given_T: Tensor  # what the reward takes beside log c [T]
+    old_logp_N: Tensor  # π_old's log-probs [tail length]
+    reward: float = 0.0  # the trace's final reward, for methods whose answer weight it is
 
 
 @dataclass(frozen=True)
@@ -61,28 +72,58 @@ class Streams:
     old_logp_N: Tensor  # log π_old, for the ratio
 
 
-def group_credit(method: Method, logp_KT: Tensor, base_T: Tensor) -> GroupCredit:
+def group_credit(
+    method: Method, logp_KT: Tensor, base_T: Tensor, *, facts: Facts | None = None, state: Tensor | None = None
+) -> GroupCredit:
     """Rewards and advantages of one prompt's K traces.
 
-    Args: logp_KT [K, T], base_T [T], nats, under π_old. Raises InputError for shapes that do not fit.
+    Args: logp_KT [K, T] and base_T [T], nats, under π_old; `facts` for methods with a shape, `state` of the method's memory.
+    Raises InputError for shapes that do not fit.
     """
     check_shapes(logp_KT, base_T)
     if method.reward is None:
         raise ValueError(f"{method.name} has no reward")
     logp_KT, base_T = logp_KT.detach(), base_T.detach()
-    reward_K = method.reward(logp_KT, base_T)
-    base_reward = method.reward(base_T[None], base_T).item()
-    advantage_K = group_advantage(reward_K, base_reward, clip=method.clip, centre=method.centre, scale=method.scale)
-    underflow = ((reward_K == 0) & (logp_KT < 0).any(-1) & bool((base_T < 0).any())).double().mean().item()
-    return GroupCredit(reward_K, base_reward, advantage_K, base_T, capped_share(method.reward, base_T), underflow)
+    given_T = method.weigh(logp_KT, base_T, state) if method.weigh else base_T
+    reward_K = method.reward(logp_KT, given_T)
+    base_reward = method.reward(base_T[None], given_T).item()
+    finals, advantages = [], []
+    for share, reward in parts_of(method.reward):
+        final_K, advantage_K = _normalised(method, reward(logp_KT, given_T), reward(base_T[None], given_T).item(), facts)
+        finals.append(share * final_K)
+        advantages.append(share * advantage_K)
+    underflow = ((reward_K == 0) & (logp_KT < 0).any(-1) & bool((given_T != 0).any())).double().mean().item()
+    return GroupCredit(
+        logp_KT=logp_KT,
+        base_T=base_T,
+        given_T=given_T,
+        reward_K=reward_K,
+        base_reward=base_reward,
+        final_K=torch.stack(finals).sum(0),
+        advantage_K=torch.stack(advantages).sum(0),
+        capped=capped_share(method.reward, base_T),
+        underflow=underflow,
+    )
+
+
+def _normalised(method: Method, reward_K: Tensor, base_reward: float, facts: Facts | None) -> tuple[Tensor, Tensor]:
+    """(final rewards, advantages) of one reward: clip (Eq. 9), the authors' own shape if there is one, centre and scale (Eq. 10)."""
+    final_K = group_advantage(reward_K, base_reward, clip=method.clip, centre=None, scale=None)
+    if method.shape is None:
+        return final_K, group_advantage(reward_K, base_reward, clip=method.clip, centre=method.centre, scale=method.scale, eps=method.eps)
+    if facts is None:
+        raise ValueError(f"{method.name} shapes its rewards by facts of the traces; give them")
+    final_K = method.shape(final_K, facts).double()
+    return final_K, group_advantage(final_K, 0.0, clip=False, centre=method.centre, scale=method.scale, eps=method.eps)
 
 
 def streams(method: Method, rows: Sequence[Row], credits: Sequence[RowCredit], logp_N: Tensor) -> Streams:
     """Streams of rows under the current log-probabilities `logp_N` (only read: no gradient flows through weights)."""
     roles_N = torch.tensor([role for row in rows for role in row.tail_roles], device=logp_N.device)
     end_sampled_N = _spread([row.end_sampled for row in rows], rows, logp_N.device)
-    advantage_N = _spread([float(c.advantage) for c in credits], rows, logp_N.device)
-    sampled_N = (roles_N == Role.TRACE) | ((roles_N == Role.END) & end_sampled_N)
+    advantage_N = _spread([method.trace_coef * c.advantage for c in credits], rows, logp_N.device)
+    end_acts_N = (roles_N == Role.END) & (end_sampled_N | method.appended_end_acts)
+    sampled_N = (roles_N == Role.TRACE) | (roles_N == Role.REPLY) | end_acts_N
     marker_N = (roles_N == Role.START) | (roles_N == Role.END)
     if method.format_on == "unfinished":
         marker_N &= ~end_sampled_N
@@ -100,13 +141,17 @@ def streams(method: Method, rows: Sequence[Row], credits: Sequence[RowCredit], l
 
 def _answer_weight(method: Method, rows: Sequence[Row], credits: Sequence[RowCredit], logp_A: Tensor) -> Tensor:
     """S of all rows' answer tokens, packed."""
-    if method.answer_weight != "signal":
+    if not isinstance(method.answer_weight, str):
         return torch.full_like(logp_A, method.answer_weight)
+    lengths = [sum(role == Role.ANSWER for role in row.tail_roles) for row in rows]
+    if method.answer_weight == "reward":
+        rewards = torch.tensor([credit.reward for credit in credits], dtype=logp_A.dtype)
+        return torch.repeat_interleave(rewards, torch.tensor(lengths)).to(logp_A)
     if method.reward is None:
         raise ValueError(f"{method.name} has no reward, so no signal")
-    signals, lengths = [], [len(c.base_T) for c in credits]
+    signals = []
     for logp_T, credit in zip(logp_A.cpu().split(lengths), credits, strict=True):  # float64, which some devices lack
-        signals.append(token_signal(method.reward, logp_T[None], credit.base_T)[0])
+        signals.append(token_signal(method.reward, logp_T[None], credit.given_T)[0])
     return torch.cat(signals).to(logp_A)
 
 

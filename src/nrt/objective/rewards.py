@@ -1,4 +1,4 @@
-"""Rewards R = f(c) of a trace, one function each (Table 1 and Table 2 of arXiv 2602.11549).
+"""Rewards R = f(c) of a trace, one function each (Table 1 and Table 2 of arXiv 2602.11549, and two from elsewhere).
 
 A reward takes the answer's log-probabilities given each trace, `logp_KT` [K, T] in nats, and given the null trace,
 `base_T` [T], and returns R_K [K], float64, differentiable in `logp_KT`. Its token reward signal (∂f/∂c_i) c_i is
@@ -26,6 +26,11 @@ CAP_NATS = 20.0
 def log_prob(logp_KT: Tensor, base_T: Tensor) -> Tensor:
     """R = Σ_j log c_j (Eq. 24; JLB)."""
     return logp_KT.double().sum(-1)
+
+
+def mean_log_prob(logp_KT: Tensor, base_T: Tensor) -> Tensor:
+    """R = (1/T) Σ_j log c_j (arXiv 2602.03979)."""
+    return logp_KT.double().mean(-1)
 
 
 def prob(logp_KT: Tensor, base_T: Tensor) -> Tensor:
@@ -82,8 +87,55 @@ class WeightedSum:
         return w_T
 
 
+def weighted_prob(logp_KT: Tensor, w_T: Tensor) -> Tensor:
+    """R = Σ_j w_j c_j with weights that a method's `weigh` has frozen; they stand in for base_T."""
+    return (logp_KT.double().exp() * w_T).sum(-1)
+
+
+def weighted_log_prob(logp_KT: Tensor, w_T: Tensor) -> Tensor:
+    """R = Σ_j w_j log c_j with weights that a method's `weigh` has frozen; they stand in for base_T."""
+    return (logp_KT.double() * w_T).sum(-1)
+
+
+def spread_weights(logp_KT: Tensor, base_T: Tensor, memory: Tensor | None = None) -> Tensor:
+    """w_i ∝ the standard deviation of log c_i over the K traces, Σw = 1 (R3, arXiv 2506.13351 §4.1.3, w_Δ linear).
+
+    [T], float64. Zero where all traces agree on every token, and for K = 1.
+    """
+    if len(logp_KT) < 2:
+        return torch.zeros_like(base_T, dtype=torch.float64)
+    spread_T = logp_KT.detach().double().std(0)
+    total = spread_T.sum()
+    return spread_T / total if total > 0 else spread_T
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A convex mix of rewards, [(λ_p, R_p)].
+
+    As a function it is Σ λ_p R_p, so its token signal is the mix of theirs. Advantages are mixed after each part was
+    normalised by itself (`parts_of`, `group_credit`): otherwise the reward with the larger spread would decide alone.
+    """
+
+    parts: tuple[tuple[float, Reward], ...]
+
+    def __post_init__(self) -> None:
+        shares = [share for share, _ in self.parts]
+        if not shares or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
+            raise InputError(f"a convex mix needs shares ≥ 0 that sum to 1, got {shares}")
+
+    def __call__(self, logp_KT: Tensor, base_T: Tensor) -> Tensor:
+        return torch.stack([share * reward(logp_KT, base_T) for share, reward in self.parts]).sum(0)
+
+
+def parts_of(reward: Reward) -> tuple[tuple[float, Reward], ...]:
+    """The rewards that are normalised apart, with their shares."""
+    return reward.parts if isinstance(reward, Mix) else ((1.0, reward),)
+
+
 REWARDS: dict[str, Reward] = {
     "log-prob": log_prob,
+    "mean-log-prob": mean_log_prob,
     "prob": prob,
     "geometric-mean": geometric_mean,
     "arithmetic-mean": arithmetic_mean,
@@ -102,12 +154,15 @@ def token_signal(reward: Reward, logp_KT: Tensor, base_T: Tensor) -> Tensor:
 
 def with_weight_norm(reward: Reward, norm: WeightNorm | None) -> Reward:
     """The reward with another normalisation of its weights; rewards without weights stay as they are."""
+    if norm and isinstance(reward, Mix):
+        return Mix(tuple((share, with_weight_norm(part, norm)) for share, part in reward.parts))
     return replace(reward, norm=norm) if norm and isinstance(reward, WeightedSum) else reward
 
 
 def capped_share(reward: Reward, base_T: Tensor) -> float:
     """Share of this reward's weights that hit the 20-nat cap."""
-    if not (isinstance(reward, WeightedSum) and reward.raw_weights is inverse_prob_weights):
+    parts = [part for _, part in parts_of(reward)]
+    if not any(isinstance(part, WeightedSum) and part.raw_weights is inverse_prob_weights for part in parts):
         return 0.0
     return (base_T < -CAP_NATS).double().mean().item()
 

@@ -34,10 +34,12 @@ class InHand:
 
 @dataclass
 class Progress:
-    """Where a run stands: steps done, examples drawn, and the rollout in hand if it was cut between two updates."""
+    """Where a run stands: steps done, examples drawn, what the method remembers, and the rollout in hand if it was cut
+    between two updates."""
 
     step: int = 0
     position: int = 0
+    memory: Tensor | None = None
     in_hand: InHand | None = None
 
 

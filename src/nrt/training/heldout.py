@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from torch import Tensor
+
 from nrt.checkers import Checker
 from nrt.data import Chat, bare_row, null_row, to_trace, trace_row
 from nrt.training.step import Stepper
@@ -27,6 +29,8 @@ class HeldoutRecord:
     question: str
     reference: str
     logp: float
+    token_logp: tuple[float, ...]  # of each token of y*, nats
+    token_entropy: tuple[float, ...]  # of the distributions they were read from, nats
     trace: str | None = None
     length: int | None = None
     finished: bool | None = None
@@ -53,7 +57,7 @@ class Heldout:
             rows = [bare_row(pair) for pair in self.pairs]
             return self._records(rows, None, None)
         s = self.stepper
-        prompts = [(*pair.prompt_ids, s.markers.start_id) for pair in self.pairs]
+        prompts = [(*pair.prompt_ids, *s.markers.opener) for pair in self.pairs]
         samples = s.sampler.sample(prompts, n=1, stop_ids=s.stop_ids, cap=s.max_trace_tokens, seed=seed, greedy=self.greedy)
         traces = [to_trace(group[0], s.markers.end_id) for group in samples]
         rows = [trace_row(pair, trace, s.markers) for pair, trace in zip(self.pairs, traces, strict=True)]
@@ -61,8 +65,8 @@ class Heldout:
         return self._records(rows, nulls, traces)
 
     def _records(self, rows: Sequence[Row], nulls: Sequence[Row] | None, traces: Sequence[Trace] | None) -> list[HeldoutRecord]:
-        logp, answers = self._likelihood(rows), self._answers(rows)
-        logp_null = self._likelihood(nulls) if nulls else [None] * len(rows)
+        scores, answers = self._scores(rows), self._answers(rows)
+        logp_null = [_mean(logp_T) for logp_T, _ in self._scores(nulls)] if nulls else [None] * len(rows)
         answers_null = self._answers(nulls) if nulls else [None] * len(rows)
         records = []
         for i, pair in enumerate(self.pairs):
@@ -73,7 +77,9 @@ class Heldout:
                     source=pair.example.source,
                     question=pair.example.messages[-1].content,
                     reference=reference,
-                    logp=logp[i],
+                    logp=_mean(scores[i][0]),
+                    token_logp=_rounded(scores[i][0]),
+                    token_entropy=_rounded(scores[i][1]),
                     trace=self.chat.decode(trace.ids) if trace else None,
                     length=len(trace.ids) if trace else None,
                     finished=trace.finished if trace else None,
@@ -86,9 +92,11 @@ class Heldout:
             )
         return records
 
-    def _likelihood(self, rows: Sequence[Row]) -> list[float]:
+    def _scores(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor]]:
+        """(log-probs, entropies) of the tokens of y*, [T] each."""
+        lengths = [len(pair.answer_ids) for pair in self.pairs]
         scored = self.stepper.engine.score(rows).rows()
-        return [logp[-len(pair.answer_ids) :].double().mean().item() for (logp, _), pair in zip(scored, self.pairs, strict=True)]
+        return [(logp[-T:], entropy[-T:]) for (logp, entropy), T in zip(scored, lengths, strict=True)]
 
     def _answers(self, rows: Sequence[Row]) -> Sequence[str | None]:
         """Greedy answers after everything in a row that comes before y*."""
@@ -138,6 +146,14 @@ def _means(records: Sequence[HeldoutRecord]) -> dict[str, float]:
         if values:
             metrics[name] = fmean(values)
     return metrics
+
+
+def _mean(logp_T: Tensor) -> float:
+    return logp_T.double().mean().item()
+
+
+def _rounded(values_T: Tensor) -> tuple[float, ...]:
+    return tuple(round(value, 5) for value in values_T.tolist())
 
 
 def _body(sample: Sample, stop_ids: frozenset[int]) -> tuple[int, ...]:

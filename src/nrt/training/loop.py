@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+import torch
+
 from nrt.config import Config
 from nrt.engine.local import UpdateStats
 from nrt.errors import InputError, NrtError
@@ -62,11 +64,13 @@ def train(config: Config, *, listener: Listener | None = None) -> Run:
             raise InputError(f"{folder} has no checkpoint to resume from; start it again under another name")
         parts = prepare(config, checkpoint=checkpoints[-1])
         state = load_checkpoint(checkpoints[-1], parts.stepper.engine)
-        progress = _read_progress(state, config, parts)
+        progress = _read_progress(state, parts)
         writer = RunWriter.reopen(folder, progress.step, config.model_copy(update={"run": before.config.run, "resume": None}))
     else:
-        folder, progress = run_folder(config.run), Progress()
+        folder = run_folder(config.run)
         parts = prepare(config)
+        memory = parts.stepper.method.memory
+        progress = Progress(memory=memory.initial() if memory else None)
         writer = RunWriter.create(folder, config)
     with writer, _graceful_stop() as stop:
         Loop(config, parts, writer, progress, listener or Silent(), stop).run()
@@ -110,14 +114,22 @@ class Loop:
             began = time.perf_counter()
             hand.updates.append(self.parts.stepper.update(parts[len(hand.updates)]))
             hand.seconds += time.perf_counter() - began
-        self.progress = Progress(self.progress.step + 1, self.progress.position + self.config.batch)
+        memory, statistics = self.parts.stepper.method.memory, hand.rollout.statistics
+        state = self.progress.memory
+        if memory is not None and state is not None and statistics is not None:
+            state = memory.advance(state, statistics)
+        self.progress = Progress(self.progress.step + 1, self.progress.position + hand.rollout.drawn, state)
         self._finish_step(hand, start)
 
     def _collect(self) -> Rollout:
         self.listener.phase("sampling")
-        indices = self.parts.stream.indices(self.progress.position, self.config.batch)
-        pairs = [self.parts.data.pairs[i] for i in indices]
-        return self.parts.stepper.collect(pairs, seed=seed_of(self.config.seed, self.progress.step + 1))
+        progress, parts = self.progress, self.parts
+        return parts.stepper.collect(
+            lambda offset, n: parts.draw(progress.position + offset, n),
+            self.config.batch,
+            seed=seed_of(self.config.seed, progress.step + 1),
+            state=progress.memory,
+        )
 
     def _finish_step(self, hand: InHand, start: float) -> None:
         step, config = self.progress.step, self.config
@@ -130,6 +142,8 @@ class Loop:
             "data/dropped_answers": data.dropped_answers,
             "data/truncated_answers": data.truncated_answers,
         }
+        if (memory := self.parts.stepper.method.memory) and self.progress.memory is not None:
+            metrics |= memory.report(self.progress.memory)
         if self.parts.names.observer:
             metrics |= self.parts.names.observer(hand.rollout, self.parts.tokenizer)
         for group in hand.rollout.groups[: config.log_traces]:
@@ -190,16 +204,19 @@ def _progress_json(progress: Progress) -> dict[str, Any]:
     return {
         "step": progress.step,
         "position": progress.position,
+        "memory": None if progress.memory is None else progress.memory.tolist(),
         "in_hand": hand
         and {"rollout": to_json(hand.rollout), "seconds": hand.seconds, "updates": [asdict(update) for update in hand.updates]},
     }
 
 
-def _read_progress(state: Mapping[str, Any], config: Config, parts: Parts) -> Progress:
-    progress = Progress(state["step"], state["position"])
+def _read_progress(state: Mapping[str, Any], parts: Parts) -> Progress:
+    memory = None if state["memory"] is None else torch.tensor(state["memory"], dtype=torch.float64)
+    progress = Progress(state["step"], state["position"], memory)
     if hand := state["in_hand"]:
-        pairs = [parts.data.pairs[i] for i in parts.stream.indices(progress.position, config.batch)]
-        rollout = from_json(hand["rollout"], pairs, parts.stepper.method, parts.stepper.markers)
+        drawn = parts.draw(progress.position, hand["rollout"]["drawn"])
+        pairs = [drawn[offset] for offset in hand["rollout"]["offsets"]]
+        rollout = from_json(hand["rollout"], pairs, parts.stepper.method, parts.stepper.markers, memory)
         progress.in_hand = InHand(rollout, hand["seconds"], [UpdateStats(**update) for update in hand["updates"]])
     return progress
 

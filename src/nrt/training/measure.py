@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -17,17 +19,32 @@ from nrt.types import Role, Row
 
 
 @dataclass(frozen=True)
-class GroupScores:
-    """The two baselines' answer log-probs [T]: the null trace under π_old, and `x y*` under the initial model (or None)."""
+class Baselines:
+    """Two readings of an answer without a trace, log-probs [T]: after the null trace under π_old; in `x y*` under the initial model."""
 
     null_T: Tensor
-    initial_T: Tensor | None
+    initial_T: Tensor | None  # None where the initial model was not kept
 
 
-def rollout_metrics(
-    method: Method, groups: Sequence[Group], scores: Sequence[GroupScores], seconds: Mapping[str, float], forwarded: int
-) -> dict[str, float]:
-    """Metrics of a credited rollout. Means are over traces, except `group/*` and those that say otherwise."""
+@dataclass
+class Clock:
+    """Seconds by phase, and the tokens that were sampled and forwarded in them."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    sampled: int = 0
+    forwarded: int = 0
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def rollout_metrics(method: Method, groups: Sequence[Group], baselines: Sequence[Baselines], clock: Clock) -> dict[str, float]:
+    """Metrics of the groups to train on. Means are over traces, except `group/*` and those that say otherwise."""
     credits = [group.credit for group in groups if group.credit]
     traces = [trace for group in groups for trace in group.traces]
     sampled = sum(trace.n_sampled for trace in traces)
@@ -44,14 +61,16 @@ def rollout_metrics(
         "trace/unfinished": fmean(not trace.finished for trace in traces),
         "trace/entropy": entropy / sampled if sampled else 0.0,
         "answer/logp": fmean(group.logp_KT.double().mean().item() for group in groups),
-        "answer/logp_null": fmean(s.null_T.double().mean().item() for s in scores),
-        "time/rollout": seconds["rollout"],
-        "time/score": seconds["score"],
-        "speed/rollout": sampled / max(seconds["rollout"], 1e-9),
-        "speed/score": forwarded / max(seconds["score"], 1e-9),
+        "answer/logp_null": fmean(b.null_T.double().mean().item() for b in baselines),
+        "time/rollout": clock.seconds["rollout"],
+        "time/score": clock.seconds["score"],
+        "speed/rollout": clock.sampled / max(clock.seconds["rollout"], 1e-9),
+        "speed/score": clock.forwarded / max(clock.seconds["score"], 1e-9),
     }
-    if all(s.initial_T is not None for s in scores):
-        metrics |= _against_initial(method, groups, [s.initial_T for s in scores if s.initial_T is not None])
+    if all(b.initial_T is not None for b in baselines):
+        metrics |= _against_initial(method, groups, [b.initial_T for b in baselines if b.initial_T is not None])
+    if replies := [reply for group in groups for reply in group.replies]:
+        metrics["answer/correct"] = fmean(reply.correct for reply in replies)
     if any(trace.logps for trace in traces):
         metrics["sampler/logp_gap"] = _logp_gap(groups)
     return metrics
@@ -85,21 +104,25 @@ def trace_record(group: Group, decode: Any) -> dict[str, Any]:
     if group.credit is None:
         return record
     record |= {"base_logp": _rounded(group.credit.base_T), "base_reward": group.credit.base_reward}
+    if group.credit.given_T is not group.credit.base_T:
+        record["weights"] = _rounded(group.credit.given_T)
     record["traces"] = [
         {
             "text": decode(trace.ids),
             "ids": list(trace.ids),
             "finished": trace.finished,
             "reward": reward,
+            "final_reward": final,
             "advantage": advantage,
             "answer_logp": _rounded(logp_T),
             "trace_logp": _rounded(logp[_role_mask(row, Role.TRACE)]),
             "trace_entropy": _rounded(entropy[_role_mask(row, Role.TRACE)]),
         }
-        for trace, row, reward, advantage, logp_T, logp, entropy in zip(
+        for trace, row, reward, final, advantage, logp_T, logp, entropy in zip(
             group.traces,
             group.rows,
             group.credit.reward_K.tolist(),
+            group.credit.final_K.tolist(),
             group.advantage_K.tolist(),
             group.logp_KT,
             group.logp,
@@ -114,7 +137,7 @@ def _against_initial(method: Method, groups: Sequence[Group], initial: Sequence[
     reward, gains = method.reward, []
     for group, initial_T in zip(groups, initial, strict=True):
         if reward is not None and group.credit is not None:
-            gains.append((group.credit.reward_K - reward(initial_T[None], group.credit.base_T)).mean().item())
+            gains.append((group.credit.reward_K - reward(initial_T[None], group.credit.given_T)).mean().item())
     return {"reward/gain_initial": fmean(gains), "answer/logp_initial": fmean(t.double().mean().item() for t in initial)}
 
 

@@ -10,9 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nrt.data import Markers, bare_row, trace_row
-from nrt.objective import GroupCredit, Method, RowCredit, group_credit
+from nrt.data import Markers, bare_row, reply_row, trace_row
+from nrt.objective import Facts, GroupCredit, Method, RowCredit, group_credit
 from nrt.types import Pair, Role, Row, Trace
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer that the policy sampled after a trace, and the checker's verdict on it."""
+
+    ids: tuple[int, ...]
+    correct: bool
 
 
 @dataclass(frozen=True)
@@ -25,34 +33,40 @@ class Group:
     logp: tuple[Tensor, ...]  # of each row's tail under π_old, float32 [tail]; empty for SFT
     entropy: tuple[Tensor, ...]  # the same positions' entropies; empty for SFT
     credit: GroupCredit | None
+    replies: tuple[Reply, ...] = ()  # one a trace, for methods that sample answers
 
     @property
     def logp_KT(self) -> Tensor:
-        """The answer's log-probs given each trace [K, T]."""
-        T = len(self.pair.answer_ids)
-        return torch.stack([logp[-T:] for logp in self.logp])
+        """The reference answer's log-probs given each trace [K, T]."""
+        return self._credit.logp_KT
 
     @property
     def advantage_K(self) -> Tensor:
+        return self._credit.advantage_K
+
+    @property
+    def _credit(self) -> GroupCredit:
         if self.credit is None:
-            raise ValueError("a group without a reward has no advantages")
-        return self.credit.advantage_K
+            raise ValueError("a group without a reward has no credit")
+        return self.credit
 
     def row_credits(self) -> list[RowCredit]:
         """What each row takes into the updates."""
         if self.credit is None:  # π_old, A and the null trace play no part: zeros stand for them
             return [RowCredit(0.0, torch.zeros(len(self.pair.answer_ids)), torch.zeros(len(row.tail_ids))) for row in self.rows]
-        return [
-            RowCredit(advantage, self.credit.base_T, logp) for advantage, logp in zip(self.advantage_K.tolist(), self.logp, strict=True)
-        ]
+        numbers = zip(self.advantage_K.tolist(), self.logp, self.credit.final_K.tolist(), strict=True)
+        return [RowCredit(advantage, self.credit.given_T, logp, final) for advantage, logp, final in numbers]
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """The groups of one batch, in the batch's order, and the metrics known once they are scored."""
+    """The groups of one batch, in the order in which they were drawn."""
 
     groups: tuple[Group, ...]
+    offsets: tuple[int, ...]  # of each group among the prompts drawn: 0, 1, 2, … unless some were dropped
+    drawn: int  # prompts taken from the stream
     metrics: Mapping[str, float] = field(default_factory=dict)
+    statistics: Tensor | None = None  # for the method's memory, over all groups drawn
 
     def split(self, parts: int) -> list[tuple[Group, ...]]:
         """Equal mini-batches of prompts, in order."""
@@ -60,15 +74,32 @@ class Rollout:
         return [self.groups[i * size : (i + 1) * size] for i in range(parts)]
 
 
-def build_group(
-    method: Method, markers: Markers, pair: Pair, traces: Sequence[Trace], scores: Sequence[tuple[Tensor, Tensor]], base_T: Tensor
-) -> Group:
-    """A credited group from the (log-prob, entropy) of its K rows and the null trace's answer log-probs [T]."""
-    rows = tuple(trace_row(pair, trace, markers) for trace in traces)
-    T = len(pair.answer_ids)
-    logp_KT = torch.stack([logp[-T:] for logp, _ in scores])
-    credit = group_credit(method, logp_KT, base_T)
-    return Group(pair, tuple(traces), rows, tuple(s[0] for s in scores), tuple(s[1] for s in scores), credit)
+@dataclass(frozen=True)
+class GroupScores:
+    """What π_old says of one prompt's K traces."""
+
+    traces: tuple[Trace, ...]
+    rows: tuple[tuple[Tensor, Tensor], ...]  # (log-prob, entropy) of the tails of the rows that updates forward
+    logp_KT: Tensor  # the reference answer given each trace
+    base_T: Tensor  # and given the baseline
+    replies: tuple[Reply, ...] = ()
+
+
+def build_group(method: Method, markers: Markers, pair: Pair, scores: GroupScores, state: Tensor | None = None) -> Group:
+    """The credited group; `state` is that of the method's memory when the rollout began."""
+    traces, replies = scores.traces, scores.replies
+    if replies:
+        rows = [reply_row(pair, trace, reply.ids, markers) for trace, reply in zip(traces, replies, strict=True)]
+    else:
+        rows = [trace_row(pair, trace, markers) for trace in traces]
+    facts = Facts(
+        finished_K=torch.tensor([trace.finished for trace in traces]),
+        traces=tuple(trace.ids for trace in traces),
+        correct_K=torch.tensor([reply.correct for reply in replies]) if replies else None,
+    )
+    credit = group_credit(method, scores.logp_KT, scores.base_T, facts=facts, state=state)
+    logp, entropy = zip(*scores.rows, strict=True)
+    return Group(pair, traces, tuple(rows), logp, entropy, credit, replies)
 
 
 def sft_group(pair: Pair) -> Group:
@@ -77,33 +108,56 @@ def sft_group(pair: Pair) -> Group:
 
 
 def sampled_mask(row: Row) -> Tensor:
-    """bool [tail]: the tokens that the policy itself chose."""
+    """bool [tail]: the trace's tokens that the policy itself chose."""
     sampled = [role == Role.TRACE or (role == Role.END and row.end_sampled) for role in row.tail_roles]
     return torch.tensor(sampled, dtype=torch.bool)
 
 
 def to_json(rollout: Rollout) -> dict[str, Any]:
     """Numbers as Python floats, whose text form is exact for float32 and float64."""
-    groups = [
-        {
-            "traces": [{"ids": trace.ids, "finished": trace.finished} for trace in group.traces],
-            "logp": [logp.tolist() for logp in group.logp],
-            "entropy": [entropy.tolist() for entropy in group.entropy],
-            "base": group.credit.base_T.tolist() if group.credit else None,
-        }
-        for group in rollout.groups
-    ]
-    return {"metrics": dict(rollout.metrics), "groups": groups}
+    return {
+        "metrics": dict(rollout.metrics),
+        "offsets": rollout.offsets,
+        "drawn": rollout.drawn,
+        "statistics": None if rollout.statistics is None else rollout.statistics.tolist(),
+        "groups": [_group_to_json(group) for group in rollout.groups],
+    }
 
 
-def from_json(values: Mapping[str, Any], pairs: Sequence[Pair], method: Method, markers: Markers) -> Rollout:
-    """The rollout of `pairs` that `to_json` wrote; credit is computed again from the same numbers."""
+def from_json(values: Mapping[str, Any], pairs: Sequence[Pair], method: Method, markers: Markers, state: Tensor | None = None) -> Rollout:
+    """The rollout that `to_json` wrote; `pairs` are those of its groups. Credit is computed again from the same numbers."""
     groups = []
     for pair, group in zip(pairs, values["groups"], strict=True):
-        if group["base"] is None:
-            groups.append(sft_group(pair))
-            continue
-        traces = [Trace(tuple(trace["ids"]), trace["finished"]) for trace in group["traces"]]
-        scores = [(torch.tensor(logp), torch.tensor(entropy)) for logp, entropy in zip(group["logp"], group["entropy"], strict=True)]
-        groups.append(build_group(method, markers, pair, traces, scores, torch.tensor(group["base"])))
-    return Rollout(tuple(groups), values["metrics"])
+        groups.append(build_group(method, markers, pair, _scores_from_json(group), state) if group["traces"] else sft_group(pair))
+    statistics = values["statistics"]
+    return Rollout(
+        groups=tuple(groups),
+        offsets=tuple(values["offsets"]),
+        drawn=values["drawn"],
+        metrics=values["metrics"],
+        statistics=None if statistics is None else torch.tensor(statistics, dtype=torch.float64),
+    )
+
+
+def _group_to_json(group: Group) -> dict[str, Any]:
+    if group.credit is None:
+        return {"traces": []}
+    return {
+        "traces": [{"ids": trace.ids, "finished": trace.finished} for trace in group.traces],
+        "replies": [{"ids": reply.ids, "correct": reply.correct} for reply in group.replies],
+        "logp": [logp.tolist() for logp in group.logp],
+        "entropy": [entropy.tolist() for entropy in group.entropy],
+        "answer": group.credit.logp_KT.tolist(),
+        "base": group.credit.base_T.tolist(),
+    }
+
+
+def _scores_from_json(group: Mapping[str, Any]) -> GroupScores:
+    rows = zip(group["logp"], group["entropy"], strict=True)
+    return GroupScores(
+        traces=tuple(Trace(tuple(trace["ids"]), trace["finished"]) for trace in group["traces"]),
+        rows=tuple((torch.tensor(logp), torch.tensor(entropy)) for logp, entropy in rows),
+        logp_KT=torch.tensor(group["answer"]),
+        base_T=torch.tensor(group["base"]),
+        replies=tuple(Reply(tuple(reply["ids"]), reply["correct"]) for reply in group["replies"]),
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from nrt.objective import METHODS, Method, with_weight_norm
 from nrt.rollout import HFSampler
 from nrt.trackers import check_trackers
 from nrt.training.heldout import Heldout
-from nrt.training.step import Stepper
+from nrt.training.step import Judge, Stepper
+from nrt.types import Pair
 
 Observer = Callable[[Any, Any], Mapping[str, float]]
 
@@ -48,16 +51,40 @@ class Parts:
     tokenizer: Any
     save_model: Callable[[Path], None]
 
+    def draw(self, position: int, count: int) -> list[Pair]:
+        """The pairs at the stream's positions `position` … `position + count − 1`."""
+        return [self.data.pairs[i] for i in self.stream.indices(position, count)]
+
 
 def resolve_names(config: Config) -> Names:
     """Raises InputError with the nearest known name on a miss, and where method and K do not fit."""
+    for plugin in config.plugins:
+        import_plugin(plugin)
     method = resolve_method(config.method, config.objective)
     if method.samples:
         method.check_traces(config.traces)
+    if method.own_rules and config.profile == "release":
+        raise InputError(f"profile=release sets the release's rules over a method, and {method.name} has its own; set profile=paper")
+    if method.base_policy == "initial" and not config.initial_reference:
+        raise InputError(f"method {method.name} takes its baseline under the initial model; set initial_reference=true")
+    if method.samples_answers and not config.heldout.checker:
+        raise InputError(f"method {method.name} checks sampled answers; set heldout.checker=exact, last-number or contains")
     checker = resolve_checker(config.heldout.checker) if config.heldout.checker else None
     observer = resolve_dotted(config.observer, "observer") if config.observer else None
     check_trackers(config.trackers)
     return Names(method, checker, observer)
+
+
+def import_plugin(module: str) -> None:
+    """Imports a module of the user's, from the working folder too. Raises InputError if there is none of that name."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the `nrt` command, unlike `python -m`, does not look there
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        raise InputError(f"plugins={module}: there is no such module; it must lie in the working folder or be installed") from None
 
 
 def resolve_method(name: str, values: ObjectiveConfig) -> Method:
@@ -67,16 +94,21 @@ def resolve_method(name: str, values: ObjectiveConfig) -> Method:
     method = METHODS[name]
     if not method.samples:
         return method
+    weight = values.signal_weight if method.answer_weight == "signal" and values.answer_weight is None else values.answer_weight
     given = {
         "clip": values.baseline_clip,
+        "base_layout": values.base_layout,
+        "base_policy": values.base_policy,
         "centre": values.centre,
         "scale": values.scale,
         "ratio": values.ratio,
         "ratio_clip": values.ratio_clip,
-        "answer_weight": values.answer_weight,
+        "answer_weight": weight,
+        "trace_coef": values.trace_coef,
         "answer_coef": values.answer_coef,
         "format_coef": values.format_coef,
         "format_on": values.format_on,
+        "appended_end_acts": values.appended_end_acts,
     }
     changes = {key: None if value == "none" and key in ("centre", "scale") else value for key, value in given.items() if value is not None}
     if method.reward is not None:
@@ -144,8 +176,10 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         stop_ids=chat.stop_ids,
         traces=config.traces,
         max_trace_tokens=config.max_trace_tokens,
+        max_answer_tokens=config.max_answer_tokens,
         loss_tokens=config.objective.loss_tokens or config.max_trace_tokens + config.max_answer_tokens,
         initial_reference=keep_initial,
+        judge=_judge(chat, names.checker) if names.checker else None,
     )
     heldout = None
     if valid_examples:
@@ -165,6 +199,11 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         tokenizer=tokenizer,
         save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
     )
+
+
+def _judge(chat: Chat, checker: Checker) -> Judge:
+    """Right or wrong, of the text of an answer without the token that ended it."""
+    return lambda pair, ids: checker(chat.decode(ids[:-1] if ids[-1:] and ids[-1] in chat.stop_ids else ids), pair.example.answer)
 
 
 def _initial_model(load: Callable[[str], tuple[Any, Any]], config: Config) -> Any:

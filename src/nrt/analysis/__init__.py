@@ -1,0 +1,1 @@
+"""Reads run folders and says what they show: no torch here, and nothing of training."""

@@ -1,0 +1,96 @@
+"""A comparison as pictures: every seed shown, intervals as they are in the table. Needs matplotlib (the extra `plots`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nrt.analysis.comparison import Comparison
+from nrt.analysis.confidence import Bin
+from nrt.errors import InputError
+from nrt.run import Run
+
+DYNAMICS = {
+    "trace/entropy": "trace entropy (nats/token)",
+    "trace/length": "trace length (tokens)",
+    "reward/gain": "gain over the null trace",
+    "reward/beats_null": "share that beats the null trace",
+    "trace/unfinished": "share unfinished",
+}
+
+
+def plot_accuracy(comparison: Comparison, file: Path) -> None:
+    """One panel a family; a dot a seed, a bar the interval."""
+    families = list(dict.fromkeys(row.family for row in comparison.rows))
+    variants = list(dict.fromkeys(row.variant for row in comparison.rows))
+    figure, axes = _figure(1, len(families), width=3.2, height=0.9 + 0.32 * len(variants))
+    for axis, family in zip(axes, families, strict=True):
+        for y, variant in enumerate(variants):
+            row = next(row for row in comparison.rows if (row.family, row.variant) == (family, variant))
+            if row.interval is None:
+                axis.text(0.02, y, "no run", va="center", color="gray")
+                continue
+            axis.plot([row.interval.low, row.interval.high], [y, y], color="C0", lw=4, alpha=0.3, solid_capstyle="butt")
+            axis.plot(list(row.by_seed.values()), [y] * len(row.by_seed), "o", color="C0", ms=4)
+            axis.plot([row.interval.mean], [y], "|", color="black", ms=12)
+        axis.set(
+            title=family, yticks=range(len(variants)), yticklabels=variants if axis is axes[0] else [], ylim=(len(variants) - 0.5, -0.5)
+        )
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_xlabel(comparison.measure)
+    _save(figure, file)
+
+
+def plot_dynamics(runs: Mapping[str, Mapping[int, Path]], file: Path) -> None:
+    """Metrics over steps as in Figure 2: thin lines are seeds, thick ones their mean."""
+    figure, axes = _figure(1, len(DYNAMICS), width=3.4, height=2.8)
+    for axis, (metric, label) in zip(axes, DYNAMICS.items(), strict=True):
+        for number, (variant, seeds) in enumerate(runs.items()):
+            curves = [{m["step"]: m[metric] for m in Run(path).metrics() if m.get(metric) is not None} for path in seeds.values()]
+            curves = [curve for curve in curves if curve]
+            for curve in curves:
+                axis.plot(list(curve), list(curve.values()), color=f"C{number}", lw=0.6, alpha=0.4)
+            if curves:
+                steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+                mean = [sum(curve[step] for curve in curves) / len(curves) for step in steps]
+                axis.plot(steps, mean, color=f"C{number}", lw=1.8, label=variant)
+        axis.set(title=label, xlabel="step")
+        axis.grid(alpha=0.3)
+    axes[-1].legend(fontsize=7)
+    _save(figure, file)
+
+
+def plot_confidence(bins: Mapping[str, Sequence[Bin]], baseline: str, file: Path) -> None:
+    """Figure 3: how many answer tokens the baseline finds how uncertain, and what became of their probability."""
+    figure, (left, right) = _figure(1, 2, width=4.2, height=3.2)
+    first = next(iter(bins.values()))
+    left.bar([b.low for b in first], [b.tokens for b in first], width=[b.high - b.low for b in first], align="edge", alpha=0.6)
+    left.set(yscale="log", xlabel=f"entropy under {baseline} (nats)", ylabel="answer tokens", title="how hard the tokens are")
+    for number, (variant, found) in enumerate(bins.items()):
+        middle = [(b.low + b.high) / 2 for b in found]
+        right.plot(middle, [b.ratio.mean for b in found], "o-", color=f"C{number}", ms=3, label=variant)
+        right.fill_between(middle, [b.ratio.low for b in found], [b.ratio.high for b in found], color=f"C{number}", alpha=0.15)
+    right.axhline(1.0, color="black", lw=0.8)
+    right.set(xlabel=f"entropy under {baseline} (nats)", ylabel=f"P / P({baseline})", title="confidence by difficulty")
+    right.legend(fontsize=7)
+    _save(figure, file)
+
+
+def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, Any]:
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise InputError("plots need matplotlib: pip install 'native-reasoning[plots]'") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained")
+    return figure, axes[0]
+
+
+def _save(figure: Any, file: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure.savefig(file, dpi=140)
+    plt.close(figure)

@@ -1,0 +1,92 @@
+"""Runs what is missing of a study: each run in a process of its own, so that one that fails takes nothing with it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from nrt.errors import RunError
+from nrt.run import Run
+from nrt.study.plan import read_study, run_path
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run of a study ended."""
+
+    variant: str
+    seed: int
+    status: int  # exit status; 0 also for a run that was there already
+    seconds: float
+    error: str = ""  # last line that it said, where it failed
+
+
+Prepare = Callable[[int], Sequence[str]]
+"""seed → further `key=value` settings, such as a model made for that seed; called once a seed, before its runs."""
+
+
+def run_all(folder: Path, *, jobs: int = 1, report: Callable[[str], None] = print, prepare: Prepare = lambda seed: ()) -> list[Outcome]:
+    """Starts what has not begun, resumes what was cut, leaves alone what is done. Up to `jobs` runs at a time.
+
+    Failed runs are reported and left for the comparison to say so. Raises RunError when a run was interrupted (Ctrl-C reaches
+    every run; each saves a checkpoint).
+    """
+    study = read_study(folder)
+    todo = [(variant, seed) for variant, seed in study.runs() if not is_done(run_path(folder, variant, seed))]
+    outcomes = [Outcome(variant, seed, 0, 0.0) for variant, seed in study.runs() if (variant, seed) not in todo]
+    report(f"{len(todo)} of {len(study.runs())} runs to do in {folder}")
+    given = {seed: prepare(seed) for seed in sorted({seed for _, seed in todo})}
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        waiting = [pool.submit(_run, folder, variant, seed, given[seed]) for variant, seed in todo]
+        try:
+            for count, done in enumerate(as_completed(waiting), start=1):
+                outcome = done.result()
+                outcomes.append(outcome)
+                state = f"done in {outcome.seconds:.0f} s" if outcome.status == 0 else f"FAILED: {outcome.error}"
+                report(f"[{count}/{len(todo)}] {outcome.variant}, seed {outcome.seed}: {state}")
+                if outcome.status == INTERRUPTED:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            for other in waiting:
+                other.cancel()
+            raise RunError("interrupted; the same command goes on where it stopped") from None
+    return outcomes
+
+
+def is_done(run: Path) -> bool:
+    """Whether a run folder holds a finished run: the model is written last."""
+    return (run / "model").is_dir()
+
+
+def _run(folder: Path, variant: str, seed: int, given: Sequence[str]) -> Outcome:
+    run, began = run_path(folder, variant, seed), time.monotonic()
+    log = folder / "logs" / f"{run.name}.log"
+    log.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "nrt", "train", "--json", *_arguments(folder, variant, seed, given)]
+    with log.open("w", encoding="utf-8") as file:
+        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    error = "" if status == 0 else _last_line(log)
+    return Outcome(variant, seed, status, time.monotonic() - began, error)
+
+
+def _arguments(folder: Path, variant: str, seed: int, given: Sequence[str]) -> list[str]:
+    run = run_path(folder, variant, seed)
+    if (run / "config.yaml").is_file():
+        if Run(run).checkpoints():
+            return [f"resume={run}"]
+        shutil.rmtree(run)  # cut before its first checkpoint
+    recipe, *settings = read_study(folder).arguments(variant, seed, folder)
+    return [recipe, *given, *settings]
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"

@@ -1,0 +1,95 @@
+"""`nrt compare` with real runs of a tiny model, in processes of their own."""
+
+import io
+import json
+import shutil
+
+import pytest
+import yaml
+from rich.console import Console
+
+from nrt.comparing import compare_study, make_plan
+from nrt.errors import InputError
+from nrt.study import open_study
+from nrt.study.plan import read_study, read_variants
+from tests.training.conftest import make_config, model_dir, pairs_file  # noqa: F401
+
+
+@pytest.fixture
+def recipe(make_config, tmp_path):  # noqa: F811
+    values = make_config(steps=2, eval_every=0, method="nrt-gm").model_dump(mode="json")
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump({k: v for k, v in values.items() if k not in ("run", "seed", "resume", "method")}))
+    return str(file)
+
+
+@pytest.mark.slow  # starts five processes, each of which imports everything
+def test_it_runs_what_is_missing_and_says_what_failed(recipe, tmp_path):
+    out = io.StringIO()
+    console = Console(file=out, width=160)
+    variants = tmp_path / "variants.yaml"
+    variants.write_text("baseline: sft\nvariants:\n  sft: [method=sft]\n  nrt-gm: [method=nrt-gm]\n  broken: [model=absent]\n")
+    study = tmp_path / "study"
+
+    def run():
+        return compare_study(console, recipe, [], variants=str(variants), seeds=1, study=str(study), measure="logp")
+
+    first = run()
+    assert list(first.missing) == ["broken, seed 0"]
+    assert "absent" in first.missing["broken, seed 0"]
+    assert "3 of 3 runs to do" in out.getvalue()
+    assert "FAILED" in out.getvalue()
+    assert {row.variant for row in first.rows if row.interval} == {"sft", "nrt-gm"}
+    for name in ("compare.json", "compare.md", "accuracy.png", "dynamics.png", "confidence.png", "study.yaml"):
+        assert (study / name).stat().st_size > 0
+    assert json.loads((study / "compare.json").read_text())["missing"] == first.missing
+
+    done = study / "runs" / "sft-seed0" / "metrics.jsonl"
+    before = done.stat().st_mtime_ns
+    (study / "runs" / "nrt-gm-seed0" / "model").rename(tmp_path / "taken")  # as if it had been cut before the end
+    again = run()
+    assert done.stat().st_mtime_ns == before
+    assert again.rows == first.rows
+    assert "2 of 3 runs to do" in out.getvalue()
+
+
+def test_a_study_keeps_its_terms(recipe, tmp_path):
+    folder = open_study(str(tmp_path / "study"), make_plan(recipe, ["batch=8"], methods="sft,nrt-gm", variants="", seeds=1, baseline=""))
+    assert read_study(folder).baseline == "sft"
+    with pytest.raises(InputError, match="another --study name"):
+        open_study(str(folder), make_plan(recipe, ["batch=4"], methods="sft", variants="", seeds=1, baseline=""))
+    open_study(str(folder), make_plan(recipe, ["batch=8"], methods="sft,rlpr", variants="", seeds=3, baseline=""))
+    assert list(read_study(folder).variants) == ["sft", "nrt-gm", "rlpr"]
+    assert read_study(folder).seeds == 3
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"methods": "", "variants": ""}, "either --methods"),
+        ({"methods": "sft", "variants": "terms"}, "either --methods"),
+        ({"methods": "sft", "seeds": 0}, "at least 1"),
+        ({"methods": "sft,nrt-gm", "baseline": "nrt-mg"}, "did you mean 'nrt-gm'"),
+        ({"variants": "trems"}, "did you mean 'terms'"),
+    ],
+)
+def test_what_cannot_be_compared(recipe, given, message):
+    options = {"methods": "", "variants": "", "seeds": 1, "baseline": "", **given}
+    with pytest.raises(InputError, match=message):
+        make_plan(recipe, [], **options)
+
+
+def test_a_misspelt_setting_is_found_before_anything_runs(recipe, tmp_path):
+    with pytest.raises(InputError, match="did you mean 'steps'"):
+        compare_study(Console(file=io.StringIO()), recipe, ["stesp=3"], methods="sft", seeds=1, study=str(tmp_path / "none"))
+    with pytest.raises(InputError, match="did you mean 'nrt-gm'"):
+        compare_study(Console(file=io.StringIO()), recipe, [], methods="nrt-mg", seeds=1, study=str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["terms", "advantage", "sampling"])
+def test_packaged_variants_are_valid(name, tmp_path):
+    baseline, variants = read_variants(name)
+    assert baseline in variants
+    make_plan("miniature", [], methods="", variants=name, seeds=1, baseline="").check(tmp_path)
