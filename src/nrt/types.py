@@ -93,6 +93,11 @@ class Row:
     def ids(self) -> tuple[int, ...]:
         return self.prompt_ids + self.tail_ids
 
+    @property
+    def before_answer(self) -> tuple[int, ...]:
+        """All ids up to the reference answer, which ends the row."""
+        return self.ids[: len(self.ids) - self.tail_roles.count(Role.ANSWER)]
+
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:

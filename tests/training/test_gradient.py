@@ -25,7 +25,7 @@ def rolled(make_config):
 
 
 def gradient(stepper, groups, tokens_per_batch=10**6):
-    engine = stepper.engine
+    engine = stepper.policy.engine
     engine.tokens_per_batch = tokens_per_batch
     engine.optimizer.zero_grad()
     rows = [row for group in groups for row in group.rows]
@@ -79,7 +79,7 @@ def test_on_policy_ratio_is_one(rolled):
 def test_a_rollout_survives_json_exactly(rolled):
     parts, rollout = rolled(method="nrt-ws-inv-p")
     pairs = [group.pair for group in rollout.groups]
-    again = from_json(to_json(rollout), pairs, parts.stepper.method, parts.stepper.markers)
+    again = from_json(to_json(rollout), pairs, parts.stepper.method, parts.stepper.policy.markers)
     assert isinstance(again, Rollout)
     for a, b in zip(rollout.groups, again.groups, strict=True):
         assert torch.equal(a.advantage_K, b.advantage_K)
@@ -99,13 +99,17 @@ def test_the_flat_example_has_the_same_gradient(rolled):
     stepper = parts.stepper
     ours, _ = gradient(stepper, rollout.groups)
     batch = [
-        (list(g.pair.prompt_ids), list(g.pair.answer_ids), [[*t.ids, *([stepper.markers.end_id] if t.finished else [])] for t in g.traces])
+        (
+            list(g.pair.prompt_ids),
+            list(g.pair.answer_ids),
+            [[*t.ids, *([stepper.policy.markers.end_id] if t.finished else [])] for t in g.traces],
+        )
         for g in rollout.groups
     ]
     vars(example).update(K=8, N=stepper.loss_tokens)
-    model = stepper.engine.model
+    model = stepper.policy.engine.model
     model.zero_grad()
-    loss, gain = example.nrt_loss(model, batch, stepper.markers.start_id, stepper.markers.end_id)
+    loss, gain = example.nrt_loss(model, batch, stepper.policy.markers.start_id, stepper.policy.markers.end_id)
     loss.backward()
     theirs = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert_close(ours, theirs)

@@ -85,13 +85,13 @@ def group_credit(
         raise ValueError(f"{method.name} has no reward")
     logp_KT, base_T = logp_KT.detach(), base_T.detach()
     given_T = method.weigh(logp_KT, base_T, state) if method.weigh else base_T
-    reward_K = method.reward(logp_KT, given_T)
-    base_reward = method.reward(base_T[None], given_T).item()
-    finals, advantages = [], []
+    reward_K = final_K = advantage_K = torch.zeros(len(logp_KT), dtype=torch.float64)
+    base_reward = 0.0
     for share, reward in parts_of(method.reward):
-        final_K, advantage_K = _normalised(method, reward(logp_KT, given_T), reward(base_T[None], given_T).item(), facts)
-        finals.append(share * final_K)
-        advantages.append(share * advantage_K)
+        part_K, part_base = reward(logp_KT, given_T), reward(base_T[None], given_T).item()
+        part_final_K, part_advantage_K = _normalised(method, part_K, part_base, facts)
+        reward_K, base_reward = reward_K + share * part_K, base_reward + share * part_base
+        final_K, advantage_K = final_K + share * part_final_K, advantage_K + share * part_advantage_K
     underflow = ((reward_K == 0) & (logp_KT < 0).any(-1) & bool((given_T != 0).any())).double().mean().item()
     return GroupCredit(
         logp_KT=logp_KT,
@@ -99,8 +99,8 @@ def group_credit(
         given_T=given_T,
         reward_K=reward_K,
         base_reward=base_reward,
-        final_K=torch.stack(finals).sum(0),
-        advantage_K=torch.stack(advantages).sum(0),
+        final_K=final_K,
+        advantage_K=advantage_K,
         capped=capped_share(method.reward, base_T),
         underflow=underflow,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nrt.errors import RunError
 from nrt.run import Run
-from nrt.study.plan import read_study, run_path
+from nrt.study.plan import Study, read_study, run_path
 
 INTERRUPTED = 130
 
@@ -45,7 +45,7 @@ def run_all(folder: Path, *, jobs: int = 1, report: Callable[[str], None] = prin
     report(f"{len(todo)} of {len(study.runs())} runs to do in {folder}")
     given = {seed: prepare(seed) for seed in sorted({seed for _, seed in todo})}
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        waiting = [pool.submit(_run, folder, variant, seed, given[seed]) for variant, seed in todo]
+        waiting = [pool.submit(_run, study, folder, variant, seed, given[seed]) for variant, seed in todo]
         try:
             for count, done in enumerate(as_completed(waiting), start=1):
                 outcome = done.result()
@@ -66,24 +66,24 @@ def is_done(run: Path) -> bool:
     return (run / "model").is_dir()
 
 
-def _run(folder: Path, variant: str, seed: int, given: Sequence[str]) -> Outcome:
+def _run(study: Study, folder: Path, variant: str, seed: int, given: Sequence[str]) -> Outcome:
     run, began = run_path(folder, variant, seed), time.monotonic()
     log = folder / "logs" / f"{run.name}.log"
     log.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "nrt", "train", "--json", *_arguments(folder, variant, seed, given)]
+    command = [sys.executable, "-m", "nrt", "train", "--json", *_arguments(study, folder, variant, seed, given)]
     with log.open("w", encoding="utf-8") as file:
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     error = "" if status == 0 else _last_line(log)
     return Outcome(variant, seed, status, time.monotonic() - began, error)
 
 
-def _arguments(folder: Path, variant: str, seed: int, given: Sequence[str]) -> list[str]:
+def _arguments(study: Study, folder: Path, variant: str, seed: int, given: Sequence[str]) -> list[str]:
     run = run_path(folder, variant, seed)
     if (run / "config.yaml").is_file():
         if Run(run).checkpoints():
             return [f"resume={run}"]
         shutil.rmtree(run)  # cut before its first checkpoint
-    recipe, *settings = read_study(folder).arguments(variant, seed, folder)
+    recipe, *settings = study.arguments(variant, seed, folder)
     return [recipe, *given, *settings]
 
 

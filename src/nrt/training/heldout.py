@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from nrt.checkers import Checker
-from nrt.data import Chat, bare_row, null_row, to_trace, trace_row
-from nrt.training.step import Stepper
-from nrt.types import Pair, Row, Sample, Trace
+from nrt.data import Chat, bare_row, null_row, trace_row
+from nrt.training.policy import Policy
+from nrt.types import Pair, Row, Trace
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,20 @@ class HeldoutRecord:
 class Heldout:
     """The evaluation, built once; calling it gives the records of all questions under the current weights."""
 
-    stepper: Stepper
+    policy: Policy
     pairs: Sequence[Pair]
     chat: Chat
     checker: Checker | None
     greedy: bool
-    max_answer_tokens: int
+    with_traces: bool  # otherwise (SFT) the answer comes straight after the prompt
 
     def __call__(self, *, seed: int) -> list[HeldoutRecord]:
-        if not self.stepper.method.samples:
-            rows = [bare_row(pair) for pair in self.pairs]
-            return self._records(rows, None, None)
-        s = self.stepper
-        prompts = [(*pair.prompt_ids, *s.markers.opener) for pair in self.pairs]
-        samples = s.sampler.sample(prompts, n=1, stop_ids=s.stop_ids, cap=s.max_trace_tokens, seed=seed, greedy=self.greedy)
-        traces = [to_trace(group[0], s.markers.end_id) for group in samples]
-        rows = [trace_row(pair, trace, s.markers) for pair, trace in zip(self.pairs, traces, strict=True)]
-        nulls = [null_row(pair, s.markers) for pair in self.pairs]
-        return self._records(rows, nulls, traces)
+        if not self.with_traces:
+            return self._records([bare_row(pair) for pair in self.pairs], None, None)
+        markers = self.policy.markers
+        traces = [trace for (trace,) in self.policy.traces(self.pairs, 1, seed=seed, greedy=self.greedy)]
+        rows = [trace_row(pair, trace, markers) for pair, trace in zip(self.pairs, traces, strict=True)]
+        return self._records(rows, [null_row(pair, markers) for pair in self.pairs], traces)
 
     def _records(self, rows: Sequence[Row], nulls: Sequence[Row] | None, traces: Sequence[Trace] | None) -> list[HeldoutRecord]:
         scores, answers = self._scores(rows), self._answers(rows)
@@ -95,17 +91,13 @@ class Heldout:
     def _scores(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor]]:
         """(log-probs, entropies) of the tokens of y*, [T] each."""
         lengths = [len(pair.answer_ids) for pair in self.pairs]
-        scored = self.stepper.engine.score(rows).rows()
-        return [(logp[-T:], entropy[-T:]) for (logp, entropy), T in zip(scored, lengths, strict=True)]
+        return [(logp[-T:], entropy[-T:]) for (logp, entropy), T in zip(self.policy.score(rows), lengths, strict=True)]
 
     def _answers(self, rows: Sequence[Row]) -> Sequence[str | None]:
         """Greedy answers after everything in a row that comes before y*."""
         if self.checker is None:
             return [None] * len(rows)
-        prefixes = [row.ids[: len(row.ids) - len(pair.answer_ids)] for row, pair in zip(rows, self.pairs, strict=True)]
-        stop_ids = self.stepper.stop_ids - {self.stepper.markers.end_id}
-        samples = self.stepper.sampler.sample(prefixes, n=1, stop_ids=stop_ids, cap=self.max_answer_tokens, seed=0, greedy=True)
-        return [self.chat.decode(_body(group[0], stop_ids)) for group in samples]
+        return [self.chat.decode(self.policy.body(ids)) for ids in self.policy.answers(rows, seed=0, greedy=True)]
 
     def _check(self, answer: str | None, reference: str) -> bool | None:
         return None if answer is None or self.checker is None else self.checker(answer, reference)
@@ -154,8 +146,3 @@ def _mean(logp_T: Tensor) -> float:
 
 def _rounded(values_T: Tensor) -> tuple[float, ...]:
     return tuple(round(value, 5) for value in values_T.tolist())
-
-
-def _body(sample: Sample, stop_ids: frozenset[int]) -> tuple[int, ...]:
-    """The ids without the stop token."""
-    return sample.ids[:-1] if sample.ids and sample.ids[-1] in stop_ids else sample.ids

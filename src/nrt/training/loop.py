@@ -63,7 +63,7 @@ def train(config: Config, *, listener: Listener | None = None) -> Run:
         if not checkpoints:
             raise InputError(f"{folder} has no checkpoint to resume from; start it again under another name")
         parts = prepare(config, checkpoint=checkpoints[-1])
-        state = load_checkpoint(checkpoints[-1], parts.stepper.engine)
+        state = load_checkpoint(checkpoints[-1], parts.stepper.policy.engine)
         progress = _read_progress(state, parts)
         writer = RunWriter.reopen(folder, progress.step, config.model_copy(update={"run": before.config.run, "resume": None}))
     else:
@@ -172,7 +172,7 @@ class Loop:
     def _save(self) -> None:
         self.listener.phase("saving")
         folder = self.folder / "checkpoints" / step_name(self.progress.step)
-        save_checkpoint(folder, self.parts.stepper.engine, _progress_json(self.progress), self.parts.save_model)
+        save_checkpoint(folder, self.parts.stepper.policy.engine, _progress_json(self.progress), self.parts.save_model)
         prune(Run(self.folder).checkpoints(), self.config.keep)
 
     def _stop_if_asked(self) -> None:
@@ -216,7 +216,7 @@ def _read_progress(state: Mapping[str, Any], parts: Parts) -> Progress:
     if hand := state["in_hand"]:
         drawn = parts.draw(progress.position, hand["rollout"]["drawn"])
         pairs = [drawn[offset] for offset in hand["rollout"]["offsets"]]
-        rollout = from_json(hand["rollout"], pairs, parts.stepper.method, parts.stepper.markers, memory)
+        rollout = from_json(hand["rollout"], pairs, parts.stepper.method, parts.stepper.policy.markers, memory)
         progress.in_hand = InHand(rollout, hand["seconds"], [UpdateStats(**update) for update in hand["updates"]])
     return progress
 

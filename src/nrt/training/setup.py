@@ -21,8 +21,10 @@ from nrt.models import add_markers, check_markers, end_token_ids, load_model, pi
 from nrt.objective import METHODS, Method, with_weight_norm
 from nrt.rollout import HFSampler
 from nrt.trackers import check_trackers
+from nrt.training.collect import Collector, Judge
 from nrt.training.heldout import Heldout
-from nrt.training.step import Judge, Stepper
+from nrt.training.policy import Policy
+from nrt.training.step import Stepper
 from nrt.types import Pair
 
 Observer = Callable[[Any, Any], Mapping[str, float]]
@@ -168,23 +170,26 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         tokens_per_batch=config.tokens_per_batch,
         reference=reference,
     )
-    stepper = Stepper(
-        method=names.method,
+    policy = Policy(
         engine=engine,
         sampler=HFSampler(model, pad_id),
         markers=Markers(chat.start_id, chat.end_id),
         stop_ids=chat.stop_ids,
-        traces=config.traces,
         max_trace_tokens=config.max_trace_tokens,
         max_answer_tokens=config.max_answer_tokens,
+    )
+    stepper = Stepper(
+        method=names.method,
+        policy=policy,
+        collector=Collector(
+            names.method, policy, config.traces, keep_initial, judge=_judge(chat, names.checker) if names.checker else None
+        ),
         loss_tokens=config.objective.loss_tokens or config.max_trace_tokens + config.max_answer_tokens,
-        initial_reference=keep_initial,
-        judge=_judge(chat, names.checker) if names.checker else None,
     )
     heldout = None
     if valid_examples:
         pairs = encode_examples(valid_examples, chat, config).pairs
-        heldout = Heldout(stepper, pairs, chat, names.checker, config.heldout.greedy, config.max_answer_tokens)
+        heldout = Heldout(policy, pairs, chat, names.checker, config.heldout.greedy, with_traces=names.method.samples)
     template = tokenizer.chat_template
     if names.method.samples:
         template = with_trace_opener(template, config.markers)
@@ -202,8 +207,8 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
 
 
 def _judge(chat: Chat, checker: Checker) -> Judge:
-    """Right or wrong, of the text of an answer without the token that ended it."""
-    return lambda pair, ids: checker(chat.decode(ids[:-1] if ids[-1:] and ids[-1] in chat.stop_ids else ids), pair.example.answer)
+    """Right or wrong, by the answer's text."""
+    return lambda pair, ids: checker(chat.decode(ids), pair.example.answer)
 
 
 def _initial_model(load: Callable[[str], tuple[Any, Any]], config: Config) -> Any:

@@ -1,0 +1,31 @@
+"""What a run is told. No torch here. Names (method, profile, sampler, checker) are strings; `nrt.train` resolves them before it
+touches the disk.
+"""
+
+from nrt.config.layers import build_config, dump_yaml, load_config, merge, packaged, parse_overrides, parse_yaml
+from nrt.config.schema import (
+    Columns,
+    Config,
+    DataConfig,
+    MarkersConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    Section,
+)
+
+__all__ = [
+    "Columns",
+    "Config",
+    "DataConfig",
+    "MarkersConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "Section",
+    "build_config",
+    "dump_yaml",
+    "load_config",
+    "merge",
+    "packaged",
+    "parse_overrides",
+    "parse_yaml",
+]

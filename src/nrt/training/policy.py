@@ -1,0 +1,49 @@
+"""The model as the step and the evaluation see it: it writes traces and answers, and says how likely given tokens are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from nrt.data import Markers, to_trace
+from nrt.engine.local import LocalEngine
+from nrt.rollout import Sampler
+from nrt.types import Pair, Row, Trace
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A sampler and an engine that hold the same weights, and how sequences are laid out and cut."""
+
+    engine: LocalEngine
+    sampler: Sampler
+    markers: Markers
+    stop_ids: frozenset[int]  # END, and the tokens that end a turn
+    max_trace_tokens: int
+    max_answer_tokens: int
+
+    def traces(self, pairs: Sequence[Pair], n: int, *, seed: int, greedy: bool = False) -> list[tuple[Trace, ...]]:
+        """`n` traces a prompt."""
+        prompts = [(*pair.prompt_ids, *self.markers.opener) for pair in pairs]
+        samples = self.sampler.sample(prompts, n=n, stop_ids=self.stop_ids, cap=self.max_trace_tokens, seed=seed, greedy=greedy)
+        return [tuple(to_trace(sample, self.markers.end_id) for sample in group) for group in samples]
+
+    def answers(self, rows: Sequence[Row], *, seed: int, greedy: bool = False) -> list[tuple[int, ...]]:
+        """The ids of one answer a row, after all that stands before the row's own; the last ends the turn unless the cap was reached."""
+        prefixes, stop_ids = [row.before_answer for row in rows], self.stop_ids - {self.markers.end_id}
+        samples = self.sampler.sample(prefixes, n=1, stop_ids=stop_ids, cap=self.max_answer_tokens, seed=seed, greedy=greedy)
+        return [sample.ids for (sample,) in samples]
+
+    def body(self, answer_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """A sampled answer without the token that ended it."""
+        return answer_ids[:-1] if answer_ids and answer_ids[-1] in self.stop_ids else answer_ids
+
+    def score(self, rows: Sequence[Row], *, initial: bool = False) -> list[tuple[Tensor, Tensor]]:
+        """(log-probabilities, entropies) of each row's tail, under the current or the initial model."""
+        return self.engine.score(rows, initial=initial).rows()
+
+    def synchronise(self) -> None:
+        """Hands the engine's weights to the sampler."""
+        self.sampler.load_weights(self.engine.model.named_parameters())
