@@ -129,9 +129,9 @@ def _world(recipe: str, overrides: list[str]) -> list[str]:
     if not recipe.startswith("miniature") or any(text.startswith("model=") for text in overrides):
         return []
     from nrt.config import load_config
-    from nrt.lab.settings import STAGES, prepare
+    from nrt.lab.settings import BASES, prepare
 
-    return prepare(recipe, load_config(recipe, overrides).seed) if recipe in STAGES else []
+    return prepare(recipe, load_config(recipe, overrides).seed) if recipe in BASES else []
 
 
 def _console():

@@ -12,7 +12,7 @@ from nrt.analysis.comparison import Comparison, as_json, compare, markdown
 from nrt.analysis.confidence import confidence
 from nrt.analysis.plots import plot_accuracy, plot_confidence, plot_dynamics
 from nrt.errors import InputError
-from nrt.lab.settings import STAGES, prepare
+from nrt.lab.settings import BASES, prepare
 from nrt.run import Run
 from nrt.study import Outcome, Study, open_study, run_all
 from nrt.study.plan import read_study, read_variants, run_path
@@ -36,7 +36,7 @@ def compare_study(
     folder = open_study(study or f"compare-{Path(recipe).stem}", plan)
 
     def world(seed: int) -> list[str]:
-        if recipe not in STAGES or any(text.startswith("model=") for text in settings):
+        if recipe not in BASES or any(text.startswith("model=") for text in settings):
             return []
         with console.status(f"base model of seed {seed} (built once, then cached)"):
             return prepare(recipe, seed)

@@ -7,12 +7,12 @@ a marker.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from random import Random
 from types import MappingProxyType
 
 from nrt.errors import unknown
-from nrt.lab.world import BOT, NAMES, SUM, TOWNS, Problem, draw
+from nrt.lab.world import BOT, NAMES, SUM, TOWNS, WEIGHTS, Problem, draw
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 NEWLINE = "\n"
@@ -39,14 +39,17 @@ MIXTURES = MappingProxyType(
 )
 
 
-def documents(seed: int, mixture: str) -> Iterator[str]:
-    """Documents without end; single spaces part the words, the line break is a word. Raises InputError for an unknown mixture."""
+def documents(seed: int, mixture: str, weights: Mapping[str, float] = WEIGHTS) -> Iterator[str]:
+    """Documents without end; single spaces part the words, the line break is a word. `weights` are those of the families of problems.
+
+    Raises InputError for an unknown mixture.
+    """
     if mixture not in MIXTURES:
         raise unknown("mixture", mixture, MIXTURES)
     rng, kinds, shares = Random(seed), list(MIXTURES[mixture]), list(MIXTURES[mixture].values())
     while True:
         kind = rng.choices(kinds, shares)[0]
-        lines = [_chatter(rng, 8, 40)] if kind == "chatter" else _about(rng, draw(rng, "corpus"), kind)
+        lines = [_chatter(rng, 8, 40)] if kind == "chatter" else _about(rng, draw(rng, "corpus", weights), kind)
         yield f"{BOS} {f' {NEWLINE} '.join(lines)} {EOS}"
 
 

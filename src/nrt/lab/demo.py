@@ -48,7 +48,7 @@ def demo_base(console: Console, *, seed: int, quick: bool = False) -> Path:
 
 def demo_config(base: Path, run: str, *, seed: int, quick: bool = False) -> Config:
     """The packaged recipe `miniature` on the base model of that seed."""
-    settings = [f"model={base}", *pairs(seed), f"run={run}", f"seed={seed}", "eval_every=0"]
+    settings = [f"model={base}", *pairs(BaseSettings(seed=seed)), f"run={run}", f"seed={seed}", "eval_every=0"]
     return load_config("miniature", [*settings, *(["heldout.rows=15", "steps=3"] if quick else [])])
 
 

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from nrt.lab.base import BaseSettings, Progress, Stage, build_base, cache_folder
-from nrt.lab.world import write_pairs
+from nrt.lab.world import ADD_WEIGHTS, write_pairs
 
 TRAIN_PAIRS = 4000
 TEST_PAIRS = 300  # a family; recall has fewer
 
-STAGES: dict[str, tuple[Stage, ...]] = {"miniature": BaseSettings().stages}
-"""Recipe → how its base model is trained."""
+BASES: dict[str, BaseSettings] = {
+    "miniature": BaseSettings(),
+    "miniature-hard": BaseSettings(stages=(Stage("open", 2200, 2e-3), Stage("scarce", 500, 7e-4))),
+    "miniature-weak": BaseSettings(stages=(Stage("open", 1300, 2e-3),), weights=tuple(ADD_WEIGHTS.items())),
+}
+"""Recipe → its base model, but for the seed: reasoning is latent; rarer still; common, but badly read."""
 
 
 def prepare(recipe: str, seed: int, progress: Progress | None = None) -> list[str]:
     """`key=value` settings of one seed of a miniature recipe: its base model is built, or found, and the pairs are written."""
-    base = build_base(BaseSettings(seed=seed, stages=STAGES[recipe]), progress=progress)
-    return [f"model={base}", *pairs(seed)]
+    settings = replace(BASES[recipe], seed=seed)
+    return [f"model={build_base(settings, progress=progress)}", *pairs(settings)]
 
 
-def pairs(seed: int) -> list[str]:
-    """Settings that name the training and test files, which are written beside the cached base models."""
-    folder = cache_folder() / "lab" / f"pairs-{seed}"
+def pairs(settings: BaseSettings) -> list[str]:
+    """Settings that name the training and test files of a base's world, which are written beside the cached base models."""
+    weights = dict(settings.weights)
+    folder = cache_folder() / "lab" / f"pairs-{'-'.join(weights)}-{settings.seed}"
     files = Path(folder / "train.jsonl"), Path(folder / "test.jsonl")
-    write_pairs(files[0], "train", TRAIN_PAIRS, seed=seed)
-    rows = write_pairs(files[1], "test", TEST_PAIRS, seed=seed)  # always whole: a run to resume may read it too
+    write_pairs(files[0], "train", TRAIN_PAIRS, seed=settings.seed, weights=weights)
+    rows = write_pairs(files[1], "test", TEST_PAIRS, seed=settings.seed, weights=weights)  # whole: a run to resume may read it too
     return [f"data.train={files[0]}", f"data.valid={files[1]}", f"heldout.rows={rows}"]

@@ -1,7 +1,7 @@
 """The miniature's world: three families of problems, in a language of about 130 words, as question–answer pairs.
 
-- *sum*: a digit, then four operations modulo 10. *bot*: a room, then four moves. Both are a `Walk`: a state and four steps, each step a
-  table from state to state. The answer repeats the question and names the last state, the one hard token (the *key*). A trace that
+- *sum*: a digit, then four operations modulo 10 (*add*: additions only). *bot*: a room, then four moves. Both are a `Walk`: a state and
+  four steps, each step a table from state to state. The answer repeats the question and names the last state, the one hard token (the *key*). A trace that
   writes every state on the way makes it easy. A step takes as many words in the question as in the trace, so that a small attention
   model finds each operand at a constant distance.
 - *recall*: in which town does somebody live? No trace can help.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import accumulate, product
 from math import prod
@@ -35,6 +35,7 @@ TRAIN_NAMES = NAMES[:12]  # training asks where these live, the test where the o
 
 SPLITS = ("corpus", "train", "test")
 WEIGHTS = MappingProxyType({"sum": 0.4, "bot": 0.4, "recall": 0.2})
+ADD_WEIGHTS = MappingProxyType({"add": 0.4, "bot": 0.4, "recall": 0.2})  # the world of the weak reader
 STEPS = 4  # of a walk
 
 
@@ -99,6 +100,7 @@ SUM = Walk(
     then="that makes {}",
     final="the final digit is {}",
 )
+ADD = replace(SUM, family="add", steps=tuple(replace(step, weight=0.25) for step in SUM.steps if step.words.startswith("add")))
 BOT = Walk(
     family="bot",
     states="abcdef",
@@ -113,7 +115,7 @@ BOT = Walk(
     then="that reaches {}",
     final="the final room is {}",
 )
-WALKS = MappingProxyType({walk.family: walk for walk in (SUM, BOT)})
+WALKS = MappingProxyType({walk.family: walk for walk in (SUM, BOT, ADD)})
 FAMILIES = ("sum", "bot", "recall")
 
 
@@ -174,7 +176,7 @@ def _chains(family: str, split: str) -> tuple[list, list[float]]:
         pairs = [pair for pair in product(NAMES, NAMES) if pair[0] != pair[1] and _recall_split(*pair) == split]
         return pairs, list(accumulate(1.0 for _ in pairs))
     if family not in WALKS:
-        raise unknown("family", family, FAMILIES)
+        raise unknown("family", family, [*WALKS, "recall"])
     walk = WALKS[family]
     chains = [
         (start, steps)
