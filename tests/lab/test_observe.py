@@ -10,6 +10,7 @@ from torch import Tensor
 from nrt.config import load_config
 from nrt.lab.base import build_tokenizer
 from nrt.lab.observe import observe
+from nrt.lab.world import WALKS, every
 from nrt.types import Example, Message, Pair, Trace
 
 TOKENIZER = build_tokenizer()
@@ -79,7 +80,12 @@ def test_the_recipe_is_valid_and_names_the_observer() -> None:
     config = load_config("miniature", ["model=m", "data.train=t.jsonl", "data.valid=v.jsonl"])
     module, _, name = (config.observer or "").partition(":")
     assert (module, name) == (observe.__module__, observe.__name__)
-    assert (config.batch, config.traces, config.steps, config.max_trace_tokens, config.threads) == (16, 8, 120, 21, 1)
+    assert (config.batch, config.traces, config.steps, config.max_trace_tokens, config.threads) == (16, 8, 120, 20, 1)
     assert (config.markers.start_from, config.markers.end_from) == ("\n", "\n")
     assert config.objective.signal_weight == 1
     assert config.data.columns.source == "family"
+
+
+def test_the_cap_is_the_length_of_the_work() -> None:
+    cap = load_config("miniature").max_trace_tokens
+    assert {len(problem.work.split()) for family in WALKS for problem in every(family, "test")} == {cap}

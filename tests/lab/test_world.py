@@ -123,6 +123,14 @@ def test_train_file_follows_the_weights(tmp_path) -> None:
     assert families.count("recall") / 4000 == pytest.approx(0.2, abs=0.03)
 
 
+def test_the_weak_readers_world_adds_only(tmp_path) -> None:
+    path = tmp_path / "train.jsonl"
+    write_pairs(path, "train", 500, weights=ADD_WEIGHTS)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {row["family"] for row in rows} == {"add", "bot", "recall"}
+    assert not any("times" in row["question"] for row in rows)
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(InputError, match="did you mean 'test'"):
         distinct("tests", 1)

@@ -1,9 +1,9 @@
 """The miniature's world: three families of problems, in a language of about 130 words, as question–answer pairs.
 
 - *sum*: a digit, then four operations modulo 10 (*add*: additions only). *bot*: a room, then four moves. Both are a `Walk`: a state and
-  four steps, each step a table from state to state. The answer repeats the question and names the last state, the one hard token (the *key*). A trace that
-  writes every state on the way makes it easy. A step takes as many words in the question as in the trace, so that a small attention
-  model finds each operand at a constant distance.
+  four steps, each step a table from state to state. The answer repeats the question and names the last state, the one hard token (the
+  *key*). A trace that writes every state on the way makes it easy. A step takes as many words in the question as in the trace, so that a
+  small attention model finds each operand at a constant distance.
 - *recall*: in which town does somebody live? No trace can help.
 
 No problem of one split is in another. For walks the split depends on the *chain* (state and steps) alone, so a chain of the test set was
