@@ -75,8 +75,8 @@ class BaseSettings:
     rows: int = 32  # documents a step
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: float = 1.0
-    # Open, then latent: after these two 7–10 % of the traces are worked; the short third stage brings it to 3–5 %.
-    stages: tuple[Stage, ...] = (Stage("open", 2200, 2e-3), Stage("latent", 350, 7e-4), Stage("scarce", 60, 5e-4, warmup=10))
+    # Open, then latent: after these two 7–10 % of the traces are worked; a short third stage brings it to 3–8 %.
+    stages: tuple[Stage, ...] = (Stage("open", 2200, 2e-3), Stage("latent", 350, 7e-4), Stage("scarce", 40, 3e-4, warmup=10))
     weights: tuple[tuple[str, float], ...] = tuple(WEIGHTS.items())  # of the families of problems in the corpus
 
     @property

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -22,6 +23,7 @@ from itertools import accumulate, product
 from math import prod
 from pathlib import Path
 from random import Random
+from tempfile import NamedTemporaryFile
 from types import MappingProxyType
 
 from nrt.errors import unknown
@@ -153,11 +155,10 @@ def write_pairs(path: str | Path, split: str, n: int, seed: int = 0, weights: Ma
     rows = distinct(split, n, seed, tuple(weights)) if split == "test" else [draw(rng, split, weights) for _ in range(n)]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for problem in rows:
-            row = asdict(problem)
-            del row["chain"]
-            file.write(json.dumps(row) + "\n")
+    lines = [json.dumps({key: value for key, value in asdict(problem).items() if key != "chain"}) + "\n" for problem in rows]
+    with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False) as file:
+        file.writelines(lines)
+    os.replace(file.name, path)  # at once: another process may be reading it
     return len(rows)
 
 
