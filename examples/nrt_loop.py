@@ -21,7 +21,7 @@ from nrt.lab.base import BaseSettings, build_base, cache_folder
 from nrt.lab.world import write_pairs
 
 # The paper's hyperparameters (Table 6), in the miniature's size.
-B, K, MAX_TRACE, LR, FORMAT_COEF = 16, 8, 21, 5e-4, 0.3
+B, K, MAX_TRACE, LR, FORMAT_COEF = 16, 8, 20, 5e-4, 0.3
 N = 80  # one constant denominator (Dr.GRPO): most tokens a row can have
 
 

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +25,7 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from nrt.errors import unknown
 from nrt.lab.corpus import BOS, EOS, MIXTURES, NEWLINE, PAD, UNK, VOCABULARY, documents
@@ -170,27 +171,47 @@ def _build_model(settings: BaseSettings) -> LlamaForCausalLM:
 def _train(model: LlamaForCausalLM, settings: BaseSettings, progress: Progress | None) -> None:
     ids = {word: i for i, word in enumerate(VOCABULARY)}
     total, done = sum(stage.steps for stage in settings.stages), 0
-    model.train()
     for number, stage in enumerate(settings.stages):
         texts = documents(1000 * settings.seed + number, stage.mixture, dict(settings.weights))
-        optimizer = torch.optim.AdamW(model.parameters(), betas=settings.betas, fused=True)
-        for step in range(stage.steps):
-            rows = [[ids[word] for word in text.split(" ")] for text in islice(texts, settings.rows)]
-            loss = _loss(model, rows)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-            optimizer.param_groups[0]["lr"] = stage.rate(step)
-            optimizer.step()
-            optimizer.zero_grad()
-            done += 1
-            if progress:
-                progress(done, total, loss.item())
+        rows = ([ids[word] for word in text.split(" ")] for text in texts)
+        report = None if progress is None else partial(_report, progress, done, total)
+        fit(model, rows, stage, rows_a_step=settings.rows, betas=settings.betas, max_grad_norm=settings.max_grad_norm, progress=report)
+        done += stage.steps
+
+
+def _report(progress: Progress, done: int, total: int, step: int, _: int, loss: float) -> None:
+    progress(done + step, total, loss)
+
+
+def fit(
+    model: PreTrainedModel,
+    rows: Iterator[Sequence[int]],
+    stage: Stage,
+    *,
+    rows_a_step: int,
+    betas: tuple[float, float] = (0.9, 0.98),
+    max_grad_norm: float = 1.0,
+    width: int = 128,
+    progress: Progress | None = None,
+) -> None:
+    """Plain next-token training on documents as ids, none longer than `width`; leaves the model in evaluation mode."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), betas=betas, fused=True)
+    for step in range(stage.steps):
+        loss = _loss(model, list(islice(rows, rows_a_step)), width)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        optimizer.param_groups[0]["lr"] = stage.rate(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        if progress:
+            progress(step + 1, stage.steps, loss.item())
     model.eval()
 
 
-def _loss(model: LlamaForCausalLM, documents: Sequence[Sequence[int]]) -> Tensor:
+def _loss(model: Any, documents: Sequence[Sequence[int]], width: int = 128) -> Tensor:
     """Mean cross-entropy of all tokens but the first of each document, in nats; documents do not see each other."""
-    bins = _pack(documents, width=128)
+    bins = _pack(documents, width)
     width = max(sum(map(len, bin)) for bin in bins)
     ids, places, owners = [], [], []
     for bin in bins:
