@@ -25,7 +25,7 @@ def run_demo(console: Console, listener: Any, *, run: str | None = None, seed: i
     """Builds (or finds) the base model, prints what it can do, trains it, prints what it can do then."""
     console.print("[bold]1. A base model[/bold] that has read worked answers, but seldom writes one", highlight=False)
     base = demo_base(console, seed=seed, quick=quick)
-    print_readout(console, base, questions=5 if quick else 100)
+    print_readout(console, base, questions=5 if quick else 300)
     console.print("\n[bold]2. Native Reasoning Training[/bold] on question–answer pairs: no traces, no checker, no judge", highlight=False)
     config = demo_config(base, run or fresh_name(), seed=seed, quick=quick)
     result = train_with(listener, config)
