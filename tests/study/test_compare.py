@@ -88,7 +88,7 @@ def test_a_misspelt_setting_is_found_before_anything_runs(recipe, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("name", ["terms", "advantage", "sampling"])
+@pytest.mark.parametrize("name", ["terms", "advantage", "sampling", "controls"])
 def test_packaged_variants_are_valid(name, tmp_path):
     baseline, variants = read_variants(name)
     assert baseline in variants

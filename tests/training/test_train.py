@@ -10,8 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nrt
+from nrt.data import trace_row
 from nrt.metrics import describe
+from nrt.training.heldout import summary
 from nrt.training.loop import Interrupted, Silent
+from nrt.training.setup import prepare
 from tests.training.conftest import write_pairs
 
 
@@ -148,6 +151,20 @@ def test_sft_learns_its_answers(make_config):
     assert sum(row["correct"] for row in last) == len(last)
     assert all(row["trace"] is None for row in last)
     assert "reward/gain" not in run.metrics()[-1]
+
+
+def test_answers_after_swapped_traces_are_those_of_the_other_prompt(make_config):
+    """The control by hand: the next question's trace in this question's row."""
+    parts = prepare(make_config(**{"heldout.swapped": True, "data.columns.source": None}))
+    assert parts.heldout is not None
+    policy, pairs = parts.stepper.policy, parts.heldout.pairs
+    records = parts.heldout(seed=1)
+    traces = [trace for (trace,) in policy.traces(pairs, 1, seed=1, greedy=True)]
+    rows = [trace_row(pair, traces[(i + 1) % len(pairs)], policy.markers) for i, pair in enumerate(pairs)]
+    for record, pair, (logp, _) in zip(records, pairs, policy.score(rows), strict=True):
+        assert record.logp_swapped == pytest.approx(logp[-len(pair.answer_ids) :].mean().item(), abs=1e-6)
+        assert record.correct_swapped is not None
+    assert {"heldout/accuracy_swapped", "heldout/logp_swapped"} <= set(summary(records))
 
 
 def test_one_trace_warns(make_config):

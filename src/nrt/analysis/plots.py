@@ -19,6 +19,20 @@ DYNAMICS = {
     "trace/unfinished": "share unfinished",
 }
 
+_COLOURS = [f"C{i}" for i in range(10)] + [
+    "navy",
+    "peru",
+    "darkgreen",
+    "crimson",
+    "indigo",
+    "black",
+    "teal",
+    "goldenrod",
+    "steelblue",
+    "lime",
+]
+"""As many as a study of all methods needs."""
+
 
 def plot_accuracy(comparison: Comparison, file: Path) -> None:
     """One panel a family; a dot a seed, a bar the interval."""
@@ -50,11 +64,11 @@ def plot_dynamics(runs: Mapping[str, Mapping[int, Path]], file: Path) -> None:
             curves = [{m["step"]: m[metric] for m in Run(path).metrics() if m.get(metric) is not None} for path in seeds.values()]
             curves = [curve for curve in curves if curve]
             for curve in curves:
-                axis.plot(list(curve), list(curve.values()), color=f"C{number}", lw=0.6, alpha=0.4)
+                axis.plot(list(curve), list(curve.values()), color=_COLOURS[number % len(_COLOURS)], lw=0.6, alpha=0.4)
             if curves:
                 steps = sorted(set.intersection(*(set(curve) for curve in curves)))
                 mean = [sum(curve[step] for curve in curves) / len(curves) for step in steps]
-                axis.plot(steps, mean, color=f"C{number}", lw=1.8, label=variant)
+                axis.plot(steps, mean, color=_COLOURS[number % len(_COLOURS)], lw=1.8, label=variant)
         axis.set(title=label, xlabel="step")
         axis.grid(alpha=0.3)
     axes[-1].legend(fontsize=7)
@@ -69,8 +83,10 @@ def plot_confidence(bins: Mapping[str, Sequence[Bin]], baseline: str, file: Path
     left.set(yscale="log", xlabel=f"entropy under {baseline} (nats)", ylabel="answer tokens", title="how hard the tokens are")
     for number, (variant, found) in enumerate(bins.items()):
         middle = [(b.low + b.high) / 2 for b in found]
-        right.plot(middle, [b.ratio.mean for b in found], "o-", color=f"C{number}", ms=3, label=variant)
-        right.fill_between(middle, [b.ratio.low for b in found], [b.ratio.high for b in found], color=f"C{number}", alpha=0.15)
+        right.plot(middle, [b.ratio.mean for b in found], "o-", color=_COLOURS[number % len(_COLOURS)], ms=3, label=variant)
+        right.fill_between(
+            middle, [b.ratio.low for b in found], [b.ratio.high for b in found], color=_COLOURS[number % len(_COLOURS)], alpha=0.15
+        )
     right.axhline(1.0, color="black", lw=0.8)
     right.set(xlabel=f"entropy under {baseline} (nats)", ylabel=f"P / P({baseline})", title="confidence by difficulty")
     right.legend(fontsize=7)

@@ -130,6 +130,8 @@ class HeldoutConfig(Section):
     """Right or wrong: exact, last-number, contains, or a dotted name; none: likelihood only."""
     greedy: bool = True
     """Greedy traces; otherwise sampled at temperature 1. Answers are greedy."""
+    swapped: bool = False
+    """Also answer after another question's trace (of the same source): a control for what the trace says."""
 
 
 class Config(Section):

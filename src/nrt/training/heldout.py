@@ -7,7 +7,7 @@ with a checker also a greedy answer after each, right or wrong. SFT answers stra
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -39,6 +39,9 @@ class HeldoutRecord:
     correct: bool | None = None
     answer_null: str | None = None
     correct_null: bool | None = None
+    logp_swapped: float | None = None  # after another question's trace: a control
+    answer_swapped: str | None = None
+    correct_swapped: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,28 @@ class Heldout:
     checker: Checker | None
     greedy: bool
     with_traces: bool  # otherwise (SFT) the answer comes straight after the prompt
+    with_swapped: bool = False  # also answer after the trace of another question of the same source
 
     def __call__(self, *, seed: int) -> list[HeldoutRecord]:
         if not self.with_traces:
-            return self._records([bare_row(pair) for pair in self.pairs], None, None)
+            return self._records([bare_row(pair) for pair in self.pairs], {}, None)
         markers = self.policy.markers
         traces = [trace for (trace,) in self.policy.traces(self.pairs, 1, seed=seed, greedy=self.greedy)]
-        rows = [trace_row(pair, trace, markers) for pair, trace in zip(self.pairs, traces, strict=True)]
-        return self._records(rows, [null_row(pair, markers) for pair in self.pairs], traces)
+        others = {"null": [null_row(pair, markers) for pair in self.pairs]}
+        if self.with_swapped:
+            others["swapped"] = [trace_row(pair, traces[j], markers) for pair, j in zip(self.pairs, self._partners(), strict=True)]
+        return self._records([trace_row(pair, trace, markers) for pair, trace in zip(self.pairs, traces, strict=True)], others, traces)
 
-    def _records(self, rows: Sequence[Row], nulls: Sequence[Row] | None, traces: Sequence[Trace] | None) -> list[HeldoutRecord]:
+    def _records(self, rows: Sequence[Row], others: Mapping[str, Sequence[Row]], traces: Sequence[Trace] | None) -> list[HeldoutRecord]:
         scores, answers = self._scores(rows), self._answers(rows)
-        logp_null = [_mean(logp_T) for logp_T, _ in self._scores(nulls)] if nulls else [None] * len(rows)
-        answers_null = self._answers(nulls) if nulls else [None] * len(rows)
+        further = {name: list(zip(self._scores(r), self._answers(r), strict=True)) for name, r in others.items()}
         records = []
         for i, pair in enumerate(self.pairs):
             trace, reference = traces[i] if traces else None, pair.example.answer
+            compared: dict[str, Any] = {}
+            for name, found in further.items():
+                (logp_T, _), answer = found[i]
+                compared |= {f"logp_{name}": _mean(logp_T), f"answer_{name}": answer, f"correct_{name}": self._check(answer, reference)}
             records.append(
                 HeldoutRecord(
                     id=pair.example.id,
@@ -79,14 +88,20 @@ class Heldout:
                     trace=self.chat.decode(trace.ids) if trace else None,
                     length=len(trace.ids) if trace else None,
                     finished=trace.finished if trace else None,
-                    logp_null=logp_null[i],
                     answer=answers[i],
                     correct=self._check(answers[i], reference),
-                    answer_null=answers_null[i],
-                    correct_null=self._check(answers_null[i], reference),
+                    **compared,
                 )
             )
         return records
+
+    def _partners(self) -> list[int]:
+        """For each question the next one of its source, the last one's being the first."""
+        by_source: dict[str, list[int]] = defaultdict(list)
+        for i, pair in enumerate(self.pairs):
+            by_source[pair.example.source].append(i)
+        following = {i: j for places in by_source.values() for i, j in zip(places, places[1:] + places[:1], strict=True)}
+        return [following[i] for i in range(len(self.pairs))]
 
     def _scores(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor]]:
         """(log-probs, entropies) of the tokens of y*, [T] each."""
@@ -122,8 +137,10 @@ def as_json(records: Sequence[HeldoutRecord]) -> list[dict[str, Any]]:
 _MEASURES: dict[str, Callable[[HeldoutRecord], float | None]] = {
     "heldout/accuracy": lambda r: r.correct,
     "heldout/accuracy_null": lambda r: r.correct_null,
+    "heldout/accuracy_swapped": lambda r: r.correct_swapped,
     "heldout/logp": lambda r: r.logp,
     "heldout/logp_null": lambda r: r.logp_null,
+    "heldout/logp_swapped": lambda r: r.logp_swapped,
     "heldout/gain": lambda r: None if r.logp_null is None else r.logp - r.logp_null,
     "heldout/beats_null": lambda r: None if r.logp_null is None else r.logp > r.logp_null,
     "heldout/length": lambda r: r.length,

@@ -189,7 +189,8 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
     heldout = None
     if valid_examples:
         pairs = encode_examples(valid_examples, chat, config).pairs
-        heldout = Heldout(policy, pairs, chat, names.checker, config.heldout.greedy, with_traces=names.method.samples)
+        how = config.heldout
+        heldout = Heldout(policy, pairs, chat, names.checker, how.greedy, with_traces=names.method.samples, with_swapped=how.swapped)
     template = tokenizer.chat_template
     if names.method.samples:
         template = with_trace_opener(template, config.markers)
