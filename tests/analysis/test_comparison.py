@@ -41,10 +41,15 @@ def test_means_and_paired_differences_by_hand(write_run):
     assert row(comparison, "sft", "sum").difference.mean == 0.0
     # The mean weighs families alike: seed 0 (.5 + 1)/2, seed 1 (1 + 1)/2.
     assert row(comparison, "nrt", "mean").by_seed == pytest.approx({0: 0.75, 1: 1.0})
+    assert row(comparison, "nrt", "mean").interval.high <= 1.0
+    # Seed 0 (.25 + 0)/2, seed 1 (1 + .5)/2.
+    assert row(comparison, "nrt", "mean").difference.mean == pytest.approx((0.125 + 0.75) / 2)
     assert json.loads(as_json(comparison))["baseline"] == "sft"
     text = markdown(comparison)
-    assert "| `nrt` | sum | 0.750 [" in text
-    assert "| +0.625 [" in text
+    assert "| `nrt` | 0.750 [" in text  # the means' table, whose first column is sum
+    assert "| `nrt` | 0.50 1.00 | 1.00 1.00 | 0.75 1.00 |" in text
+    assert "| `nrt` | +0.625 [" in text
+    assert text.count("`sft` |") == 2  # it is not compared with itself
 
 
 def test_a_run_that_failed_is_said_and_not_counted(write_run):

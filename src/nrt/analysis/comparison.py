@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from nrt.analysis.stats import Interval, bootstrap, paired_bootstrap
+from nrt.analysis.stats import Interval, bootstrap
 from nrt.errors import InputError
 from nrt.run import Run
 
 Record = Mapping[str, Any]
+Found = dict[str, dict[str, float]]
+"""family → question id → value"""
 
 MEAN = "mean"
 """The mean of the families, each with the same weight."""
@@ -51,12 +54,9 @@ def compare(
     families = list(dict.fromkeys(f for seeds in values.values() for found in seeds.values() for f in found))
     if not families:
         raise InputError(f"no held-out record has '{measure}'; set data.valid and heldout.checker, or choose another measure")
-    if len(families) > 1:
-        for found in (found for seeds in values.values() for found in seeds.values()):
-            if set(families) <= set(found):
-                found[MEAN] = _balanced(found)
-        families.append(MEAN)
-    rows = [_row(variant, family, seeds, values.get(baseline, {})) for variant, seeds in values.items() for family in families]
+    groups = {family: [family] for family in families} | ({MEAN: families} if len(families) > 1 else {})
+    base = values.get(baseline, {})
+    rows = [_row(variant, name, group, seeds, base) for variant, seeds in values.items() for name, group in groups.items()]
     return Comparison(baseline, measure, tuple(rows), dict(missing or {}))
 
 
@@ -66,64 +66,57 @@ def as_json(comparison: Comparison) -> str:
 
 
 def markdown(comparison: Comparison) -> str:
-    """compare.md: one line a variant and family, every seed shown."""
-    head = f"| variant | family | {comparison.measure} (95 %) | by seed | against {comparison.baseline} (95 %) |\n|---|---|---|---|---|\n"
-    lines = []
-    for row in comparison.rows:
-        seeds = " ".join(f"{value:.2f}" for _, value in sorted(row.by_seed.items()))
-        difference = "" if row.variant == comparison.baseline else _signed(row.difference)
-        lines.append(f"| `{row.variant}` | {row.family} | {row.interval or 'no run'} | {seeds} | {difference} |\n")
-    text = (
-        head
-        + "".join(lines)
-        + (
-            "\nIntervals: hierarchical bootstrap, seeds then questions, 2,000 resamples. Differences are paired by seed and question; "
-            f"that they are taken against `{comparison.baseline}` was written to study.yaml before the runs.\n"
-        )
+    """compare.md: variants × families three times: means with intervals, every seed, paired differences."""
+    baseline, measure = comparison.baseline, comparison.measure
+    text = f"## {measure}, mean over seeds [95 %]\n\n" + _table(comparison, lambda row: str(row.interval or "no run"))
+    text += "\n## Every seed\n\n" + _table(comparison, lambda row: " ".join(f"{value:.2f}" for _, value in sorted(row.by_seed.items())))
+    text += f"\n## Against `{baseline}` [95 %]\n\n" + _table(comparison, lambda row: _signed(row.difference), without=baseline)
+    text += (
+        "\nIntervals: hierarchical bootstrap, seeds then questions, 2,000 resamples. Differences are paired by seed and question; "
+        f"that they are taken against `{baseline}` was written to study.yaml before the runs.\n"
     )
     if comparison.missing:
         text += "\nNot in the table:\n\n" + "".join(f"- `{run}`: {why}\n" for run, why in comparison.missing.items())
     return text
 
 
-def _by_family(records: Sequence[Record], measure: str) -> dict[str, dict[str, float]]:
-    """family → question id → value."""
-    families: dict[str, dict[str, float]] = {}
+def _table(comparison: Comparison, cell: Callable[[Row], str], without: str = "") -> str:
+    """One line a variant, one column a family."""
+    families = list(dict.fromkeys(row.family for row in comparison.rows))
+    lines: dict[str, list[str]] = defaultdict(list)
+    for row in comparison.rows:
+        if row.variant != without:
+            lines[row.variant].append(cell(row))
+    head = f"| | {' | '.join(families)} |\n|{'---|' * (len(families) + 1)}\n"
+    return head + "".join(f"| `{variant}` | {' | '.join(cells)} |\n" for variant, cells in lines.items())
+
+
+def _by_family(records: Sequence[Record], measure: str) -> Found:
+    families: Found = {}
     for record in records:
         if record.get(measure) is not None:
             families.setdefault(record["source"] or "all", {})[record["id"]] = float(record[measure])
     return families
 
 
-def _row(variant: str, family: str, seeds: Mapping[int, Any], base: Mapping[int, Any]) -> Row:
-    have = {seed: found[family] for seed, found in seeds.items() if family in found}
-    both = [seed for seed in have if family in base.get(seed, {})]
+def _row(variant: str, name: str, families: Sequence[str], seeds: Mapping[int, Found], base: Mapping[int, Found]) -> Row:
+    have = {seed: [found[f] for f in families] for seed, found in seeds.items() if set(families) <= set(found)}
+    both = [seed for seed in have if set(families) <= set(base.get(seed, ()))]
+    differences = [[_paired(ours, base[seed][f]) for ours, f in zip(have[seed], families, strict=True)] for seed in both]
     return Row(
         variant=variant,
-        family=family,
-        interval=bootstrap([list(found.values()) for found in have.values()]) if have else None,
-        by_seed={seed: fmean(found.values()) for seed, found in have.items()},
-        difference=_paired([(have[seed], base[seed][family]) for seed in both]) if both else None,
+        family=name,
+        interval=bootstrap([[list(found.values()) for found in group] for group in have.values()]) if have else None,
+        by_seed={seed: fmean(fmean(found.values()) for found in group) for seed, group in have.items()},
+        difference=bootstrap(differences) if both else None,
     )
 
 
-def _balanced(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """All values, scaled so that their plain mean is the mean of the families' means: each counts by the inverse of its family's size."""
-    total, balanced = sum(len(values) for values in found.values()), {}
-    for family, values in found.items():
-        share = total / (len(found) * len(values))
-        balanced |= {f"{family}/{key}": value * share for key, value in values.items()}
-    return balanced
-
-
-def _paired(seeds: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Interval:
-    ours, theirs = [], []
-    for a, b in seeds:
-        if a.keys() != b.keys():
-            raise InputError("two runs of a seed were asked different questions; they cannot be paired")
-        ours.append(list(a.values()))
-        theirs.append([b[key] for key in a])
-    return paired_bootstrap(ours, theirs)
+def _paired(ours: Mapping[str, float], theirs: Mapping[str, float]) -> list[float]:
+    """ours − theirs, question by question."""
+    if ours.keys() != theirs.keys():
+        raise InputError("two runs of a seed were asked different questions; they cannot be paired")
+    return [value - theirs[key] for key, value in ours.items()]
 
 
 def _signed(interval: Interval | None) -> str:
