@@ -26,6 +26,7 @@ from nrt.errors import InputError
 Record = dict[str, Any]
 
 STREAMS = ("metrics.jsonl", "traces.jsonl", "warnings.jsonl")
+STEP = re.compile(rb'\{"step": (\d+)')
 TEXT: Any = {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}  # a lone surrogate becomes JSON's own escape of it
 
 
@@ -99,6 +100,29 @@ class Run:
 
     def traces(self) -> list[Record]:
         return list(_records(self.path / "traces.jsonl"))
+
+    def trace_lines(self) -> list[tuple[int, int]]:
+        """(step, byte offset) of each whole line of traces.jsonl. Lines are not parsed: at the paper's scale the file has gigabytes."""
+        path, found, offset = self.path / "traces.jsonl", [], 0
+        if not path.is_file():
+            return []
+        with path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):
+                    match = STEP.match(line)
+                    found.append((int(match[1]) if match else 0, offset))
+                offset += len(line)
+        return found
+
+    def trace_at(self, offset: int) -> Record:
+        """The group of traces.jsonl whose line begins at this offset, from `trace_lines`. Raises InputError for a broken line."""
+        path = self.path / "traces.jsonl"
+        with path.open("rb") as file:
+            file.seek(offset)
+            try:
+                return json.loads(file.readline())
+            except ValueError:
+                raise InputError(f"{path}: the line at byte {offset} is not JSON; mend it or remove it") from None
 
     def warnings(self) -> list[Record]:
         return list(_records(self.path / "warnings.jsonl"))

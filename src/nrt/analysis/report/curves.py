@@ -1,0 +1,39 @@
+"""Metrics over steps, few enough points for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+MOST_POINTS = 500
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of one run."""
+
+    steps: list[float]
+    values: list[float]
+
+
+def read_curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
+    """Every metric that has a value in some step; beyond 500 points, means of that many stretches of equal length."""
+    names = dict.fromkeys(name for record in metrics for name in record if name != "step")
+    curves = {}
+    for name in names:
+        points = [(record["step"], record[name]) for record in metrics if isinstance(record.get(name), (int, float))]
+        if points:
+            curves[name] = _thinned(points)
+    return curves
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> Curve:
+    n = len(points)
+    edges = [round(i * n / MOST_POINTS) for i in range(MOST_POINTS + 1)] if n > MOST_POINTS else list(range(n + 1))
+    stretches = [points[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return Curve(
+        [round(fmean(step for step, _ in stretch), 1) for stretch in stretches],
+        [float(f"{fmean(value for _, value in stretch):.5g}") for stretch in stretches],
+    )

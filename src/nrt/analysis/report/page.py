@@ -1,0 +1,48 @@
+"""A report as one HTML file: script, style, data and the plotting library are inside, and nothing is asked of a network."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+
+from nrt.analysis.report.data import Report
+from nrt.analysis.report.sampling import compact
+from nrt.errors import InputError
+
+SCRIPTS = ("objective.js", "dom.js", "charts.js", "sections.js", "explorer.js", "page.js")
+"""In this order: each uses what stands before it."""
+
+_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
+
+
+def render_page(report: Report, *, live: str = "") -> str:
+    """The page. `live` is the version of the run folders that the page shows, when a server can tell it of a newer one.
+
+    Raises InputError when plotly, whose script goes into the page, is not installed.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_asset("page.html.j2")).render(
+        style=_asset("page.css"),
+        scripts=[_asset(name) for name in SCRIPTS],
+        data=embedded(report),
+        plotly=_plotly(),
+        live=live,
+    )
+
+
+def embedded(report: Report) -> str:
+    """The report as JSON that can stand in a script element: no character in it can end the element or start a tag."""
+    return compact(report).translate(_ESCAPES)
+
+
+def _asset(name: str) -> str:
+    return (files("nrt.analysis.report") / name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ModuleNotFoundError:
+        raise InputError("the report's charts need plotly: pip install 'native-reasoning[report]'") from None
+    return get_plotlyjs()
