@@ -1,0 +1,50 @@
+"use strict";
+// Charts wait until they come near the screen, and until the plotting library has been read.
+
+const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f6b4a", "#7a7a7a"]; // Okabe and Ito's, for colour-blind readers
+const DASHES = ["solid", "dash", "dot", "dashdot"];
+const VARIANTS = [...new Set(report.runs.map((run) => run.variant))];
+const hidden = new Set(); // variants that the reader has switched off
+
+const colour = (variant) => PALETTE[VARIANTS.indexOf(variant) % PALETTE.length];
+const dash = (variant) => DASHES[Math.floor(VARIANTS.indexOf(variant) / PALETTE.length) % DASHES.length];
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+const charts = new Map(); // element → () => {traces, layout}
+const near = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)), { rootMargin: "400px" });
+
+/** A figure with a title; `make` gives plotly's traces and layout when it is drawn. */
+function chart(title, make) {
+  const plot = h("div", { class: "plot" });
+  charts.set(plot, make);
+  return h("figure", {}, h("figcaption", {}, title), plot);
+}
+
+/** Begins to draw: called once the plotting library is there. */
+function drawCharts() {
+  for (const plot of charts.keys()) near.observe(plot);
+}
+
+function draw(plot) {
+  near.unobserve(plot);
+  const { traces, layout } = charts.get(plot)();
+  Plotly.react(plot, traces, styled(layout), { displayModeBar: false, responsive: true });
+}
+
+function redraw() {
+  for (const plot of charts.keys()) if (plot.classList.contains("js-plotly-plot")) draw(plot);
+}
+
+function styled(layout) {
+  const axis = { gridcolor: css("--rule"), zerolinecolor: css("--rule"), linecolor: css("--rule"), tickfont: { size: 11 }, automargin: true, title: { font: { size: 12 } } };
+  const merged = (given) => ({ ...axis, ...given, title: { ...axis.title, ...(given?.title ?? {}) } });
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: css("--sans"), size: 12, color: css("--soft") },
+    margin: { l: 44, r: 12, t: 6, b: 38 }, showlegend: false, hovermode: "x unified", dragmode: false, height: 210,
+    hoverlabel: { bgcolor: css("--paper"), bordercolor: css("--rule"), font: { family: css("--sans"), size: 12, color: css("--ink") } },
+    ...layout, xaxis: { ...merged(layout.xaxis), fixedrange: true }, yaxis: { ...merged(layout.yaxis), fixedrange: true },
+  };
+}
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+addEventListener("beforeprint", () => { for (const plot of charts.keys()) draw(plot); });

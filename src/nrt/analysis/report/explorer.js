@@ -1,0 +1,250 @@
+"use strict";
+// The trace explorer: one group at a time, its K traces ranked by reward under a scheme of the reader's choice.
+
+const TRAINED = "trained"; // the scheme that stands for the rewards that the run stored
+const SHOWN_TRACES = 8, SHOWN_TOKENS = 400;
+
+const withGroups = report.runs.map((run, i) => i).filter((i) => report.runs[i].groups.length);
+const state = { run: withGroups[0], group: 0, scheme: TRAINED, source: "", null: "", end: "", query: "", ...fromHash() };
+let listed = []; // places of the groups that pass the filters
+
+function fromHash() {
+  if (!location.hash.includes("=")) return {};
+  const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  for (const name of ["run", "group"]) if (name in given) given[name] = Number(given[name]);
+  if (!withGroups.includes(given.run)) delete given.run;
+  if (given.scheme !== TRAINED && !SCHEMES.some((scheme) => scheme.id === given.scheme)) delete given.scheme;
+  return given;
+}
+
+const run = () => report.runs[state.run];
+const nats = (values) => values.map((value) => (value === null ? -Infinity : value / 1e5));
+
+const scored = new Map(); // "run/group/scheme" → scores, since every filter and ranking asks for them
+
+/** {weights, rewards, baseReward, advantages, scheme} of a group of the current run; `scheme` is null where the run's reward is none of them. */
+function scoresOf(place, id) {
+  const key = `${state.run}/${place}/${id}`;
+  if (!scored.has(key)) scored.set(key, score(run().groups[place], id));
+  return scored.get(key);
+}
+
+function score(group, id) {
+  const scheme = SCHEMES.find((one) => one.id === (id === TRAINED ? run().scheme : id)) ?? null;
+  const base = nats(group.base);
+  if (id !== TRAINED) return { scheme, ...scoreGroup(scheme, group.traces.map((trace) => nats(trace.logp)), base, run().weight_norm) };
+  return {
+    scheme, weights: group.weights ?? (scheme ? weightsOf(scheme, base, run().weight_norm) : null), baseReward: group.base_reward ?? NaN,
+    rewards: group.traces.map((trace) => trace.reward ?? NaN), advantages: group.traces.map((trace) => trace.advantage ?? NaN),
+  };
+}
+
+/** Whether a trace passes the filters on traces. */
+function passes(place, k) {
+  const found = scoresOf(place, state.scheme), trace = run().groups[place].traces[k];
+  const beats = found.rewards[k] > found.baseReward;
+  return (!state.null || beats === (state.null === "beats")) && (!state.end || trace.finished === (state.end === "finished"));
+}
+
+function filtered() {
+  const query = state.query.toLowerCase();
+  const holds = (text) => text.toLowerCase().includes(query);
+  return run().groups.map((_, i) => i).filter((i) => {
+    const group = run().groups[i];
+    if (state.source && group.source !== state.source) return false;
+    if (query && !holds(group.prompt) && !holds(group.answer) && !group.traces.some((trace) => holds(trace.text))) return false;
+    return !(state.null || state.end) || group.traces.some((_, k) => passes(i, k));
+  });
+}
+
+// Controls.
+
+function drawExplorer() {
+  const section = $("explorer");
+  if (!withGroups.length) return section.append(note("No groups of sampled traces in the folder: nothing to explore. log_traces sets how many are written a step."));
+  const held = report.runs.map((one) => (one.groups.length ? `${one.groups.length.toLocaleString("en")} of ${one.groups_in_folder.toLocaleString("en")}` : "")).filter(Boolean);
+  section.append(
+    lead("The K traces of a prompt, ranked by reward. Another scheme ranks the same traces anew, from the log-probabilities that the run stored. Each token of the reference answer is shaded by what the trace did to it against the null trace."),
+    h("div", { class: "controls" }, controls()),
+    h("div", { class: "schemes", role: "group", "aria-label": "Reward scheme", id: "schemes" }),
+    h("div", { class: "pager" },
+      h("button", { click: () => move(-1), "aria-label": "Previous group", title: "k" }, "◀"),
+      h("select", { id: "groups", "aria-label": "Step and prompt", change: (event) => go(Number(event.target.value)) }),
+      h("button", { click: () => move(1), "aria-label": "Next group", title: "j" }, "▶"),
+      h("input", { id: "slider", type: "range", min: 0, "aria-label": "Place among the groups", input: (event) => go(listed[event.target.value]) }),
+      h("span", { id: "place", class: "faint" })),
+    h("div", { id: "group", "aria-live": "polite" }),
+    note(`Keys: j and k go to the next and the previous group, 0 to ${SCHEMES.length} choose the scheme, / searches; in a row of tokens ← and → walk along it. This page holds ${held.join(", ")} groups of traces.jsonl, evenly spaced, the first and the last always.`));
+  refresh();
+  return undefined;
+}
+
+function controls() {
+  const select = (name, entries) => options(h("select", { change: (event) => set({ [name]: event.target.value }) }), entries, state[name]);
+  const runs = h("select", { id: "run", change: (event) => set({ run: Number(event.target.value), group: 0, source: "" }) });
+  options(runs, withGroups.map((i) => [i, visible(report.runs[i].name)]), state.run);
+  return [
+    withGroups.length > 1 ? h("label", {}, "Run ", runs) : null,
+    h("label", {}, "Source ", h("select", { id: "source", change: (event) => set({ source: event.target.value }) })),
+    h("label", {}, "Null trace ", select("null", [["", "all traces"], ["beats", "traces that beat it"], ["loses", "traces that do not"]])),
+    h("label", {}, "End ", select("end", [["", "all traces"], ["finished", "finished"], ["unfinished", "unfinished"]])),
+    h("label", { class: "grow" }, "Search ", h("input", { id: "search", type: "search", placeholder: "prompt, answer or trace", value: state.query, input: (event) => set({ query: event.target.value }) })),
+  ];
+}
+
+function set(change) {
+  Object.assign(state, change);
+  refresh();
+}
+
+function go(place) {
+  if (place !== undefined) set({ group: place });
+}
+
+function move(by) {
+  const at = listed.indexOf(state.group);
+  go(listed[Math.max(0, Math.min(listed.length - 1, at + by))]);
+}
+
+function refresh() {
+  listed = filtered();
+  if (!listed.includes(state.group)) state.group = listed.find((i) => i >= state.group) ?? listed.at(-1) ?? 0;
+  const sources = [...new Set(run().groups.map((group) => group.source))].filter(Boolean).sort();
+  options($("source"), [["", "all"], ...sources.map((source) => [source, visible(source)])], state.source);
+  options($("groups"), listed.map((i) => [i, label(run().groups[i])]), state.group);
+  $("slider").max = Math.max(0, listed.length - 1);
+  $("slider").value = listed.indexOf(state.group);
+  $("place").textContent = listed.length ? `${listed.indexOf(state.group) + 1} of ${listed.length}` : "none";
+  drawSchemes();
+  $("group").replaceChildren(...(listed.length ? groupView(state.group) : [note("No group passes these filters.")]));
+  hideTooltip();
+  const kept = Object.fromEntries(Object.entries(state).filter(([, value]) => value !== "" && value !== undefined));
+  if (touched) history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
+}
+
+const label = (group) => visible(`step ${group.step} · ${group.source ? `${group.source} · ` : ""}${group.id}`);
+
+function drawSchemes() {
+  const own = SCHEMES.find((scheme) => scheme.id === run().scheme);
+  const entries = [{ id: TRAINED, label: own ? `as trained (${own.label})` : `as trained (${run().method})`, formula: "the rewards that the run stored" }, ...SCHEMES];
+  $("schemes").replaceChildren(...entries.map((scheme, i) => {
+    const button = h("button", { "aria-pressed": String(scheme.id === state.scheme), title: scheme.formula, click: () => set({ scheme: scheme.id }) }, h("kbd", {}, String(i)), scheme.label);
+    button.dataset.scheme = scheme.id;
+    return button;
+  }));
+}
+
+// One group.
+
+function groupView(place) {
+  const group = run().groups[place], found = scoresOf(place, state.scheme);
+  const order = ranking(found.rewards).filter((k) => passes(place, k));
+  const ranks = new Map([TRAINED, ...SCHEMES.map((scheme) => scheme.id)].map((id) => {
+    const at = [];
+    ranking(scoresOf(place, id).rewards).forEach((k, rank) => (at[k] = rank + 1));
+    return [id, at];
+  }));
+  const finite = [found.baseReward, ...found.rewards].filter(Number.isFinite);
+  const range = { low: Math.min(...finite), high: Math.max(...finite) };
+  const card = (k) => traceCard(group, found, k, ranks, range);
+  const cards = h("div", { class: "traces" }, order.slice(0, SHOWN_TRACES).map(card));
+  if (order.length > SHOWN_TRACES) {
+    const all = h("button", { class: "more wide", click: () => all.replaceWith(...order.slice(SHOWN_TRACES).map(card)) }, `show all ${order.length} traces`);
+    cards.append(all);
+  }
+  return [
+    h("div", { class: "question" },
+      h("div", {}, h("h4", {}, "Prompt"), prose(group.prompt)),
+      h("div", {}, h("h4", {}, `Reference answer after the null trace `, h("span", { class: "faint" }, `R_base ${number(found.baseReward)}; darker: less likely`)),
+        tokensRow(group, (i) => surprise(nats(group.base)[i]), (i) => nullLines(group, found, i)))),
+    scale(), cards,
+  ];
+}
+
+function traceCard(group, found, k, ranks, range) {
+  const trace = group.traces[k], logp = nats(trace.logp), base = nats(group.base), R = found.rewards[k];
+  const beats = R > found.baseReward;
+  const article = h("article", { class: "trace" },
+    h("header", {},
+      h("span", { class: "rank" }, String(ranks.get(state.scheme)[k])),
+      rewardBar(R, found.baseReward, range),
+      h("span", {}, "R ", h("b", {}, number(R))), h("span", {}, "A ", h("b", {}, Number.isFinite(found.advantages[k]) ? signed(found.advantages[k], 2) : "–")),
+      h("span", { class: `flag ${beats ? "good" : "bad"}` }, beats ? "beats the null trace" : "does not beat the null trace"),
+      trace.finished ? null : h("span", { class: "flag" }, "unfinished")),
+    traceText(trace),
+    tokensRow(group, (i) => effect(logp[i] - base[i]), (i) => tokenLines(group, found, k, i)),
+    h("p", { class: "ranks" }, "rank by ", SCHEMES.map((scheme) => h("span", { class: scheme.id === state.scheme ? "chosen" : "" }, `${scheme.label} `, h("b", {}, String(ranks.get(scheme.id)[k]))))));
+  article.dataset.trace = k;
+  return article;
+}
+
+/** The reward between the group's lowest and highest, with a tick where the null trace stands. */
+function rewardBar(R, baseReward, range) {
+  const at = (value) => (range.high > range.low && Number.isFinite(value) ? (100 * (value - range.low)) / (range.high - range.low) : 0);
+  return h("span", { class: "reward", title: "reward; the tick is the null trace" },
+    h("i", { style: `width:${at(R).toFixed(1)}%` }), h("s", { style: `left:${at(baseReward).toFixed(1)}%` }));
+}
+
+/** The trace's words shaded by entropy where the words are its tokens; otherwise the text over a strip of entropies. */
+function traceText(trace) {
+  const words = trace.text.split(" "), entropy = trace.entropy.map((value) => (value === null ? NaN : value / 1e3));
+  if (entropy.length && words.length === entropy.length && words.length <= SHOWN_TOKENS) {
+    const row = h("div", { class: "tokens text", dir: "auto", "aria-label": "Trace" }, words.map((word, i) => tokenElement(word, { kind: "entropy", alpha: 0.65 * Math.tanh(entropy[i] / 2) })));
+    return withTooltips(row, (i) => [["token", visible(words[i])], ["entropy", `${number(entropy[i], 3)} nats`]]);
+  }
+  return h("div", {}, prose(trace.text), entropy.length > 1 ? entropyStrip(entropy) : null);
+}
+
+function entropyStrip(entropy) {
+  const top = Math.max(1e-3, ...entropy.filter(Number.isFinite)), n = entropy.length;
+  const path = entropy.map((value, i) => `${i ? "L" : "M"}${((400 * i) / (n - 1)).toFixed(1)} ${(22 - (20 * (value || 0)) / top).toFixed(1)}`).join("");
+  return h("div", { class: "strip", title: `entropy of the trace's ${n.toLocaleString("en")} tokens, from 0 to ${number(top, 3)} nats` },
+    svg("svg", { viewBox: "0 0 400 24", preserveAspectRatio: "none" }, svg("path", { d: path })));
+}
+
+// Tokens of the reference answer.
+
+const effect = (delta) => (Number.isNaN(delta) ? null : { kind: delta >= 0 ? "up" : "down", alpha: 0.75 * Math.tanh(Math.abs(delta) / 2) });
+const surprise = (logp) => ({ kind: "entropy", alpha: 0.65 * Math.tanh(-logp / 2) });
+
+function tokenElement(text, shade) {
+  const shown = visible(text).replaceAll("\n", "↵").replaceAll("\t", "⇥");
+  const style = shade && shade.alpha > 0.01 ? `background:rgb(var(--${shade.kind}) / ${shade.alpha.toFixed(3)})` : null;
+  return h("span", { class: "token", style }, h("bdi", {}, shown.trim() ? shown : "␣"));
+}
+
+function tokensRow(group, shade, describe) {
+  const row = h("div", { class: "tokens", "aria-label": "Reference answer" });
+  const add = (from, to) => row.append(...group.tokens.slice(from, to).flatMap((token, i) => {
+    const element = tokenElement(token, shade(from + i));
+    return token.includes("\n") ? [element, h("br")] : [element];
+  }));
+  add(0, SHOWN_TOKENS);
+  if (group.tokens.length > SHOWN_TOKENS) {
+    const rest = h("button", { class: "more", click: () => { rest.remove(); add(SHOWN_TOKENS); } }, `show all ${group.tokens.length.toLocaleString("en")} tokens`);
+    row.append(rest);
+  }
+  return withTooltips(row, describe);
+}
+
+function tokenLines(group, found, k, i) {
+  const logp = nats(group.traces[k].logp)[i], base = nats(group.base)[i], c = Math.exp(logp);
+  const weight = found.weights ? found.weights[i] : null;
+  return [
+    ["token", visible(group.tokens[i])],
+    ["log c − log c_base", Number.isFinite(logp - base) ? signed(logp - base, 3) : "–"],
+    ["c, after this trace", number(c)], ["c_base, after the null trace", number(Math.exp(base))],
+    ...(weight === null ? [] : [["weight w", number(weight)]]),
+    ...(found.scheme ? [["signal ∂R/∂log c", number(found.scheme.signal(c, weight, found.rewards[k], group.tokens.length))]] : []),
+  ];
+}
+
+function nullLines(group, found, i) {
+  const base = nats(group.base)[i];
+  return [["token", visible(group.tokens[i])], ["c_base", number(Math.exp(base))], ["log c_base", `${number(base)} nats`], ...(found.weights ? [["weight w", number(found.weights[i])]] : [])];
+}
+
+function scale() {
+  const swatch = (delta) => h("i", { style: `background:rgb(var(--${delta < 0 ? "down" : "up"}) / ${effect(delta).alpha.toFixed(3)})` });
+  return h("p", { class: "scale" }, "less likely than after the null trace ", h("span", {}, [-4, -2, -1, -0.3, 0, 0.3, 1, 2, 4].map(swatch)), " likelier", h("small", {}, " log c − log c_base from −4 to 4 nats"));
+}
