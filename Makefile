@@ -5,12 +5,13 @@ BIN := .venv/bin
 # Tiny models run fastest on one thread; two that contend for cores are several times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test lint types test-fast test-slow bench clean
+.PHONY: help setup demo test lint types test-fast test-slow test-browser bench clean
 
 help:
 	@echo "make demo       a tiny model learns to reason, in minutes"
 	@echo "make test       ruff, pyright and the default tests"
 	@echo "make test-slow  the miniature's study on three seeds"
+	@echo "make test-browser  the report's page in a real Chromium"
 	@echo "make setup      only install, with all development tools, into .venv"
 
 setup: .venv/.dev
@@ -43,6 +44,11 @@ test: lint types test-fast
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow -s -v
+
+# Playwright drives the system's Chromium; its own download is not needed.
+test-browser: .venv/.dev
+	command -v chromium >/dev/null || { apt-get update && apt-get install -y chromium; }
+	$(BIN)/python -m pytest -m browser
 
 clean:
 	rm -rf .venv build dist

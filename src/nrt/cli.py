@@ -86,6 +86,36 @@ def demo(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Names or folders of runs; several are compared.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page; by default RUN/report.html, or ./report.html for several runs.")
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="A summary on the terminal instead of the page.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve the page to this machine only, and follow runs that still go on.")] = False,
+    port: Annotated[int, typer.Option(help="For --serve; 0: a free one.")] = 8642,
+) -> None:
+    """What runs have learnt, as one self-contained HTML page: numbers, curves, and every trace token by token."""
+    from nrt.analysis.report.data import build_report
+    from nrt.analysis.report.page import write_page
+    from nrt.analysis.report.serve import make_server
+    from nrt.analysis.report.text import print_report
+    from nrt.run import run_folder
+
+    if text:
+        print_report(build_report(runs), _console())
+    elif serve:
+        server = make_server(runs, port=port)
+        _console().print(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+        with server:
+            server.serve_forever()
+    else:
+        file = output or (run_folder(runs[0]) / "report.html" if len(runs) == 1 else Path("report.html"))
+        write_page(build_report(runs), file)
+        _console().print(f"written: {file}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def chat(
     model_dir: Annotated[str, typer.Argument(help="Folder of a trained model (RUN/model, or what `nrt export` wrote).")],
     prompt: Annotated[str, typer.Option(help="Ask this one question and leave.")] = "",

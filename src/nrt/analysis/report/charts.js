@@ -20,7 +20,12 @@ function chart(title, make) {
   return h("figure", {}, h("figcaption", {}, title), plot);
 }
 
-/** Begins to draw: called once the plotting library is there. */
+/** Runs the plotting library, which the page carries as text, and begins to draw. */
+function loadPlotly() {
+  if (!window.Plotly) document.head.append(h("script", {}, $("plotly").textContent));
+  drawCharts();
+}
+
 function drawCharts() {
   for (const plot of charts.keys()) near.observe(plot);
 }
@@ -47,4 +52,4 @@ function styled(layout) {
 }
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-addEventListener("beforeprint", () => { for (const plot of charts.keys()) draw(plot); });
+addEventListener("beforeprint", () => { loadPlotly(); for (const plot of charts.keys()) draw(plot); });

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
 def _thinned(points: Sequence[tuple[int, float]]) -> Curve:
     n = len(points)
     edges = [round(i * n / MOST_POINTS) for i in range(MOST_POINTS + 1)] if n > MOST_POINTS else list(range(n + 1))
-    stretches = [points[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    stretches = [points[a:b] for a, b in pairwise(edges)]
     return Curve(
         [round(fmean(step for step, _ in stretch), 1) for stretch in stretches],
         [float(f"{fmean(value for _, value in stretch):.5g}") for stretch in stretches],

@@ -173,7 +173,7 @@ function traceCard(group, found, k, ranks, range) {
       trace.finished ? null : h("span", { class: "flag" }, "unfinished")),
     traceText(trace),
     tokensRow(group, (i) => effect(logp[i] - base[i]), (i) => tokenLines(group, found, k, i)),
-    h("p", { class: "ranks" }, "rank by ", SCHEMES.map((scheme) => h("span", { class: scheme.id === state.scheme ? "chosen" : "" }, `${scheme.label} `, h("b", {}, String(ranks.get(scheme.id)[k]))))));
+    h("p", { class: "ranks" }, "rank by ", SCHEMES.flatMap((scheme) => [h("span", { class: scheme.id === state.scheme ? "chosen" : "" }, `${scheme.label} `, h("b", {}, String(ranks.get(scheme.id)[k]))), " "])));
   article.dataset.trace = k;
   return article;
 }

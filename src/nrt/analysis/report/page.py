@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
 from nrt.analysis.report.data import Report
 from nrt.analysis.report.sampling import compact
 from nrt.errors import InputError
+from nrt.run import TEXT
 
 SCRIPTS = ("objective.js", "dom.js", "charts.js", "sections.js", "explorer.js", "page.js")
 """In this order: each uses what stands before it."""
@@ -29,6 +31,17 @@ def render_page(report: Report, *, live: str = "") -> str:
         plotly=_plotly(),
         live=live,
     )
+
+
+def write_page(report: Report, file: Path) -> None:
+    """Writes the page; readers see the old file or the new one. Raises InputError where it cannot be written."""
+    page = render_page(report)
+    beside = file.with_name(f".{file.name}.tmp")
+    try:
+        beside.write_text(page, **TEXT)
+        beside.replace(file)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written ({error.strerror}); choose another file with -o") from error
 
 
 def embedded(report: Report) -> str:

@@ -72,12 +72,10 @@ function scoreTable(measured) {
     [visible(score.family), score.questions.toLocaleString("en"), interval(score.before), interval(score.after), ...(graphic ? [dumbbell(score)] : []), change(score.change), interval(score.null)]), "scores");
 }
 
-const digits = (value) => (value === 0 || Math.abs(value) >= 0.1 ? 3 : 4);
 const fixed = (value, places) => value.toFixed(places).replace("-", MINUS);
 function interval(found) {
   if (!found) return h("span", { class: "faint" }, "–");
-  const places = digits(found.mean);
-  return h("span", { class: "interval" }, fixed(found.mean, places), h("small", {}, ` [${fixed(found.low, places)}, ${fixed(found.high, places)}]`));
+  return h("span", { class: "interval" }, fixed(found.mean, 3), h("small", {}, ` [${fixed(found.low, 3)}, ${fixed(found.high, 3)}]`));
 }
 function change(found) {
   if (!found) return h("span", { class: "faint" }, "–");
@@ -121,7 +119,7 @@ function curveChart(metric, label) {
         line: { color: colour(run.variant), dash: dash(run.variant), width: several ? 1.3 : 1.6 }, marker: { size: 6 }, hovertemplate: "%{y:.4~g}",
       };
     }),
-    layout: { xaxis: { title: { text: "step" }, hoverformat: "~g" }, yaxis: { rangemode: /share|accuracy/i.test(label) ? "tozero" : "normal" } },
+    layout: { xaxis: { title: { text: "step" }, hoverformat: "~g", rangemode: "tozero" }, yaxis: { rangemode: /share|accuracy/i.test(label) ? "tozero" : "normal" } },
   }));
 }
 

@@ -17,7 +17,7 @@ from nrt.run import run_folder
 HOST = "127.0.0.1"
 
 
-def serve(names: Sequence[str | Path], *, port: int = 0) -> ThreadingHTTPServer:
+def make_server(names: Sequence[str | Path], *, port: int = 0) -> ThreadingHTTPServer:
     """A server of the runs' page at http://127.0.0.1:port/ (0: a free port); call its `serve_forever`.
 
     `GET /version` says which state of the folders is the latest, and the page asks for it. Raises InputError where a run cannot be

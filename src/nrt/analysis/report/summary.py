@@ -107,14 +107,22 @@ def missing(loaded: Loaded, groups: int) -> list[str]:
     if loaded.method == "sft":
         note(not groups, "No traces: method sft samples none, so it is absent from the explorer and the vocabulary.")
     else:
-        note(not groups, "No sampled traces in traces.jsonl (log_traces says how many groups a step are written): no training groups to explore.")
+        note(
+            not groups,
+            "No sampled traces in traces.jsonl (log_traces says how many groups a step are written): no training groups to explore.",
+        )
     if not loaded.evaluations:
-        notes.append("No held-out evaluation (data.valid was not set, or it has not come to one): no before and after, confidence or comparison.")
+        notes.append(
+            "No held-out evaluation (data.valid was not set, or it has not come to one): no before and after, confidence or comparison."
+        )
         return notes
     note(not loaded.before, "No held-out evaluation at step 0: nothing to compare the trained model with.")
     note(not loaded.after, "No held-out evaluation after step 0 yet: no after.")
     note(bool(rows) and rows[0].get("correct") is None, "Answers were not checked (heldout.checker): likelihoods only, no accuracy.")
-    note(bool(rows) and not rows[0].get("token_entropy"), "Held-out records have no token_entropy (an older version wrote them): no token confidence.")
+    note(
+        bool(rows) and not rows[0].get("token_entropy"),
+        "Held-out records have no token_entropy (an older version wrote them): no token confidence.",
+    )
     return notes
 
 
