@@ -54,7 +54,7 @@ function number(value, digits = 4) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (!Number.isFinite(value)) return value < 0 ? `${MINUS}∞` : "∞";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replaceAll("-", MINUS);
+  if (size !== 0 && (size < 1e-4 || size >= 1e6)) return value.toExponential(2).replaceAll("-", MINUS);
   return value.toLocaleString("en", { maximumSignificantDigits: digits }).replace("-", MINUS);
 }
 

@@ -155,7 +155,7 @@ function groupView(place) {
   return [
     h("div", { class: "question" },
       h("div", {}, h("h4", {}, "Prompt"), prose(group.prompt)),
-      h("div", {}, h("h4", {}, `Reference answer after the null trace `, h("span", { class: "faint" }, `R_base ${number(found.baseReward)}; darker: less likely`)),
+      h("div", {}, h("h4", {}, `Reference answer after the null trace `, h("span", { class: "faint" }, `R_base ${number(found.baseReward)}; shaded: less likely`)),
         tokensRow(group, (i) => surprise(nats(group.base)[i]), (i) => nullLines(group, found, i)))),
     scale(), cards,
   ];

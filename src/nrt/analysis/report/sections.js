@@ -37,7 +37,7 @@ function drawMasthead() {
 
 function drawSummary() {
   const section = $("summary");
-  if (several) section.append(overview());
+  if (several) section.append(overview(), h("h3", {}, "Each run"));
   for (const run of report.runs) {
     section.append(several ? h("details", {}, h("summary", {}, visible(run.name)), runSummary(run)) : runSummary(run));
   }
@@ -116,7 +116,7 @@ function curveChart(metric, label) {
       const curve = run.curves[metric];
       return {
         x: curve.steps, y: curve.values, name: plain(several ? run.name : label), type: "scatter", mode: curve.steps.length < 15 ? "lines+markers" : "lines",
-        line: { color: colour(run.variant), dash: dash(run.variant), width: several ? 1.3 : 1.6 }, marker: { size: 6 }, hovertemplate: "%{y:.4~g}",
+        line: { color: colour(run.variant), dash: dash(run.variant), width: several ? 1.3 : 1.6 }, marker: { size: 6 }, cliponaxis: false, hovertemplate: "%{y:.4~g}",
       };
     }),
     layout: { xaxis: { title: { text: "step" }, hoverformat: "~g", rangemode: "tozero" }, yaxis: { rangemode: /share|accuracy/i.test(label) ? "tozero" : "normal" } },

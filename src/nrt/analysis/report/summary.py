@@ -178,4 +178,5 @@ def _step(loaded: Loaded) -> str:
 def _bare(name: Any) -> str:
     """A hub name as it is, a path without its folders."""
     text = str(name or "")
-    return Path(text).name if text.startswith(("/", ".", "~")) or text.count("/") > 1 else text
+    is_path = text.startswith(("/", ".", "~")) or text.count("/") > 1 or text.endswith((".jsonl", ".json", ".csv", ".parquet", ".gz"))
+    return Path(text).name if is_path else text

@@ -1,0 +1,259 @@
+"""The report's record and page, from run folders that the tests write; numbers by hand."""
+
+import io
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+import yaml
+from rich.console import Console
+
+from nrt.analysis.report.curves import MOST_POINTS, read_curves
+from nrt.analysis.report.data import SCHEME, build_report
+from nrt.analysis.report.groups import as_group, read_groups
+from nrt.analysis.report.page import embedded, render_page, write_page
+from nrt.analysis.report.questions import read_questions
+from nrt.analysis.report.sampling import within_budget
+from nrt.analysis.report.text import print_report
+from nrt.config import Config
+from nrt.errors import InputError
+from nrt.objective import METHODS, REWARDS
+from nrt.run import RunWriter, load_run
+from tests.runs import HOSTILE, TOKENS, write_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "first")
+
+
+@pytest.fixture(scope="module")
+def part(folder):
+    (part,) = build_report([folder]).runs
+    return part
+
+
+def test_before_and_after_by_hand(part):
+    """12 questions in two families; before, questions 0, 1 and 2 are right: 2 of 6 in family0, 1 of 6 in family1."""
+    accuracy, logp = part.measured
+    assert (accuracy.measure, logp.measure) == ("correct", "logp")
+    first, second, mean = accuracy.scores
+    assert (first.family, first.questions, first.before.mean) == ("family0", 6, pytest.approx(2 / 6))
+    assert (second.before.mean, second.after.mean, second.change.mean) == pytest.approx((1 / 6, 1.0, 5 / 6))
+    assert (mean.family, mean.questions, mean.before.mean, mean.null.mean) == ("mean of families", 12, pytest.approx(0.25), 0.0)
+    assert mean.before.low <= 0.25 <= mean.before.high < mean.after.low == 1.0
+
+
+def test_facts_leave_folders_out(part):
+    found = dict(part.facts)
+    assert found["held out"] == "valid.jsonl, first 200 rows"
+    assert found["a step"] == "1 prompts × 5 traces"
+    assert found["time in training steps"] == "3.0 s"
+    assert part.status == "finished, 6 of 6 steps"
+    assert part.missing == []
+    assert part.warnings[0]["kind"] == "dropped-prompts"
+
+
+def test_groups_keep_every_digit_of_the_log_probabilities(folder, part):
+    record, group = load_run(folder).traces()[0], part.groups[0]
+    assert [value / 1e5 for value in group.base] == record["base_logp"]
+    assert [value / 1e5 for value in group.traces[2].logp] == record["traces"][2]["answer_logp"]
+    assert group.traces[0].entropy == [100, 2500, 0, 1000]
+    assert group.traces[0].reward == pytest.approx(record["traces"][0]["reward"], rel=1e-5)
+    assert (len(part.groups), part.groups_in_folder) == (6, 6)
+
+
+def test_schemes_are_those_of_the_methods():
+    assert all(METHODS[method].reward is REWARDS[scheme] for method, scheme in SCHEME.items())
+    others = set(METHODS) - set(SCHEME)
+    assert others == {"dro", "nrt-mixed", "nrt-learned", "rlvr", "sft"}  # their rewards are no single scheme
+
+
+def test_at_most_300_groups_with_the_first_and_the_last(tmp_path):
+    with RunWriter.create(tmp_path / "long", Config()) as writer:
+        for step in range(1, 1001):
+            writer.trace({"step": step, "prompt": "p", "base_logp": [-1.0], "traces": [{"text": "t", "answer_logp": [-0.5]}]})
+    groups, in_folder = read_groups(load_run(tmp_path / "long"))
+    steps = [group.step for group in groups]
+    assert (in_folder, len(steps), steps[0], steps[-1]) == (1000, 300, 1, 1000)
+    assert {b - a for a, b in pairwise(steps)} == {3, 4}
+    assert len(read_groups(load_run(tmp_path / "long"), share=10)[0]) == 30
+
+
+def test_what_is_too_large_is_thinned():
+    items = [[i] * 100 for i in range(50)]
+    kept = within_budget(items, 2000)
+    assert kept[0] == items[0]
+    assert kept[-1] == items[-1]
+    assert 2 <= len(kept) <= 10
+    assert within_budget(items, 1) == [items[0], items[-1]]
+
+
+def test_long_curves_become_means_of_stretches():
+    curve = read_curves([{"step": i, "a": float(i), "b": None} for i in range(1, 2 * MOST_POINTS + 1)])["a"]
+    assert len(curve.steps) == MOST_POINTS
+    assert (curve.steps[0], curve.values[0]) == (1.5, 1.5)
+    assert "b" not in read_curves([{"step": 1, "b": None}])
+
+
+def test_values_that_are_not_finite():
+    record = {
+        "step": 1,
+        "prompt": "p",
+        "base_logp": [None],
+        "base_reward": None,
+        "traces": [{"text": "", "answer_logp": [None], "reward": None}],
+    }
+    group = as_group(record)
+    assert group.base == [None]
+    assert group.traces[0].reward is None
+    assert group.tokens == ["token 1"]  # an older version did not write them
+
+
+def test_several_runs_are_compared(tmp_path):
+    """The same questions by sft and two seeds of a method; replies stand by run."""
+    runs = [write_run(tmp_path / "sft", method="sft"), write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1)]
+    report = build_report(runs)
+    assert report.compared is not None
+    assert report.confidence is not None
+    assert report.compared.baseline == "sft"
+    assert list(report.confidence.bins) == ["nrt-gm"]
+    assert {row.variant: sorted(row.by_seed) for row in report.compared.rows} == {"sft": [0], "nrt-gm": [0, 1]}
+    assert (len(report.questions), report.questions_in_folder) == (12, 12)
+    assert sorted(report.questions[0].replies) == [0, 1, 2]
+    before, after = report.questions[5].replies[1]
+    assert before is not None
+    assert after is not None
+    assert (before.correct, after.correct, after.trace) == (False, True, "let us see step 5 ")
+    assert any("samples none" in note for note in report.runs[0].missing)
+    # Two runs that share method and seed go by their names.
+    twins = build_report([runs[1], write_run(tmp_path / "again")])
+    assert [part.variant for part in twins.runs] == ["a", "again"]
+
+
+def test_other_questions_are_said_not_to_compare(tmp_path):
+    one = write_run(tmp_path / "one")
+    with RunWriter.create(tmp_path / "other", Config(method="rlpr")) as writer:
+        writer.heldout(3, [{"id": "x", "source": "family0", "question": "?", "reference": "!", "logp": -1.0, "correct": True}])
+    report = build_report([one, tmp_path / "other"])
+    assert report.compared is None
+    assert "different questions" in report.compared_missing
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        (lambda run: [file.unlink() for file in (run / "heldout").iterdir()], "No held-out evaluation (data.valid"),
+        (lambda run: (run / "heldout" / "step-000000.jsonl").unlink(), "No held-out evaluation at step 0"),
+        (lambda run: (run / "heldout" / "step-000006.jsonl").unlink(), "No held-out evaluation after step 0"),
+        (lambda run: (run / "traces.jsonl").unlink(), "No sampled traces"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "No metrics"),
+        (lambda run: (run / "environment.json").unlink(), "No environment.json"),
+        (lambda run: (run / "model").rmdir(), "No trained model in the folder: the run is stopped, 6 of 6 steps"),
+        (lambda run: (run / "traces.jsonl").write_bytes((run / "traces.jsonl").read_bytes()[:-300]), ""),
+        (lambda run: (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes()[:-30]), ""),
+        (lambda run: set_config(run, schema_version=0), "schema version 0"),
+        (lambda run: set_config(run, gone_setting=3), "gone_setting"),
+        (lambda run: (run / "config.yaml").write_text("a: [", encoding="utf-8"), "not valid YAML"),
+        (lambda run: drop_field(run, "token_entropy"), "token_entropy"),
+        (lambda run: drop_field(run, "correct"), "no accuracy"),
+    ],
+)
+def test_a_folder_that_lacks_something_gives_a_page_that_names_it(tmp_path, harm, named):
+    run = write_run(tmp_path / "run")
+    harm(run)
+    report = build_report([run])
+    assert any(named in note for note in report.runs[0].missing) or not named
+    assert "<section" in render_page(report)
+    assert printed(report)
+
+
+def printed(report):
+    out = io.StringIO()
+    print_report(report, Console(file=out, width=160))
+    return out.getvalue()
+
+
+def set_config(run, **values):
+    file = run / "config.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+def drop_field(run, field):
+    for file in (run / "heldout").iterdir():
+        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        for record in records:
+            del record[field]
+        file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def test_hostile_text_stays_inside_the_data(tmp_path):
+    """Nothing of it can end the script element, and it comes back out whole."""
+    report = build_report([write_run(tmp_path / "<b>run", extra=HOSTILE + "x" * 100_000)])
+    data = embedded(report)
+    assert not re.search("[<>&\u2028\u2029\x00]", data)
+    value = json.loads(data)
+    assert value["runs"][0]["name"] == "<b>run"
+    assert value["runs"][0]["groups"][0]["prompt"] == "question 1 " + HOSTILE + "x" * 100_000
+    file = tmp_path / "page.html"
+    write_page(report, file)
+    text = file.read_text(encoding="utf-8")
+    assert "window.hacked" not in text.replace(data.encode("utf-8", "backslashreplace").decode(), "")
+    seen = Seen()
+    seen.feed(text)
+    assert seen.tags["script"] == 9
+    assert "img" not in seen.tags
+    assert not {"http:", "https:"} & seen.loads
+    assert len(TOKENS) == len(value["runs"][0]["groups"][0]["tokens"])
+
+
+class Seen(HTMLParser):
+    """Counts tags, and collects the schemes of what a page would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.loads = {}, set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] = self.tags.get(tag, 0) + 1
+        self.loads |= {str(value).split("//")[0] for name, value in attrs if name in ("src", "href")}
+
+
+def test_a_page_that_cannot_be_written(folder, tmp_path):
+    with pytest.raises(InputError, match="choose another file with -o"):
+        write_page(build_report([folder]), tmp_path / "no" / "such" / "page.html")
+
+
+def test_plotly_missing_says_what_to_install(folder, monkeypatch):
+    report = build_report([folder])
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(InputError, match=r"pip install 'native-reasoning\[report\]'"):
+        render_page(report)
+
+
+def test_a_run_given_twice_and_no_run(folder, tmp_path):
+    with pytest.raises(InputError, match="given twice"):
+        build_report([folder, folder / "." / "heldout" / ".."])
+    with pytest.raises(InputError, match="is not a run"):
+        build_report([tmp_path])
+
+
+def test_the_terminal_summary(folder):
+    text = printed(build_report([folder]))
+    assert "0.250 [" in text
+    assert "loss" in text
+    assert "▁" in text
+    assert "warning at step 0: 2 rows are too long" in text
+
+
+def test_questions_of_other_files_are_kept_apart(tmp_path):
+    """The same id with another question is another question."""
+    for name, text in (("a", "one"), ("b", "two")):
+        with RunWriter.create(tmp_path / name, Config()) as writer:
+            writer.heldout(3, [{"id": "valid:1", "source": "", "question": text, "reference": "r", "logp": -1.0}])
+    report = build_report([tmp_path / "a", tmp_path / "b"])
+    assert [(question.question, sorted(question.replies)) for question in report.questions] == [("one", [0]), ("two", [1])]
+    assert read_questions([]) == ([], 0)
