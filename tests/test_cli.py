@@ -8,6 +8,7 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from nrt import cli
+from tests.runs import write_run
 from tests.training.conftest import make_config, model_dir, pairs_file, write_pairs  # noqa: F401
 
 
@@ -126,3 +127,39 @@ assert "torch" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "train" in done.stdout
+
+
+def test_report_writes_a_page_or_prints(nrt_command, tmp_path):
+    write_run(tmp_path / "runs" / "one")
+    write_run(tmp_path / "runs" / "two", seed=1)
+    status, out, _ = nrt_command("report", "one")
+    assert status == 0
+    assert "written: runs/one/report.html" in out
+    assert (tmp_path / "runs" / "one" / "report.html").stat().st_size > 1e6
+    assert "written: report.html" in nrt_command("report", "one", "two")[1]
+    assert nrt_command("report", "one", "-o", "page.html")[0] == 0
+    assert (tmp_path / "page.html").is_file()
+    status, out, _ = nrt_command("report", "one", "two", "--text")
+    assert status == 0
+    assert "held-out accuracy" in out
+
+
+def test_report_of_no_run(nrt_command):
+    status, _, err = nrt_command("report", "nowhere")
+    assert status == 2
+    assert "runs/nowhere is not a run" in err
+
+
+def test_figures_as_png_svg_and_csv(nrt_command, tmp_path):
+    write_run(tmp_path / "runs" / "one")
+    status, out, _ = nrt_command("figures", "one", "--style", "paper", "-o", "drawn")
+    assert status == 0
+    names = {f"{figure}.{kind}" for figure in ("dynamics", "accuracy", "confidence") for kind in ("png", "svg", "csv")}
+    assert {file.name for file in (tmp_path / "drawn").iterdir()} == names
+    assert out.count("written: drawn/") == 9
+    lines = (tmp_path / "drawn" / "accuracy.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[:2] == ["variant,family,seeds,correct,low,high", "nrt-gm,family0,1,1.0,1.0,1.0"]
+    assert "<text" in (tmp_path / "drawn" / "dynamics.svg").read_text(encoding="utf-8")
+    status, _, err = nrt_command("figures", "one", "--style", "papr")
+    assert status == 2
+    assert "did you mean 'paper'" in err

@@ -116,6 +116,19 @@ def report(
 
 
 @app.command()
+def figures(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Names or folders of runs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files.")] = Path("figures"),
+    style: Annotated[str, typer.Option(help="screen, or paper: serif, small, 300 dpi.")] = "screen",
+) -> None:
+    """Dynamics, accuracy and token confidence of runs as PNG, SVG and CSV."""
+    from nrt.analysis.report.figures import write_figures
+
+    for file in write_figures(runs, output, look=style):
+        _console().print(f"written: {file}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def chat(
     model_dir: Annotated[str, typer.Argument(help="Folder of a trained model (RUN/model, or what `nrt export` wrote).")],
     prompt: Annotated[str, typer.Option(help="Ask this one question and leave.")] = "",

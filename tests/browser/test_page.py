@@ -55,9 +55,7 @@ def test_every_section_of_one_run(open_page, run):
     assert "nrt-gm" in page.inner_text("#summary .facts")
     assert "0.250" in page.inner_text("#summary table >> nth=0")  # 3 of 12 before training
     assert "2 rows are too long" in page.inner_text("#summary .callout")
-    assert (
-        charts_drawn(page) == 9
-    )  # four metrics of the panels, judge/quality, one of the others, held-out accuracy and time, two of confidence
+    assert charts_drawn(page) == 10  # seven metrics of the panels, one other, two of confidence
     assert page.locator("#vocabulary table").count() == 2
     assert page.locator("#explorer article.trace").count() == 5
     assert page.locator("#heldout article.reply").count() == 2
@@ -138,6 +136,7 @@ def test_tooltips_by_pointer_and_keyboard(open_page, run):
     assert "signal" in text  # nrt-gm is one of the schemes
     page.locator("#schemes button[data-scheme=neg-log-prob]").focus()
     page.keyboard.press("Enter")
+    page.mouse.move(0, 0)
     page.locator("article.trace >> nth=0").locator(".tokens >> nth=1").focus()
     page.keyboard.press("ArrowRight")
     assert page.locator("#tooltip").is_visible()

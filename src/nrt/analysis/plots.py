@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nrt.analysis.comparison import Comparison
 from nrt.analysis.confidence import Bin
-from nrt.errors import InputError
+from nrt.errors import InputError, unknown
 from nrt.run import Run
 
 DYNAMICS = {
@@ -32,6 +33,25 @@ _COLOURS = [f"C{i}" for i in range(10)] + [
     "lime",
 ]
 """As many as a study of all methods needs."""
+
+
+STYLES: dict[str, dict[str, Any]] = {
+    "screen": {},
+    "paper": {
+        "font.family": "serif", "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "savefig.dpi": 300, "svg.fonttype": "none",
+    },
+}  # fmt: skip
+"""Name → matplotlib settings; text in a paper's SVG stays text, so that it can be searched and set in the paper's own font."""
+
+
+@contextmanager
+def style(name: str) -> Iterator[None]:
+    """Plots made inside have this style. Raises InputError for an unknown name, or without matplotlib."""
+    if name not in STYLES:
+        raise unknown("style", name, STYLES)
+    with _matplotlib().rc_context(STYLES[name]):
+        yield
 
 
 def plot_accuracy(comparison: Comparison, file: Path) -> None:
@@ -93,12 +113,17 @@ def plot_confidence(bins: Mapping[str, Sequence[Bin]], baseline: str, file: Path
     _save(figure, file)
 
 
-def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, Any]:
+def _matplotlib() -> Any:
     try:
         import matplotlib
     except ModuleNotFoundError:
         raise InputError("plots need matplotlib: pip install 'native-reasoning[plots]'") from None
     matplotlib.use("Agg")
+    return matplotlib
+
+
+def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, Any]:
+    _matplotlib()
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained")
@@ -108,5 +133,6 @@ def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[An
 def _save(figure: Any, file: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure.savefig(file, dpi=140)
+    given = plt.rcParams["savefig.dpi"]
+    figure.savefig(file, dpi=140 if given == "figure" else given)
     plt.close(figure)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from nrt.analysis.comparison import Row, compare
+from nrt.analysis.comparison import Comparison, Row, compare
 from nrt.analysis.confidence import Bin, confidence
 from nrt.analysis.report.loaded import Loaded, Record
 from nrt.errors import InputError
@@ -46,18 +47,34 @@ def compared(found: Variants) -> tuple[Compared | None, str]:
     """The comparison of at least two variants; without one, why. The baseline is sft if it is there, else the first."""
     if len(found) < 2:
         return None, "Only one method: nothing to compare. Give several runs to nrt report."
-    ready = {name: {seed: loaded for seed, loaded in seeds.items() if loaded.after} for name, seeds in found.items()}
-    ready = {name: seeds for name, seeds in ready.items() if seeds}
-    if len(ready) < 2:
+    if len(evaluated(found)) < 2:
         return None, "Fewer than two methods have a held-out evaluation after training."
-    records = [record for seeds in ready.values() for loaded in seeds.values() for record in loaded.after]
-    measure = "correct" if any(record.get("correct") is not None for record in records) else "logp"
-    paths = {name: {seed: loaded.run.path for seed, loaded in seeds.items()} for name, seeds in ready.items()}
     try:
-        table = compare(paths, _baseline(ready), measure=measure)
+        table = comparison(found)
     except InputError as error:
         return None, f"No table: {error}."
-    return Compared(table.baseline, measure, table.rows), ""
+    return Compared(table.baseline, table.measure, table.rows), ""
+
+
+def evaluated(found: Variants) -> Variants:
+    """The variants and seeds with a held-out evaluation after training."""
+    ready = {name: {seed: loaded for seed, loaded in seeds.items() if loaded.after} for name, seeds in found.items()}
+    return {name: seeds for name, seeds in ready.items() if seeds}
+
+
+def comparison(found: Variants) -> Comparison:
+    """Accuracies, or log-probabilities where no answers were checked. Raises InputError where runs cannot be paired, or none was evaluated."""
+    ready = evaluated(found)
+    if not ready:
+        raise InputError("no run has a held-out evaluation after training; set data.valid")
+    records = [record for seeds in ready.values() for loaded in seeds.values() for record in loaded.after]
+    measure = "correct" if any(record.get("correct") is not None for record in records) else "logp"
+    return compare(paths(ready), _baseline(ready), measure=measure)
+
+
+def paths(found: Variants) -> dict[str, dict[int, Path]]:
+    """variant → seed → run folder."""
+    return {name: {seed: loaded.run.path for seed, loaded in seeds.items()} for name, seeds in found.items()}
 
 
 def token_confidence(found: Variants) -> tuple[Confidence | None, str]:
@@ -67,7 +84,7 @@ def token_confidence(found: Variants) -> tuple[Confidence | None, str]:
         pairs = {name: [(loaded.after, loaded.before) for loaded in seeds.values()]}
         baseline = "the model before training"
     else:
-        baseline = _baseline({name: seeds for name, seeds in found.items() if any(loaded.after for loaded in seeds.values())} or found)
+        baseline = _baseline(evaluated(found) or found)
         others = {name: seeds for name, seeds in found.items() if name != baseline}
         pairs = {
             name: [(loaded.after, found[baseline][seed].after) for seed, loaded in seeds.items() if seed in found[baseline]]

@@ -70,10 +70,7 @@ class Report:
 
 def build_report(names: Sequence[str | Path]) -> Report:
     """Reads the runs, by name or path. Raises InputError where one is not a run folder, or is given twice."""
-    paths = [run_folder(name) for name in names]
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise InputError("a run is given twice; give each once")
-    runs = [load(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    runs = load_runs(names)
     found = variants(runs)
     variant_of = {loaded.name: variant for variant, seeds in found.items() for loaded in seeds.values()}
     questions, count = read_questions(runs)
@@ -89,6 +86,14 @@ def build_report(names: Sequence[str | Path]) -> Report:
         confidence=bins,
         confidence_missing=no_bins,
     )
+
+
+def load_runs(names: Sequence[str | Path]) -> list[Loaded]:
+    """The runs, each under a name that tells it from the others. Raises InputError as `build_report` does."""
+    paths = [run_folder(name) for name in names]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError("a run is given twice; give each once")
+    return [load(path, name) for path, name in zip(paths, _names(paths), strict=True)]
 
 
 def _part(loaded: Loaded, variant: str, share: int) -> RunPart:
