@@ -228,3 +228,19 @@ def test_export_copies_the_model_or_a_checkpoints(tmp_path):
         export_model(run, tmp_path / "out")
     with pytest.raises(InputError, match="checkpoints that do: step-000003"):
         export_model(run, tmp_path / "fourth", step=4)
+
+
+def test_traces_one_by_one(tmp_path):
+    """Lines by offset, without parsing them; a half-written last line is passed over."""
+    with RunWriter.create(tmp_path / "run", CONFIG) as writer:
+        write_steps(writer, 1, 3)
+    file = tmp_path / "run" / "traces.jsonl"
+    file.write_bytes(file.read_bytes()[:-5])
+    run = load_run(tmp_path / "run")
+    assert [step for step, _ in run.trace_lines()] == [1, 2]
+    assert [run.trace_at(offset) for _, offset in run.trace_lines()] == run.traces()
+    file.write_bytes(b"nonsense\n")
+    with pytest.raises(InputError, match="the line at byte 0 is not JSON"):
+        run.trace_at(0)
+    file.unlink()
+    assert run.trace_lines() == []

@@ -91,7 +91,8 @@ def plot_dynamics(runs: Mapping[str, Mapping[int, Path]], file: Path) -> None:
                 axis.plot(steps, mean, color=_COLOURS[number % len(_COLOURS)], lw=1.8, label=variant)
         axis.set(title=label, xlabel="step")
         axis.grid(alpha=0.3)
-    axes[-1].legend(fontsize=7)
+    if labelled := [axis for axis in axes if axis.get_legend_handles_labels()[0]]:
+        labelled[-1].legend(fontsize=7)
     _save(figure, file)
 
 

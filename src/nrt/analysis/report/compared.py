@@ -63,7 +63,10 @@ def evaluated(found: Variants) -> Variants:
 
 
 def comparison(found: Variants) -> Comparison:
-    """Accuracies, or log-probabilities where no answers were checked. Raises InputError where runs cannot be paired, or none was evaluated."""
+    """Accuracies, or log-probabilities where no answers were checked.
+
+    Raises InputError where runs cannot be paired, or none was evaluated.
+    """
     ready = evaluated(found)
     if not ready:
         raise InputError("no run has a held-out evaluation after training; set data.valid")
