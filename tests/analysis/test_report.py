@@ -57,6 +57,18 @@ def test_facts_leave_folders_out(part):
     assert part.warnings[0]["kind"] == "dropped-prompts"
 
 
+def test_words_come_from_held_out_rows_or_else_from_the_groups(part, tmp_path):
+    assert part.vocabulary is not None
+    assert part.vocabulary_of == "the held-out evaluation after step 6"
+    assert part.vocabulary.trace_words == 12 * 5  # let us see step N
+    run = write_run(tmp_path / "run")
+    for file in (run / "heldout").iterdir():
+        file.unlink()
+    (other,) = build_report([run]).runs
+    assert other.vocabulary is not None
+    assert (other.vocabulary_of, other.vocabulary.trace_words) == ("the training groups on this page", 6 * 5 * 4)
+
+
 def test_groups_keep_every_digit_of_the_log_probabilities(folder, part):
     record, group = load_run(folder).traces()[0], part.groups[0]
     assert [value / 1e5 for value in group.base] == record["base_logp"]
@@ -204,7 +216,7 @@ def test_hostile_text_stays_inside_the_data(tmp_path):
     assert "window.hacked" not in text.replace(data.encode("utf-8", "backslashreplace").decode(), "")
     seen = Seen()
     seen.feed(text)
-    assert seen.tags["script"] == 9
+    assert seen.tags["script"] == 10
     assert "img" not in seen.tags
     assert not {"http:", "https:"} & seen.loads
     assert len(TOKENS) == len(value["runs"][0]["groups"][0]["tokens"])

@@ -197,7 +197,7 @@ def test_hostile_text_is_shown_as_text(open_page, tmp_path):
     charts_drawn(page)
     assert page.evaluate("window.hacked") is None
     assert page.locator("main img, main b script, main section script").count() == 0
-    assert page.locator("script").count() == 10  # the page's own, and the plotting library once it runs
+    assert page.locator("script").count() == 11  # the page's own, and the plotting library once it runs
     prompt = page.locator("#group .prose").first
     for part in (
         "</script><script>window.hacked = 1</script>",
@@ -266,13 +266,14 @@ def test_a_served_page_reloads_itself(chromium, run):
 
 def test_2000_steps_of_64_traces_open_in_time(open_page, tmp_path):
     page = open_page(write_large_run(tmp_path / "large"))
-    began = time.monotonic()
-    page.reload()
-    page.locator("article.trace").first.wait_for()
-    seconds, size = time.monotonic() - began, (tmp_path / "report.html").stat().st_size
+    assert page.locator("article.trace").count() == 8
+    seconds = page.evaluate(
+        "(({ loadEventEnd, startTime }) => (loadEventEnd - startTime) / 1000)(performance.getEntriesByType('navigation')[0])"
+    )
+    size = (tmp_path / "report.html").stat().st_size
     print(f"{size / 1e6:.1f} MB, {page.locator('#groups option').count()} groups, opened in {seconds:.2f} s")
     assert 100 <= page.locator("#groups option").count() <= 300
     assert "of 2,000 groups" in page.inner_text("#explorer")
     assert size < 20e6
-    assert seconds < 2
+    assert 0 < seconds < 2
     until(page, "window.Plotly")

@@ -12,6 +12,9 @@ from nrt.analysis.confidence import Bin, confidence
 from nrt.analysis.report.loaded import Loaded, Record
 from nrt.errors import InputError
 
+UNDERFLOW = -700.0
+"""Nats: the probability of a less likely token is 0 as a float, and ratios of such say nothing."""
+
 Variants = dict[str, dict[int, Loaded]]
 """variant → seed → run"""
 
@@ -111,10 +114,10 @@ def _matched(ours: Sequence[Record], theirs: Sequence[Record]) -> tuple[list[Rec
     """The records of questions that both were asked, with the same tokens and all their numbers."""
     by_id = {record["id"]: record for record in theirs if _whole(record)}
     pairs = [(a, by_id[a["id"]]) for a in ours if _whole(a) and a["id"] in by_id]
-    pairs = [(a, b) for a, b in pairs if a["reference"] == b["reference"] and len(a["token_logp"]) == len(b["token_logp"])]
+    pairs = [(a, b) for a, b in pairs if a.get("reference") == b.get("reference") and len(a["token_logp"]) == len(b["token_logp"])]
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def _whole(record: Record) -> bool:
     numbers = (record.get("token_logp"), record.get("token_entropy"))
-    return all(values and None not in values for values in numbers)
+    return all(values and None not in values for values in numbers) and min(record["token_logp"]) > UNDERFLOW

@@ -49,6 +49,7 @@ class RunPart:
     missing: list[str]
     curves: dict[str, Curve]
     vocabulary: Vocabulary | None
+    vocabulary_of: str  # where its traces come from
     evaluations: Sequence[int]
     groups: list[Group]
     groups_in_folder: int
@@ -98,6 +99,7 @@ def load_runs(names: Sequence[str | Path]) -> list[Loaded]:
 
 def _part(loaded: Loaded, variant: str, share: int) -> RunPart:
     groups, in_folder = read_groups(loaded.run, share=share)
+    words, origin = _vocabulary(loaded, groups)
     return RunPart(
         name=loaded.name,
         variant=variant,
@@ -111,21 +113,24 @@ def _part(loaded: Loaded, variant: str, share: int) -> RunPart:
         warnings=loaded.warnings,
         missing=missing(loaded, len(groups)),
         curves=read_curves(loaded.metrics),
-        vocabulary=_vocabulary(loaded, groups),
+        vocabulary=words,
+        vocabulary_of=origin,
         evaluations=loaded.evaluations,
         groups=groups,
         groups_in_folder=in_folder,
     )
 
 
-def _vocabulary(loaded: Loaded, groups: Sequence[Group]) -> Vocabulary | None:
-    """Of the last held-out evaluation, whose rows nobody chose; without one, of the page's training groups."""
+def _vocabulary(loaded: Loaded, groups: Sequence[Group]) -> tuple[Vocabulary | None, str]:
+    """Of the last held-out evaluation, which is the same rows at every step; without one, of the page's training groups."""
     rows = [record for record in loaded.after if record.get("trace") is not None]
     if rows:
-        return vocabulary([record["trace"] for record in rows], [record["reference"] for record in rows])
+        words = vocabulary([record["trace"] for record in rows], [record.get("reference", "") for record in rows])
+        return words, f"the held-out evaluation after step {loaded.evaluations[-1]}"
     if groups:
-        return vocabulary([trace.text for group in groups for trace in group.traces], [group.answer for group in groups])
-    return None
+        traces = [trace.text for group in groups for trace in group.traces]
+        return vocabulary(traces, [group.answer for group in groups]), "the training groups on this page"
+    return None, ""
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

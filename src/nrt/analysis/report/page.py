@@ -12,7 +12,7 @@ from nrt.analysis.report.sampling import compact
 from nrt.errors import InputError
 from nrt.run import TEXT
 
-SCRIPTS = ("objective.js", "dom.js", "charts.js", "sections.js", "explorer.js", "page.js")
+SCRIPTS = ("objective.js", "dom.js", "charts.js", "sections.js", "explorer.js", "heldout.js", "page.js")
 """In this order: each uses what stands before it."""
 
 _ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}

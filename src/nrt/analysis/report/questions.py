@@ -50,7 +50,7 @@ def read_questions(runs: Sequence[Loaded]) -> tuple[list[Question], int]:
     for place, loaded in enumerate(runs):
         for when, records in enumerate((loaded.before, loaded.after)):
             for record in records:
-                key = (str(record["id"]), record["question"], record["reference"])
+                key = (str(record["id"]), record.get("question", ""), record.get("reference", ""))
                 sources[key] = record.get("source") or ""
                 found.setdefault(key, {}).setdefault(place, [None, None])[when] = record
     keys, most = list(found), max(2, min(MOST_QUESTIONS, MOST_RECORDS // max(1, len(runs))))

@@ -182,7 +182,7 @@ function drawVocabulary() {
   if (!runs.length) return section.append(note("No traces in the folder: no vocabulary."));
   const place = h("div", {});
   const show = (run) => place.replaceChildren(...wordsOf(run));
-  section.append(lead("Words of the traces of the last held-out evaluation against words of the reference answers: log-odds with an informative Dirichlet prior, ordered by z-score."));
+  section.append(lead("Words of traces against words of the reference answers: log-odds with an informative Dirichlet prior, ordered by z-score."));
   if (runs.length > 1) {
     const choice = options(h("select", { change: () => show(runs[choice.value]) }), runs.map((run, i) => [i, visible(run.name)]), 0);
     section.append(h("label", { class: "field" }, "Run ", choice));
@@ -209,7 +209,7 @@ function wordsOf(run) {
     h("div", { class: "two" },
       cloud(`Traces, ${found.trace_words.toLocaleString("en")} words`, found.trace_cloud, (word) => word.in_traces),
       cloud(`Reference answers, ${found.answer_words.toLocaleString("en")} words`, found.answer_cloud, (word) => word.in_answers)),
-    note("Size: how often a word stands there. Colour: words that differ at |z| > 1.96, blue in traces, orange in answers."),
+    note(`Traces and answers are those of ${run.vocabulary_of}. Size: how often a word stands there. Colour: words that differ at |z| > 1.96, blue in traces, orange in answers.`),
   ];
 }
 
