@@ -33,7 +33,7 @@ function drawCharts() {
 function draw(plot) {
   near.unobserve(plot);
   const { traces, layout } = charts.get(plot)();
-  Plotly.react(plot, traces, styled(layout), { displayModeBar: false, responsive: true });
+  Plotly.react(plot, traces, { ...styled(layout), hovermode: traces.length > 12 ? "closest" : "x unified" }, { displayModeBar: false, responsive: true });
 }
 
 function redraw() {
@@ -45,7 +45,7 @@ function styled(layout) {
   const merged = (given) => ({ ...axis, ...given, title: { ...axis.title, ...(given?.title ?? {}) } });
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: css("--sans"), size: 12, color: css("--soft") },
-    margin: { l: 44, r: 12, t: 6, b: 38 }, showlegend: false, hovermode: "x unified", dragmode: false, height: innerWidth < 640 ? 165 : 210,
+    margin: { l: 44, r: 12, t: 6, b: 38 }, showlegend: false, dragmode: false, height: innerWidth < 640 ? 165 : 210,
     hoverlabel: { bgcolor: css("--paper"), bordercolor: css("--rule"), font: { family: css("--sans"), size: 12, color: css("--ink") } },
     ...layout, xaxis: { ...merged(layout.xaxis), fixedrange: true }, yaxis: { ...merged(layout.yaxis), fixedrange: true },
   };

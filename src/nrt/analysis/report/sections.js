@@ -94,7 +94,7 @@ function dumbbell(score) {
 }
 
 function swatched(variant, text) {
-  return h("span", { class: "swatched" }, h("i", { class: "swatch", style: `background:${colour(variant)}` }), visible(text));
+  return h("span", { class: "swatched" }, h("i", { class: `swatch ${dash(variant)}`, style: `--colour:${colour(variant)}` }), visible(text));
 }
 
 /** The legend of all charts: a button a variant, which switches its curves off and on. */
@@ -133,7 +133,8 @@ function drawDynamics() {
   const judged = names.filter((name) => name.startsWith("judge/")).map((name) => [name, name]);
   const panels = [...PANELS, ...judged].filter(([name]) => names.includes(name));
   const others = names.filter((name) => !panels.some(([shown]) => shown === name)).sort();
-  section.append(lead("Each point is one step, or the mean of a stretch where a run has more than 500. Hover for values."));
+  const units = several ? " Rewards and gains have the unit of each method's own scheme." : "";
+  section.append(lead(`Each point is one step, or the mean of a stretch where a run has more than 500. Hover for values.${units}`));
   if (several) section.append(legend(VARIANTS));
   section.append(h("div", { class: "panels" }, panels.map(([name, label]) => curveChart(name, label))));
   if (!others.length) return undefined;
