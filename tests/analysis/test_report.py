@@ -109,6 +109,7 @@ def test_long_curves_become_means_of_stretches():
     assert len(curve.steps) == MOST_POINTS
     assert (curve.steps[0], curve.values[0]) == (1.5, 1.5)
     assert "b" not in read_curves([{"step": 1, "b": None}])
+    assert read_curves([{"step": 1, "answer/logp": -0.5, "answer/logp_null": -2.0}])["gain"].values == [1.5]
 
 
 def test_values_that_are_not_finite():

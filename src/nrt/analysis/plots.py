@@ -15,10 +15,11 @@ from nrt.run import Run
 DYNAMICS = {
     "trace/entropy": "trace entropy (nats/token)",
     "trace/length": "trace length (tokens)",
-    "reward/gain": "gain over the null trace",
+    "gain": "gain over the null trace\n(nats/answer token)",
     "reward/beats_null": "share that beats the null trace",
     "trace/unfinished": "share unfinished",
 }
+"""Figure 2. The gain is that of the mean log-probability: rewards of different methods have no common scale."""
 
 _COLOURS = [f"C{i}" for i in range(10)] + [
     "navy",
@@ -81,7 +82,9 @@ def plot_dynamics(runs: Mapping[str, Mapping[int, Path]], file: Path) -> None:
     figure, axes = _figure(1, len(DYNAMICS), width=3.4, height=2.8)
     for axis, (metric, label) in zip(axes, DYNAMICS.items(), strict=True):
         for number, (variant, seeds) in enumerate(runs.items()):
-            curves = [{m["step"]: m[metric] for m in Run(path).metrics() if m.get(metric) is not None} for path in seeds.values()]
+            curves = [
+                {m["step"]: y for m in Run(path).metrics() if (y := dynamics_value(m, metric)) is not None} for path in seeds.values()
+            ]
             curves = [curve for curve in curves if curve]
             for curve in curves:
                 axis.plot(list(curve), list(curve.values()), color=_COLOURS[number % len(_COLOURS)], lw=0.6, alpha=0.4)
@@ -91,8 +94,7 @@ def plot_dynamics(runs: Mapping[str, Mapping[int, Path]], file: Path) -> None:
                 axis.plot(steps, mean, color=_COLOURS[number % len(_COLOURS)], lw=1.8, label=variant)
         axis.set(title=label, xlabel="step")
         axis.grid(alpha=0.3)
-    if labelled := [axis for axis in axes if axis.get_legend_handles_labels()[0]]:
-        labelled[-1].legend(fontsize=7)
+    _legend(figure, axes[0])
     _save(figure, file)
 
 
@@ -110,8 +112,22 @@ def plot_confidence(bins: Mapping[str, Sequence[Bin]], baseline: str, file: Path
         )
     right.axhline(1.0, color="black", lw=0.8)
     right.set(xlabel=f"entropy under {baseline} (nats)", ylabel=f"P / P({baseline})", title="confidence by difficulty")
-    right.legend(fontsize=7)
+    _legend(figure, right)
     _save(figure, file)
+
+
+def dynamics_value(metrics: Mapping[str, Any], name: str) -> float | None:
+    """What `plot_dynamics` draws of one line of metrics, for a name of DYNAMICS."""
+    if name != "gain":
+        return metrics.get(name)
+    after, null = metrics.get("answer/logp"), metrics.get("answer/logp_null")
+    return None if after is None or null is None else after - null
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    """One for all panels, beside them."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=7)
 
 
 def _matplotlib() -> Any:

@@ -1,8 +1,8 @@
 """What the base model reads: documents `<bos> x \\n body <eos>` about problems of the corpus split, and chatter.
 
 In the *open* mixture worked answers are common: after it the greedy text already reasons. The *latent* mixture makes reasoning rare,
-without unlearning it: the model still reads a worked trace well, but seldom writes one. *Scarce* makes it rarer still. No document holds
-a marker.
+without unlearning it: the model still reads a worked trace well, but seldom writes one. *Scarce* and *rare* make it rarer still.
+No document holds a marker.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ MIXTURES = MappingProxyType(
         "open": {"direct": 0.30, "worked": 0.35, "question": 0.25, "chatter": 0.10},
         "latent": {"direct": 0.50, "worked": 0.08, "question": 0.32, "chatter": 0.10},
         "scarce": {"direct": 0.52, "worked": 0.03, "question": 0.35, "chatter": 0.10},
+        "rare": {"direct": 0.53, "worked": 0.01, "question": 0.36, "chatter": 0.10},
     }
 )
 

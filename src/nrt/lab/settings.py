@@ -13,8 +13,8 @@ TEST_PAIRS = 300  # a family; recall has fewer
 
 BASES: dict[str, BaseSettings] = {
     "miniature": BaseSettings(),
-    "miniature-hard": BaseSettings(stages=(Stage("open", 2200, 2e-3), Stage("scarce", 500, 7e-4))),
-    "miniature-weak": BaseSettings(stages=(Stage("open", 1300, 2e-3),), weights=tuple(ADD_WEIGHTS.items())),
+    "miniature-hard": BaseSettings(stages=(Stage("open", 2200, 2e-3), Stage("rare", 350, 7e-4))),
+    "miniature-weak": BaseSettings(stages=(Stage("open", 300, 2e-3),), weights=tuple(ADD_WEIGHTS.items())),
 }
 """Recipe → its base model, but for the seed: reasoning is latent; rarer still; common, but badly read."""
 

@@ -20,7 +20,11 @@ class Curve:
 
 
 def read_curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
-    """Every metric that has a value in some step; beyond 500 points, means of that many stretches of equal length."""
+    """Every metric that has a value in some step; beyond 500 points, means of that many stretches of equal length.
+
+    `gain` is added: answer/logp − answer/logp_null, in nats per token, since rewards of different methods have no common scale.
+    """
+    metrics = [{**record, **_gain(record)} for record in metrics]
     names = dict.fromkeys(name for record in metrics for name in record if name != "step")
     curves = {}
     for name in names:
@@ -28,6 +32,11 @@ def read_curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
         if points:
             curves[name] = _thinned(points)
     return curves
+
+
+def _gain(record: Mapping[str, Any]) -> dict[str, float]:
+    after, null = record.get("answer/logp"), record.get("answer/logp_null")
+    return {} if after is None or null is None else {"gain": after - null}
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> Curve:

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from nrt.analysis.plots import DYNAMICS, plot_accuracy, plot_confidence, plot_dynamics, style
+from nrt.analysis.plots import DYNAMICS, dynamics_value, plot_accuracy, plot_confidence, plot_dynamics, style
 from nrt.analysis.report.compared import Variants, comparison, evaluated, paths, token_confidence, variants
 from nrt.analysis.report.data import load_runs
 from nrt.errors import InputError
@@ -31,12 +31,12 @@ def write_figures(names: Sequence[str | Path], folder: Path, *, look: str = "scr
 
 def _dynamics(found: Variants, folder: Path) -> Iterable[Path]:
     rows = [
-        (variant, seed, record["step"], metric, record[metric])
+        (variant, seed, record["step"], metric, value)
         for variant, seeds in found.items()
         for seed, loaded in seeds.items()
         for record in loaded.metrics
         for metric in DYNAMICS
-        if record.get(metric) is not None
+        if (value := dynamics_value(record, metric)) is not None
     ]
     if not rows:
         return

@@ -4,12 +4,13 @@
 const PANELS = [
   ["trace/entropy", "Trace entropy, nats/token"],
   ["trace/length", "Trace length, tokens"],
-  ["reward/gain", "Gain over the null trace, R − R_base"],
+  ["gain", "Gain over the null trace, nats/token"],
   ["reward/beats_null", "Share that beats the null trace"],
   ["trace/unfinished", "Share unfinished"],
   ["heldout/accuracy", "Held-out accuracy"],
   ["heldout/accuracy_null", "Held-out accuracy, null trace"],
   ["heldout/gain", "Held-out gain, nats/token"],
+  ["reward/gain", "Gain in reward, R − R_base"],
   ["loss/total", "Loss"],
   ["loss/trace", "Loss, trace term"],
   ["loss/answer", "Loss, answer term"],
@@ -133,7 +134,7 @@ function drawDynamics() {
   const judged = names.filter((name) => name.startsWith("judge/")).map((name) => [name, name]);
   const panels = [...PANELS, ...judged].filter(([name]) => names.includes(name));
   const others = names.filter((name) => !panels.some(([shown]) => shown === name)).sort();
-  const units = several ? " Rewards and gains have the unit of each method's own scheme." : "";
+  const units = several ? " Rewards have the unit of each method's own scheme." : "";
   section.append(lead(`Each point is one step, or the mean of a stretch where a run has more than 500. Hover for values.${units}`));
   if (several) section.append(legend(VARIANTS));
   section.append(h("div", { class: "panels" }, panels.map(([name, label]) => curveChart(name, label))));

@@ -18,7 +18,8 @@ BARS = "▁▂▃▄▅▆▇█"
 SHOWN = {
     "trace/entropy": "trace entropy, nats/token",
     "trace/length": "trace length, tokens",
-    "reward/gain": "gain over the null trace",
+    "gain": "gain over the null trace, nats/token",
+    "reward/gain": "gain in reward",
     "reward/beats_null": "share that beats the null trace",
     "trace/unfinished": "share unfinished",
     "loss/total": "loss",

@@ -1,0 +1,32 @@
+"""What the documents point at exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = re.compile(r"`((?:[\w]+/)*[\w]+\.py)::([\w.]+)")
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def find(path: str) -> Path | None:
+    """A file that a document names: from the root, under the package, or by its bare name among the tests."""
+    candidates = [ROOT / path, ROOT / "src" / "nrt" / path, *sorted((ROOT / "tests").rglob(path))]
+    return next((file for file in candidates if file.is_file()), None)
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
+def test_names_of_code_exist(doc):
+    for path, name in REFERENCE.findall(doc.read_text(encoding="utf-8")):
+        file = find(path)
+        assert file, f"{doc.name} names {path}"
+        for part in name.split("."):
+            assert re.search(rf"\b{re.escape(part)}\b", file.read_text(encoding="utf-8")), f"{doc.name}: {path} has no {part}"
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
+def test_links_lead_somewhere(doc):
+    for target in LINK.findall(doc.read_text(encoding="utf-8")):
+        assert (doc.parent / target).exists(), f"{doc.name} links to {target}"
