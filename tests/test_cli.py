@@ -163,3 +163,23 @@ def test_figures_as_png_svg_and_csv(nrt_command, tmp_path):
     status, _, err = nrt_command("figures", "one", "--style", "papr")
     assert status == 2
     assert "did you mean 'paper'" in err
+
+
+def test_training_keeps_the_page(nrt_command, small, pairs_file, tmp_path, monkeypatch, caplog):  # noqa: F811
+    from nrt import reporting
+
+    written = []
+    original = reporting.write_page
+    monkeypatch.setattr(reporting, "write_page", lambda report, file: (written.append(report.runs[0].status), original(report, file)))
+    held_out = [f"data.valid={pairs_file}", "heldout.rows=2", "eval_every=1"]
+    assert nrt_command("train", *small, *held_out, "--report")[0] == 0
+    in_progress = [f"in progress, or its process was killed, {step} of 2 steps" for step in (0, 1, 2)]
+    assert written == [*in_progress, "finished, 2 of 2 steps"]
+    assert (tmp_path / "runs" / "mine" / "report.html").is_file()
+
+    def refuse(report, file):
+        raise ValueError("no room")
+
+    monkeypatch.setattr(reporting, "write_page", refuse)
+    assert nrt_command("train", *small, *held_out, "--report", "run=other")[0] == 0  # training is worth more than its page
+    assert "no room" in caplog.text

@@ -24,6 +24,9 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="JSON lines for machines 
 def train(
     settings: Annotated[list[str], typer.Argument(metavar="RECIPE [key=value …]", help="A recipe or YAML path, then settings.")],
     json: JsonFlag = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Keep RUN/report.html up to date: after each held-out evaluation and at the end.")
+    ] = False,
 ) -> None:
     """Train: nrt train gsm8k model=FOLDER data.train=FILE run=NAME; go on with: nrt train resume=RUN."""
     from nrt.config import build_config, load_config, parse_overrides
@@ -40,10 +43,13 @@ def train(
             raise InputError("no recipe given; write nrt train RECIPE key=value …, or nrt train resume=RUN")
         config = build_config(load_run(run_folder(str(resume))).config.model_dump(mode="json"), given)
     listener = _listener(json)
+    pages = _reporting(listener) if report else None
     try:
-        run = run_training(config, listener=listener)
+        run = run_training(config, listener=pages or listener)
     finally:
         listener.close()
+    if pages:
+        pages.write()
     if not json:
         _console().print(f"done: {run.path}", highlight=False, soft_wrap=True)
 
@@ -189,6 +195,12 @@ def _listener(json: bool):
     from nrt.live import JsonLines, LiveLine
 
     return JsonLines() if json else LiveLine(_console())
+
+
+def _reporting(listener):
+    from nrt.reporting import Reporting
+
+    return Reporting(listener)
 
 
 def main() -> None:

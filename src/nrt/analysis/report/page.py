@@ -28,7 +28,7 @@ def render_page(report: Report, *, live: str = "") -> str:
         style=_asset("page.css"),
         scripts=[_asset(name) for name in SCRIPTS],
         data=embedded(report),
-        plotly=_plotly(),
+        plotly=plotly_script(),
         live=live,
     )
 
@@ -53,7 +53,8 @@ def _asset(name: str) -> str:
     return (files("nrt.analysis.report") / name).read_text(encoding="utf-8")
 
 
-def _plotly() -> str:
+def plotly_script() -> str:
+    """The plotting library's own offline bundle. Raises InputError when plotly is not installed."""
     try:
         from plotly.offline import get_plotlyjs
     except ModuleNotFoundError:
