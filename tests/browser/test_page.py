@@ -223,6 +223,10 @@ def test_it_fits_and_follows_the_readers_theme(open_page, run, tmp_path, width, 
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     red, green, blue = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert (red + green + blue > 600) == (scheme == "light")
+    page.set_viewport_size({"width": width - 40, "height": 844})
+    page.wait_for_timeout(500)
+    overflow = "(plot) => plot.querySelector('.svg-container').getBoundingClientRect().height - plot.getBoundingClientRect().height"
+    assert page.evaluate(f"Math.max(...[...document.querySelectorAll('.plot')].map({overflow}))") <= 1  # charts keep to their place
     assert len(page.screenshot(path=tmp_path / "page.png", full_page=True)) > 20_000
 
 

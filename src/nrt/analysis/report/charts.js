@@ -33,7 +33,9 @@ function drawCharts() {
 function draw(plot) {
   near.unobserve(plot);
   const { traces, layout } = charts.get(plot)();
-  Plotly.react(plot, traces, { ...styled(layout), hovermode: traces.length > 12 ? "closest" : "x unified" }, { displayModeBar: false, responsive: true });
+  const whole = { ...styled(layout), hovermode: traces.length > 12 ? "closest" : "x unified" };
+  plot.style.height = `${whole.height}px`; // otherwise the library shrinks the place when the window changes
+  Plotly.react(plot, traces, whole, { displayModeBar: false, responsive: true });
 }
 
 function redraw() {

@@ -189,7 +189,7 @@ function rewardBar(R, baseReward, range) {
 function traceText(trace) {
   const words = trace.text.split(" "), entropy = trace.entropy.map((value) => (value === null ? NaN : value / 1e3));
   if (entropy.length && words.length === entropy.length && words.length <= SHOWN_TOKENS) {
-    const row = h("div", { class: "tokens text", dir: "auto", "aria-label": "Trace" }, words.map((word, i) => tokenElement(word, { kind: "entropy", alpha: 0.65 * Math.tanh(entropy[i] / 2) })));
+    const row = h("div", { class: "tokens text", dir: "auto", "aria-label": "Trace" }, words.map((word, i) => tokenElement(word, { kind: "entropy", alpha: 0.45 * Math.tanh(entropy[i] / 2) })));
     return withTooltips(row, (i) => [["token", visible(words[i])], ["entropy", `${number(entropy[i], 3)} nats`]]);
   }
   return h("div", {}, prose(trace.text), entropy.length > 1 ? entropyStrip(entropy) : null);
