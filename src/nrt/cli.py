@@ -88,7 +88,15 @@ def demo(
     from nrt.lab.demo import run_demo
 
     console = _console()
-    run_demo(console, _listener(False), run=run or None, seed=seed, quick=quick)
+    result = run_demo(console, _listener(False), run=run or None, seed=seed, quick=quick)
+    try:
+        from nrt.analysis.report.data import build_report
+        from nrt.analysis.report.page import write_page
+
+        write_page(build_report([result.path]), result.path / "report.html")
+        console.print(f"Look at it: {result.path / 'report.html'}", highlight=False, soft_wrap=True)
+    except NrtError as error:  # plotly is an extra
+        console.print(f"No page: {error}", highlight=False, soft_wrap=True)
 
 
 @app.command()
