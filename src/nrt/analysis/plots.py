@@ -64,7 +64,7 @@ def plot_accuracy(comparison: Comparison, file: Path) -> None:
         for y, variant in enumerate(variants):
             row = next(row for row in comparison.rows if (row.family, row.variant) == (family, variant))
             if row.interval is None:
-                axis.text(0.02, y, "no run", va="center", color="gray")
+                axis.text(0.02, y, "no run", va="center", color="gray", transform=axis.get_yaxis_transform())  # x: share of the panel
                 continue
             axis.plot([row.interval.low, row.interval.high], [y, y], color="C0", lw=4, alpha=0.3, solid_capstyle="butt")
             axis.plot(list(row.by_seed.values()), [y] * len(row.by_seed), "o", color="C0", ms=4)
