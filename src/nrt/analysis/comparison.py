@@ -50,7 +50,7 @@ def compare(
 
     `measure` is a field of the held-out records: correct, correct_null, logp, … Raises InputError where no record has it.
     """
-    values = {variant: {seed: _by_family(Run(path).heldout(), measure) for seed, path in paths.items()} for variant, paths in runs.items()}
+    values = {variant: {seed: by_family(Run(path).heldout(), measure) for seed, path in paths.items()} for variant, paths in runs.items()}
     families = list(dict.fromkeys(f for seeds in values.values() for found in seeds.values() for f in found))
     if not families:
         raise InputError(f"no held-out record has '{measure}'; set data.valid and heldout.checker, or choose another measure")
@@ -91,11 +91,12 @@ def _table(comparison: Comparison, cell: Callable[[Row], str], without: str = ""
     return head + "".join(f"| `{variant}` | {' | '.join(cells)} |\n" for variant, cells in lines.items())
 
 
-def _by_family(records: Sequence[Record], measure: str) -> Found:
+def by_family(records: Sequence[Record], measure: str) -> Found:
+    """A measure of held-out records by source and question; records without a value are left out."""
     families: Found = {}
     for record in records:
         if record.get(measure) is not None:
-            families.setdefault(record["source"] or "all", {})[record["id"]] = float(record[measure])
+            families.setdefault(record.get("source") or "all", {})[str(record["id"])] = float(record[measure])
     return families
 
 

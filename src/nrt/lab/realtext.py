@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import json
 import re
 from collections import defaultdict
@@ -31,6 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from nrt.config import load_config
 from nrt.data import null_row, trace_row
 from nrt.lab.base import CHAT_TEMPLATE, Stage, fit
+from nrt.lab.world import share_of
 from nrt.models import quiet
 from nrt.training.setup import prepare
 from nrt.types import Pair, Trace
@@ -63,10 +63,10 @@ def read_items(data: Path) -> list[Item]:
     for file in ("train", "test"):
         for row in _rows(data / "gsm8k" / f"{file}.jsonl.gz"):
             work, _, answer = re.sub(r"<<.*?>>", "", row["answer"]).rpartition("\n#### ")
-            split = "test" if file == "test" else "corpus" if _share(row["question"]) < 0.5 else "train"
+            split = "test" if file == "test" else "corpus" if share_of(row["question"]) < 0.5 else "train"
             items.append(Item("gsm8k", split, row["question"], answer, work))
     for row in _rows(data / "p3_t0_sample" / "p3_t0_sample.jsonl.gz"):
-        share = _share(row["prompt"])
+        share = share_of(row["prompt"])
         split = "corpus" if share < 0.6 else "train" if share < 0.8 else "test"
         items.append(Item("p3", split, row["prompt"].strip(), row["completion"].strip()))
     return items
@@ -157,10 +157,6 @@ def _documents(corpus: Sequence[Item], tokenizer: Any, seed: int) -> Iterator[li
 def _rows(path: Path) -> list[dict[str, str]]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
-
-
-def _share(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
 def main() -> None:

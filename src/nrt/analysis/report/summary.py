@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nrt.analysis.comparison import Found, by_family
 from nrt.analysis.report.loaded import Loaded
 from nrt.analysis.stats import Interval, bootstrap
 
 Record = Mapping[str, Any]
-Answers = dict[str, dict[str, float]]
-"""source → question id → value"""
 
 MEASURES = {"correct": "accuracy", "logp": "log-probability of the reference, nats per token"}
 
@@ -126,18 +125,9 @@ def missing(loaded: Loaded, groups: int) -> list[str]:
     return notes
 
 
-def by_family(records: Sequence[Record], value: Callable[[Record], Any]) -> Answers:
-    """Values by source and question; records without a value are left out."""
-    families: Answers = {}
-    for record in records:
-        if (found := value(record)) is not None:
-            families.setdefault(record.get("source") or "all", {})[str(record["id"])] = float(found)
-    return families
-
-
 def _measured(loaded: Loaded, field: str, unit: str) -> Measured:
-    before, after = (by_family(records, lambda record: record.get(field)) for records in (loaded.before, loaded.after))
-    null = by_family(loaded.after, lambda record: record.get(f"{field}_null"))
+    before, after = (by_family(records, field) for records in (loaded.before, loaded.after))
+    null = by_family(loaded.after, f"{field}_null")
     change = {
         family: {key: value - before[family][key] for key, value in found.items() if key in before[family]}
         for family, found in after.items()
@@ -162,7 +152,7 @@ def _measured(loaded: Loaded, field: str, unit: str) -> Measured:
     )
 
 
-def _interval(answers: Answers, families: Sequence[str]) -> Interval | None:
+def _interval(answers: Found, families: Sequence[str]) -> Interval | None:
     if not all(answers.get(family) for family in families):
         return None
     return bootstrap([[list(answers[family].values()) for family in families]], resamples=RESAMPLES)
