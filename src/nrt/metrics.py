@@ -59,7 +59,7 @@ METRICS: dict[str, Metric] = {
     "answer/logp": Metric("nats/token", "log-probability of y* after the sampled trace, under the policy that sampled it"),
     "answer/logp_null": Metric("nats/token", "the same after the null trace"),
     "answer/logp_initial": Metric("nats/token", "the same in `x y*` without markers under the initial model"),
-    "answer/correct": Metric("share", "answers sampled after the traces that the checker finds right (`rlvr`)"),
+    "answer/correct": Metric("share", "answers sampled after the traces that the checker finds right (`rlvr`, `rlpr-original`)"),
     "weights/<surprise>": Metric("nats", "learnt weight of answer tokens of this −log c_base (`nrt-learned`), before it is normalised"),
     "ratio/mean": Metric("", "mean π_θ/π_old of sampled tokens; exactly 1 on a rollout's first update"),
     "ratio/clipped": Metric("share", "sampled tokens whose ratio was clipped, so that the trace term has no gradient there"),

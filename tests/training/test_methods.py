@@ -86,8 +86,24 @@ def test_rlvr_trains_on_its_own_answers(make_config):
     assert all(Role.ANSWER not in row.tail_roles and Role.REPLY in row.tail_roles for row in rows)
     for group in rollout.groups:
         assert group.credit is not None
-        assert group.credit.final_K.tolist() == [float(reply.correct) for reply in group.replies]
+        assert group.credit.final_K.tolist() == [float(bool(reply.correct)) for reply in group.replies]
     assert 0 < rollout.metrics["answer/correct"] < 1
+
+
+def test_rlpr_as_published_acts_with_trace_and_answer(make_config):
+    """Own answers are actions without a checker; the reward reads y* after the trace, and format asks for both ends."""
+    parts = prepare(make_config(method="rlpr-original", max_answer_tokens=24, **{"heldout.checker": None}))
+    rollout = parts.stepper.collect(parts.draw, 4, seed=1, state=torch.zeros(3, dtype=torch.float64))
+    replies = [reply for group in rollout.groups for reply in group.replies]
+    assert {reply.correct for reply in replies} == {None}
+    assert "answer/correct" not in rollout.metrics
+    for group in rollout.groups:
+        assert group.credit is not None
+        assert all(Role.ANSWER not in row.tail_roles for row in group.rows)
+        assert all(row.tail_ids[-len(reply.ids) :] == reply.ids for row, reply in zip(group.rows, group.replies, strict=True))
+        r_K, r0 = group.logp_KT.double().exp().mean(-1), group.credit.base_T.double().exp().mean()
+        form_K = torch.tensor([t.finished and r.ended for t, r in zip(group.traces, group.replies, strict=True)]).double()
+        torch.testing.assert_close(group.credit.final_K, 0.9 * (r_K - r0).clamp(min=0) + 0.1 * form_K)
 
 
 def has_even_length(answer, reference):

@@ -48,7 +48,8 @@ class Method:
     answer_coef: float = 1.0  # β
     format_coef: float = 0.3  # λ_format, Table 6
     format_on: Literal["all", "unfinished"] = "all"  # traces whose markers get the format term
-    samples_answers: bool = False  # after each trace an answer is sampled, checked, and trained on as an action
+    samples_answers: bool = False  # after each trace an answer is sampled and trained on as an action, in place of the reference
+    checks_answers: bool = False  # and its reward is a checker's verdict
     own_rules: bool = False  # as its own authors run it: profiles leave it alone
 
     @property
@@ -92,7 +93,8 @@ METHODS: dict[str, Method] = {
         # As their own authors run them.
         Method(  # OpenBMB/RLPR, reproduce_qwen.sh
             "rlpr-original", REWARDS["arithmetic-mean"], base_layout="bare", base_policy="initial", shape=rlpr_final, eps=1e-6,
-            memory=_RLPR_FILTER, keep=_RLPR_FILTER.keep, ratio_clip=(0.2, 0.27), answer_weight=0.0, format_coef=0.0, own_rules=True,
+            memory=_RLPR_FILTER, keep=_RLPR_FILTER.keep, ratio_clip=(0.2, 0.27), answer_weight=0.0, format_coef=0.0,
+            samples_answers=True, own_rules=True,
         ),
         Method(  # sail-sg/VeriFree: −A Σ log π(z) − R Σ log π(y*)
             "verifree-original", REWARDS["prob"], clip=False, shape=zero_unfinished, centre="leave-one-out", scale=None, ratio="none",
@@ -108,7 +110,7 @@ METHODS: dict[str, Method] = {
         mixed("nrt-mixed", _paper("", "neg-log-prob"), _paper("", "geometric-mean"), 0.5),
         Method("nrt-learned", weighted_prob, weigh=_LEARNED.weigh, memory=_LEARNED),
         Method(  # GRPO on a checker's verdict: the reference point that needs a verifier
-            "rlvr", REWARDS["arithmetic-mean"], clip=False, shape=verdict, answer_weight=0.0, samples_answers=True,
+            "rlvr", REWARDS["arithmetic-mean"], clip=False, shape=verdict, answer_weight=0.0, samples_answers=True, checks_answers=True,
         ),
         # y* after x, no markers: the baseline.
         Method("sft", reward=None, answer_weight=1.0, format_coef=0.0),

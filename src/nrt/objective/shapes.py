@@ -16,9 +16,9 @@ from nrt.errors import InputError
 class Facts:
     """What a shape may know of a group besides its rewards."""
 
-    finished_K: Tensor  # bool: the model itself wrote END
-    traces: tuple[tuple[int, ...], ...]  # K traces' ids, END left out
-    correct_K: Tensor | None = None  # bool: the checker's verdict on an answer sampled after each trace
+    finished_K: Tensor  # bool: the model itself wrote END, and ended its answer where it was asked for one
+    written: tuple[tuple[int, ...], ...]  # the ids of K traces, END left out, each with its sampled answer if there is one
+    correct_K: Tensor | None = None  # bool: a checker's verdict on the sampled answers
 
 
 Shape = Callable[[Tensor, Facts], Tensor]
@@ -41,11 +41,11 @@ def rlpr_final(gain_K: Tensor, facts: Facts) -> Tensor:
     """RLPR: 0.9·max(0, r − r′) + 0.1·format, less 1 where a 10-gram stands ten times or more.
 
     Source: OpenBMB/RLPR, verl/workers/reward_manager/prob.py, verl/utils/reward_score/repetition.py and reproduce_qwen.sh. As
-    there, a reward of exactly 0 takes no penalty. Ours reads 10-grams of the trace's tokens, theirs of the response's words;
-    format is 1 where the model closed its trace itself.
+    there, a reward of exactly 0 takes no penalty. Ours reads 10-grams of the response's tokens, theirs of its words; format is 1
+    where the model closed both its trace and its answer.
     """
     final_K = 0.9 * gain_K + 0.1 * facts.finished_K.double()
-    repetitive_K = torch.tensor([repeats(trace) for trace in facts.traces])
+    repetitive_K = torch.tensor([repeats(ids) for ids in facts.written])
     return torch.where(repetitive_K & (final_K != 0), final_K - 1.0, final_K)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nrt.errors import RunError
@@ -30,7 +31,22 @@ class Outcome:
 
 
 Prepare = Callable[[int], Sequence[str]]
-"""seed → further `key=value` settings, such as a model made for that seed; called once a seed, before its runs."""
+"""seed → further `key=value` settings, such as a model made for that seed."""
+
+
+@dataclass
+class Once:
+    """Calls `prepare` once a seed, by the first run that needs it; two seeds are never prepared at a time."""
+
+    prepare: Prepare
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _given: dict[int, Sequence[str]] = field(default_factory=dict)
+
+    def __call__(self, seed: int) -> Sequence[str]:
+        with self._lock:
+            if seed not in self._given:
+                self._given[seed] = self.prepare(seed)
+            return self._given[seed]
 
 
 def run_all(folder: Path, *, jobs: int = 1, report: Callable[[str], None] = print, prepare: Prepare = lambda seed: ()) -> list[Outcome]:
@@ -43,9 +59,9 @@ def run_all(folder: Path, *, jobs: int = 1, report: Callable[[str], None] = prin
     todo = [(variant, seed) for variant, seed in study.runs() if not is_done(run_path(folder, variant, seed))]
     outcomes = [Outcome(variant, seed, 0, 0.0) for variant, seed in study.runs() if (variant, seed) not in todo]
     report(f"{len(todo)} of {len(study.runs())} runs to do in {folder}")
-    given = {seed: prepare(seed) for seed in sorted({seed for _, seed in todo})}
+    given = Once(prepare)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        waiting = [pool.submit(_run, study, folder, variant, seed, given[seed]) for variant, seed in todo]
+        waiting = [pool.submit(_run, study, folder, variant, seed, given) for variant, seed in todo]
         try:
             for count, done in enumerate(as_completed(waiting), start=1):
                 outcome = done.result()
@@ -66,7 +82,8 @@ def is_done(run: Path) -> bool:
     return (run / "model").is_dir()
 
 
-def _run(study: Study, folder: Path, variant: str, seed: int, given: Sequence[str]) -> Outcome:
+def _run(study: Study, folder: Path, variant: str, seed: int, prepare: Prepare) -> Outcome:
+    given = prepare(seed)
     run, began = run_path(folder, variant, seed), time.monotonic()
     log = folder / "logs" / f"{run.name}.log"
     log.parent.mkdir(exist_ok=True)

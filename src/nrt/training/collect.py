@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nrt.data import bare_row, null_row, reply_row, trace_row
+from nrt.data import bare_row, null_row, trace_row
 from nrt.objective import Method
 from nrt.training.measure import Baselines, Clock
 from nrt.training.policy import Policy
-from nrt.training.rollout import Group, GroupScores, Reply, build_group
-from nrt.types import Pair, Row, Trace
+from nrt.training.rollout import Group, GroupScores, Reply, build_group, rows_of
+from nrt.types import Pair, Row
 
 Judge = Callable[[Pair, tuple[int, ...]], bool]
 """(pair, the ids of a sampled answer without the token that ended it) → whether it is right."""
@@ -27,7 +27,7 @@ class Collector:
     policy: Policy
     traces: int  # K
     initial_reference: bool
-    judge: Judge | None = None  # for methods that sample answers
+    judge: Judge | None = None  # of sampled answers
 
     def __call__(
         self, pairs: Sequence[Pair], clock: Clock, *, seed: int, reply_seed: int, state: Tensor | None
@@ -36,19 +36,22 @@ class Collector:
         with clock("rollout"):
             traces = self.policy.traces(pairs, self.traces, seed=seed)
             rows = [[trace_row(pair, trace, self.policy.markers) for trace in group] for pair, group in zip(pairs, traces, strict=True)]
-            replies = self._replies(pairs, rows, reply_seed) if self.method.samples_answers else None
+            replies = self._replies(pairs, rows, reply_seed) if self.method.samples_answers else [()] * len(pairs)
         clock.sampled += sum(trace.n_sampled for group in traces for trace in group)
         with clock("score"):
             tails = self._score([[*group, null_row(pair, self.policy.markers)] for pair, group in zip(pairs, rows, strict=True)], clock)
             first = self._score_one(pairs, bare_row, clock, initial=True) if self.initial_reference else [None] * len(pairs)
             baselines = [Baselines(_answer(pair, group[-1]), bare) for pair, group, bare in zip(pairs, tails, first, strict=True)]
             bases = self._bases(pairs, baselines, clock)
-            updated = [group[:-1] for group in tails] if replies is None else self._score(self._reply_rows(pairs, traces, replies), clock)
+            updated = [group[:-1] for group in tails]
+            if self.method.samples_answers:
+                rows = [list(rows_of(*three, self.policy.markers)) for three in zip(pairs, traces, replies, strict=True)]
+                updated = self._score(rows, clock)
         groups = []
         for i, pair in enumerate(pairs):
             logp_KT = torch.stack([_answer(pair, tail) for tail in tails[i][:-1]])
-            scores = GroupScores(traces[i], tuple(updated[i]), logp_KT, bases[i], replies[i] if replies else ())
-            groups.append((build_group(self.method, self.policy.markers, pair, scores, state), baselines[i]))
+            scores = GroupScores(traces[i], tuple(updated[i]), logp_KT, bases[i], replies[i])
+            groups.append((build_group(self.method, pair, tuple(rows[i]), scores, state), baselines[i]))
         return groups
 
     def _bases(self, pairs: Sequence[Pair], baselines: Sequence[Baselines], clock: Clock) -> list[Tensor]:
@@ -62,20 +65,13 @@ class Collector:
         return known if initial and known else self._score_one(pairs, bare_row, clock, initial=initial)
 
     def _replies(self, pairs: Sequence[Pair], rows: Sequence[Sequence[Row]], seed: int) -> list[tuple[Reply, ...]]:
-        """An answer sampled after each trace, and whether it is right."""
-        if self.judge is None:
-            raise ValueError(f"{self.method.name} needs a judge of sampled answers")
+        """An answer sampled after each trace."""
         sampled = iter(self.policy.answers([row for group in rows for row in group], seed=seed))
-        ids = [[next(sampled) for _ in group] for group in rows]
-        return [tuple(Reply(i, self.judge(pair, self.policy.body(i))) for i in group) for pair, group in zip(pairs, ids, strict=True)]
+        return [tuple(self._reply(pair, next(sampled)) for _ in group) for pair, group in zip(pairs, rows, strict=True)]
 
-    def _reply_rows(
-        self, pairs: Sequence[Pair], traces: Sequence[tuple[Trace, ...]], replies: Sequence[tuple[Reply, ...]]
-    ) -> list[list[Row]]:
-        return [
-            [reply_row(pair, trace, reply.ids, self.policy.markers) for trace, reply in zip(group, answers, strict=True)]
-            for pair, group, answers in zip(pairs, traces, replies, strict=True)
-        ]
+    def _reply(self, pair: Pair, ids: tuple[int, ...]) -> Reply:
+        body = self.policy.body(ids)
+        return Reply(ids, ended=len(body) < len(ids), correct=self.judge(pair, body) if self.judge else None)
 
     def _score(self, groups: Sequence[Sequence[Row]], clock: Clock) -> list[list[tuple[Tensor, Tensor]]]:
         """(log-prob, entropy) of each row's tail under the current model, group by group."""

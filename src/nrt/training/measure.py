@@ -69,8 +69,8 @@ def rollout_metrics(method: Method, groups: Sequence[Group], baselines: Sequence
     }
     if all(b.initial_T is not None for b in baselines):
         metrics |= _against_initial(method, groups, [b.initial_T for b in baselines if b.initial_T is not None])
-    if replies := [reply for group in groups for reply in group.replies]:
-        metrics["answer/correct"] = fmean(reply.correct for reply in replies)
+    if verdicts := [reply.correct for group in groups for reply in group.replies if reply.correct is not None]:
+        metrics["answer/correct"] = fmean(verdicts)
     if any(trace.logps for trace in traces):
         metrics["sampler/logp_gap"] = _logp_gap(groups)
     return metrics

@@ -17,10 +17,11 @@ from nrt.types import Pair, Role, Row, Trace
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer that the policy sampled after a trace, and the checker's verdict on it."""
+    """An answer that the policy sampled after a trace."""
 
     ids: tuple[int, ...]
-    correct: bool
+    ended: bool  # the model ended it itself, under the cap
+    correct: bool | None = None  # a checker's verdict, where there is a checker
 
 
 @dataclass(frozen=True)
@@ -85,21 +86,30 @@ class GroupScores:
     replies: tuple[Reply, ...] = ()
 
 
-def build_group(method: Method, markers: Markers, pair: Pair, scores: GroupScores, state: Tensor | None = None) -> Group:
-    """The credited group; `state` is that of the method's memory when the rollout began."""
-    traces, replies = scores.traces, scores.replies
-    if replies:
-        rows = [reply_row(pair, trace, reply.ids, markers) for trace, reply in zip(traces, replies, strict=True)]
-    else:
-        rows = [trace_row(pair, trace, markers) for trace in traces]
-    facts = Facts(
-        finished_K=torch.tensor([trace.finished for trace in traces]),
-        traces=tuple(trace.ids for trace in traces),
-        correct_K=torch.tensor([reply.correct for reply in replies]) if replies else None,
-    )
-    credit = group_credit(method, scores.logp_KT, scores.base_T, facts=facts, state=state)
+def rows_of(pair: Pair, traces: Sequence[Trace], replies: Sequence[Reply], markers: Markers) -> tuple[Row, ...]:
+    """The K rows that the updates forward: each trace with the answer that the policy wrote, or else with the reference."""
+    if not replies:
+        return tuple(trace_row(pair, trace, markers) for trace in traces)
+    return tuple(reply_row(pair, trace, reply.ids, markers) for trace, reply in zip(traces, replies, strict=True))
+
+
+def build_group(method: Method, pair: Pair, rows: tuple[Row, ...], scores: GroupScores, state: Tensor | None = None) -> Group:
+    """The credited group; `rows` are those of `rows_of`, `state` is that of the method's memory when the rollout began."""
+    credit = group_credit(method, scores.logp_KT, scores.base_T, facts=_facts(scores), state=state)
     logp, entropy = zip(*scores.rows, strict=True)
-    return Group(pair, traces, tuple(rows), logp, entropy, credit, replies)
+    return Group(pair, scores.traces, rows, logp, entropy, credit, scores.replies)
+
+
+def _facts(scores: GroupScores) -> Facts:
+    if not scores.replies:
+        return Facts(torch.tensor([trace.finished for trace in scores.traces]), tuple(trace.ids for trace in scores.traces))
+    both = list(zip(scores.traces, scores.replies, strict=True))
+    verdicts = [reply.correct for reply in scores.replies if reply.correct is not None]
+    return Facts(
+        finished_K=torch.tensor([trace.finished and reply.ended for trace, reply in both]),
+        written=tuple((*trace.ids, *reply.ids) for trace, reply in both),
+        correct_K=torch.tensor(verdicts) if verdicts else None,
+    )
 
 
 def sft_group(pair: Pair) -> Group:
@@ -128,7 +138,11 @@ def from_json(values: Mapping[str, Any], pairs: Sequence[Pair], method: Method, 
     """The rollout that `to_json` wrote; `pairs` are those of its groups. Credit is computed again from the same numbers."""
     groups = []
     for pair, group in zip(pairs, values["groups"], strict=True):
-        groups.append(build_group(method, markers, pair, _scores_from_json(group), state) if group["traces"] else sft_group(pair))
+        if not group["traces"]:
+            groups.append(sft_group(pair))
+            continue
+        scores = _scores_from_json(group)
+        groups.append(build_group(method, pair, rows_of(pair, scores.traces, scores.replies, markers), scores, state))
     statistics = values["statistics"]
     return Rollout(
         groups=tuple(groups),
@@ -144,7 +158,7 @@ def _group_to_json(group: Group) -> dict[str, Any]:
         return {"traces": []}
     return {
         "traces": [{"ids": trace.ids, "finished": trace.finished} for trace in group.traces],
-        "replies": [{"ids": reply.ids, "correct": reply.correct} for reply in group.replies],
+        "replies": [{"ids": reply.ids, "ended": reply.ended, "correct": reply.correct} for reply in group.replies],
         "logp": [logp.tolist() for logp in group.logp],
         "entropy": [entropy.tolist() for entropy in group.entropy],
         "answer": group.credit.logp_KT.tolist(),
@@ -159,5 +173,5 @@ def _scores_from_json(group: Mapping[str, Any]) -> GroupScores:
         rows=tuple((torch.tensor(logp), torch.tensor(entropy)) for logp, entropy in rows),
         logp_KT=torch.tensor(group["answer"]),
         base_T=torch.tensor(group["base"]),
-        replies=tuple(Reply(tuple(reply["ids"]), reply["correct"]) for reply in group["replies"]),
+        replies=tuple(Reply(tuple(reply["ids"]), reply["ended"], reply["correct"]) for reply in group["replies"]),
     )

@@ -69,7 +69,7 @@ def resolve_names(config: Config) -> Names:
         raise InputError(f"profile=release sets the release's rules over a method, and {method.name} has its own; set profile=paper")
     if method.base_policy == "initial" and not config.initial_reference:
         raise InputError(f"method {method.name} takes its baseline under the initial model; set initial_reference=true")
-    if method.samples_answers and not config.heldout.checker:
+    if method.checks_answers and not config.heldout.checker:
         raise InputError(f"method {method.name} checks sampled answers; set heldout.checker=exact, last-number or contains")
     checker = resolve_checker(config.heldout.checker) if config.heldout.checker else None
     observer = resolve_dotted(config.observer, "observer") if config.observer else None
