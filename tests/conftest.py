@@ -2,9 +2,16 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported; otherwise a name that is no folder costs seconds of retries
 
 settings.register_profile("nrt", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nrt")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+    """Caches go to a folder of this session's own, unless NRT_CACHE names one."""
+    os.environ.setdefault("NRT_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -1,4 +1,5 @@
-"""Where a run ran: versions, hardware, git revision, command line. Never environment variables, which hold secrets."""
+"""Where a run ran (versions, hardware, git revision, command line; never environment variables, which hold secrets), and where nrt
+keeps what can be made again."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("native-reasoning", "torch", "transformers", "tokenizers")
@@ -26,6 +28,13 @@ def describe_environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "gpus": _gpus(),
     }
+
+
+def cache_folder() -> Path:
+    """`$NRT_CACHE`, else `$XDG_CACHE_HOME/nrt`, else `~/.cache/nrt`; it may be deleted at any time."""
+    if own := os.environ.get("NRT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nrt"
 
 
 def _git_revision() -> str | None:

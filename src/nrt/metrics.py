@@ -73,6 +73,8 @@ METRICS: dict[str, Metric] = {
     "data/epoch": Metric("epochs", "passes over the training rows since the run began, with the fraction"),
     "data/dropped_prompts": Metric("rows", "rows of the training file left out because the prompt is longer than `max_prompt_tokens`"),
     "data/dropped_answers": Metric("rows", "rows of the training file left out because the answer is longer than `max_answer_tokens`"),
+    "data/bad_rows": Metric("rows", "rows that could not be read or used (`data.on_bad_row=skip`); RUN/skipped/ lists them"),
+    "data/skipped": Metric("share", "prompts drawn and skipped: their answer is certain already (`data.difficulty.skip_above`)"),
     "data/truncated_answers": Metric("rows", "answers of the training file cut to `max_answer_tokens` (`data.truncate_answers`)"),
     "time/rollout": Metric("s", "sampling the traces"),
     "time/score": Metric("s", "scoring answers and baselines, without gradient"),

@@ -1,7 +1,7 @@
 """The run folder: everything that a run leaves behind, and all that the rest of nrt reads of it. No torch here.
 
     runs/<name>/  config.yaml   metrics.jsonl   traces.jsonl   heldout/step-000100.jsonl   warnings.jsonl
-                  checkpoints/step-000100/   model/   environment.json   lock
+                  skipped/train.jsonl   checkpoints/step-000100/   model/   environment.json   lock
 
 `RunWriter` writes it and holds its lock, `Run` reads it; docs/run-folder.md says what each file holds, field by field.
 """
@@ -12,7 +12,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -211,6 +211,12 @@ class RunWriter:
         folder = self.path / "heldout"
         folder.mkdir(exist_ok=True)
         _write(folder / f"{step_name(step)}.jsonl", (_line(record) for record in records))
+
+    def skipped(self, kind: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Lists the rows of the training or validation data that could not be used; none: no file."""
+        if records:
+            (self.path / "skipped").mkdir(exist_ok=True)
+            _write(self.path / "skipped" / f"{kind}.jsonl", (_line(record) for record in records))
 
     def close(self) -> None:
         """Gives the lock back."""

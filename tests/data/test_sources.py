@@ -11,6 +11,8 @@ import pytest
 
 from nrt.config import Columns, DataConfig
 from nrt.data import read_examples
+from nrt.data.files import Bad, find_tables
+from nrt.data.sources import iterate_examples
 from nrt.errors import InputError
 from nrt.types import Example, Message
 
@@ -49,8 +51,10 @@ def test_the_answer_after_the_last_mark() -> None:
 def test_prompt_and_completion_as_text_or_turns() -> None:
     assert read("prompt_completion.jsonl") == [
         Example("prompt_completion.jsonl:1", user("Name a colour."), "Blue."),
-        Example("prompt_completion.jsonl:2", (Message("system", "Be short."), *user("Name a town.")), "Ghent."),
-        Example("prompt_completion.jsonl:3", user("How many wheels has a bicycle?"), "2"),
+        Example("prompt_completion.jsonl:2", user("How many wheels has a bicycle?"), "2"),
+    ]
+    assert read("prompt_completion_turns.jsonl") == [
+        Example("prompt_completion_turns.jsonl:1", (Message("system", "Be short."), *user("Name a town.")), "Ghent."),
     ]
 
 
@@ -210,7 +214,17 @@ LINE = b'{"question": "a", "answer": "b"}\n'
         ("x.jsonl.gz", LINE, ":1: the gzip file is truncated or damaged (Not a gzipped file (b'{\"')); fetch or compress it again"),
         ("x.json", b'[\n{"question": "a",\n"answer" "b"}]', ":3: broken JSON at column 10: Expecting ':' delimiter"),
         ("x.json", LINE * 2, ":2: broken JSON at column 1: Extra data; if it holds one object a line, name it .jsonl"),
-        ("x.json", LINE, ':1: not a list of objects, nor {"data": [...]}; if it holds one object a line, name it .jsonl'),
+        ("x.json", LINE, ":1: an object with not one list of rows (lists: none); set data.rows to the key of the list"),
+        ("x.json", b'{"a": [], "b": []}', ":1: an object with not one list of rows (lists: a, b); set data.rows"),
+        ("x.json", b"7", ":1: not a list of objects, nor an object that holds one; if it holds one object a line, name it .jsonl"),
+        ("x.jsonl", LINE + b'{"question": "a", "answer": "' + b"x" * 33 * 2**20 + b'"}\n', ":2: the line is longer than 32 MiB"),
+        ("x.jsonl", LINE + b"\0" * 100, ":2: broken JSON at column 1"),
+        ("x.jsonl", LINE + b'{"question": "a\\u0000", "answer": "b"}', ":2: column 'question' holds a NUL character; remove it"),
+        ("x.csv", b"question,answer\na,b\nc\0,d\n", ":3: column 'question' holds a NUL character; remove it"),
+        ("x.csv", b'question,answer\n"' + b"x" * 33 * 2**20, ":2: the line is longer than 32 MiB"),
+        ("x.jsonl.zst", LINE, ":1: the zstd file is truncated or damaged"),
+        ("x.jsonl", LINE + b'{"question": "a", "answer": 7}', ":2: column 'answer' is int here and str in row 1; write the same type"),
+        ("x.jsonl", LINE + b'{"messages": []}', ":2: no column 'question' among messages"),
         ("x.json", b"[]", ":1: the file holds no rows"),
         ("x.json", b"[" * 100000, ":1: JSON that cannot be read: "),
         ("x.csv", b"question,answer\na,b\nc\n", ":3: 1 fields under 2 columns; quote fields that hold commas"),
@@ -219,7 +233,8 @@ LINE = b'{"question": "a", "answer": "b"}\n'
         ("x.csv", b"question,answer\na,\xe9\n", ":2: byte 3 of the line is not UTF-8"),
         ("x.csv", b"question,answer\n", ":1: the file holds no rows"),
         ("x.parquet", LINE, ":1: not a whole parquet file: "),
-        ("x.txt", LINE, ": the ending '.txt' is unknown; known endings: .jsonl, .json, .csv, .jsonl.gz"),
+        ("x.md", LINE, ": the ending '.md' is unknown; known endings: .jsonl, .json, .csv, .txt, .jsonl.gz"),
+        ("x.txt", LINE, ":1: no question and answer among the columns text"),
         ("x.parquet.gz", LINE, ": the ending '.parquet.gz' is unknown"),
         ("x", LINE, ": the ending '' is unknown"),
     ],
@@ -240,9 +255,124 @@ def test_absent_files_are_not_taken_for_datasets(path: str, tmp_path: Path, monk
         read_examples(path, DataConfig())
 
 
-def test_folders(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a folder; give a file in it"):
+def test_folders_and_patterns_without_files(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("no data")
+    with pytest.raises(InputError, match=r"is a folder without data files; known endings: \.jsonl, "):
         read_examples(str(tmp_path), DataConfig())
+    with pytest.raises(InputError, match="no file matches this pattern"):
+        read_examples(str(tmp_path / "*.jsonl"), DataConfig())
+
+
+def test_an_empty_file_among_others_is_not_passed_over(tmp_path: Path) -> None:
+    written(tmp_path / "a.jsonl", GOOD)
+    (tmp_path / "b.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"b\.jsonl:1: the file holds no rows"):
+        read_examples(str(tmp_path), DataConfig())
+
+
+def test_patterns(tmp_path: Path) -> None:
+    for name in ("x/a.jsonl", "x/b.csv.gz", "y/a.jsonl", "y/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        written(tmp_path / name, GOOD)
+    assert [e.id for e in read_examples(str(tmp_path / "*" / "a.jsonl"), DataConfig())] == ["x/a.jsonl:1", "y/a.jsonl:1"]
+    assert [e.id for e in read_examples(str(tmp_path / "x" / "*.jsonl"), DataConfig())] == ["a.jsonl:1"]
+
+
+@pytest.mark.parametrize("row", [2, 3])
+@pytest.mark.parametrize(("name", "spoilt"), [("x.jsonl", b'{"question": "\xff"}\n'), ("x.csv", b"\xff,b\n"), ("x.csv", b"a,b,c\n")])
+def test_what_follows_a_bad_row_is_read(name: str, spoilt: bytes, row: int, tmp_path: Path) -> None:
+    head, good = (b"question,answer\n", b"a,b\n") if name == "x.csv" else (b"", LINE)
+    lines = [good] * 4
+    lines[row - 1] = spoilt
+    (tmp_path / name).write_bytes(head + b"".join(lines))
+    (table,) = find_tables(str(tmp_path / name))
+    items = list(iterate_examples(table, DataConfig()))
+    assert [isinstance(item, Bad) for item in items] == [i == row - 1 for i in range(4)]
+    bad = items[row - 1]
+    assert isinstance(bad, Bad)
+    assert bad.number == row + bool(head)
+
+
+def test_rows_before_the_damage_are_read(tmp_path: Path) -> None:
+    """A truncated file: what could be read, then one `Bad` for the rest."""
+    rows = b"".join(b'{"question": "%d", "answer": "b"}\n' % i for i in range(20000))
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(rows)[:-2000])
+    (table,) = find_tables(str(tmp_path / "x.jsonl.gz"))
+    *good, last = iterate_examples(table, DataConfig())
+    assert len(good) > 1000
+    assert not any(isinstance(item, Bad) for item in good)
+    assert isinstance(last, Bad)
+    assert "truncated" in last.message
+
+
+# --- other shapes ---
+
+
+def test_alpaca(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Add.", "input": "1 and 2", "output": "3", "system": "Be short."},
+        {"instruction": "Name a town.", "input": "", "output": "Ghent."},
+        {"instruction": "Name a river.", "input": None, "output": "Rhine."},
+    ]
+    first, second, third = read_examples(written(tmp_path / "x.jsonl", *rows), DataConfig())
+    assert first.messages == (Message("system", "Be short."), *user("Add.\n\n1 and 2"))
+    assert (second.messages, third.messages) == (user("Name a town."), user("Name a river."))
+    assert [e.answer for e in (first, second, third)] == ["3", "Ghent.", "Rhine."]
+    assert all(not e.extra for e in (first, second, third))
+
+
+def test_sharegpt(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}, {"from": "human", "value": "Bye"}]
+    row = {"id": 3, "system": "Be kind.", "conversations": [*turns, {"from": "gpt", "value": "Ciao."}]}
+    (example,) = read_examples(written(tmp_path / "x.jsonl", row), DataConfig())
+    assert example.messages == (Message("system", "Be kind."), *user("Hi"), Message("assistant", "Hello."), *user("Bye"))
+    assert (example.answer, example.extra) == ("Ciao.", {"id": 3})
+
+
+@pytest.mark.parametrize(("question", "answer"), [("problem", "solution"), ("input", "target"), ("prompt", "response")])
+def test_other_names_of_question_and_answer(question: str, answer: str, tmp_path: Path) -> None:
+    (example,) = read_examples(written(tmp_path / "x.jsonl", {question: "a", answer: "b"}), DataConfig())
+    assert (example.messages, example.answer) == (user("a"), "b")
+
+
+def test_rows_under_a_key(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"about": "x", "train": [GOOD], "test": [GOOD, GOOD]}))
+    assert len(read_examples(str(tmp_path / "x.json"), DataConfig(rows="test"))) == 2
+
+
+def test_templates_of_columns(tmp_path: Path) -> None:
+    row = {"passage": "P {x}", "question": "Q", "choices": ["one", "two"], "spans": [["a", "b"]], "n": 7}
+    path = written(tmp_path / "x.jsonl", row)
+    columns = Columns(question="{passage}\n{question}\nA {choices[0]}\nB {choices[1]} {{n}}={n}", answer="{spans[0]:, }")
+    (example,) = read_examples(path, DataConfig(columns=columns))
+    assert example.messages == user("P {x}\nQ\nA one\nB two {n}=7")
+    assert example.answer == "a, b"
+    assert example.extra == {}
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{absent}", "data.columns.answer='{absent}' does not fit the row (KeyError: 'absent'); columns: question, answer, list"),
+        ("{list[3]}", "data.columns.answer='{list[3]}' does not fit the row (IndexError"),
+        ("{list}", "data.columns.answer='{list}': a list needs what joins it, as in {column:, }"),
+        ("{answer.upper}", "data.columns.answer='{answer.upper}': '{answer.upper}' has a dot; write {column}"),
+        ("{answer", "no column '{answer' among question"),
+    ],
+)
+def test_templates_that_do_not_fit(template: str, message: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "x.jsonl", {**GOOD, "list": ["a"]})
+    with pytest.raises(InputError) as error:
+        read_examples(path, DataConfig(columns=Columns(answer=template)))
+    assert str(error.value).startswith(f"{path}:1: {message}")
+
+
+def test_columns_keep_their_type(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.jsonl", {"prompt": "a", "completion": "b"}, {"prompt": [USER], "completion": "b"})
+    with pytest.raises(InputError, match=r":2: column 'prompt' is list here and str in row 1; write the same type in all rows"):
+        read_examples(path, DataConfig())
+    path = written(tmp_path / "y.jsonl", {"question": "a", "answer": 6}, {"question": "b", "answer": 8})
+    assert [e.answer for e in read_examples(path, DataConfig())] == ["6", "8"]
 
 
 @pytest.mark.parametrize("rule", ["", "half", "after", "after:", "before:x"])

@@ -16,7 +16,7 @@ def test_pairs_are_of_the_world_that_the_base_knows(recipe, families, tmp_path, 
     settings = pairs(BASES[recipe])
     config = load_config(recipe, [*settings, "model=m"])
     assert config.max_trace_tokens == 20
-    assert config.data.train is not None
+    assert isinstance(config.data.train, str)
     rows = [json.loads(line) for line in Path(config.data.train).read_text(encoding="utf-8").splitlines()]
     assert {row["family"] for row in rows} == set(families)
     assert dict(BASES[recipe].weights) == dict(families)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -55,7 +55,9 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
         if not equals or not key:
             raise InputError(f"'{argument}' is not a setting; write key=value, for example steps=100")
         value = _scalar(text)
-        if not isinstance(value, str | None) and annotation_of(key) in (str, str | None):
+        annotation = annotation_of(key)
+        named = annotation in (str, str | None) or (str in get_args(annotation) and not isinstance(value, list))
+        if not isinstance(value, str | None) and named:
             value = text  # run=0012 is a name, not a number
         *sections, name = key.split(".")
         nested = {name: value}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -21,35 +21,122 @@ class Section(BaseModel):
 
 
 class Columns(Section):
-    """Which columns of a data file hold what. Unset names are guessed: question/answer, prompt/completion, messages."""
+    """Which columns of a data file hold what; unset ones are guessed from the first row (docs/data.md).
+
+    Text with braces is made of columns: `{passage}\\n\\n{question}`, `{choices[0]}`, and `{answers:, }` joins a list.
+    """
 
     question: str | None = None
-    """Column with the question (one user turn)."""
+    """The question (one user turn, or the turns before the answer)."""
     answer: str | None = None
-    """Column with the reference answer y*."""
+    """The reference answer y*."""
     messages: str | None = None
-    """Column with chat turns, whose last assistant turn is y*."""
+    """Chat turns, whose last assistant turn is y*."""
+    system: str | None = None
+    """The system message, where the turns have none."""
     source: str | None = None
-    """Column that names where a row comes from; metrics and accuracies are also given by source."""
+    """Where a row comes from; metrics and accuracies are also given by source."""
 
 
-class DataConfig(Section):
-    """Question–answer pairs."""
+class TextConfig(Section):
+    """Documents instead of pairs: each is cut into prefix → continuation, without a chat template."""
 
-    train: str | None = None
-    """File (JSONL, JSON, CSV, parquet; .gz too) or `datasets` name with the training pairs."""
-    valid: str | None = None
-    """The same for held-out evaluation; none: no held-out evaluation."""
+    at: Literal["sentences", "stride", "entropy"] = "sentences"
+    """Where to cut: after a sentence, every `stride` tokens, or where the model is least certain of the next token."""
+    column: str = "text"
+    """Column with the document; a .txt file is one document."""
+    prefix_tokens: Positive = 256
+    """Most tokens of the document before a cut."""
+    continuation_tokens: Positive = 64
+    """Tokens after it: y*."""
+    stride: Positive = 64
+    """Least distance between two cuts, in tokens; also the first cut's distance from the beginning."""
+    most: Positive | None = None
+    """Most cuts a document; unset: all."""
+
+
+class Reading(Section):
+    """How rows become pairs."""
+
     columns: Columns = Columns()
     """Column mapping."""
+    rows: str | None = None
+    """Key of the list of rows in a JSON file; unset: the file's only list."""
     answer: str = "whole"
     """`whole`, or `after:MARK`: the answer is what follows the last MARK (GSM8K: `after:####`)."""
     system: str | None = None
     """A system message put before every example that has none."""
+    text: TextConfig | None = None
+    """Set: the files hold documents, not pairs."""
+
+
+class Source(Section):
+    """One source among several."""
+
+    path: str
+    """File, folder, glob or `datasets` name."""
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Share of the rows drawn, relative to the other sources; set for all or for none (then each row is drawn once an epoch)."""
+    name: str | None = None
+    """`source` of the rows that name none themselves."""
+    columns: Columns | None = None
+    """This and what follows: unset, as in `data`."""
+    rows: str | None = None
+    """As `data.rows`."""
+    answer: str | None = None
+    """As `data.answer`."""
+    system: str | None = None
+    """As `data.system`."""
+    text: TextConfig | None = None
+    """As `data.text`."""
+
+    def reading(self, default: Reading) -> Reading:
+        """How this source's rows become pairs."""
+        own = {name: value for name in Reading.model_fields if (value := getattr(self, name)) is not None}
+        return Reading(**{name: getattr(default, name) for name in Reading.model_fields} | own)
+
+
+def _named(value: Any) -> Any:
+    """Paths in a list of sources become sources."""
+    return [{"path": item} if isinstance(item, str) else item for item in value] if isinstance(value, list | tuple) else value
+
+
+Sources = Annotated[tuple[Source, ...], Field(min_length=1), BeforeValidator(_named)]
+
+
+class Difficulty(Section):
+    """Prompts chosen by how likely their answer is already, after the null trace; costs one forward pass a candidate."""
+
+    skip_above: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Skip prompts each of whose answer tokens has at least this probability: there is nothing left to reason for."""
+    pool: Annotated[float, Field(ge=1)] = 1.0
+    """Candidates a prompt trained on; above 1 they are drawn from without replacement, by surprisal."""
+    power: Annotated[float, Field(ge=0)] = 1.0
+    """Chance of a candidate ∝ (−mean log-prob)^power; 0: all alike."""
+
+
+class DataConfig(Reading):
+    """Question–answer pairs."""
+
+    train: str | Sources | None = None
+    """File, folder or glob (JSONL, JSON, CSV, parquet; .gz, .zst), `datasets` name, or a list of sources with weights."""
+    valid: str | Sources | None = None
+    """The same for held-out evaluation; none: no held-out evaluation."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be used ends the run before it begins, or is counted and listed in RUN/skipped/."""
     truncate_answers: bool = False
     """Cut answers longer than max_answer_tokens instead of dropping the row."""
     shuffle: bool = True
     """Draw the rows in a new random order each epoch."""
+    group_by_length: bool = False
+    """Batches of rows of like length, in random order: less padding, at the price of less mixing."""
+    difficulty: Difficulty = Difficulty()
+    """Which of the prompts drawn are trained on."""
+
+    def sources(self, kind: Literal["train", "valid"]) -> tuple[Source, ...]:
+        """The training or validation data as sources."""
+        given = self.train if kind == "train" else self.valid
+        return (Source(path=given),) if isinstance(given, str) else given or ()
 
 
 class MarkersConfig(Section):

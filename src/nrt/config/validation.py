@@ -29,6 +29,9 @@ def validate(values: Mapping[str, Any]) -> Config:
             f"batch={config.batch} cannot be split into updates_per_rollout={config.updates_per_rollout} equal parts; "
             "set a batch that it divides"
         )
+    for kind in ("train", "valid"):
+        if len({source.weight is None for source in config.data.sources(kind)}) == 2:
+            raise InputError(f"some sources of data.{kind} have a weight and some have none; give a weight to all or to none")
     return config
 
 
@@ -38,6 +41,13 @@ def _section(annotation: Any) -> type[Section] | None:
     if get_origin(annotation) in (Union, pytypes.UnionType):
         return next((s for a in get_args(annotation) if (s := _section(a))), None)
     return None
+
+
+def _item_section(annotation: Any) -> type[Section] | None:
+    """The section that a list holds, where the setting may be a list of sections."""
+    if get_origin(annotation) is tuple:
+        return _section(get_args(annotation)[0])
+    return next((s for a in get_args(annotation) if (s := _item_section(a))), None)
 
 
 def annotation_of(key: str) -> Any:
@@ -72,7 +82,11 @@ def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
 def _check_keys(section: type[Section], values: Mapping[str, Any], prefix: str) -> None:
     for key, value in values.items():
         if key not in section.model_fields:
-            raise unknown("setting", prefix + str(key), _known_keys(Config))
-        inner = _section(section.model_fields[key].annotation)
-        if inner and isinstance(value, Mapping):
+            raise unknown("setting", prefix + str(key), {*_known_keys(Config), *_known_keys(section, prefix)})
+        annotation = section.model_fields[key].annotation
+        if (inner := _section(annotation)) and isinstance(value, Mapping):
             _check_keys(inner, value, f"{prefix}{key}.")
+        if (item := _item_section(annotation)) and isinstance(value, list | tuple):
+            for part in value:
+                if isinstance(part, Mapping):
+                    _check_keys(item, part, f"{prefix}{key}.")

@@ -1,24 +1,28 @@
 """From a data file to rows of token ids: sources → Example, chat → Pair, splice → Row. Nothing here knows the objective."""
 
 from nrt.data.chat import Chat, default_template, ensure_template, with_trace_opener
-from nrt.data.encode import Encoded, encode_examples
+from nrt.data.documents import Entropies
 from nrt.data.sources import read_examples
 from nrt.data.splice import Markers, bare_row, null_row, reply_row, to_trace, trace_row, unsplice
 from nrt.data.stream import Stream
+from nrt.data.tokens import Encoded, Pairs, load_pairs, tokenise
 
 __all__ = [
     "Chat",
     "Encoded",
+    "Entropies",
     "Markers",
+    "Pairs",
     "Stream",
     "bare_row",
     "default_template",
-    "encode_examples",
     "ensure_template",
+    "load_pairs",
     "null_row",
     "read_examples",
     "reply_row",
     "to_trace",
+    "tokenise",
     "trace_row",
     "unsplice",
     "with_trace_opener",

@@ -13,6 +13,7 @@ a control token, it counts as the template's.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import secrets
@@ -37,6 +38,8 @@ class Chat:
     end_of_turn_id      what ends an assistant turn: the first control token that the template writes after it, else eos
     stop_ids            END, end of turn, eos and `extra_end_ids` (the model's generation_config.eos_token_id belongs there)
     control_ids         ids that no text can produce
+    opening             what stands before any text: BOS where the tokenizer writes one itself
+    fingerprint         changes with anything that decides which ids a text becomes
 
     Raises InputError if the markers or the chat template are missing, or if nothing ends a turn.
     """
@@ -46,6 +49,10 @@ class Chat:
             raise InputError("the tokenizer has no chat template; nrt.data.ensure_template gives it one")
         self._tokenizer = tokenizer
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
+        decides = [spec, tokenizer.get_chat_template(), markers.start, markers.end, tokenizer.eos_token_id]
+        self.fingerprint = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+        bos = tokenizer.bos_token_id
+        self.opening = (bos,) if bos is not None and tokenizer("x")["input_ids"][:1] == [bos] else ()
         control = _control_tokens(spec, tokenizer.get_chat_template(), markers)
         self.start_id = None if markers.start is None else control[markers.start]
         self.end_id = control[markers.end]
@@ -72,17 +79,38 @@ class Chat:
         Equals `tokenizer.apply_chat_template(…, add_generation_prompt=True)` for text that spells no control token.
         Raises InputError if the template refuses the turns.
         """
+        return self.encode_prompts([self.prompt_text(messages)])[0]
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """What `encode_prompts` takes: the turns through the chat template, with control tokens under private names."""
         quoted = [{"role": message.role, "content": self._quote(message.content)} for message in messages]
-        text = self._unquote(self._own(self._render(quoted, generate=True)))
-        return tuple(self._turns.encode(text, add_special_tokens=False).ids)
+        return self._unquote(self._own(self._render(quoted, generate=True)))
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Many prompts at once, on all cores, from `prompt_text`."""
+        return [tuple(found.ids) for found in self._turns.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
         """y*: `encode_text`, then the token that ends the turn."""
-        return (*self.encode_text(text), self.end_of_turn_id)
+        return self.encode_answers([text])[0]
+
+    def encode_answers(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Many answers at once, on all cores."""
+        texts = [self._end_name + text for text in texts]
+        return [(*found.ids[1:], self.end_of_turn_id) for found in self._continuation.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """The text as it continues after END: no BOS, no dummy prefix, no end of turn."""
         return tuple(self._continuation.encode(self._end_name + text, add_special_tokens=False).ids[1:])
+
+    def encode_document(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(ids, the character at which each token begins) of raw text: no chat template, no BOS, no dummy prefix."""
+        found = self._continuation.encode(self._end_name + text, add_special_tokens=False)
+        return tuple(found.ids[1:]), tuple(max(0, begin - len(self._end_name)) for begin, _ in found.offsets[1:])
+
+    def spelled(self, text: str) -> list[str]:
+        """The control tokens that somebody's text spells, which are read as plain text."""
+        return self._quote.pattern.findall(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """A continuation's text, for display: control tokens are shown as they are written."""

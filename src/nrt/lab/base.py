@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from tokenizers.pre_tokenizers import Split
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from nrt.environment import cache_folder
 from nrt.errors import unknown
 from nrt.lab.corpus import BOS, EOS, MIXTURES, NEWLINE, PAD, UNK, VOCABULARY, documents
 from nrt.lab.world import WEIGHTS, Problem
@@ -124,13 +124,6 @@ def build_base(settings: BaseSettings | None = None, cache: str | Path | None = 
             if not folder.is_dir():  # else another process was faster: its model is the same
                 raise
     return folder
-
-
-def cache_folder() -> Path:
-    """`$NRT_CACHE`, else `$XDG_CACHE_HOME/nrt`, else `~/.cache/nrt`."""
-    if own := os.environ.get("NRT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nrt"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from nrt.lab.base import BaseSettings, Progress, Stage, build_base, cache_folder
+from nrt.environment import cache_folder
+from nrt.lab.base import BaseSettings, Progress, Stage, build_base
 from nrt.lab.world import ADD_WEIGHTS, write_pairs
 
 TRAIN_PAIRS = 4000

@@ -73,6 +73,8 @@ def train(config: Config, *, listener: Listener | None = None) -> Run:
         progress = Progress(memory=memory.initial() if memory else None)
         writer = RunWriter.create(folder, config)
     with writer, _graceful_stop() as stop:
+        if not writer.resumed:
+            writer.skipped("train", [asdict(bad) for bad in parts.data.bad])
         Loop(config, parts, writer, progress, listener or Silent(), stop).run()
     return Run(folder)
 
@@ -141,6 +143,7 @@ class Loop:
             "data/dropped_prompts": data.dropped_prompts,
             "data/dropped_answers": data.dropped_answers,
             "data/truncated_answers": data.truncated_answers,
+            "data/bad_rows": len(data.bad),
         }
         if (memory := self.parts.stepper.method.memory) and self.progress.memory is not None:
             metrics |= memory.report(self.progress.memory)
@@ -185,6 +188,7 @@ class Loop:
         for kind, count, what in (
             ("dropped-prompts", data.dropped_prompts, f"prompts longer than max_prompt_tokens={self.config.max_prompt_tokens}"),
             ("dropped-answers", data.dropped_answers, f"answers longer than max_answer_tokens={self.config.max_answer_tokens}"),
+            ("bad-rows", len(data.bad), "rows that cannot be used were skipped; skipped/train.jsonl lists them"),
             ("truncated-answers", data.truncated_answers, f"answers cut to max_answer_tokens={self.config.max_answer_tokens}"),
         ):
             if count:

@@ -14,7 +14,7 @@ import torch
 
 from nrt.checkers import Checker, resolve_checker, resolve_dotted
 from nrt.config import Config, ObjectiveConfig
-from nrt.data import Chat, Encoded, Markers, Stream, encode_examples, ensure_template, read_examples, with_trace_opener
+from nrt.data import Chat, Encoded, Markers, Pairs, Stream, bare_row, ensure_template, load_pairs, null_row, with_trace_opener
 from nrt.engine.local import build_engine, frozen_copy
 from nrt.errors import InputError, unknown
 from nrt.models import add_markers, check_markers, end_token_ids, load_model, pick_device, save_model
@@ -22,9 +22,11 @@ from nrt.objective import METHODS, Method, with_weight_norm
 from nrt.rollout import HFSampler
 from nrt.trackers import check_trackers
 from nrt.training.collect import Collector, Judge
+from nrt.training.difficulty import ByDifficulty, InOrder
 from nrt.training.heldout import Heldout
 from nrt.training.policy import Policy
 from nrt.training.step import Stepper
+from nrt.training.uncertainty import cuts_by_entropy, model_entropies
 from nrt.types import Pair
 
 Observer = Callable[[Any, Any], Mapping[str, float]]
@@ -143,8 +145,6 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         raise InputError("no model given; set model=FOLDER (any Hugging Face causal language model)")
     if config.data.train is None:
         raise InputError("no training data given; set data.train=FILE (JSONL, JSON, CSV or parquet)")
-    train_examples = read_examples(config.data.train, config.data)
-    valid_examples = read_examples(config.data.valid, config.data)[: config.heldout.rows] if config.data.valid else []
     device, dtype = pick_device(config.device), getattr(torch, config.dtype)
     load = partial(load_model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code)
     if checkpoint:
@@ -155,7 +155,11 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         add_markers(model, tokenizer, config.markers)
     ensure_template(tokenizer)
     chat = Chat(tokenizer, config.markers, extra_end_ids=end_token_ids(model, tokenizer))
-    data = encode_examples(train_examples, chat, config)
+    entropies = None
+    if cuts_by_entropy(config):
+        initial = model if checkpoint is None else _initial_model(load, config)
+        entropies = model_entropies(initial, chat.opening, config.max_prompt_tokens, config.tokens_per_batch)
+    data = load_pairs(config, "train", chat, entropies)
     steps = config.steps or max(1, len(data.pairs) // config.batch)
     keep_initial = config.initial_reference and names.method.samples
     reference = None
@@ -185,10 +189,11 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
             names.method, policy, config.traces, keep_initial, judge=_judge(chat, names.checker) if names.checker else None
         ),
         loss_tokens=config.objective.loss_tokens or config.max_trace_tokens + config.max_answer_tokens,
+        choose=_chooser(policy, names.method, config),
     )
     heldout = None
-    if valid_examples:
-        pairs = encode_examples(valid_examples, chat, config).pairs
+    if config.data.valid:
+        pairs = load_pairs(config, "valid", chat, entropies).pairs[: config.heldout.rows]
         how = config.heldout
         heldout = Heldout(policy, pairs, chat, names.checker, how.greedy, with_traces=names.method.samples, with_swapped=how.swapped)
     template = tokenizer.chat_template
@@ -199,12 +204,26 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         stepper=stepper,
         heldout=heldout,
         data=data,
-        stream=Stream(len(data.pairs), seed=config.seed, shuffle=config.data.shuffle),
+        stream=_stream(data.pairs, config),
         steps=steps,
         chat=chat,
         tokenizer=tokenizer,
         save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
     )
+
+
+def _chooser(policy: Policy, method: Method, config: Config) -> InOrder | ByDifficulty:
+    how = config.data.difficulty
+    if how.skip_above is None and how.pool == 1:
+        return InOrder()
+    return ByDifficulty(policy, (lambda pair: null_row(pair, policy.markers)) if method.samples else bare_row, how)
+
+
+def _stream(pairs: Pairs, config: Config) -> Stream:
+    data = config.data
+    weights = tuple(source.weight for source in data.sources("train") if source.weight)
+    lengths = pairs.lengths if data.group_by_length else None
+    return Stream(pairs.sizes, config.seed, data.shuffle, weights=weights, lengths=lengths, batch=config.batch)
 
 
 def _judge(chat: Chat, checker: Checker) -> Judge:

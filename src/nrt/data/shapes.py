@@ -1,0 +1,232 @@
+"""A row → one example: which columns hold the turns, and what each may hold. Every fault is an InputError with the mend."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from nrt.config import Columns, Reading
+from nrt.errors import InputError
+from nrt.types import Example, Message
+
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+"""Roles as they are written, and what they are; `human` and `gpt` are ShareGPT's."""
+
+TURN_KEYS = (("role", "content"), ("from", "value"))
+
+PAIRS = (
+    ("question", (), "answer"),
+    ("prompt", (), "completion"),
+    ("instruction", ("input",), "output"),  # Alpaca: the input, where there is one, stands below the instruction
+    ("prompt", (), "response"),
+    ("problem", (), "solution"),
+    ("input", (), "target"),
+)
+"""Columns that are taken for question (with what stands below it) and answer where none are named, in this order."""
+
+CHATS = ("messages", "conversations")
+
+
+class Shape:
+    """Turns rows of one file into examples. The first row decides what is read; later ones must have the same columns and types."""
+
+    def __init__(self, name: str, reading: Reading, source: str | None = None) -> None:
+        """`name` begins the ids; `source` is that of rows that name none."""
+        self.name, self.reading, self.source = name, reading, source or ""
+        self._extract = _extractor(reading.answer)
+        self._layout: Layout | None = None
+        self._kinds: dict[str, tuple[str, int]] = {}  # column → what it held first, and where
+
+    def __call__(self, number: int, row: Any) -> Example:
+        """The example of a row. Raises InputError, without file and row number, for one that cannot be used."""
+        if not isinstance(row, Mapping):
+            raise InputError(f"the row is {_kind(row)}, not an object; write one object with named columns a row")
+        layout = self._layout or Layout(row, self.reading.columns)
+        turns = layout.turns(row)
+        *before, last = turns
+        if last.role != "assistant":
+            raise InputError(f"the last turn is of role '{last.role}'; it must be the assistant's, the reference answer")
+        if not before or before[-1].role != "user":
+            raise InputError("the answer follows no user turn; the turns before the last one must end with the user's")
+        answer = self._extract(last.content)
+        for what, text, column in (("question", before[-1].content, layout.question), ("answer", answer, layout.answer)):
+            if not text.strip():
+                raise InputError(f"the {what} (column '{column}') is empty; fill it in or remove the row")
+        if all(turn.role != "system" for turn in before) and (system := layout.system_of(row) or self.reading.system):
+            before.insert(0, Message("system", system))
+        source = layout.source_of(row)
+        extra = {key: value for key, value in row.items() if key not in layout.used}
+        self._same_kinds(number, row, layout)
+        self._layout = layout
+        return Example(f"{self.name}:{number}", tuple(before), answer, self.source if source is None else str(source), extra)
+
+    def _same_kinds(self, number: int, row: Mapping[str, Any], layout: Layout) -> None:
+        for column in layout.typed:
+            first, where = self._kinds.setdefault(column, (_kind(row.get(column)), number))
+            if (kind := _kind(row.get(column))) != first:
+                raise InputError(f"column '{column}' is {kind} here and {first} in row {where}; write the same type in all rows")
+
+
+class Layout:
+    """What of a row is read: named columns, else those guessed from the row."""
+
+    def __init__(self, row: Mapping[str, Any], columns: Columns) -> None:
+        pair_given = columns.question or columns.answer
+        if columns.messages and pair_given:
+            raise InputError("data.columns.messages is set together with question or answer; set one or the other")
+        chat = columns.messages or (None if pair_given else next((name for name in CHATS if name in row), None))
+        self.chat = chat
+        self.question, self.below, self.answer = (chat, (), chat) if chat else _guess(row, columns)
+        self.system = columns.system or ("system" if isinstance(row.get("system"), str) else None)
+        self.source, self.source_named = columns.source or "source", columns.source is not None
+        self.system_named = columns.system is not None
+        self.typed = tuple(dict.fromkeys([*_columns(self.question), *_columns(self.answer)]))
+        self.used = {*self.typed, *self.below, self.source, self.system}
+
+    def turns(self, row: Mapping[str, Any]) -> list[Message]:
+        """At least one turn."""
+        if self.chat:
+            value = _cell(row, "messages", self.chat)
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise InputError(f"""column '{self.chat}' is {_kind(value)}, not a list of turns; write [{{"role": …, "content": …}}, …]""")
+            return _list_of_turns(value, self.chat)
+        return [*self._asked(row), *_turns(_cell(row, "answer", self.answer), "assistant", self.answer)]
+
+    def _asked(self, row: Mapping[str, Any]) -> list[Message]:
+        turns = _turns(_cell(row, "question", self.question), "user", self.question)
+        texts = [_text(row[column], f"column '{column}'") for column in self.below if row.get(column) is not None]
+        added = [text for text in texts if text.strip()]
+        return [*turns[:-1], Message(turns[-1].role, "\n\n".join([turns[-1].content, *added]))]
+
+    def system_of(self, row: Mapping[str, Any]) -> str | None:
+        if self.system is None:
+            return None
+        value = _cell(row, "system", self.system) if self.system_named else row.get(self.system)
+        return None if value is None else _text(value, f"column '{self.system}'")
+
+    def source_of(self, row: Mapping[str, Any]) -> Any:
+        return _cell(row, "source", self.source) if self.source_named else row.get(self.source)
+
+
+def _guess(row: Mapping[str, Any], columns: Columns) -> tuple[str, tuple[str, ...], str]:
+    candidates = [(columns.question or q, () if columns.question else below, columns.answer or a) for q, below, a in PAIRS]
+    found = [given for given in candidates if all(_is_template(name) or name in row for name in (given[0], given[2]))]
+    if not found and not (columns.question or columns.answer):
+        raise InputError(f"no question and answer among the columns {_names(row)}; set data.columns.question and .answer, or .messages")
+    return (found or candidates)[0]  # a named column that is missing is reported by its name
+
+
+def _cell(row: Mapping[str, Any], setting: str, column: str) -> Any:
+    if _is_template(column):
+        return _filled(column, row, setting)
+    if column not in row:
+        raise InputError(f"no column '{column}' among {_names(row)}; set data.columns.{setting}")
+    return row[column]
+
+
+def _turns(value: Any, role: str, column: str) -> list[Message]:
+    """A list of turns, or plain text, which is one turn of the role."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return _list_of_turns(value, column)
+    return [Message(role, _text(value, f"column '{column}'"))]
+
+
+def _list_of_turns(value: Sequence[Any], column: str) -> list[Message]:
+    if not value:
+        raise InputError(f"column '{column}' holds no turns; fill it in or remove the row")
+    return [_turn(turn, f"column '{column}', turn {number}") for number, turn in enumerate(value, start=1)]
+
+
+def _turn(turn: Any, where: str) -> Message:
+    keys = next((keys for keys in TURN_KEYS if isinstance(turn, Mapping) and set(keys) <= turn.keys()), None)
+    if keys is None:
+        raise InputError(f"""{where} must be an object with "role" and "content"; it is {turn!r:.80}""")
+    role, content = turn[keys[0]], turn[keys[1]]
+    if role not in ROLES:
+        raise InputError(f"{where} has the role {role!r}; known roles: {', '.join(ROLES)}")
+    return Message(ROLES[role], _text(content, where))
+
+
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # the one type whose text loses nothing
+    if not isinstance(value, str):
+        raise InputError(f"{where} is {_kind(value)}, not text; write a string")
+    if "\0" in value:
+        raise InputError(f"{where} holds a NUL character; remove it")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where} holds half a surrogate pair (\\ud800–\\udfff), which is no character; remove it") from None
+    return value
+
+
+# --- templates of columns ---
+
+
+class _Filler(string.Formatter):
+    """`{name}`, `{name[0]}`, and `{name:, }`, which joins a list. No attributes: a column is data."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if "." in field_name:
+            raise InputError(f"'{{{field_name}}}' has a dot; write {{column}}, {{column[0]}} or {{column[key]}}")
+        return super().get_field(field_name, args, kwargs)
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            if not format_spec:
+                raise InputError("a list needs what joins it, as in {column:, }")
+            return format_spec.join(_text(item, "an item of the list") for item in value)
+        return _text(value, "a column of the template")
+
+
+_FILLER = _Filler()
+
+
+def _is_template(column: str) -> bool:
+    return "{" in column and "}" in column
+
+
+def _columns(column: str) -> tuple[str, ...]:
+    """The columns that a setting reads: itself, or those that its template names."""
+    if not _is_template(column):
+        return (column,)
+    names = [field for _, field, _, _ in _FILLER.parse(column) if field]
+    return tuple(dict.fromkeys(name.split("[")[0] for name in names))
+
+
+def _filled(template: str, row: Mapping[str, Any], setting: str) -> str:
+    try:
+        return _FILLER.vformat(template, (), row)
+    except InputError as error:
+        raise InputError(f"data.columns.{setting}={template!r}: {error}") from None
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise InputError(
+            f"data.columns.{setting}={template!r} does not fit the row ({type(error).__name__}: {error}); columns: {_names(row)}"
+        ) from None
+
+
+def _extractor(rule: str) -> Callable[[str], str]:
+    """The setting data.answer as a function of the answer column's text."""
+    kind, _, mark = rule.partition(":")
+    if rule == "whole":
+        return lambda text: text
+    if kind != "after" or not mark:
+        raise InputError(f"data.answer={rule!r} is unknown; set whole, or after:MARK as in after:####")
+
+    def after(text: str) -> str:
+        _, found, rest = text.rpartition(mark)
+        if not found:
+            raise InputError(f"the answer has no mark '{mark}'; write it before the final answer, or set data.answer=whole")
+        return rest.strip()
+
+    return after
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, row)) or "(none)"
+
+
+def _kind(value: Any) -> str:
+    return "empty (null)" if value is None else type(value).__name__

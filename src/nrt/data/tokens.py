@@ -1,0 +1,287 @@
+"""Sources → token ids, made once and kept on disk; what a run reads from there is mapped, not loaded.
+
+One folder a source with an Arrow file in it, named by a hash of all that decides its content: the files' bytes, the tokenizer with
+its template and markers, and the reading settings. Limits on lengths are applied on reading, so that they may change at no cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+import numpy as np
+import pyarrow
+
+from nrt.config import Config, Reading, Source, TextConfig
+from nrt.data.chat import Chat
+from nrt.data.documents import Document, Entropies, cut_document, text_of
+from nrt.data.files import Bad, Table, find_tables
+from nrt.data.sources import iterate_examples
+from nrt.environment import cache_folder
+from nrt.errors import InputError
+from nrt.types import Example, Message, Pair
+
+T = TypeVar("T")
+
+FORMAT = 1
+"""Of the cache files; part of their names."""
+
+BATCH = 1000
+"""Rows a record batch; the tokenizer takes as many at once and spreads them over the cores."""
+
+ROWS, BAD = "rows.arrow", "bad.json"
+
+_IDS = pyarrow.list_(pyarrow.uint32())
+_TURN = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+_SCHEMA = pyarrow.schema(
+    [
+        ("id", pyarrow.string()),
+        ("messages", pyarrow.list_(_TURN)),
+        ("answer", pyarrow.string()),
+        ("source", pyarrow.string()),
+        ("extra", pyarrow.string()),  # JSON
+        ("prompt_ids", _IDS),
+        ("answer_ids", _IDS),
+    ]
+)
+
+
+class Tokenised:
+    """The rows of one source, mapped from its folder in the cache."""
+
+    def __init__(self, folder: Path) -> None:
+        reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / ROWS)))
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self.prompt_lengths = self._lengths("prompt_ids")  # int32 [rows], tokens
+        self.answer_lengths = self._lengths("answer_ids")  # the end of turn included
+        self.bad = tuple(Bad(**values) for values in json.loads((folder / BAD).read_text(encoding="utf-8")))
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    def __getitem__(self, row: int) -> Pair:
+        """Row `row` in full length."""
+        batch = self._batches[row // BATCH].slice(row % BATCH, 1)
+        values = {name: batch.column(name)[0].as_py() for name in _SCHEMA.names}
+        turns = tuple(Message(**turn) for turn in values["messages"])
+        example = Example(values["id"], turns, values["answer"], values["source"], json.loads(values["extra"]))
+        return Pair(example, tuple(values["prompt_ids"]), tuple(values["answer_ids"]))
+
+    def column(self, name: str) -> Iterator[Any]:
+        """One column's values in order: id, messages, answer or source."""
+        for batch in self._batches:
+            yield from batch.column(name).to_pylist()
+
+    def _lengths(self, name: str) -> np.ndarray:
+        lengths = [batch.column(name).value_lengths().to_numpy() for batch in self._batches]
+        return np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True)
+class Pairs(Sequence[Pair]):
+    """Rows of several sources that fit the limits, in the order of the sources; read from disk when asked for."""
+
+    parts: tuple[Tokenised, ...]
+    kept: tuple[np.ndarray, ...]  # of each source, the rows that fit
+    most_answer_tokens: int  # longer answers are cut to this
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each source."""
+        return tuple(len(rows) for rows in self.kept)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of prompt and answer [rows]."""
+        both = zip(self.parts, self.kept, strict=True)
+        cut = self.most_answer_tokens
+        return np.concatenate([part.prompt_lengths[rows] + np.minimum(part.answer_lengths[rows], cut) for part, rows in both])
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Pair, ...]: ...
+    def __getitem__(self, index: int | slice) -> Pair | tuple[Pair, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        for part, rows in zip(self.parts, self.kept, strict=True):
+            if index < len(rows):
+                pair = part[int(rows[index])]
+                return replace(pair, answer_ids=pair.answer_ids[: self.most_answer_tokens])
+            index -= len(rows)
+        raise AssertionError("unreachable: the index was checked")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The pairs kept and what was lost; an example over both limits counts as a dropped prompt."""
+
+    pairs: Pairs
+    dropped_prompts: int = 0  # longer than max_prompt_tokens
+    dropped_answers: int = 0  # longer than max_answer_tokens, the end of turn included
+    truncated_answers: int = 0  # kept, cut to max_answer_tokens; these do not end the turn
+    bad: tuple[Bad, ...] = ()  # rows that could not be used, where data.on_bad_row is skip
+
+    @property
+    def total(self) -> int:
+        """Examples there were."""
+        return len(self.pairs) + self.dropped_prompts + self.dropped_answers
+
+
+def load_pairs(config: Config, kind: Literal["train", "valid"], chat: Chat, entropies: Entropies | None = None) -> Encoded:
+    """The training or validation pairs. `entropies` is needed where documents are cut by entropy.
+
+    Raises InputError for data that cannot be read, for the first bad row unless data.on_bad_row is skip, and if no row is left.
+    """
+    data = config.data
+    parts = tuple(tokenise(s, s.reading(data), chat, skip=data.on_bad_row == "skip", entropies=entropies) for s in data.sources(kind))
+    long_prompts = [part.prompt_lengths > config.max_prompt_tokens for part in parts]
+    long_answers = [(part.answer_lengths > config.max_answer_tokens) & ~long for part, long in zip(parts, long_prompts, strict=True)]
+    drop = [p if data.truncate_answers else p | a for p, a in zip(long_prompts, long_answers, strict=True)]
+    pairs = Pairs(parts, tuple(np.flatnonzero(~d) for d in drop), config.max_answer_tokens)
+    prompts, answers = (int(sum(d.sum() for d in long)) for long in (long_prompts, long_answers))
+    bad = tuple(bad for part in parts for bad in part.bad)
+    if not len(pairs):
+        lost = f" and {len(bad)} rows cannot be used, the first {bad[0]}" if bad else ""
+        raise InputError(
+            f"no example is left: {prompts} prompts are longer than max_prompt_tokens={config.max_prompt_tokens} and {answers} answers "
+            f"longer than max_answer_tokens={config.max_answer_tokens}{lost}; raise these, or set data.truncate_answers=true"
+        )
+    if data.truncate_answers:
+        return Encoded(pairs, prompts, truncated_answers=answers, bad=bad)
+    return Encoded(pairs, prompts, answers, bad=bad)
+
+
+def tokenise(source: Source, reading: Reading, chat: Chat, *, skip: bool = False, entropies: Entropies | None = None) -> Tokenised:
+    """A source's rows as token ids, from the cache where they are there.
+
+    Raises InputError for the first bad row unless `skip`; then the bad ones are listed in the result.
+    """
+    tables = find_tables(source.path)
+    key = _key(tables, source, reading, chat, entropies)
+    folder = cache_folder() / "tokens" / key
+    if not folder.is_dir():
+        _write(folder, _encoded(tables, source, reading, chat, entropies), skip)
+    result = Tokenised(folder)
+    if result.bad and not skip:
+        raise InputError(str(result.bad[0]))
+    return result
+
+
+def _key(tables: Sequence[Table], source: Source, reading: Reading, chat: Chat, entropies: Entropies | None) -> str:
+    values = [
+        FORMAT,
+        [(table.name, table.path, table.fingerprint()) for table in tables],
+        source.name,
+        reading.model_dump(),
+        chat.fingerprint,
+        entropies.fingerprint if entropies and reading.text and reading.text.at == "entropy" else "",
+    ]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
+
+
+def _encoded(tables: Sequence[Table], source: Source, reading: Reading, chat: Chat, entropies: Entropies | None) -> Iterator[Pair | Bad]:
+    for table in tables:
+        if reading.text:
+            yield from _cut(table, source, reading, reading.text, chat, entropies)
+        else:
+            for examples in _batched(iterate_examples(table, reading, source.name)):
+                yield from _encode(examples, table, chat)
+
+
+def _cut(table: Table, source: Source, reading: Reading, how: TextConfig, chat: Chat, entropies: Entropies | None) -> Iterator[Pair | Bad]:
+    """The pairs of a table's documents."""
+    for row in table.read(reading.rows):
+        if isinstance(row, Bad):
+            yield row
+            continue
+        try:
+            text = text_of(row.value, how.column)
+        except InputError as error:
+            yield Bad(table.path, row.number, str(error))
+            continue
+        ids, starts = chat.encode_document(text)
+        document = Document(f"{table.name}:{row.number}", text, ids, starts, chat.opening, source.name or "")
+        yield from cut_document(document, how, entropies)
+
+
+def _encode(examples: Iterable[Example | Bad], table: Table, chat: Chat) -> Iterator[Pair | Bad]:
+    """A batch through the tokenizer; an example that the chat template refuses is bad."""
+    usable: list[tuple[Example, str]] = []
+    for example in examples:
+        if isinstance(example, Bad):
+            yield example
+            continue
+        try:
+            usable.append((example, chat.prompt_text(example.messages)))
+        except InputError as error:
+            yield Bad(table.path, int(example.id.rpartition(":")[2]), str(error))
+    prompts = chat.encode_prompts([text for _, text in usable])
+    answers = chat.encode_answers([example.answer for example, _ in usable])
+    for (example, _), prompt_ids, answer_ids in zip(usable, prompts, answers, strict=True):
+        yield Pair(example, prompt_ids, answer_ids)
+
+
+def _write(folder: Path, items: Iterable[Pair | Bad], skip: bool) -> None:
+    """The folder in the cache, at once or not at all. Raises InputError at the first bad row unless `skip`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    bad: list[Bad] = []
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as building:
+        path = Path(building) / folder.name
+        path.mkdir()
+        with pyarrow.OSFile(str(path / ROWS), "wb") as sink, pyarrow.ipc.new_file(sink, _SCHEMA) as writer:
+            for batch in _batched(_good(items, bad, skip)):
+                writer.write_batch(_record_batch(batch))
+        (path / BAD).write_text(json.dumps([asdict(item) for item in bad]), encoding="utf-8")
+        with suppress(OSError):  # another process made the same meanwhile
+            path.rename(folder)
+
+
+def _good(items: Iterable[Pair | Bad], bad: list[Bad], skip: bool) -> Iterator[Pair]:
+    """The pairs; what is not one goes to `bad`, or is raised."""
+    for item in items:
+        if isinstance(item, Pair):
+            yield item
+        elif skip:
+            bad.append(item)
+        else:
+            raise InputError(str(item))
+
+
+def _batched(items: Iterable[T]) -> Iterator[list[T]]:
+    items = iter(items)
+    while batch := list(islice(items, BATCH)):
+        yield batch
+
+
+def _record_batch(pairs: Sequence[Pair]) -> pyarrow.RecordBatch:
+    columns = {
+        "id": [pair.example.id for pair in pairs],
+        "messages": [[{"role": m.role, "content": m.content} for m in pair.example.messages] for pair in pairs],
+        "answer": [pair.example.answer for pair in pairs],
+        "source": [pair.example.source for pair in pairs],
+        "extra": [json.dumps(pair.example.extra, default=str) for pair in pairs],
+    }
+    arrays = [pyarrow.array(columns[field.name], field.type) for field in _SCHEMA if field.name in columns]
+    arrays += [_id_lists([pair.prompt_ids for pair in pairs]), _id_lists([pair.answer_ids for pair in pairs])]
+    return pyarrow.record_batch(arrays, schema=_SCHEMA)
+
+
+def _id_lists(rows: Sequence[Sequence[int]]) -> pyarrow.ListArray:
+    offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int32)
+    flat = np.fromiter((token for row in rows for token in row), np.uint32, count=int(offsets[-1]))
+    return pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(flat))
