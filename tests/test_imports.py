@@ -22,7 +22,7 @@ LEVEL = {
     "engine": 3,
     "training": 4, "eval": 4,
     "study": 5, "plan": 5, "lab": 5, "analysis": 5, "talk": 5, "live": 5,
-    "comparing": 6, "reporting": 6, "cli": 7, "__main__": 8,
+    "comparing": 6, "reporting": 6, "inspecting": 6, "cli": 7, "__main__": 8,
 }  # fmt: skip
 """A module or package of nrt imports only from lower levels and from itself; level 0 also from level 0."""
 

@@ -84,6 +84,12 @@ class Layout:
         self.typed = tuple(dict.fromkeys([*_columns(self.question), *_columns(self.answer)]))
         self.used = {*self.typed, *self.below, self.source, self.system}
 
+    def described(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """What is read of the row → column."""
+        pair = {"messages": self.chat} if self.chat else {"question": " + ".join((self.question, *self.below)), "answer": self.answer}
+        found = {"system": self.system, "source": self.source if self.source_named or self.source in row else None}
+        return pair | {name: column for name, column in found.items() if column}
+
     def turns(self, row: Mapping[str, Any]) -> list[Message]:
         """At least one turn."""
         if self.chat:

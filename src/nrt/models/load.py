@@ -29,7 +29,7 @@ def load_model(
     """
     config = _load_config(name, trust_remote_code)
     _check_causal(name, config, trust_remote_code)
-    tokenizer = _load_tokenizer(name, trust_remote_code)
+    tokenizer = load_tokenizer(name, trust_remote_code)
     try:
         with quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -102,7 +102,8 @@ _CAUSAL_CLASSES = {
 }
 
 
-def _load_tokenizer(name: str, trust_remote_code: bool) -> Any:
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
+    """A fast tokenizer. Raises InputError where there is none."""
     mend = "save a fast tokenizer (tokenizer.json) into the model's folder"
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)

@@ -22,15 +22,13 @@ def add_markers(model: PreTrainedModel, tokenizer: Any, markers: MarkersConfig) 
     marker that is there keeps its row. Input and output rows, and the output bias, start from the mean over the tokens of the
     `_from` text; `mean` is over all tokens known before. Raises InputError for a text that has no tokens.
     """
-    if markers.start == markers.end:
-        raise InputError(f"markers.start and markers.end are both '{markers.start}'; give two different texts")
     known, rows = tokenizer.get_vocab(), model.get_input_embeddings().weight.shape[0]
     wanted = {markers.start: markers.start_from, markers.end: markers.end_from}
     missing = {text: source for text, source in wanted.items() if text is not None and known.get(text, rows) >= rows}
     if not missing:
         return False
     sources = [[i for i in _source_ids(tokenizer, source) if i < rows] for source in missing.values()]
-    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in missing], special_tokens=True)
+    add_marker_tokens(tokenizer, markers)
     ids = tokenizer.convert_tokens_to_ids(list(missing))
     if max(ids) >= rows:
         model.resize_token_embeddings(max(ids) + 1, pad_to_multiple_of=None, mean_resizing=False)
@@ -39,6 +37,14 @@ def add_markers(model: PreTrainedModel, tokenizer: Any, markers: MarkersConfig) 
         for i, start in zip(ids, starts, strict=True):
             table[i] = start.to(table.dtype)
     return True
+
+
+def add_marker_tokens(tokenizer: Any, markers: MarkersConfig) -> None:
+    """Adds the markers that the tokenizer does not know yet."""
+    if markers.start == markers.end:
+        raise InputError(f"markers.start and markers.end are both '{markers.start}'; give two different texts")
+    texts = [text for text in (markers.start, markers.end) if text is not None]
+    tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in texts], special_tokens=True)
 
 
 def check_markers(tokenizer: Any, markers: MarkersConfig) -> None:

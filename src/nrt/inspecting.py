@@ -1,0 +1,176 @@
+"""`nrt data check` and `nrt data stats`: the inspection of data as tables, JSON and a histogram."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nrt.config import Config, build_config, load_config, parse_overrides
+from nrt.data import Chat, ensure_template
+from nrt.data.inspect import Inspection, Leak, Lengths, inspect, leak
+from nrt.errors import InputError
+from nrt.models import add_marker_tokens, load_tokenizer
+
+Record = dict[str, Any]
+
+
+def config_for(recipe: str | None, arguments: Sequence[str]) -> Config:
+    """The config that FILES and `key=value` settings over a recipe make; the files are the training data."""
+    settings = [text for text in arguments if text.partition("=")[0].split(".")[0] in Config.model_fields and "=" in text]
+    files = [text for text in arguments if text not in settings]
+    config = load_config(recipe, settings) if recipe else build_config(parse_overrides(settings))
+    return build_config(config.model_dump(), {"data": {"train": files}}) if files else config
+
+
+def open_chat(config: Config) -> Chat | None:
+    """How the model's tokenizer reads the data; None without a model."""
+    if config.model is None:
+        return None
+    tokenizer = load_tokenizer(config.model, config.trust_remote_code)
+    add_marker_tokens(tokenizer, config.markers)
+    ensure_template(tokenizer)
+    return Chat(tokenizer, config.markers)
+
+
+def inspect_all(config: Config) -> tuple[list[Inspection], Leak | None]:
+    """Training data, validation data where there are any, and what they share."""
+    texts = [text for kind in ("train", "valid") for s in config.data.sources(kind) if (text := s.reading(config.data).text)]
+    if any(text.at == "entropy" for text in texts):
+        raise InputError("cuts by entropy need the model's weights, which a check does not load; look with data.text.at=sentences")
+    chat = open_chat(config)
+    train = inspect(config, "train", chat)
+    if config.data.valid is None:
+        return [train], None
+    return [train, inspect(config, "valid", chat)], leak(config, train)
+
+
+# --- check ---
+
+
+def print_check(console: Console, config: Config, found: Sequence[Inspection], shared: Leak | None) -> None:
+    """All that `check` has to say, the alarming last."""
+    for one in found:
+        _print_one(console, one)
+    if shared is not None:
+        style = "bold red" if shared.rows else "green"
+        text = f"{shared.rows:,} validation rows ask what the training data ask too ({shared.questions:,} questions)"
+        console.print(f"leakage: {text}" + (f"; the first: {', '.join(shared.first)}" if shared.rows else ""), style=style, highlight=False)
+    if config.model is None:
+        console.print("Lengths are in characters: set model=FOLDER for tokens, caps and control tokens.", style="dim")
+
+
+def _print_one(console: Console, one: Inspection) -> None:
+    table = Table(title=f"{one.kind}: {_files(one.files)}", title_justify="left", title_style="bold", show_header=False, box=None)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("rows", f"{one.rows:,} usable, {one.bad_rows:,} not")
+    table.add_row("read", ", ".join(f"{what} ← {column}" for what, column in one.columns.items()) or "nothing")
+    if one.other_columns:
+        table.add_row("not read", ", ".join(one.other_columns))
+    for fault in one.bad:
+        table.add_row("[red]unusable[/red]", f"{fault.rows:,} × {escape(fault.message)} ({', '.join(map(escape, fault.first))})")
+    table.add_row("duplicates", f"{one.duplicates:,} rows repeat turns and answer, {one.conflicts:,} repeat turns with another answer")
+    if one.unit == "tokens":
+        spelled = ", ".join(f"{escape(token)} in {rows:,} rows" for token, rows in one.control.items())
+        table.add_row("control tokens", f"{spelled}; read as plain text" if spelled else "none is spelled in a text")
+        table.add_row("within the caps", f"{one.kept:,} of {one.rows:,} ({_share(one.kept, one.rows)})")
+    console.print(table)
+    console.print(_length_table(one))
+    console.print(source_table(one))
+
+
+def _length_table(one: Inspection) -> Table:
+    table = Table(box=None, header_style="dim")
+    table.add_column(f"{one.unit} a row", style="dim")
+    for name in ("mean", *(f"{p} %" for p in one.prompt.percentiles)):
+        table.add_column(name, justify="right")
+    if one.unit == "tokens":
+        table.add_column("cap", justify="right")
+        table.add_column("over it", justify="right")
+    for name, lengths in (("prompt", one.prompt), ("answer", one.answer)):
+        numbers = [f"{lengths.mean:,.1f}", *(f"{value:,}" for value in lengths.percentiles.values())]
+        caps = [f"{lengths.cap:,}", _over(lengths, one.rows)] if one.unit == "tokens" else []
+        table.add_row(name, *numbers, *caps)
+    return table
+
+
+def _over(lengths: Lengths, rows: int) -> str:
+    return f"[yellow]{lengths.over:,} ({_share(lengths.over, rows)})[/yellow]" if lengths.over else "0"
+
+
+# --- stats ---
+
+
+def source_table(one: Inspection) -> Table:
+    """As the paper's Table 4, with mean lengths."""
+    table = Table(box=None, header_style="dim")
+    table.add_column("source", overflow="fold")
+    for name in ("rows", "share", f"mean prompt {one.unit}", f"mean answer {one.unit}"):
+        table.add_column(name, justify="right")
+    for name, share in one.sources.items():
+        table.add_row(
+            escape(name) or "(none named)",
+            f"{share.rows:,}",
+            f"{share.share:.2%}",
+            f"{share.mean_prompt:,.1f}",
+            f"{share.mean_answer:,.1f}",
+        )
+    if len(one.sources) > 1:
+        table.add_section()
+        table.add_row("total", f"{one.rows:,}", "100.00%", f"{one.prompt.mean:,.1f}", f"{one.answer.mean:,.1f}")
+    return table
+
+
+def plot_lengths(found: Sequence[Inspection], file: Path) -> None:
+    """A histogram of prompt and answer lengths, log-spaced, with the caps. Raises InputError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("the histogram needs matplotlib; pip install 'native-reasoning[plots]'") from None
+    import numpy as np
+
+    figure = Figure(figsize=(7, 2.6 * len(found)), layout="constrained")
+    axes = figure.subplots(len(found), 2, squeeze=False)
+    for row, one in zip(axes, found, strict=True):
+        for axis, name, values, lengths in zip(row, ("prompt", "answer"), one.lengths, (one.prompt, one.answer), strict=True):
+            low, top = max(int(values.min(initial=1)), 1), int(values.max(initial=1))
+            axis.hist(values, bins=np.unique(np.geomspace(low, top + 1, 50).round()), color="#4c72b0")
+            axis.set_xscale("log")
+            axis.set_xlabel(f"{name} {one.unit}, {one.kind}")
+            axis.set_ylabel("rows")
+            if one.unit == "tokens" and lengths.cap < 4 * top:
+                axis.axvline(lengths.cap, color="#c44e52", linestyle="--", linewidth=1)
+                axis.annotate(f"cap {lengths.cap:,}", (lengths.cap, 0.97), xycoords=("data", "axes fraction"), ha="right", va="top",
+                              rotation=90, fontsize=8, color="#c44e52")  # fmt: skip
+            axis.spines[["top", "right"]].set_visible(False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+
+
+# --- for machines ---
+
+
+def as_json(found: Sequence[Inspection], shared: Leak | None) -> Record:
+    """Everything but the lengths row by row."""
+    record: Record = {one.kind: _plain(one) for one in found}
+    return record | {"leakage": asdict(shared) if shared else None}
+
+
+def _plain(one: Inspection) -> Record:
+    record = asdict(replace(one, lengths=None, questions=frozenset()))
+    del record["lengths"], record["questions"]
+    return record | {"bad_rows": one.bad_rows}
+
+
+def _files(files: Sequence[str]) -> str:
+    return escape(", ".join(files) if len(files) <= 3 else f"{files[0]} … {files[-1]} ({len(files)} files)")
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "–"
