@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -47,7 +49,8 @@ def inspect_all(config: Config) -> tuple[list[Inspection], Leak | None]:
     train = inspect(config, "train", chat)
     if config.data.valid is None:
         return [train], None
-    return [train, inspect(config, "valid", chat)], leak(config, train)
+    valid = inspect(config, "valid", chat)
+    return [train, valid], leak(train, valid)
 
 
 # --- check ---
@@ -80,9 +83,9 @@ def _print_one(console: Console, one: Inspection) -> None:
         spelled = ", ".join(f"{escape(token)} in {rows:,} rows" for token, rows in one.control.items())
         table.add_row("control tokens", f"{spelled}; read as plain text" if spelled else "none is spelled in a text")
         table.add_row("within the caps", f"{one.kept:,} of {one.rows:,} ({_share(one.kept, one.rows)})")
-    console.print(table)
-    console.print(_length_table(one))
-    console.print(source_table(one))
+    for part in (table, _length_table(one), source_table(one, most=12)):
+        console.print(part)
+        console.print()
 
 
 def _length_table(one: Inspection) -> Table:
@@ -107,20 +110,17 @@ def _over(lengths: Lengths, rows: int) -> str:
 # --- stats ---
 
 
-def source_table(one: Inspection) -> Table:
-    """As the paper's Table 4, with mean lengths."""
+def source_table(one: Inspection, most: int | None = None) -> Table:
+    """As the paper's Table 4, with mean lengths; the `most` largest sources."""
     table = Table(box=None, header_style="dim")
     table.add_column("source", overflow="fold")
     for name in ("rows", "share", f"mean prompt {one.unit}", f"mean answer {one.unit}"):
         table.add_column(name, justify="right")
-    for name, share in one.sources.items():
-        table.add_row(
-            escape(name) or "(none named)",
-            f"{share.rows:,}",
-            f"{share.share:.2%}",
-            f"{share.mean_prompt:,.1f}",
-            f"{share.mean_answer:,.1f}",
-        )
+    for name, share in islice(one.sources.items(), most):
+        means = f"{share.mean_prompt:,.1f}", f"{share.mean_answer:,.1f}"
+        table.add_row(escape(name) or "(none named)", f"{share.rows:,}", f"{share.share:.2%}", *means)
+    if most is not None and len(one.sources) > most:
+        table.add_row(f"… and {len(one.sources) - most} more")
     if len(one.sources) > 1:
         table.add_section()
         table.add_row("total", f"{one.rows:,}", "100.00%", f"{one.prompt.mean:,.1f}", f"{one.answer.mean:,.1f}")
@@ -133,8 +133,6 @@ def plot_lengths(found: Sequence[Inspection], file: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("the histogram needs matplotlib; pip install 'native-reasoning[plots]'") from None
-    import numpy as np
-
     figure = Figure(figsize=(7, 2.6 * len(found)), layout="constrained")
     axes = figure.subplots(len(found), 2, squeeze=False)
     for row, one in zip(axes, found, strict=True):
@@ -163,7 +161,7 @@ def as_json(found: Sequence[Inspection], shared: Leak | None) -> Record:
 
 
 def _plain(one: Inspection) -> Record:
-    record = asdict(replace(one, lengths=None, questions=frozenset()))
+    record = asdict(replace(one, lengths=(np.empty(0), np.empty(0)), questions={}))
     del record["lengths"], record["questions"]
     return record | {"bad_rows": one.bad_rows}
 
