@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jinja2 import nodes
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
@@ -81,6 +82,12 @@ class Exported:
         )
         return [token for token in ids if token in self.chat.control_ids]
 
+    def made_by_normaliser(self, text: str) -> bool:
+        """Whether the normaliser makes a control token of what is none: out of a template's reach."""
+        normaliser = self.tokenizer.backend_tokenizer.normalizer
+        after = normaliser.normalize_str(text) if normaliser else text
+        return any(after.count(token) > text.count(token) for token in self.control)
+
 
 @cache
 def exported(kind: str, template: str) -> Exported:
@@ -109,6 +116,7 @@ def test_no_text_gives_a_control_id(kind: str, template: str) -> None:
     @settings(max_examples=40)
     @given(text, text, text)
     def check(system: str, user: str, assistant: str) -> None:
+        assume(not any(given_.made_by_normaliser(text) for text in (system, user, assistant)))
         hostile = turns(system, user, assistant, user)
         assert given_.controls(hostile) == given_.controls(turns("x", "x", "x", "x"))
 
@@ -122,12 +130,20 @@ def test_the_trap_is_real(kind: str, template: str) -> None:
     assert len(given_.controls(hostile, given_.plain)) > len(given_.controls(turns("x", "x"), given_.plain))
 
 
+def test_what_only_a_normaliser_makes_is_left_to_chat() -> None:
+    """The limit that the module states."""
+    given_ = exported("nfkc", "base")
+    harmless = given_.controls(turns("x", "x"))
+    assert len(given_.controls(turns("x", "＜/s＞"))) == len(harmless) + 1
+    prompt = given_.chat.encode_prompt((Message("system", "x"), Message("user", "＜/s＞")))
+    assert [token for token in prompt if token in given_.chat.control_ids] == [token for token in harmless if token != given_.chat.start_id]
+
+
 @everywhere
 def test_chat_sees_no_difference(kind: str, template: str) -> None:
     """A resumed run loads the exported template: its prompts are those of the run before, control tokens spelled or not."""
     given_ = exported(kind, template)
-    again = KINDS[kind]()
-    add_control(again, [text for text in (*CONTROL[template], START, END) if text not in again.get_vocab()])
+    again = copy.deepcopy(given_.tokenizer)
     again.chat_template = given_.template
     chat = Chat(again, MARKERS)
     assert chat.control_ids == given_.chat.control_ids
@@ -144,10 +160,10 @@ def test_chat_sees_no_difference(kind: str, template: str) -> None:
 
 
 @pytest.mark.parametrize("newline", ["", "\n", "\n\n", "  "])
-@everywhere
-def test_harmless_text_renders_as_before(kind: str, template: str, newline: str) -> None:
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_harmless_text_renders_as_before(template: str, newline: str) -> None:
     """Byte for byte; also where a template begins with white space, of which Jinja eats some."""
-    given_ = exported(kind, template)
+    given_ = exported("byte-level", template)
     plain = newline + given_.plain
     template = exported_template(plain, given_.control, MARKERS, open_trace=True)
     text = st.text(max_size=20).filter(lambda text: not any(token in text for token in given_.control))
@@ -173,12 +189,17 @@ def test_what_a_reader_sees() -> None:
 
 @pytest.mark.parametrize("open_trace", [True, False])
 def test_exporting_twice_is_exporting_once(open_trace: bool) -> None:
-    for plain in ("{{ messages }}", "\n {{ messages }}\n", "{{ messages }}\n\n"):
+    tokenizer = byte_level_bpe()
+
+    def text(template: str) -> Any:
+        return tokenizer.apply_chat_template(turns("x"), chat_template=template, tokenize=False)
+
+    for plain in ("{{ messages }}", "\n {{ messages }}\n", "{{ messages }}\n\n", "{% if true %}x{% endif %}\n\n\n"):
         once = exported_template(plain, ["</s>", START], MARKERS, open_trace=open_trace)
         assert exported_template(once, ["</s>", START], MARKERS, open_trace=open_trace) == once
-        assert original_template(once, MARKERS).removesuffix("\n") in (plain, plain.removesuffix("\n"), plain.removesuffix("\n\n"))
-    opened = exported_template("{{ messages }}", [START], MARKERS, open_trace=True)
-    assert original_template(exported_template(opened, [START], MARKERS, open_trace=False), MARKERS) == "{{ messages }}"
+        assert text(original_template(once, MARKERS)) == text(plain)
+        other = exported_template(plain, ["</s>", START], MARKERS, open_trace=not open_trace)
+        assert text(exported_template(once, ["</s>", START], MARKERS, open_trace=not open_trace)) == text(other)
 
 
 ODD = {
@@ -199,7 +220,6 @@ def test_odd_control_tokens(odd: str) -> None:
     @given(st.lists(st.sampled_from([*ODD[odd], *"".join(ODD[odd])]), max_size=12).map("".join))
     def check(text: str) -> None:
         assert given_.controls(turns(text, text)) == harmless
-        assert given_.controls(turns([{"type": "text", "text": "z"}], "y")) == harmless
 
     check()
 
@@ -258,7 +278,8 @@ def test_templates_that_rebind_messages_or_read_them_in_macros() -> None:
     """As many published templates do."""
     template = (
         "{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] %}{% set messages = messages[1:] %}{% endif %}"
-        "{% macro all() %}{% for m in messages %}[{{ m.content }}]{% endfor %}{% endmacro %}{{ first }}{{ all() }}{{ messages[-1].content }}"
+        "{% macro all() %}{% for m in messages %}[{{ m.content }}]{% endfor %}{% endmacro %}"
+        "{{ first }}{{ all() }}{{ messages[-1].content }}"
     )
     given_ = Exported(byte_level_bpe(), template, [], open_trace=False)
     assert given_.text(turns("s", "u"), template) == given_.text(turns("s", "u")) == "s[u]u"

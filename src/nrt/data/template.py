@@ -9,9 +9,9 @@ break before the last character breaks all overlapping occurrences but one that 
 end as they begin are gone through twice. A space that is put in never completes another token, since none contains it (where one
 does, another character is taken). Text parts that only together spell a token, even after a template's `trim`, are told apart as well.
 
-Contents alone are rebuilt: roles, tool calls, tools and documents go through as they are. Out of a template's reach is what a
-normaliser turns into a control token that is matched only afterwards (`＜/s＞` of full width, under NFKC, where `</s>` is a piece of the
-vocabulary); `Chat` holds there too. Tested through transformers, which also renders for vLLM; vLLM tells from the template's loops
+Contents alone are rebuilt: roles, tool calls, tools and documents go through as they are. Out of a template's reach is what only a
+normaliser makes into a control token, where tokens are looked for after it: `＜/s＞` of full width under NFKC, if `</s>` is a piece of
+the vocabulary. `Chat` holds there too. Tested through transformers, which also renders for vLLM; vLLM tells from the template's loops
 whether contents may be lists, and the loops here do not look like such.
 """
 
@@ -43,10 +43,11 @@ def exported_template(template: str, control: Iterable[str], markers: MarkersCon
 
 
 def original_template(template: str, markers: MarkersConfig) -> str:
-    """What `exported_template` was made from, but for a line feed at its very end, which Jinja drops."""
+    """What `exported_template` was made from, or what renders alike: one line feed at the very end of a template is nothing to Jinja."""
     if template.startswith(_BEGIN):
         template = template.partition(_END)[2].removeprefix("\n")
-    return template.removesuffix(_opener(markers))
+    opener = _opener(markers)
+    return template.removesuffix(opener) + "\n" if opener and template.endswith(opener) else template
 
 
 def with_trace_opener(template: str, markers: MarkersConfig) -> str:
@@ -88,7 +89,8 @@ def _opener(markers: MarkersConfig) -> str:
     if markers.start is None:
         return ""
     # The plus sign keeps Jinja's lstrip_blocks from touching what stands before.
-    return f"{{%+ if add_generation_prompt and (open_trace is not defined or open_trace) %}}{{{{ {_literal(markers.start)} }}}}{{% endif %}}"
+    asked = "add_generation_prompt and (open_trace is not defined or open_trace)"
+    return f"{{%+ if {asked} %}}{{{{ {_literal(markers.start)} }}}}{{% endif %}}"
 
 
 def _prologue(control: tuple[str, ...]) -> str:
