@@ -1,0 +1,70 @@
+"""`nrt data …`: what prepares and looks at data files."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nrt.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nrt.data.tulu import Manifest
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+def tulu(
+    size: Annotated[int, typer.Option(min=1, help="Training rows.")] = 204_800,
+    seed: Annotated[int, typer.Option(help="The choice is a function of the seed and of the input's rows in their order.")] = 0,
+    input: Annotated[
+        Path | None, typer.Option("--input", metavar="DIR", help="Folder of the mixture's parquet files; by default from the hub.")
+    ] = None,
+    valid: Annotated[int, typer.Option(min=0, help="Validation rows, none with the messages of a training row.")] = 1024,
+    plain: Annotated[bool, typer.Option("--plain", help="Random over all rows instead of Table 4's counts by source.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the files go; must not exist yet.")] = Path("tulu"),
+) -> None:
+    """The paper's subset of tulu-3-sft-mixture: train.parquet, valid.parquet and manifest.json."""
+    if find_spec("pyarrow") is None:
+        raise InputError("parquet needs pyarrow; pip install 'native-reasoning[data]'")
+    from rich.console import Console
+
+    from nrt.data.mixture import fetch_mixture
+    from nrt.data.tulu import Request, check_output, draw_subset
+
+    check_output(output)
+    console = Console()
+    request = Request(size, seed, valid, plain)
+    options = f"--size {size} --seed {seed} --valid {valid}{' --plain' if plain else ''}"
+    folder, origin = (input, "local files") if input else fetch_mixture()
+    if input:
+        options += f" --input {input.resolve().name}"  # nobody else has the rest of the path
+    with console.status("reading the mixture twice …"):
+        manifest = draw_subset(folder, output, request, origin=origin, command=f"nrt data tulu {options}")
+    console.print(_composition(manifest))
+    for reason, rows in manifest.left_out.items():
+        console.print(f"left out: {rows} rows, {reason}", highlight=False)
+    console.print(f"written: {output}", highlight=False, soft_wrap=True)
+
+
+def _composition(manifest: Manifest) -> Table:
+    """As the paper's Table 4, with the validation rows beside."""
+    from rich.table import Table
+
+    train, valid = manifest.train, manifest.valid
+    table = Table(box=None)
+    table.add_column("source", overflow="fold")
+    for name in ("count", "share", "validation"):
+        table.add_column(name, justify="right")
+    counts = dict(valid.sources) if valid else {}
+    for source in sorted(train.sources.keys() | counts.keys(), key=lambda name: (-train.sources.get(name, 0), name)):
+        count = train.sources.get(source, 0)
+        table.add_row(source, f"{count:,}", f"{count / train.rows:.2%}", f"{counts.get(source, 0):,}")
+    table.add_section()
+    table.add_row("total", f"{train.rows:,}", "100.00%", f"{sum(counts.values()):,}")
+    return table
