@@ -56,15 +56,16 @@ def _composition(manifest: Manifest) -> Table:
     """As the paper's Table 4, with the validation rows beside."""
     from rich.table import Table
 
-    train, valid = manifest.train, manifest.valid
+    train, valid = manifest.train, dict(manifest.valid.sources) if manifest.valid else {}
     table = Table(box=None)
     table.add_column("source", overflow="fold")
-    for name in ("count", "share", "validation"):
+    for name in ("count", "share", *(("validation",) if valid else ())):
         table.add_column(name, justify="right")
-    counts = dict(valid.sources) if valid else {}
-    for source in sorted(train.sources.keys() | counts.keys(), key=lambda name: (-train.sources.get(name, 0), name)):
-        count = train.sources.get(source, 0)
-        table.add_row(source, f"{count:,}", f"{count / train.rows:.2%}", f"{counts.get(source, 0):,}")
-    table.add_section()
-    table.add_row("total", f"{train.rows:,}", "100.00%", f"{sum(counts.values()):,}")
+
+    def add(source: str, count: int, drawn: int) -> None:
+        table.add_row(source, f"{count:,}", f"{count / train.rows:.2%}", *((f"{drawn:,}",) if valid else ()))
+
+    for source in sorted(train.sources.keys() | valid.keys(), key=lambda name: (-train.sources.get(name, 0), name)):
+        add(source, train.sources.get(source, 0), valid.get(source, 0))
+    add("total", train.rows, sum(valid.values()))
     return table
