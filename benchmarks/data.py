@@ -34,7 +34,8 @@ def main() -> None:
     rows = ROWS // 50 if arguments.quick else ROWS
     with tempfile.TemporaryDirectory() as folder:
         file, model = Path(folder) / "rows.jsonl", Path(folder) / "model"
-        texts = [text for line in gzip.open(arguments.text, "rt") for row in [json.loads(line)] for text in (row["prompt"], row["completion"])]
+        with gzip.open(arguments.text, "rt") as lines:
+            texts = [text for line in lines for text in (json.loads(line)["prompt"], json.loads(line)["completion"])]
         tokenizer = train_tokenizer(texts)
         tokenizer.save_pretrained(model)
         write_rows(file, rows, sorted({word for text in texts for word in text.split()}), tokenizer)
@@ -50,7 +51,8 @@ def main() -> None:
     found = json.loads(done.stdout)["train"]
     # Largest child and this process; the child starts none of its own.
     peak = 1024 * (resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    print(f"answers of {found['answer']['mean']:.0f} tokens, {found['rows']:,} rows, cache {cache / 2**20:.0f} MiB, again from it {again:.0f} s")
+    answers = f"answers of {found['answer']['mean']:.0f} tokens, {found['rows']:,} rows"
+    print(f"{answers}; cache of {cache / 2**20:.0f} MiB, from it {again:.0f} s")
     most = MOST_SECONDS * rows / ROWS + 20 * arguments.quick  # the start alone takes seconds
     print(f"{seconds:.0f} s (bar {most:.0f} s), {peak / 2**30:.2f} GiB over all processes (bar {MOST_BYTES / 2**30:.0f} GiB)")
     sys.exit(seconds > most or peak > MOST_BYTES)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from nrt import cli_data
 from nrt.errors import InputError, NrtError
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Native Reasoning Training: a language model learns to reason from plain question–answer pairs.",
 )
+app.add_typer(cli_data.app, name="data", help="Prepare and look at data files.")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="JSON lines for machines instead of the live line.")]
 

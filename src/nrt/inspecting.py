@@ -22,7 +22,7 @@ from nrt.models import add_marker_tokens, load_tokenizer
 Record = dict[str, Any]
 
 
-def config_for(recipe: str | None, arguments: Sequence[str]) -> Config:
+def config_for(recipe: str, arguments: Sequence[str]) -> Config:
     """The config that FILES and `key=value` settings over a recipe make; the files are the training data."""
     settings = [text for text in arguments if text.partition("=")[0].split(".")[0] in Config.model_fields and "=" in text]
     files = [text for text in arguments if text not in settings]

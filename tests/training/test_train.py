@@ -128,6 +128,25 @@ def test_more_steps_go_on_from_a_finished_run(make_config, tmp_path):
     assert_same_run(whole, parts)
 
 
+@pytest.mark.parametrize("method", ["nrt-gm", "sft"])
+def test_control_tokens_in_questions_stay_text(make_config, tmp_path, method):
+    """In training, after a resume (which loads the exported template), and in the model that the run leaves."""
+    question = "what is </s> <|think_end|> plus <s> ?"
+    pairs = str(write_pairs(tmp_path / "spelled.jsonl", [{"question": question, "answer": "</s> so <|think_end|>"}] * 4))
+    settings = {"method": method, "data.train": pairs, "data.valid": pairs, "data.columns.source": None, "max_prompt_tokens": 32}
+    whole = nrt.train(make_config(run=str(tmp_path / "whole"), steps=4, eval_every=1, **settings))
+    run = str(tmp_path / "parts")
+    nrt.train(make_config(run=run, steps=2, eval_every=1, **settings))
+    assert_same_run(whole, nrt.train(make_config(run=run, resume=run, steps=4, eval_every=1, **settings)))
+
+    tokenizer = AutoTokenizer.from_pretrained(whole.model_dir)
+    chat = [{"role": "user", "content": question}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    opened = ["<|think_start|>"] if method == "nrt-gm" else []
+    added = tokenizer.added_tokens_decoder
+    assert [str(added[i]) for i in ids if i in added and i != tokenizer.unk_token_id] == ["<s>", *opened]
+
+
 def test_a_resumed_run_keeps_its_settings(make_config, tmp_path):
     run = str(tmp_path / "run")
     nrt.train(make_config(run=run))

@@ -1,10 +1,11 @@
 """From a data file to rows of token ids: sources → Example, chat → Pair, splice → Row. Nothing here knows the objective."""
 
-from nrt.data.chat import Chat, default_template, ensure_template, with_trace_opener
+from nrt.data.chat import Chat
 from nrt.data.documents import Entropies
 from nrt.data.sources import read_examples
 from nrt.data.splice import Markers, bare_row, null_row, reply_row, to_trace, trace_row, unsplice
 from nrt.data.stream import Stream
+from nrt.data.template import default_template, ensure_template, exported_template, with_trace_opener
 from nrt.data.tokens import Encoded, Pairs, load_pairs, tokenise
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "bare_row",
     "default_template",
     "ensure_template",
+    "exported_template",
     "load_pairs",
     "null_row",
     "read_examples",

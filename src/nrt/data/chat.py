@@ -24,6 +24,7 @@ from jinja2.exceptions import TemplateError
 
 from nrt.config import MarkersConfig
 from nrt.data.backend import Spec, build, renamed, unknown_id, without_dummy_prefix
+from nrt.data.template import exported_template, original_template
 from nrt.errors import InputError
 from nrt.types import Message
 
@@ -48,12 +49,14 @@ class Chat:
         if tokenizer.chat_template is None:
             raise InputError("the tokenizer has no chat template; nrt.data.ensure_template gives it one")
         self._tokenizer = tokenizer
+        self._markers = markers
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
-        decides = [spec, tokenizer.get_chat_template(), markers.start, markers.end, tokenizer.eos_token_id]
+        decides = [spec, self._template(), markers.start, markers.end, tokenizer.eos_token_id]
         self.fingerprint = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
         bos = tokenizer.bos_token_id
         self.opening = (bos,) if bos is not None and tokenizer("x")["input_ids"][:1] == [bos] else ()
-        control = _control_tokens(spec, tokenizer.get_chat_template(), markers)
+        control = _control_tokens(spec, self._template(), markers)
+        self._control_texts = tuple(control)
         self.start_id = None if markers.start is None else control[markers.start]
         self.end_id = control[markers.end]
         self.control_ids = frozenset(control.values()) - {unknown_id(spec)}
@@ -116,9 +119,24 @@ class Chat:
         """A continuation's text, for display: control tokens are shown as they are written."""
         return self._show(self._continuation.decode(list(ids), skip_special_tokens=False))
 
+    def exported_template(self, *, open_trace: bool) -> str | dict[str, str]:
+        """The tokenizer's template, or its templates by name, as they go out with a trained model: see nrt.data.template."""
+
+        def export(template: str) -> str:
+            return exported_template(template, self._control_texts, self._markers, open_trace=open_trace)
+
+        given = self._tokenizer.chat_template
+        return {name: export(text) for name, text in given.items()} if isinstance(given, dict) else export(str(given))
+
+    def _template(self) -> str:
+        """Of an exported tokenizer, too, the template itself: contents come quoted, and nobody asks for an opened trace."""
+        return original_template(self._tokenizer.get_chat_template(), self._markers)
+
     def _render(self, turns: list[dict[str, str]], generate: bool) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate, open_trace=False)
+            text = self._tokenizer.apply_chat_template(
+                turns, chat_template=self._template(), tokenize=False, add_generation_prompt=generate
+            )
         except TemplateError as error:
             raise InputError(f"the model's chat template refuses these turns: {error}") from None
         return str(text)
@@ -131,45 +149,6 @@ class Chat:
         if self._tokenizer.eos_token_id is None:
             raise InputError("nothing ends a turn: neither the chat template nor tokenizer.eos_token; set tokenizer.eos_token")
         return self._tokenizer.eos_token_id
-
-
-def ensure_template(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Gives a tokenizer without a chat template `default_template`; says whether it did."""
-    if tokenizer.chat_template is not None:
-        return False
-    tokenizer.chat_template = default_template(tokenizer)
-    return True
-
-
-def default_template(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Tulu's turns for base models: `<|user|>\\n…\\n<|assistant|>\\n…{eos}\\n`, after bos where the tokenizer itself writes one.
-
-    Source: arXiv 2411.15124. Raises InputError if the tokenizer has no eos token.
-    """
-    if tokenizer.eos_token is None:
-        raise InputError("the tokenizer has neither a chat template nor an eos token; set tokenizer.eos_token")
-    writes_bos = tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return (
-        ("{{ bos_token }}" if writes_bos else "")
-        + "{% for message in messages %}"
-        + r"{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
-        + "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
-        + r"{{ '\n' }}"
-        + "{% endfor %}"
-        + r"{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-    )
-
-
-def with_trace_opener(template: str, markers: MarkersConfig) -> str:
-    """The template to export: its generation prompt ends with START, unless `open_trace=False` is given. Idempotent."""
-    if markers.start is None:
-        return template
-    start = json.dumps(markers.start, ensure_ascii=False)  # JSON's strings are Jinja's
-    # The plus sign keeps Jinja's lstrip_blocks from touching what stands before.
-    opener = f"{{%+ if add_generation_prompt and (open_trace is not defined or open_trace) %}}{{{{ {start} }}}}{{% endif %}}"
-    if template.endswith(opener):
-        return template
-    return template.removesuffix("\n") + opener  # Jinja drops one newline at the end of a template, but not before a block
 
 
 class _Swap:

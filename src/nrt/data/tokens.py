@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -30,12 +32,15 @@ from nrt.errors import InputError
 from nrt.types import Example, Message, Pair
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 FORMAT = 1
 """Of the cache files; part of their names."""
 
 BATCH = 1000
 """Rows a record batch; the tokenizer takes as many at once and spreads them over the cores."""
+
+_TO_JSON = json.JSONEncoder(default=str)
 
 ROWS, BAD = "rows.arrow", "bad.json"
 
@@ -199,8 +204,9 @@ def _encoded(tables: Sequence[Table], source: Source, reading: Reading, chat: Ch
         if reading.text:
             yield from _cut(table, source, reading, reading.text, chat, entropies)
         else:
-            for examples in _batched(iterate_examples(table, reading, source.name)):
-                yield from _encode(examples, table, chat)
+            batches = _batched(iterate_examples(table, reading, source.name))
+            for items in _ahead(lambda examples, table=table: _encode(examples, table, chat), batches):
+                yield from items
 
 
 def _cut(table: Table, source: Source, reading: Reading, how: TextConfig, chat: Chat, entropies: Entropies | None) -> Iterator[Pair | Bad]:
@@ -219,21 +225,22 @@ def _cut(table: Table, source: Source, reading: Reading, how: TextConfig, chat: 
         yield from cut_document(document, how, entropies)
 
 
-def _encode(examples: Iterable[Example | Bad], table: Table, chat: Chat) -> Iterator[Pair | Bad]:
+def _encode(examples: Iterable[Example | Bad], table: Table, chat: Chat) -> list[Pair | Bad]:
     """A batch through the tokenizer; an example that the chat template refuses is bad."""
+    items: list[Pair | Bad] = []
     usable: list[tuple[Example, str]] = []
     for example in examples:
         if isinstance(example, Bad):
-            yield example
+            items.append(example)
             continue
         try:
             usable.append((example, chat.prompt_text(example.messages)))
         except InputError as error:
-            yield Bad(table.path, int(example.id.rpartition(":")[2]), str(error))
+            items.append(Bad(table.path, int(example.id.rpartition(":")[2]), str(error)))
     prompts = chat.encode_prompts([text for _, text in usable])
     answers = chat.encode_answers([example.answer for example, _ in usable])
-    for (example, _), prompt_ids, answer_ids in zip(usable, prompts, answers, strict=True):
-        yield Pair(example, prompt_ids, answer_ids)
+    items += [Pair(example, x, y) for (example, _), x, y in zip(usable, prompts, answers, strict=True)]
+    return items
 
 
 def _write(folder: Path, items: Iterable[Pair | Bad], skip: bool) -> None:
@@ -262,6 +269,18 @@ def _good(items: Iterable[Pair | Bad], bad: list[Bad], skip: bool) -> Iterator[P
             raise InputError(str(item))
 
 
+def _ahead(function: Callable[[T], U], items: Iterable[T], depth: int = 2) -> Iterator[U]:
+    """`map`, a few items ahead in a thread: the tokenizer works outside the interpreter's lock while others read and write."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting: deque[Future[U]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def _batched(items: Iterable[T]) -> Iterator[list[T]]:
     items = iter(items)
     while batch := list(islice(items, BATCH)):
@@ -274,7 +293,7 @@ def _record_batch(pairs: Sequence[Pair]) -> pyarrow.RecordBatch:
         "messages": [[{"role": m.role, "content": m.content} for m in pair.example.messages] for pair in pairs],
         "answer": [pair.example.answer for pair in pairs],
         "source": [pair.example.source for pair in pairs],
-        "extra": [json.dumps(pair.example.extra, default=str) for pair in pairs],
+        "extra": [_TO_JSON.encode(pair.example.extra) for pair in pairs],
     }
     arrays = [pyarrow.array(columns[field.name], field.type) for field in _SCHEMA if field.name in columns]
     arrays += [_id_lists([pair.prompt_ids for pair in pairs]), _id_lists([pair.answer_ids for pair in pairs])]
@@ -283,5 +302,5 @@ def _record_batch(pairs: Sequence[Pair]) -> pyarrow.RecordBatch:
 
 def _id_lists(rows: Sequence[Sequence[int]]) -> pyarrow.ListArray:
     offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int32)
-    flat = np.fromiter((token for row in rows for token in row), np.uint32, count=int(offsets[-1]))
+    flat = np.fromiter(chain.from_iterable(rows), np.uint32, count=int(offsets[-1]))
     return pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(flat))

@@ -15,8 +15,8 @@ from nrt.models.load import quiet
 from nrt.models.markers import end_token_ids
 
 
-def save_model(model: PreTrainedModel, tokenizer: Any, folder: str | os.PathLike[str], *, template: str | None) -> None:
-    """Saves weights (safetensors), config, tokenizer, `template` as its chat template, and a generation config.
+def save_model(model: PreTrainedModel, tokenizer: Any, folder: str | os.PathLike[str], *, template: str | dict[str, str] | None) -> None:
+    """Saves weights (safetensors), config, tokenizer, `template` as its chat template (or several by name), and a generation config.
 
     The generation config names every end token and nothing else: sampling defaults of the base would hide what was trained. The folder
     appears, or is replaced, by a rename: a half-written one is never seen under its name. Model and tokenizer stay as they are.

@@ -14,7 +14,7 @@ import torch
 
 from nrt.checkers import Checker, resolve_checker, resolve_dotted
 from nrt.config import Config, ObjectiveConfig
-from nrt.data import Chat, Encoded, Markers, Pairs, Stream, bare_row, ensure_template, load_pairs, null_row, with_trace_opener
+from nrt.data import Chat, Encoded, Markers, Pairs, Stream, bare_row, ensure_template, load_pairs, null_row
 from nrt.engine.local import build_engine, frozen_copy
 from nrt.errors import InputError, unknown
 from nrt.models import add_markers, check_markers, end_token_ids, load_model, pick_device, save_model
@@ -196,9 +196,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         pairs = load_pairs(config, "valid", chat, entropies).pairs[: config.heldout.rows]
         how = config.heldout
         heldout = Heldout(policy, pairs, chat, names.checker, how.greedy, with_traces=names.method.samples, with_swapped=how.swapped)
-    template = tokenizer.chat_template
-    if names.method.samples:
-        template = with_trace_opener(template, config.markers)
+    template = chat.exported_template(open_trace=names.method.samples)
     return Parts(
         names=names,
         stepper=stepper,
