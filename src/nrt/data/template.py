@@ -7,7 +7,8 @@ its last character (`<|think_end| >`), and ends by opening the trace. A text tha
 Why a space, and there: normalisers of every kind keep it inside a text, while NFKC and BERT's cleaning drop what has no width; and a
 break before the last character breaks all overlapping occurrences but one that begins at that very character, for which tokens that
 end as they begin are gone through twice. A space that is put in never completes another token, since none contains it (where one
-does, another character is taken). Text parts that only together spell a token, even after a template's `trim`, are told apart as well.
+does, another character is taken), so only tokens that the text spells to begin with are gone through. Text parts that only together
+spell a token, even after a template's `trim`, are told apart as well.
 
 Contents alone are rebuilt: roles, tool calls, tools and documents go through as they are. Out of a template's reach is what only a
 normaliser makes into a control token, where tokens are looked for after it: `＜/s＞` of full width under NFKC, if `</s>` is a piece of
@@ -95,16 +96,18 @@ def _opener(markers: MarkersConfig) -> str:
 
 def _prologue(control: tuple[str, ...]) -> str:
     """Jinja that rebinds `messages`. It writes nothing, and loops over no name that holds a content (see above, vLLM)."""
-    tokens = [token for text in control for token in (text, text)[: 1 + (text[0] == text[-1])]]
+    by_start: dict[str, list[str]] = {}  # most texts hold none of the beginnings, and vocabularies with thousands of tokens few
+    for text in control:
+        by_start.setdefault(text[:2], []).extend([text] * (1 + (text[0] == text[-1])))
     used = set("".join(control))
     space = next(c for c in map(chr, range(0x20, 0xD800)) if c not in used)
     dash = next(c for c in map(chr, range(0x2D, 0xD800)) if c not in used and not c.isspace())  # what `trim` leaves between parts
     code = """
 {% macro nrt_text(text) %}
 {% set nrt = namespace(text=text) %}
-{% for token in TOKENS %}{% if token in nrt.text %}
+{% for start, tokens in TOKENS %}{% if start in text %}{% for token in tokens | select('in', text) %}
 {% set nrt.text = nrt.text.replace(token, token[:-1] ~ SPACE ~ token[-1:] if token | length > 1 else SPACE) %}
-{% endif %}{% endfor %}
+{% endfor %}{% endif %}{% endfor %}
 {{ nrt.text }}
 {% endmacro %}
 {% set nrt = namespace(messages=[]) %}
@@ -134,7 +137,7 @@ def _prologue(control: tuple[str, ...]) -> str:
 {% endfor %}
 {% set messages = nrt.messages %}
 """
-    for name, text in (("SPACE", _literal(space)), ("DASH", _literal(dash)), ("TOKENS", _literal(tokens))):
+    for name, text in (("SPACE", _literal(space)), ("DASH", _literal(dash)), ("TOKENS", _literal(list(by_start.items())))):
         code = code.replace(name, text)
     return _BEGIN + code.replace("\n", "") + _END
 
