@@ -213,6 +213,7 @@ function tokenElement(text, shade) {
   return h("span", { class: "token", style }, h("bdi", {}, shown.trim() ? shown : "␣"));
 }
 
+/** The reference answer in `group.tokens`, each token shaded by `shade(i)` and described by `describe(i)`. */
 function tokensRow(group, shade, describe) {
   const row = h("div", { class: "tokens", "aria-label": "Reference answer" });
   const add = (from, to) => row.append(...group.tokens.slice(from, to).flatMap((token, i) => {
@@ -232,12 +233,14 @@ function tokenLines(group, found, k, i) {
   const weight = found.weights ? found.weights[i] : null;
   return [
     ["token", visible(group.tokens[i])],
-    ["log c − log c_base", Number.isFinite(logp - base) ? signed(logp - base, 3) : "–"],
+    effectLine(logp - base),
     ["c, after this trace", number(c)], ["c_base, after the null trace", number(Math.exp(base))],
     ...(weight === null ? [] : [["weight w", number(weight)]]),
     ...(found.scheme ? [["signal ∂R/∂log c", number(found.scheme.signal(c, weight, found.rewards[k], group.tokens.length))]] : []),
   ];
 }
+
+const effectLine = (delta) => ["log c − log c_base", Number.isFinite(delta) ? signed(delta, 3) : "–"];
 
 function nullLines(group, found, i) {
   const base = nats(group.base)[i];

@@ -122,6 +122,10 @@ def missing(loaded: Loaded, groups: int) -> list[str]:
         bool(rows) and not rows[0].get("token_entropy"),
         "Held-out records have no token_entropy (an older version wrote them): no token confidence.",
     )
+    note(
+        bool(rows) and not rows[0].get("answer_tokens"),
+        "Held-out records have no answer_tokens (an older version wrote them): before and after is not shaded token by token.",
+    )
     return notes
 
 
