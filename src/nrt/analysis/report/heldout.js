@@ -55,6 +55,7 @@ function showQuestion() {
     h("div", { class: "question" },
       h("div", {}, h("h4", {}, "Question ", h("span", { class: "faint" }, visible([question.source, question.id].filter(Boolean).join(" · ")))), prose(question.question)),
       h("div", {}, h("h4", {}, "Reference answer"), prose(question.reference))),
+    ...(pairs.flatMap(([, both]) => both).some((found) => found?.tokens && found.token_logp_null) ? [scale()] : []),
     ...pairs.map(([place, [before, after]]) => {
       const one = report.runs[place];
       return h("div", { class: "replies" },

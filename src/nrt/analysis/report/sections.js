@@ -211,7 +211,7 @@ function wordsOf(run) {
     h("div", { class: "two" },
       cloud(`Traces, ${found.trace_words.toLocaleString("en")} words`, found.trace_cloud, (word) => word.in_traces),
       cloud(`Reference answers, ${found.answer_words.toLocaleString("en")} words`, found.answer_cloud, (word) => word.in_answers)),
-    note(`Traces and answers are those of ${run.vocabulary_of}. Size: how often a word stands there. Colour: words that differ at |z| > 1.96, blue in traces, orange in answers.`),
+    note(`Traces and answers are those of ${several ? `${visible(run.name)}: ` : ""}${run.vocabulary_of}. Size: how often a word stands there. Colour: words that differ at |z| > 1.96, blue in traces, orange in answers.`),
   ];
 }
 

@@ -57,8 +57,8 @@ def facts(loaded: Loaded) -> list[tuple[str, str]]:
         ("seed", str(loaded.seed)),
         ("time in training steps", duration(seconds) if seconds else ""),
         ("machine", machine),
-        ("software", ", ".join(f"{name} {version}" for name, version in packages.items() if version)),
         ("started", str(start.get("started", "")).replace("T", " ").replace("+00:00", " UTC")),
+        ("software", ", ".join(f"{name} {version}" for name, version in packages.items() if version)),
     ]
     return [(label, value) for label, value in values if value]
 
