@@ -19,7 +19,7 @@ DYNAMICS = {
     "reward/beats_null": "share that beats the null trace",
     "trace/unfinished": "share unfinished",
 }
-"""Figure 2, to which `dynamics_panels` adds a judge's. The gain is of the mean log-probability: rewards of different methods have no common scale."""
+"""Figure 2; `dynamics_panels` adds a judge's. The gain is of the mean log-probability: rewards have no common scale across methods."""
 
 _COLOURS = [f"C{i}" for i in range(10)] + [
     "navy",
