@@ -3,9 +3,12 @@
 import http.client
 import json
 import re
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from urllib.error import HTTPError
 from urllib.parse import parse_qs, quote, urlsplit
@@ -86,6 +89,19 @@ def test_a_run_that_breaks_later_is_said_so(served):
     (run / "metrics.jsonl").write_text("nonsense\n", encoding="utf-8")
     status, text = ask("/")
     assert (status, "not JSON" in text) == (500, True)
+
+
+def test_a_reader_who_leaves_is_not_complained_about(served, capfd):
+    _, run = served
+    with serving([run]) as server:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed at once, by a reset
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                connection.recv(1)
+        assert status_of(server.url) == 200
+        time.sleep(0.2)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_taken_port_and_no_run(served, tmp_path):
