@@ -100,6 +100,7 @@ def _reply(rng, i, trained, samples, extra):
         "id": f"valid.jsonl:{i}", "source": f"family{i % 2}", "question": f"held-out question {i} {extra}",
         "reference": f"the answer is {i}", "logp": sum(logp) / len(logp), "token_logp": logp,
         "token_entropy": [round(abs(x), 5) for x in _logp(rng, len(TOKENS))],
+        "answer_tokens": [*TOKENS[:-1], extra or TOKENS[-1]],
         "answer": f"it is {i} {extra}", "correct": trained or i < 3,
     }  # fmt: skip
     nulls = {
@@ -107,6 +108,7 @@ def _reply(rng, i, trained, samples, extra):
         "length": 5,
         "finished": i % 3 == 0,
         "logp_null": -1.5,
+        "token_logp_null": [-1.5] * len(TOKENS),
         "answer_null": "no",
         "correct_null": False,
     }

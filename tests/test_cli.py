@@ -159,7 +159,10 @@ def test_figures_as_png_svg_and_csv(nrt_command, tmp_path):
     assert out.count("written: drawn/") == 9
     lines = (tmp_path / "drawn" / "accuracy.csv").read_text(encoding="utf-8").splitlines()
     assert lines[:2] == ["variant,family,seeds,correct,low,high", "nrt-gm,family0,1,1.0,1.0,1.0"]
-    assert "<text" in (tmp_path / "drawn" / "dynamics.svg").read_text(encoding="utf-8")
+    drawing = (tmp_path / "drawn" / "dynamics.svg").read_text(encoding="utf-8")
+    assert "<text" in drawing
+    assert "judge: quality" in drawing
+    assert "nrt-gm,0,1,judge/quality,0.5" in (tmp_path / "drawn" / "dynamics.csv").read_text(encoding="utf-8").splitlines()
     status, _, err = nrt_command("figures", "one", "--style", "papr")
     assert status == 2
     assert "did you mean 'paper'" in err

@@ -108,7 +108,10 @@ def report(
         Path | None, typer.Option("--output", "-o", help="The page; by default RUN/report.html, or ./report.html for several runs.")
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="A summary on the terminal instead of the page.")] = False,
-    serve: Annotated[bool, typer.Option("--serve", help="Serve the page to this machine only, and follow runs that still go on.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve the page, and follow runs that still go on.")] = False,
+    host: Annotated[
+        str, typer.Option(help="For --serve: any but this machine's own needs the token in the printed address; $NRT_REPORT_TOKEN sets it.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="For --serve; 0: a free one.")] = 8642,
 ) -> None:
     """What runs have learnt, as one self-contained HTML page: numbers, curves, and every trace token by token."""
@@ -121,8 +124,8 @@ def report(
     if text:
         print_report(build_report(runs), _console())
     elif serve:
-        server = make_server(runs, port=port)
-        _console().print(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+        server = make_server(runs, host=host, port=port)
+        _console().print(f"{server.url} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
         with server:
             server.serve_forever()
     else:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nrt.analysis.report.data import build_report
+from nrt.analysis.report.groups import Index
 from nrt.analysis.report.page import plotly_script, write_page
 
 PAGE = "report.html"
@@ -20,6 +22,7 @@ class Reporting:
         """Raises InputError at once, rather than at the first evaluation, when the page cannot be made here."""
         plotly_script()
         self.listener, self.folder = listener, Path()
+        self._indexes: defaultdict[Path, Index] = defaultdict(Index)
 
     def start(self, path: Path, step: int, steps: int) -> None:
         self.folder = path
@@ -37,6 +40,6 @@ class Reporting:
     def write(self) -> None:
         """Writes RUN/report.html. What goes wrong is logged: a page can be made again, hours of training cannot."""
         try:
-            write_page(build_report([self.folder]), self.folder / PAGE)
+            write_page(build_report([self.folder], self._indexes), self.folder / PAGE)
         except Exception as error:
             logging.getLogger("nrt").warning("%s was not written: %s", self.folder / PAGE, error)

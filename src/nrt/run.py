@@ -101,12 +101,16 @@ class Run:
     def traces(self) -> list[Record]:
         return list(_records(self.path / "traces.jsonl"))
 
-    def trace_lines(self) -> list[tuple[int, int]]:
-        """(step, byte offset) of each whole line of traces.jsonl. Lines are not parsed: at the paper's scale the file has gigabytes."""
-        path, found, offset = self.path / "traces.jsonl", [], 0
+    def trace_lines(self, start: int = 0) -> list[tuple[int, int]]:
+        """(step, byte offset) of each whole line of traces.jsonl, from the line that begins at byte `start` on.
+
+        Lines are not parsed: at the paper's scale the file has gigabytes.
+        """
+        path, found, offset = self.path / "traces.jsonl", [], start
         if not path.is_file():
             return []
         with path.open("rb") as file:
+            file.seek(start)
             for line in file:
                 if line.endswith(b"\n"):
                     match = STEP.match(line)

@@ -4,6 +4,8 @@ import io
 import json
 import re
 import sys
+from collections import defaultdict
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from nrt.analysis.report.curves import MOST_POINTS, read_curves
 from nrt.analysis.report.data import SCHEME, build_report
-from nrt.analysis.report.groups import as_group, read_groups
+from nrt.analysis.report.groups import Index, as_group, read_groups
 from nrt.analysis.report.page import embedded, render_page, write_page
 from nrt.analysis.report.questions import read_questions
 from nrt.analysis.report.sampling import within_budget
@@ -21,7 +23,7 @@ from nrt.analysis.report.text import print_report
 from nrt.config import Config
 from nrt.errors import InputError
 from nrt.objective import METHODS, REWARDS
-from nrt.run import RunWriter, load_run
+from nrt.run import Run, RunWriter, load_run
 from tests.runs import HOSTILE, TOKENS, write_run
 
 
@@ -95,6 +97,47 @@ def test_at_most_300_groups_with_the_first_and_the_last(tmp_path):
     assert len(read_groups(load_run(tmp_path / "long"), share=10)[0]) == 30
 
 
+def test_a_page_made_again_is_the_one_made_from_scratch(tmp_path):
+    """While the run grows by whole and half lines, after a resume has cut it, and when traces.jsonl has gone."""
+    run, indexes = write_run(tmp_path / "run"), defaultdict(Index)
+    file = run / "traces.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+
+    def same():
+        again, fresh = build_report([run], indexes), build_report([run])
+        assert replace(again, made="") == replace(fresh, made="")
+        return [group.step for group in again.runs[0].groups]
+
+    file.write_bytes(b"")
+    assert same() == []
+    for count in (1, 1, 4):
+        file.write_bytes(b"".join(lines[:count]))
+        assert same() == list(range(1, count + 1))
+    file.write_bytes(b"".join(lines[:5])[:-20])
+    assert same() == [1, 2, 3, 4]
+    file.write_bytes(b"".join(lines))
+    assert same() == [1, 2, 3, 4, 5, 6]
+    with RunWriter.reopen(run, step=2):
+        assert same() == [1, 2]
+    file.unlink()
+    assert same() == []
+
+
+def test_only_what_is_new_of_the_traces_is_read_again(folder):
+    """Two looks at a file that did not grow: the second begins at its last line."""
+    starts = []
+
+    class Watched(Run):
+        def trace_lines(self, start=0):
+            starts.append(start)
+            return super().trace_lines(start)
+
+    index, run = Index(), Watched(folder)
+    assert index.lines(run) == run.trace_lines()
+    index.lines(run)
+    assert starts[-1] == index.lines(run)[-1][1] > 0
+
+
 def test_what_is_too_large_is_thinned():
     items = [[i] * 100 for i in range(50)]
     kept = within_budget(items, 2000)
@@ -141,6 +184,7 @@ def test_several_runs_are_compared(tmp_path):
     assert before is not None
     assert after is not None
     assert (before.correct, after.correct, after.trace) == (False, True, "let us see step 5 ")
+    assert (after.tokens, after.token_logp_null) == (list(TOKENS), [-150000] * len(TOKENS))
     assert any("samples none" in note for note in report.runs[0].missing)
     # Two runs that share method and seed go by their names.
     twins = build_report([runs[1], write_run(tmp_path / "again")])
@@ -172,6 +216,7 @@ def test_other_questions_are_said_not_to_compare(tmp_path):
         (lambda run: set_config(run, gone_setting=3), "gone_setting"),
         (lambda run: (run / "config.yaml").write_text("a: [", encoding="utf-8"), "not valid YAML"),
         (lambda run: drop_field(run, "token_entropy"), "token_entropy"),
+        (lambda run: drop_field(run, "answer_tokens"), "not shaded token by token"),
         (lambda run: drop_field(run, "correct"), "no accuracy"),
     ],
 )
@@ -259,6 +304,7 @@ def test_the_terminal_summary(folder):
     assert "0.250 [" in text
     assert "loss" in text
     assert "▁" in text
+    assert "judge: quality" in text
     assert "warning at step 0: 2 rows are too long" in text
 
 

@@ -1,14 +1,20 @@
 """The report in a real browser: every section, the explorer's maths against nrt.objective, hover, keyboard, hostile text."""
 
+import io
+import json
 import random
 import threading
 import time
+from urllib.parse import urlsplit
 
 import pytest
 import torch
 from playwright.sync_api import Error
+from rich.console import Console
 
 from nrt.analysis.report.serve import make_server
+from nrt.lab.demo import run_demo
+from nrt.live import LiveLine
 from nrt.objective import REWARDS, group_advantage, token_signal, with_weight_norm
 from nrt.run import load_run
 from tests.runs import HOSTILE, write_large_run, write_run
@@ -60,6 +66,25 @@ def test_every_section_of_one_run(open_page, run):
     assert page.locator("#explorer article.trace").count() == 5
     assert page.locator("#heldout article.reply").count() == 2
     assert "Only one method" in page.inner_text("#comparison")
+
+
+def test_every_section_of_a_real_miniature_run(open_page, tmp_path, monkeypatch):
+    """What training itself writes, not a test's idea of it."""
+    monkeypatch.setenv("NRT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    console = Console(file=io.StringIO())
+    run = run_demo(console, LiveLine(console), quick=True)
+    page = open_page(run.path)
+    assert charts_drawn(page) >= 15
+    assert page.locator("#summary .callout").count() == 0  # nothing is missing, nothing was out of the ordinary
+    assert page.locator("#summary table.scores").count() == 2
+    assert page.locator("#vocabulary .words tbody tr").count() > 4
+    assert page.locator("#explorer article.trace").count() == len(run.traces()[0]["traces"])
+    assert page.locator("#heldout article.reply .tokens").count() == 2
+    row = run.heldout(0)[0]
+    assert page.locator("#heldout article.reply >> nth=0").locator(".token").all_inner_texts() == [
+        token.strip() or "␣" for token in row["answer_tokens"]
+    ]
 
 
 def test_every_section_of_several_runs(open_page, run, tmp_path):
@@ -191,6 +216,32 @@ def test_before_and_after_side_by_side(open_page, run):
     assert page.inner_text("#ask-place") == "question 1 of 1"
 
 
+def test_held_out_references_are_shaded_token_by_token(open_page, run, tmp_path):
+    """Against the null trace where there are traces; by their own probability for sft; by nothing where an old folder lacks them."""
+    record, old = load_run(run).heldout()[0], write_run(tmp_path / "old", seed=1)
+    for file in (old / "heldout").iterdir():
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        gone = ("answer_tokens", "token_logp_null")
+        file.write_text("".join(json.dumps({k: v for k, v in row.items() if k not in gone}) + "\n" for row in rows), encoding="utf-8")
+    page = open_page(run, write_run(tmp_path / "sft", method="sft"), old)
+    replies = page.locator("#heldout .replies")
+    assert [replies.nth(i).locator(".tokens").count() for i in range(3)] == [2, 2, 0]
+    after = replies.nth(0).locator(".reply >> nth=1").locator(".tokens")
+    changes = [logp - null for logp, null in zip(record["token_logp"], record["token_logp_null"], strict=True)]
+    shades = after.locator(".token").evaluate_all("(all) => all.map((one) => one.style.background)")
+    assert [("up" if change > 0 else "down") in shade for change, shade in zip(changes, shades, strict=True)] == [True] * len(changes)
+    after.locator(".token >> nth=1").hover()
+    assert f"{abs(changes[1]):.3f}" in page.inner_text("#tooltip")
+    assert "after the null trace" in page.inner_text("#tooltip")
+    page.mouse.move(0, 0)
+    after.focus()
+    page.keyboard.press("End")
+    assert page.locator(".token.current").inner_text() == "<eos>"
+    assert "entropy" in replies.nth(1).locator(".token >> nth=0").get_attribute("style")
+    page.locator("#summary details > summary >> nth=2").click()
+    assert "not shaded token by token" in page.inner_text("#summary details[open]")
+
+
 def test_hostile_text_is_shown_as_text(open_page, tmp_path):
     run = write_run(tmp_path / "<img src=x onerror=alert(1)>", extra=HOSTILE + "long " * 20_000)
     page = open_page(run, write_run(tmp_path / "second", method="<b>rlpr</b>", extra=HOSTILE))
@@ -212,6 +263,22 @@ def test_hostile_text_is_shown_as_text(open_page, tmp_path):
     assert len(prompt.inner_text()) < 2000
     prompt.locator("button.more").click()
     assert len(prompt.inner_text()) > 100_000
+    for place in (
+        "article.trace >> nth=0",
+        "article.trace .token:last-child >> nth=0",
+        "#question .prose >> nth=0",
+        "#question .token >> nth=-1",
+    ):
+        text = page.locator(place).text_content()
+        assert "<script>window.hacked = 1</script>" in text
+        assert "NUL:␀" in text
+        assert "⟨U+202E⟩override" in text
+    page.locator("#question .token >> nth=-1").hover()
+    assert "<script>" in page.inner_text("#tooltip")
+    page.fill("#search", "NUL:\0")
+    page.fill("#ask-search", "🧪👩‍🔬 nul")
+    assert page.locator("#groups option").count() == 6
+    assert page.inner_text("#ask-place").startswith("question 1 of ")
     assert "<b>rlpr</b>" in page.inner_text("#dynamics .legend")
     assert page.locator("#dynamics b").count() == 0
 
@@ -236,6 +303,8 @@ def test_print_draws_every_chart(open_page, run):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.evaluate("[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('svg'))")
     assert page.locator("nav").is_hidden()
+    assert page.inner_text("#chosen") == "Ranked as trained (geometric mean)."  # in place of the buttons
+    assert "step 1 · family1" in page.inner_text("#group .question")
     assert len(page.pdf()) > 20_000
 
 
@@ -254,16 +323,38 @@ def test_what_is_missing_is_named(open_page, tmp_path):
         assert text in page.inner_text(f"#{section}")
 
 
-def test_a_served_page_reloads_itself(chromium, run):
-    server = make_server([run])
+def test_a_run_cut_off_while_it_wrote(open_page, run):
+    """Killed in its fifth step: half a line of metrics and of traces, no model, no evaluation at the end; and no config that nrt knows."""
+    for name, lines in (("metrics.jsonl", 5), ("traces.jsonl", 4)):
+        kept = (run / name).read_bytes().splitlines(keepends=True)
+        (run / name).write_bytes(b"".join(kept[:lines]) + kept[lines][:40])
+    (run / "heldout" / "step-000006.jsonl").unlink()
+    (run / "model").rmdir()
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(config.replace("schema_version: 1", "schema_version: 0") + "gone: 1\n", encoding="utf-8")
+    page = open_page(run)
+    charts_drawn(page)
+    missing = page.inner_text("#summary .callout.quiet")
+    for named in ("schema version 0", "the run is stopped, 4 of 6 steps", "No held-out evaluation after step 0 yet"):
+        assert named in missing
+    assert page.locator("#groups option").count() == 4
+    assert "not evaluated" in page.inner_text("#heldout article.reply >> nth=1")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_served_page_reloads_itself(chromium, run, host):
+    """On any other host than this machine's own with the token, which the page hands on when it asks for newer versions."""
+    server = make_server([run], host=host)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    page = chromium.new_page()
-    page.goto(f"http://127.0.0.1:{server.server_port}/")
+    page, complaints = chromium.new_page(), []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(f"http://127.0.0.1:{server.server_port}/?{urlsplit(server.url).query}")
     assert "fresh" not in page.inner_text("#dynamics")
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 7, "fresh": 1.0}\n')
     until(page, "document.querySelector('#dynamics select')?.innerText.includes('fresh')")
     page.close()
+    assert complaints == []
     server.shutdown()
     server.server_close()
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from statistics import fmean
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nrt
-from nrt.data import trace_row
+from nrt.data import null_row, trace_row
 from nrt.metrics import describe
 from nrt.training.heldout import summary
 from nrt.training.loop import Interrupted, Silent
@@ -168,7 +169,7 @@ def test_sft_learns_its_answers(make_config):
     first, last = run.heldout(0), run.heldout()
     assert sum(row["correct"] for row in first) == 0
     assert sum(row["correct"] for row in last) == len(last)
-    assert all(row["trace"] is None for row in last)
+    assert all(row["trace"] is None and row["token_logp_null"] is None for row in last)
     assert "reward/gain" not in run.metrics()[-1]
 
 
@@ -184,6 +185,20 @@ def test_answers_after_swapped_traces_are_those_of_the_other_prompt(make_config)
         assert record.logp_swapped == pytest.approx(logp[-len(pair.answer_ids) :].mean().item(), abs=1e-6)
         assert record.correct_swapped is not None
     assert {"heldout/accuracy_swapped", "heldout/logp_swapped"} <= set(summary(records))
+
+
+def test_held_out_references_are_kept_token_by_token(make_config):
+    """Their texts make up the reference and the end of the turn; log-probabilities are those after the null trace, by hand."""
+    parts = prepare(make_config())
+    assert parts.heldout is not None
+    policy, pairs = parts.stepper.policy, parts.heldout.pairs
+    scored = policy.score([null_row(pair, policy.markers) for pair in pairs])
+    for record, pair, (logp, _) in zip(parts.heldout(seed=1), pairs, scored, strict=True):
+        assert "".join(record.answer_tokens).replace(" ", "").startswith(record.reference.replace(" ", ""))
+        assert len(record.answer_tokens) == len(record.token_logp) == len(pair.answer_ids)
+        assert record.token_logp_null is not None
+        assert record.token_logp_null == pytest.approx(logp[-len(pair.answer_ids) :].tolist(), abs=1e-5)
+        assert record.logp_null == pytest.approx(fmean(record.token_logp_null), abs=1e-5)
 
 
 def test_one_trace_warns(make_config):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ DYNAMICS = {
     "reward/beats_null": "share that beats the null trace",
     "trace/unfinished": "share unfinished",
 }
-"""Figure 2. The gain is that of the mean log-probability: rewards of different methods have no common scale."""
+"""Figure 2; `dynamics_panels` adds a judge's. The gain is of the mean log-probability: rewards have no common scale across methods."""
 
 _COLOURS = [f"C{i}" for i in range(10)] + [
     "navy",
@@ -79,12 +79,12 @@ def plot_accuracy(comparison: Comparison, file: Path) -> None:
 
 def plot_dynamics(runs: Mapping[str, Mapping[int, Path]], file: Path) -> None:
     """Metrics over steps as in Figure 2: thin lines are seeds, thick ones their mean."""
-    figure, axes = _figure(1, len(DYNAMICS), width=3.4, height=2.8)
-    for axis, (metric, label) in zip(axes, DYNAMICS.items(), strict=True):
-        for number, (variant, seeds) in enumerate(runs.items()):
-            curves = [
-                {m["step"]: y for m in Run(path).metrics() if (y := dynamics_value(m, metric)) is not None} for path in seeds.values()
-            ]
+    lines = {variant: [Run(path).metrics() for path in seeds.values()] for variant, seeds in runs.items()}
+    panels = dynamics_panels(record for seeds in lines.values() for metrics in seeds for record in metrics)
+    figure, axes = _figure(1, len(panels), width=3.4, height=2.8)
+    for axis, (metric, label) in zip(axes, panels.items(), strict=True):
+        for number, (variant, seeds) in enumerate(lines.items()):
+            curves = [{m["step"]: y for m in metrics if (y := dynamics_value(m, metric)) is not None} for metrics in seeds]
             curves = [curve for curve in curves if curve]
             for curve in curves:
                 axis.plot(list(curve), list(curve.values()), color=_COLOURS[number % len(_COLOURS)], lw=0.6, alpha=0.4)
@@ -116,8 +116,14 @@ def plot_confidence(bins: Mapping[str, Sequence[Bin]], baseline: str, file: Path
     _save(figure, file)
 
 
+def dynamics_panels(metrics: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Metric → label of what `plot_dynamics` draws of lines of metrics: DYNAMICS, and what a judge said of traces (`judge/…`)."""
+    judged = sorted({name for record in metrics for name in record if name.startswith("judge/")})
+    return DYNAMICS | {name: f"judge: {name.removeprefix('judge/')}" for name in judged}
+
+
 def dynamics_value(metrics: Mapping[str, Any], name: str) -> float | None:
-    """What `plot_dynamics` draws of one line of metrics, for a name of DYNAMICS."""
+    """What `plot_dynamics` draws of one line of metrics, for a name of `dynamics_panels`."""
     if name != "gain":
         return metrics.get(name)
     after, null = metrics.get("answer/logp"), metrics.get("answer/logp_null")

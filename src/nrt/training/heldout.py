@@ -31,10 +31,12 @@ class HeldoutRecord:
     logp: float
     token_logp: tuple[float, ...]  # of each token of y*, nats
     token_entropy: tuple[float, ...]  # of the distributions they were read from, nats
+    answer_tokens: tuple[str, ...]  # y* token by token, as text
     trace: str | None = None
     length: int | None = None
     finished: bool | None = None
     logp_null: float | None = None
+    token_logp_null: tuple[float, ...] | None = None
     answer: str | None = None
     correct: bool | None = None
     answer_null: str | None = None
@@ -76,6 +78,8 @@ class Heldout:
             for name, found in further.items():
                 (logp_T, _), answer = found[i]
                 compared |= {f"logp_{name}": _mean(logp_T), f"answer_{name}": answer, f"correct_{name}": self._check(answer, reference)}
+                if name == "null":
+                    compared["token_logp_null"] = _rounded(logp_T)
             records.append(
                 HeldoutRecord(
                     id=pair.example.id,
@@ -85,6 +89,7 @@ class Heldout:
                     logp=_mean(scores[i][0]),
                     token_logp=_rounded(scores[i][0]),
                     token_entropy=_rounded(scores[i][1]),
+                    answer_tokens=tuple(self.chat.decode((token,)) for token in pair.answer_ids),
                     trace=self.chat.decode(trace.ids) if trace else None,
                     length=len(trace.ids) if trace else None,
                     finished=trace.finished if trace else None,

@@ -43,7 +43,7 @@ function redraw() {
 }
 
 function styled(layout) {
-  const axis = { gridcolor: css("--rule"), zerolinecolor: css("--rule"), linecolor: css("--rule"), tickfont: { size: 11 }, automargin: true, title: { font: { size: 12 } } };
+  const axis = { gridcolor: css("--rule"), zerolinecolor: css("--rule"), linecolor: css("--rule"), layer: "below traces", tickfont: { size: 11 }, automargin: true, title: { font: { size: 12 } } };
   const merged = (given) => ({ ...axis, ...given, title: { ...axis.title, ...(given?.title ?? {}) } });
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: css("--sans"), size: 12, color: css("--soft") },

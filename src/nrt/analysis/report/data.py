@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from nrt.analysis.report.compared import Compared, Confidence, compared, token_confidence, variants
 from nrt.analysis.report.curves import Curve, read_curves
-from nrt.analysis.report.groups import Group, read_groups
+from nrt.analysis.report.groups import Group, Index, read_groups
 from nrt.analysis.report.loaded import Loaded, Record, load
 from nrt.analysis.report.questions import Question, read_questions
 from nrt.analysis.report.summary import Measured, facts, missing, scores, status
@@ -69,9 +70,13 @@ class Report:
     confidence_missing: str
 
 
-def build_report(names: Sequence[str | Path]) -> Report:
-    """Reads the runs, by name or path. Raises InputError where one is not a run folder, or is given twice."""
-    runs = load_runs(names)
+def build_report(names: Sequence[str | Path], indexes: defaultdict[Path, Index] | None = None) -> Report:
+    """Reads the runs, by name or path. Raises InputError where one is not a run folder, or is given twice.
+
+    Who makes the report of growing runs again and again passes the same `indexes`, a `defaultdict(Index)`, each time: what was
+    read of their traces is then not read again.
+    """
+    runs, indexes = load_runs(names), defaultdict(Index) if indexes is None else indexes
     found = variants(runs)
     variant_of = {loaded.name: variant for variant, seeds in found.items() for loaded in seeds.values()}
     questions, count = read_questions(runs)
@@ -79,7 +84,7 @@ def build_report(names: Sequence[str | Path]) -> Report:
     bins, no_bins = token_confidence(found)
     return Report(
         made=datetime.now(UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC"),
-        runs=tuple(_part(loaded, variant_of[loaded.name], share=len(runs)) for loaded in runs),
+        runs=tuple(_part(loaded, variant_of[loaded.name], indexes[loaded.run.path], share=len(runs)) for loaded in runs),
         questions=questions,
         questions_in_folder=count,
         compared=table,
@@ -97,8 +102,8 @@ def load_runs(names: Sequence[str | Path]) -> list[Loaded]:
     return [load(path, name) for path, name in zip(paths, _names(paths), strict=True)]
 
 
-def _part(loaded: Loaded, variant: str, share: int) -> RunPart:
-    groups, in_folder = read_groups(loaded.run, share=share)
+def _part(loaded: Loaded, variant: str, index: Index, share: int) -> RunPart:
+    groups, in_folder = read_groups(loaded.run, share=share, index=index)
     words, origin = _vocabulary(loaded, groups)
     return RunPart(
         name=loaded.name,

@@ -47,7 +47,11 @@ function prose(text, kind = "") {
 }
 
 const MINUS = "−";
-const signed = (value, digits) => (value < 0 ? MINUS : "+") + Math.abs(value).toFixed(digits);
+/** With its sign, unless it is rounded to zero. */
+function signed(value, digits) {
+  const size = Math.abs(value).toFixed(digits);
+  return (Number(size) === 0 ? "" : value < 0 ? MINUS : "+") + size;
+}
 
 /** A number with about four significant digits; a real minus sign; – for none. */
 function number(value, digits = 4) {

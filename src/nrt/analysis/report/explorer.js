@@ -62,7 +62,7 @@ function filtered() {
 function drawExplorer() {
   const section = $("explorer");
   if (!withGroups.length) return section.append(note("No groups of sampled traces in the folder: nothing to explore. log_traces sets how many are written a step."));
-  const held = report.runs.map((one) => (one.groups.length ? `${one.groups.length.toLocaleString("en")} of ${one.groups_in_folder.toLocaleString("en")}` : "")).filter(Boolean);
+  const held = [...new Set(withGroups.map((i) => report.runs[i]).map((one) => `${one.groups.length.toLocaleString("en")} of ${one.groups_in_folder.toLocaleString("en")}`))];
   section.append(
     lead("The K traces of a prompt, ranked by reward. Another scheme ranks the same traces anew, from the log-probabilities that the run stored. Each token of the reference answer is shaded by what the trace did to it against the null trace."),
     h("div", { class: "controls" }, controls()),
@@ -73,8 +73,9 @@ function drawExplorer() {
       h("button", { click: () => move(1), "aria-label": "Next group", title: "j" }, "▶"),
       h("input", { id: "slider", type: "range", min: 0, "aria-label": "Place among the groups", input: (event) => go(listed[event.target.value]) }),
       h("span", { id: "place", class: "faint" })),
+    h("p", { id: "chosen", class: "note on-paper" }),
     h("div", { id: "group", "aria-live": "polite" }),
-    note(`Keys: j and k go to the next and the previous group, 0 to ${SCHEMES.length} choose the scheme, / searches; in a row of tokens ← and → walk along it. This page holds ${held.join(", ")} groups of traces.jsonl, evenly spaced, the first and the last always.`));
+    note(`Keys: j and k go to the next and the previous group, 0 to ${SCHEMES.length} choose the scheme, / searches; in a row of tokens ← and → walk along it. This page holds ${held.join(" or ")} groups of ${withGroups.length > 1 ? "each run's " : ""}traces.jsonl, evenly spaced, the first and the last always.`));
   refresh();
   return undefined;
 }
@@ -127,6 +128,7 @@ const label = (group) => visible(`step ${group.step} · ${group.source ? `${grou
 function drawSchemes() {
   const own = SCHEMES.find((scheme) => scheme.id === run().scheme);
   const entries = [{ id: TRAINED, label: own ? `as trained (${own.label})` : `as trained (${run().method})`, formula: "the rewards that the run stored" }, ...SCHEMES];
+  $("chosen").textContent = `Ranked ${state.scheme === TRAINED ? "" : "by "}${entries.find((scheme) => scheme.id === state.scheme).label}.`;
   $("schemes").replaceChildren(...entries.map((scheme, i) => {
     const button = h("button", { "aria-pressed": String(scheme.id === state.scheme), title: scheme.formula, click: () => set({ scheme: scheme.id }) }, h("kbd", {}, String(i)), scheme.label);
     button.dataset.scheme = scheme.id;
@@ -154,7 +156,7 @@ function groupView(place) {
   }
   return [
     h("div", { class: "question" },
-      h("div", {}, h("h4", {}, "Prompt"), prose(group.prompt)),
+      h("div", {}, h("h4", {}, "Prompt ", h("span", { class: "faint on-paper" }, visible(withGroups.length > 1 ? `${run().name} · ` : ""), label(group))), prose(group.prompt)),
       h("div", {}, h("h4", {}, `Reference answer after the null trace `, h("span", { class: "faint" }, `R_base ${number(found.baseReward)}; shaded: less likely`)),
         tokensRow(group, (i) => surprise(nats(group.base)[i]), (i) => nullLines(group, found, i)))),
     scale(), cards,
@@ -213,6 +215,7 @@ function tokenElement(text, shade) {
   return h("span", { class: "token", style }, h("bdi", {}, shown.trim() ? shown : "␣"));
 }
 
+/** The reference answer in `group.tokens`, each token shaded by `shade(i)` and described by `describe(i)`. */
 function tokensRow(group, shade, describe) {
   const row = h("div", { class: "tokens", "aria-label": "Reference answer" });
   const add = (from, to) => row.append(...group.tokens.slice(from, to).flatMap((token, i) => {
@@ -232,12 +235,14 @@ function tokenLines(group, found, k, i) {
   const weight = found.weights ? found.weights[i] : null;
   return [
     ["token", visible(group.tokens[i])],
-    ["log c − log c_base", Number.isFinite(logp - base) ? signed(logp - base, 3) : "–"],
+    effectLine(logp - base),
     ["c, after this trace", number(c)], ["c_base, after the null trace", number(Math.exp(base))],
     ...(weight === null ? [] : [["weight w", number(weight)]]),
     ...(found.scheme ? [["signal ∂R/∂log c", number(found.scheme.signal(c, weight, found.rewards[k], group.tokens.length))]] : []),
   ];
 }
+
+const effectLine = (delta) => ["log c − log c_base", Number.isFinite(delta) ? signed(delta, 3) : "–"];
 
 function nullLines(group, found, i) {
   const base = nats(group.base)[i];

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from nrt.analysis.plots import DYNAMICS, dynamics_value, plot_accuracy, plot_confidence, plot_dynamics, style
+from nrt.analysis.plots import dynamics_panels, dynamics_value, plot_accuracy, plot_confidence, plot_dynamics, style
 from nrt.analysis.report.compared import Variants, comparison, evaluated, paths, token_confidence, variants
 from nrt.analysis.report.data import load_runs
 from nrt.errors import InputError
@@ -30,12 +30,13 @@ def write_figures(names: Sequence[str | Path], folder: Path, *, look: str = "scr
 
 
 def _dynamics(found: Variants, folder: Path) -> Iterable[Path]:
+    panels = dynamics_panels(record for seeds in found.values() for loaded in seeds.values() for record in loaded.metrics)
     rows = [
         (variant, seed, record["step"], metric, value)
         for variant, seeds in found.items()
         for seed, loaded in seeds.items()
         for record in loaded.metrics
-        for metric in DYNAMICS
+        for metric in panels
         if (value := dynamics_value(record, metric)) is not None
     ]
     if not rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nrt.analysis.report.sampling import spread, within_budget
@@ -45,13 +46,38 @@ class Group:
     traces: list[TraceView]
 
 
-def read_groups(run: Run, *, share: int = 1) -> tuple[list[Group], int]:
+class Index:
+    """Where the lines of traces.jsonl begin. A second look at a file that has grown reads what is new and no more."""
+
+    def __init__(self) -> None:
+        self._inode, self._lines = 0, []
+
+    def lines(self, run: Run) -> list[tuple[int, int]]:
+        """As `run.trace_lines()`; later calls must be about the same run."""
+        inode, size = _inode_and_size(run.path / "traces.jsonl")
+        if inode != self._inode or not self._lines or size <= self._lines[-1][1]:  # a resume replaces the file by one cut short
+            self._inode, self._lines = inode, run.trace_lines()
+        else:
+            self._lines[-1:] = run.trace_lines(self._lines[-1][1])
+        return self._lines
+
+
+def _inode_and_size(file: Path) -> tuple[int, int]:
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0
+    return found.st_ino, found.st_size
+
+
+def read_groups(run: Run, *, share: int = 1, index: Index | None = None) -> tuple[list[Group], int]:
     """The chosen groups of a run, and how many its folder holds; a page of several runs divides what it may hold among `share`.
 
+    `index` spares a page that is made again and again from reading the whole file each time.
     Rule: of all groups in traces.jsonl, in order, at most 300 a page at even distances, and no more than take 10 MB; the first
     and the last always. Lines of methods without traces are no groups.
     """
-    lines = run.trace_lines()
+    lines = (index or Index()).lines(run)
     records = [run.trace_at(lines[i][1]) for i in spread(len(lines), max(2, MOST_GROUPS // share))]
     groups = [as_group(record) for record in records if record.get("traces") and record.get("base_logp")]
     return within_budget(groups, MOST_BYTES // share), len(lines) if groups else 0
@@ -66,7 +92,7 @@ def as_group(record: Mapping[str, Any]) -> Group:
         prompt=record["prompt"],
         answer=record.get("answer", ""),
         tokens=list(record.get("answer_tokens") or [f"token {i + 1}" for i in range(len(record["base_logp"]))]),
-        base=_scaled(record["base_logp"], 1e5),
+        base=scaled(record["base_logp"], 1e5),
         base_reward=_short(record.get("base_reward")),
         weights=[_short(weight) for weight in record["weights"]] if record.get("weights") else None,
         traces=[
@@ -75,15 +101,16 @@ def as_group(record: Mapping[str, Any]) -> Group:
                 finished=bool(trace.get("finished", True)),
                 reward=_short(trace.get("reward")),
                 advantage=_short(trace.get("advantage")),
-                logp=_scaled(trace["answer_logp"], 1e5),
-                entropy=_scaled(trace.get("trace_entropy") or [], 1e3),
+                logp=scaled(trace["answer_logp"], 1e5),
+                entropy=scaled(trace.get("trace_entropy") or [], 1e3),
             )
             for trace in record["traces"]
         ],
     )
 
 
-def _scaled(values: Sequence[float | None], unit: float) -> list[int | None]:
+def scaled(values: Sequence[float | None], unit: float) -> list[int | None]:
+    """The values × unit as whole numbers."""
     return [None if value is None else round(value * unit) for value in values]
 
 

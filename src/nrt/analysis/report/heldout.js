@@ -55,6 +55,7 @@ function showQuestion() {
     h("div", { class: "question" },
       h("div", {}, h("h4", {}, "Question ", h("span", { class: "faint" }, visible([question.source, question.id].filter(Boolean).join(" · ")))), prose(question.question)),
       h("div", {}, h("h4", {}, "Reference answer"), prose(question.reference))),
+    ...(pairs.flatMap(([, both]) => both).some((found) => found?.tokens && found.token_logp_null) ? [scale()] : []),
     ...pairs.map(([place, [before, after]]) => {
       const one = report.runs[place];
       return h("div", { class: "replies" },
@@ -72,5 +73,22 @@ function reply(title, found) {
     found.trace === null || found.trace === undefined ? null : [h("h5", {}, "Trace"), prose(found.trace, "thought")],
     found.answer === null || found.answer === undefined ? null : [h("h5", {}, "Answer"), prose(found.answer)],
     found.answer_null ? h("details", {}, h("summary", {}, "Answer after the null trace ", verdict(found.correct_null)), prose(found.answer_null)) : null,
+    referenceRow(found),
     h("p", { class: "ranks" }, `reference: ${number(found.logp)} nats per token`, found.logp_null === null ? "" : `; after the null trace ${number(found.logp_null)}`));
+}
+
+/** The reference token by token, shaded by what the trace did to each against the null trace or, without one, by how unlikely it is. */
+function referenceRow(found) {
+  if (!found.tokens || !found.token_logp) return null;
+  const logp = nats(found.token_logp), base = found.token_logp_null && nats(found.token_logp_null);
+  const describe = (i) => [
+    ["token", visible(found.tokens[i])],
+    ...(base ? [effectLine(logp[i] - base[i])] : []),
+    [base ? "c, after this trace" : "c", number(Math.exp(logp[i]))],
+    ...(base ? [["c_base, after the null trace", number(Math.exp(base[i]))]] : []),
+  ];
+  return [
+    h("h5", {}, base ? "Reference answer, shaded by log c − log c_base" : "Reference answer; shaded: less likely"),
+    tokensRow(found, (i) => (base ? effect(logp[i] - base[i]) : surprise(logp[i])), describe),
+  ];
 }

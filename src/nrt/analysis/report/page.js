@@ -22,11 +22,11 @@ addEventListener("keydown", (event) => {
   } else if (/^\d$/.test(event.key) && Number(event.key) <= SCHEMES.length) set({ scheme: event.key === "0" ? TRAINED : SCHEMES[event.key - 1].id });
 });
 
-/** Asks the server every few seconds, and reloads when a file of the run has changed and the reader is not at work. */
+/** Asks the server every few seconds, with the token that stands in the page's own address if there is one, and reloads when a file of the run has changed and the reader is not at work. */
 function follow(version) {
   setInterval(async () => {
     try {
-      const latest = await (await fetch("/version")).json();
+      const latest = await (await fetch(`/version${location.search}`)).json();
       if (latest.version !== version && performance.now() - lastUsed > 8000) location.reload();
     } catch { /* the server has gone; the page stays as it is */ }
   }, 3000);

@@ -15,7 +15,7 @@ from nrt.run import TEXT
 SCRIPTS = ("objective.js", "dom.js", "charts.js", "sections.js", "explorer.js", "heldout.js", "page.js")
 """In this order: each uses what stands before it."""
 
-_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
+_ESCAPED = "<>&\u2028\u2029"
 
 
 def render_page(report: Report, *, live: str = "") -> str:
@@ -46,7 +46,10 @@ def write_page(report: Report, file: Path) -> None:
 
 def embedded(report: Report) -> str:
     """The report as JSON that can stand in a script element: no character in it can end the element or start a tag."""
-    return compact(report).translate(_ESCAPES)
+    text = compact(report)
+    for char in _ESCAPED:  # twenty times as fast as str.translate
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
 
 
 def _asset(name: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nrt.analysis.report.groups import Scaled, scaled
 from nrt.analysis.report.loaded import Loaded
 from nrt.analysis.report.sampling import spread, within_budget
 
@@ -26,6 +27,9 @@ class Reply:
     correct_null: bool | None
     logp: float | None  # of the reference, nats per token
     logp_null: float | None
+    tokens: list[str] | None  # the reference token by token
+    token_logp: Scaled | None  # of each token
+    token_logp_null: Scaled | None  # of each token after the null trace
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,14 @@ def _reply(record: Mapping[str, Any] | None) -> Reply | None:
         correct_null=record.get("correct_null"),
         logp=_rounded(record.get("logp")),
         logp_null=_rounded(record.get("logp_null")),
+        tokens=record.get("answer_tokens"),
+        token_logp=_scaled(record.get("token_logp")),
+        token_logp_null=_scaled(record.get("token_logp_null")),
     )
+
+
+def _scaled(values: Sequence[float | None] | None) -> Scaled | None:
+    return None if values is None else scaled(values, 1e5)
 
 
 def _rounded(value: float | None) -> float | None:

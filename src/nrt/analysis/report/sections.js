@@ -131,8 +131,8 @@ function drawDynamics() {
   const section = $("dynamics");
   const names = [...new Set(report.runs.flatMap((run) => Object.keys(run.curves)))];
   if (!names.length) return section.append(note("No metrics in the folder: no curves."));
-  const judged = names.filter((name) => name.startsWith("judge/")).map((name) => [name, name]);
-  const panels = [...PANELS, ...judged].filter(([name]) => names.includes(name));
+  const judged = names.filter((name) => name.startsWith("judge/")).sort().map((name) => [name, `Judge: ${name.slice("judge/".length)}`]);
+  const panels = [...PANELS.slice(0, 2), ...judged, ...PANELS.slice(2)].filter(([name]) => names.includes(name));
   const others = names.filter((name) => !panels.some(([shown]) => shown === name)).sort();
   const units = several ? " Rewards have the unit of each method's own scheme." : "";
   section.append(lead(`Each point is one step, or the mean of a stretch where a run has more than 500. Hover for values.${units}`));
@@ -211,7 +211,7 @@ function wordsOf(run) {
     h("div", { class: "two" },
       cloud(`Traces, ${found.trace_words.toLocaleString("en")} words`, found.trace_cloud, (word) => word.in_traces),
       cloud(`Reference answers, ${found.answer_words.toLocaleString("en")} words`, found.answer_cloud, (word) => word.in_answers)),
-    note(`Traces and answers are those of ${run.vocabulary_of}. Size: how often a word stands there. Colour: words that differ at |z| > 1.96, blue in traces, orange in answers.`),
+    note(`Traces and answers are those of ${several ? `${visible(run.name)}: ` : ""}${run.vocabulary_of}. Size: how often a word stands there. Colour: words that differ at |z| > 1.96, blue in traces, orange in answers.`),
   ];
 }
 

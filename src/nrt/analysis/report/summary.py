@@ -57,8 +57,8 @@ def facts(loaded: Loaded) -> list[tuple[str, str]]:
         ("seed", str(loaded.seed)),
         ("time in training steps", duration(seconds) if seconds else ""),
         ("machine", machine),
-        ("software", ", ".join(f"{name} {version}" for name, version in packages.items() if version)),
         ("started", str(start.get("started", "")).replace("T", " ").replace("+00:00", " UTC")),
+        ("software", ", ".join(f"{name} {version}" for name, version in packages.items() if version)),
     ]
     return [(label, value) for label, value in values if value]
 
@@ -121,6 +121,10 @@ def missing(loaded: Loaded, groups: int) -> list[str]:
     note(
         bool(rows) and not rows[0].get("token_entropy"),
         "Held-out records have no token_entropy (an older version wrote them): no token confidence.",
+    )
+    note(
+        bool(rows) and not rows[0].get("answer_tokens"),
+        "Held-out records have no answer_tokens (an older version wrote them): before and after is not shaded token by token.",
     )
     return notes
 

@@ -65,7 +65,8 @@ def _print_run(part: RunPart, console: Console) -> None:
     for measured in part.measured:
         console.print(_scores(measured))
     curves = _table("metric", "first", "", "last")
-    for metric, label in SHOWN.items():
+    judged = {metric: f"judge: {metric.removeprefix('judge/')}" for metric in sorted(part.curves) if metric.startswith("judge/")}
+    for metric, label in (SHOWN | judged).items():
         if curve := part.curves.get(metric):
             curves.add_row(label, f"{curve.values[0]:.4g}", Text(sparkline(curve.values), style="cyan"), f"{curve.values[-1]:.4g}")
     if curves.row_count:
