@@ -15,7 +15,7 @@ from rich.table import Table
 
 from nrt.config import Config, build_config, load_config, parse_overrides
 from nrt.data import Chat, ensure_template
-from nrt.data.inspect import Inspection, Leak, Lengths, inspect, leak
+from nrt.data.inspect import Faults, Inspection, Leak, Lengths, inspect, leak
 from nrt.errors import InputError
 from nrt.models import add_marker_tokens, load_tokenizer
 
@@ -77,7 +77,7 @@ def _print_one(console: Console, one: Inspection) -> None:
     if one.other_columns:
         table.add_row("not read", ", ".join(one.other_columns))
     for fault in one.bad:
-        table.add_row("[red]unusable[/red]", f"{fault.rows:,} × {escape(fault.message)} ({', '.join(map(escape, fault.first))})")
+        table.add_row("[red]unusable[/red]", f"{fault.rows:,} × {escape(fault.message)} ({escape(_places(one, fault))})")
     table.add_row("duplicates", f"{one.duplicates:,} rows repeat turns and answer, {one.conflicts:,} repeat turns with another answer")
     if one.unit == "tokens":
         spelled = ", ".join(f"{escape(token)} in {rows:,} rows" for token, rows in one.control.items())
@@ -168,6 +168,13 @@ def _plain(one: Inspection) -> Record:
 
 def _files(files: Sequence[str]) -> str:
     return escape(", ".join(files) if len(files) <= 3 else f"{files[0]} … {files[-1]} ({len(files)} files)")
+
+
+def _places(one: Inspection, fault: Faults) -> str:
+    """The first few rows; of a single file, without its name."""
+    places = [place.rpartition(":")[2] for place in fault.first] if len(one.files) == 1 else fault.first
+    word = "row" if len(one.files) == 1 and fault.rows == 1 else "rows" if len(one.files) == 1 else ""
+    return f"{word} {', '.join(places)}{', …' if fault.rows > len(places) else ''}".strip()
 
 
 def _share(part: int, whole: int) -> str:

@@ -48,6 +48,14 @@ def test_the_answer_after_the_last_mark() -> None:
     assert [example.answer for example in read("qa.jsonl", answer="after:####")] == ["6", "8"]
 
 
+def test_the_answer_before_the_first_mark(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.jsonl", {"prompt": "a", "completion": "4 stars<|endoftext|>"}, {"prompt": "a", "completion": "b"})
+    with pytest.raises(InputError, match=r":2: the answer has no mark '<\|endoftext\|>'; write it after the answer"):
+        read_examples(path, DataConfig(answer="before:<|endoftext|>"))
+    (table,) = find_tables(path)
+    assert getattr(next(iterate_examples(table, DataConfig(answer="before:<|endoftext|>"))), "answer", "") == "4 stars"
+
+
 def test_prompt_and_completion_as_text_or_turns() -> None:
     assert read("prompt_completion.jsonl") == [
         Example("prompt_completion.jsonl:1", user("Name a colour."), "Blue."),
@@ -375,7 +383,7 @@ def test_columns_keep_their_type(tmp_path: Path) -> None:
     assert [e.answer for e in read_examples(path, DataConfig())] == ["6", "8"]
 
 
-@pytest.mark.parametrize("rule", ["", "half", "after", "after:", "before:x"])
+@pytest.mark.parametrize("rule", ["", "half", "after", "after:", "before", "until:x"])
 def test_unknown_answer_rules(rule: str) -> None:
-    with pytest.raises(InputError, match=r"data\.answer='.*' is unknown; set whole, or after:MARK as in after:####"):
+    with pytest.raises(InputError, match=r"data\.answer='.*' is unknown; set whole, after:MARK as in after:####, or before:MARK"):
         read("qa.jsonl", answer=rule)

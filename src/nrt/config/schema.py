@@ -63,7 +63,7 @@ class Reading(Section):
     rows: str | None = None
     """Key of the list of rows in a JSON file; unset: the file's only list."""
     answer: str = "whole"
-    """`whole`, or `after:MARK`: the answer is what follows the last MARK (GSM8K: `after:####`)."""
+    """`whole`; `after:MARK`: what follows the last MARK (GSM8K: `after:####`); `before:MARK`: what stands before the first."""
     system: str | None = None
     """A system message put before every example that has none."""
     text: TextConfig | None = None

@@ -218,16 +218,17 @@ def _extractor(rule: str) -> Callable[[str], str]:
     kind, _, mark = rule.partition(":")
     if rule == "whole":
         return lambda text: text
-    if kind != "after" or not mark:
-        raise InputError(f"data.answer={rule!r} is unknown; set whole, or after:MARK as in after:####")
+    if kind not in ("after", "before") or not mark:
+        raise InputError(f"data.answer={rule!r} is unknown; set whole, after:MARK as in after:####, or before:MARK")
 
-    def after(text: str) -> str:
-        _, found, rest = text.rpartition(mark)
+    def part(text: str) -> str:
+        before, found, after = text.rpartition(mark) if kind == "after" else text.partition(mark)
         if not found:
-            raise InputError(f"the answer has no mark '{mark}'; write it before the final answer, or set data.answer=whole")
-        return rest.strip()
+            place = "before the final answer" if kind == "after" else "after the answer"
+            raise InputError(f"the answer has no mark '{mark}'; write it {place}, or set data.answer=whole")
+        return (after if kind == "after" else before).strip()
 
-    return after
+    return part
 
 
 def _names(row: Mapping[str, Any]) -> str:

@@ -1,0 +1,127 @@
+"""`nrt data check` and `stats` on files worked by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from nrt.config import Config, build_config
+from nrt.data.inspect import inspect, leak
+from nrt.errors import InputError
+from nrt.inspecting import as_json, config_for, plot_lengths, print_check
+from tests.data.cases import build_case
+from tests.data.test_tokens import FRAME, write
+
+CHAT = build_case("byte-level", "base").chat
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NRT_CACHE", str(tmp_path / "cache"))
+
+
+ROWS: list[Any] = [
+    {"question": "xx", "answer": "z", "source": "a", "note": 1},
+    {"question": "xx", "answer": "z", "source": "a"},  # a duplicate
+    {"question": "xx", "answer": "zz", "source": "b"},  # the same turns, another answer
+    {"question": "x <|think_end|>", "answer": "z <|think_end|> </s>", "source": "a"},
+    {"question": "xxx", "answer": "zzzzzz", "source": "b"},
+    {"question": "", "answer": "z"},
+    {"question": "", "answer": "z"},
+    {"question": "x"},
+]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    train = write(tmp_path / "train.jsonl", ROWS)
+    valid = write(tmp_path / "valid.jsonl", [{"question": q, "answer": "z"} for q in (" XX ", "xx", "new")])
+    return build_config(
+        {"data": {"train": str(train), "valid": str(valid)}, "max_prompt_tokens": FRAME + 30, "max_answer_tokens": 5, "batch": 1}
+    )
+
+
+def test_everything_by_hand(config: Config, tmp_path: Path) -> None:
+    found = inspect(config, "train", CHAT)
+    assert found.columns == {"question": "question", "answer": "answer", "source": "source"}
+    assert found.other_columns == ("note",)
+    assert (found.rows, found.kept, found.bad_rows) == (5, 3, 3)
+    assert (found.duplicates, found.conflicts) == (1, 1)
+    faults = {fault.message.split(";")[0]: (fault.rows, fault.first) for fault in found.bad}
+    path = str(tmp_path / "train.jsonl")
+    assert faults == {
+        "the question (column 'question') is empty": (2, (f"{path}:6", f"{path}:7")),
+        "no column 'answer' among question": (1, (f"{path}:8",)),
+    }
+    assert found.control == {"<|think_end|>": 1, "</s>": 1}, "rows, not finds"
+    tokens = [len(CHAT.encode_answer(row["answer"])) for row in ROWS[:5]]
+    assert tokens == [2, 2, 3, tokens[3], 7]
+    assert found.answer.mean == sum(tokens) / 5
+    assert found.answer.percentiles[50] == 3
+    assert (found.answer.percentiles[0], found.answer.percentiles[100]) == (2, max(tokens))
+    assert (found.answer.cap, found.answer.over, found.prompt.over) == (5, 2, 0)
+    assert [(name, share.rows, share.share) for name, share in found.sources.items()] == [("a", 3, 0.6), ("b", 2, 0.4)]
+    assert found.sources["b"].mean_answer == 5.0
+
+
+def test_truncated_answers_are_kept(config: Config) -> None:
+    config = build_config(config.model_dump(), {"data": {"truncate_answers": True}})
+    assert inspect(config, "train", CHAT).kept == 5
+
+
+def test_leakage_is_blind_to_case_and_white_space(config: Config) -> None:
+    found = leak(inspect(config, "train", CHAT), inspect(config, "valid", CHAT))
+    assert (found.rows, found.questions, found.first) == (2, 1, ("valid.jsonl:1", "valid.jsonl:2"))
+
+
+def test_without_a_tokenizer_lengths_are_characters(config: Config) -> None:
+    found = inspect(config, "train", None)
+    assert (found.unit, found.rows, found.kept, found.bad_rows) == ("characters", 5, 5, 3)
+    assert found.answer.percentiles[100] == len("z <|think_end|> </s>")
+    assert (found.prompt.over, found.answer.over, found.control) == (0, 0, {})
+
+
+def test_a_file_of_which_nothing_can_be_used(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", [{"q": 1}, [2]])
+    found = inspect(build_config({"data": {"train": str(file)}}), "train", CHAT)
+    assert (found.rows, found.kept, found.bad_rows, found.columns, found.sources) == (0, 0, 2, {}, {})
+
+
+def test_text(config: Config) -> None:
+    one, two = inspect(config, "train", CHAT), inspect(config, "valid", CHAT)
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_check(console, config, [one, two], leak(one, two))
+    text = console.export_text()
+    for expected in (
+        "5 usable, 3 not",
+        "2 × the question (column 'question') is empty",
+        "1 rows repeat turns and answer, 1 repeat turns with another answer",
+        "<|think_end|> in 1 rows",
+        "3 of 5 (60.0%)",
+        "2 (40.0%)",
+        "leakage: 2 validation rows ask what the training data ask too (1 questions)",
+    ):
+        assert expected in text
+
+
+def test_json_and_histogram(config: Config, tmp_path: Path) -> None:
+    one, two = inspect(config, "train", CHAT), inspect(config, "valid", CHAT)
+    record = json.loads(json.dumps(as_json([one, two], leak(one, two))))
+    assert record["train"]["bad_rows"] == 3
+    assert record["train"]["sources"]["b"]["mean_answer"] == 5.0
+    assert record["leakage"]["rows"] == 2
+    plot_lengths([one, two], tmp_path / "new" / "lengths.png")
+    assert (tmp_path / "new" / "lengths.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_arguments_are_files_and_settings(tmp_path: Path) -> None:
+    config = config_for("gsm8k", ["a=b.jsonl", "c.csv", "max_answer_tokens=7", "data.valid=d.jsonl"])
+    assert [source.path for source in config.data.sources("train")] == ["a=b.jsonl", "c.csv"]
+    assert (config.max_answer_tokens, config.data.answer, config.data.valid) == (7, "after:####", "d.jsonl")
+    with pytest.raises(InputError, match=r"unknown setting 'data\.vaild'; did you mean 'data\.valid'"):
+        config_for("", ["a.jsonl", "data.vaild=d.jsonl"])
