@@ -301,6 +301,16 @@ def test_what_follows_a_bad_row_is_read(name: str, spoilt: bytes, row: int, tmp_
     assert bad.number == row + bool(head)
 
 
+def test_what_follows_a_line_that_is_too_long_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(LINE + b'{"question": "' + b"x" * 50 * 2**20 + b'", "answer": "b"}\n' + LINE)
+    (table,) = find_tables(str(tmp_path / "x.jsonl"))
+    assert [(isinstance(item, Bad), getattr(item, "id", "")) for item in iterate_examples(table, DataConfig())] == [
+        (False, "x.jsonl:1"),
+        (True, ""),
+        (False, "x.jsonl:3"),
+    ]
+
+
 def test_rows_before_the_damage_are_read(tmp_path: Path) -> None:
     """A truncated file: what could be read, then one `Bad` for the rest."""
     rows = b"".join(b'{"question": "%d", "answer": "b"}\n' % i for i in range(20000))

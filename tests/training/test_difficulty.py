@@ -125,6 +125,20 @@ def test_bad_rows_are_listed_in_the_run_folder(make_config, pairs_file, tmp_path
     assert "bad-rows" in [warning["kind"] for warning in run.warnings()]
 
 
+def test_data_that_changed_since_are_not_gone_on_with(make_config, pairs_file, tmp_path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    text = pairs_file.read_text()
+    file.write_text(text)
+    settings = {"run": str(tmp_path / "cut"), "data.train": str(file), "save_every": 0}
+    with pytest.raises(Interrupted):
+        nrt.train(make_config(**settings), listener=InterruptAt(4))
+    file.write_text(text.replace("sum", "add"))
+    with pytest.raises(nrt.InputError, match="the training data have changed since this run was interrupted; bring the old files back"):
+        nrt.train(make_config(resume=str(tmp_path / "cut"), **settings))
+    file.write_text(text)
+    assert nrt.train(make_config(resume=str(tmp_path / "cut"), **settings)).metrics()[-1]["step"] == 3
+
+
 def test_a_mixture_with_weights_trains_and_resumes(make_config, pairs_file, tmp_path) -> None:
     lines = pairs_file.read_text().splitlines()
     for name, part in (("a", lines[:4]), ("b", lines[4:])):

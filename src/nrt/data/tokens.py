@@ -62,7 +62,8 @@ _SCHEMA = pyarrow.schema(
 class Tokenised:
     """The rows of one source, mapped from its folder in the cache."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, content: str) -> None:
+        self.content = content  # changes with the files' bytes
         reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / ROWS)))
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self.prompt_lengths = self._lengths("prompt_ids")  # int32 [rows], tokens
@@ -142,6 +143,11 @@ class Encoded:
     bad: tuple[Bad, ...] = ()  # rows that could not be used, where data.on_bad_row is skip
 
     @property
+    def content(self) -> str:
+        """Changes with the bytes of any file that the pairs come from."""
+        return _hash([part.content for part in self.pairs.parts])
+
+    @property
     def total(self) -> int:
         """Examples there were."""
         return len(self.pairs) + self.dropped_prompts + self.dropped_answers
@@ -177,25 +183,31 @@ def tokenise(source: Source, reading: Reading, chat: Chat, *, skip: bool = False
     Raises InputError for the first bad row unless `skip`; then the bad ones are listed in the result.
     """
     tables = find_tables(source.path)
-    key = _key(tables, source, reading, chat, entropies)
+    content = _hash([table.fingerprint() for table in tables])
+    key = _key(tables, content, source, reading, chat, entropies)
     folder = cache_folder() / "tokens" / key
     if not folder.is_dir():
         _write(folder, _encoded(tables, source, reading, chat, entropies), skip)
-    result = Tokenised(folder)
+    result = Tokenised(folder, content)
     if result.bad and not skip:
         raise InputError(str(result.bad[0]))
     return result
 
 
-def _key(tables: Sequence[Table], source: Source, reading: Reading, chat: Chat, entropies: Entropies | None) -> str:
+def _key(tables: Sequence[Table], content: str, source: Source, reading: Reading, chat: Chat, entropies: Entropies | None) -> str:
     values = [
         FORMAT,
-        [(table.name, table.path, table.fingerprint()) for table in tables],
+        [(table.name, table.path) for table in tables],
+        content,
         source.name,
         reading.model_dump(),
         chat.fingerprint,
         entropies.fingerprint if entropies and reading.text and reading.text.at == "entropy" else "",
     ]
+    return _hash(values)
+
+
+def _hash(values: Any) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 

@@ -175,7 +175,8 @@ class Loop:
     def _save(self) -> None:
         self.listener.phase("saving")
         folder = self.folder / "checkpoints" / step_name(self.progress.step)
-        save_checkpoint(folder, self.parts.stepper.policy.engine, _progress_json(self.progress), self.parts.save_model)
+        state = {**_progress_json(self.progress), "data": self.parts.data.content}
+        save_checkpoint(folder, self.parts.stepper.policy.engine, state, self.parts.save_model)
         prune(Run(self.folder).checkpoints(), self.config.keep)
 
     def _stop_if_asked(self) -> None:
@@ -215,6 +216,8 @@ def _progress_json(progress: Progress) -> dict[str, Any]:
 
 
 def _read_progress(state: Mapping[str, Any], parts: Parts) -> Progress:
+    if state.get("data", parts.data.content) != parts.data.content:
+        raise InputError("the training data have changed since this run was interrupted; bring the old files back, or begin a new run")
     memory = None if state["memory"] is None else torch.tensor(state["memory"], dtype=torch.float64)
     progress = Progress(state["step"], state["position"], memory)
     if hand := state["in_hand"]:
