@@ -82,6 +82,9 @@ def _print_one(console: Console, one: Inspection) -> None:
     if one.unit == "tokens":
         spelled = ", ".join(f"{escape(token)} in {rows:,} rows" for token, rows in one.control.items())
         table.add_row("control tokens", f"{spelled}; read as plain text" if spelled else "none is spelled in a text")
+        if one.unknown:
+            share = _share(one.unknown, round(one.rows * (one.prompt.mean + one.answer.mean)))
+            table.add_row("[red]unknown tokens[/red]", f"{one.unknown:,} ({share}): the model's vocabulary has nothing for this text")
         table.add_row("within the caps", f"{one.kept:,} of {one.rows:,} ({_share(one.kept, one.rows)})")
     for part in (table, _length_table(one), source_table(one, most=12)):
         console.print(part)

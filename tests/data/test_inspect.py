@@ -92,6 +92,13 @@ def test_a_file_of_which_nothing_can_be_used(tmp_path: Path) -> None:
     assert (found.rows, found.kept, found.bad_rows, found.columns, found.sources) == (0, 0, 2, {}, {})
 
 
+@pytest.mark.parametrize(("tokenizer", "unknown"), [("unigram", 3), ("byte-level", 0)])
+def test_text_without_a_token_is_counted(tokenizer: str, unknown: int, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", [{"question": "𒀀", "answer": "𒀁 𒀂"}])
+    chat = build_case(tokenizer, "base").chat
+    assert inspect(build_config({"data": {"train": str(file)}}), "train", chat).unknown == unknown
+
+
 def test_text(config: Config) -> None:
     one, two = inspect(config, "train", CHAT), inspect(config, "valid", CHAT)
     console = Console(width=200, record=True, file=io.StringIO())

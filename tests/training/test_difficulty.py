@@ -125,6 +125,14 @@ def test_bad_rows_are_listed_in_the_run_folder(make_config, pairs_file, tmp_path
     assert "bad-rows" in [warning["kind"] for warning in run.warnings()]
 
 
+def test_text_without_a_token_is_warned_of(make_config, tmp_path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(json.dumps({"question": "what is three plus seven ?", "answer": "the sum is ten"}) + "\n")
+    run = nrt.train(make_config(steps=1, batch=1, **{"data.train": str(file)}))
+    (warning,) = [warning for warning in run.warnings() if warning["kind"] == "unknown-tokens"]
+    assert warning["count"] == 2, "seven, ten"
+
+
 def test_data_that_changed_since_are_not_gone_on_with(make_config, pairs_file, tmp_path) -> None:
     file = tmp_path / "pairs.jsonl"
     text = pairs_file.read_text()

@@ -39,6 +39,7 @@ class Chat:
     end_of_turn_id      what ends an assistant turn: the first control token that the template writes after it, else eos
     stop_ids            END, end of turn, eos and `extra_end_ids` (the model's generation_config.eos_token_id belongs there)
     control_ids         ids that no text can produce
+    unknown_id          what any text without a token of its own becomes; None where every text has tokens
     opening             what stands before any text: BOS where the tokenizer writes one itself
     fingerprint         changes with anything that decides which ids a text becomes
 
@@ -59,7 +60,8 @@ class Chat:
         self._control_texts = tuple(control)
         self.start_id = None if markers.start is None else control[markers.start]
         self.end_id = control[markers.end]
-        self.control_ids = frozenset(control.values()) - {unknown_id(spec)}
+        self.unknown_id = unknown_id(spec)
+        self.control_ids = frozenset(control.values()) - {self.unknown_id}
 
         new_name = _private_names()
         own = {text: next(new_name) for text in control}  # what the template writes

@@ -70,6 +70,7 @@ class Inspection:
     duplicates: int  # rows whose turns and answer have come before
     conflicts: int  # rows whose turns have come before, with another answer
     control: Mapping[str, int]  # control token → rows whose text spells it; it is read as plain text
+    unknown: int  # tokens that stand for text the tokenizer has no token for
     prompt: Lengths
     answer: Lengths
     sources: Mapping[str, SourceShare]
@@ -100,6 +101,7 @@ def inspect(config: Config, kind: Literal["train", "valid"], chat: Chat | None, 
         raise InputError(f"there are no files to look at; set data.{kind}=FILE")
     walk = _Walk(chat)
     bad: list[Bad] = []
+    unknown = 0
     lengths: list[tuple[np.ndarray, np.ndarray]] = []
     for source in sources:
         reading = source.reading(config.data)
@@ -108,6 +110,7 @@ def inspect(config: Config, kind: Literal["train", "valid"], chat: Chat | None, 
         else:
             part = tokenise(source, reading, chat, skip=True, entropies=entropies)
             bad += part.bad
+            unknown += part.count(chat.unknown_id)
             walk.take(zip(*(part.column(name) for name in ("id", "messages", "answer", "source")), strict=True))
             lengths.append((part.prompt_lengths, part.answer_lengths))
     prompts, answers = (np.concatenate(parts) for parts in zip(*lengths, strict=True))
@@ -127,6 +130,7 @@ def inspect(config: Config, kind: Literal["train", "valid"], chat: Chat | None, 
         duplicates=walk.duplicates,
         conflicts=walk.conflicts,
         control=dict(walk.control.most_common()),
+        unknown=unknown,
         prompt=_lengths(prompts, caps[0], over[0]),
         answer=_lengths(answers, caps[1], over[1]),
         sources=_shares(walk.sources, prompts, answers),

@@ -86,6 +86,11 @@ class Tokenised:
         for batch in self._batches:
             yield from batch.column(name).to_pylist()
 
+    def count(self, token_id: int | None) -> int:
+        """How often a token stands in prompts and answers."""
+        columns = [batch.column(name).values for batch in self._batches for name in ("prompt_ids", "answer_ids")]
+        return 0 if token_id is None else sum(int((values.to_numpy() == token_id).sum()) for values in columns)
+
     def _lengths(self, name: str) -> np.ndarray:
         lengths = [batch.column(name).value_lengths().to_numpy() for batch in self._batches]
         return np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
@@ -140,6 +145,7 @@ class Encoded:
     dropped_prompts: int = 0  # longer than max_prompt_tokens
     dropped_answers: int = 0  # longer than max_answer_tokens, the end of turn included
     truncated_answers: int = 0  # kept, cut to max_answer_tokens; these do not end the turn
+    unknown_tokens: int = 0  # of all rows: text that the tokenizer has no token for
     bad: tuple[Bad, ...] = ()  # rows that could not be used, where data.on_bad_row is skip
 
     @property
@@ -172,9 +178,9 @@ def load_pairs(config: Config, kind: Literal["train", "valid"], chat: Chat, entr
             f"no example is left: {prompts} prompts are longer than max_prompt_tokens={config.max_prompt_tokens} and {answers} answers "
             f"longer than max_answer_tokens={config.max_answer_tokens}{lost}; raise these, or set data.truncate_answers=true"
         )
-    if data.truncate_answers:
-        return Encoded(pairs, prompts, truncated_answers=answers, bad=bad)
-    return Encoded(pairs, prompts, answers, bad=bad)
+    unknown = sum(part.count(chat.unknown_id) for part in parts)
+    dropped, truncated = (0, answers) if data.truncate_answers else (answers, 0)
+    return Encoded(pairs, prompts, dropped, truncated, unknown, bad)
 
 
 def tokenise(source: Source, reading: Reading, chat: Chat, *, skip: bool = False, entropies: Entropies | None = None) -> Tokenised:

@@ -194,6 +194,9 @@ class Loop:
         ):
             if count:
                 self.writer.warn(kind, f"{count} of {data.total} {what}", 0, count=count)
+        if data.unknown_tokens:
+            message = f"{data.unknown_tokens} tokens of the data are unknown: the model's vocabulary has nothing for this text"
+            self.writer.warn("unknown-tokens", message, 0, count=data.unknown_tokens)
         method = self.parts.names.method
         if method.samples and self.config.traces == 1 and method.centre == "mean":
             self.writer.warn("single-trace", "K = 1: a group of one has no advantage, only answers and markers are trained", 0)
