@@ -127,7 +127,7 @@ def test_bad_rows_are_listed_in_the_run_folder(make_config, pairs_file, tmp_path
 
 def test_text_without_a_token_is_warned_of(make_config, tmp_path) -> None:
     file = tmp_path / "x.jsonl"
-    file.write_text(json.dumps({"question": "what is three plus seven ?", "answer": "the sum is ten"}) + "\n")
+    file.write_text(json.dumps({"question": "what is three plus seven ?", "answer": "the sum is ten", "kind": "a"}) + "\n")
     run = nrt.train(make_config(steps=1, batch=1, **{"data.train": str(file)}))
     (warning,) = [warning for warning in run.warnings() if warning["kind"] == "unknown-tokens"]
     assert warning["count"] == 2, "seven, ten"
