@@ -22,7 +22,7 @@ import pyarrow
 
 from nrt.config import Config, Reading, Source, TextConfig
 from nrt.data.chat import Chat
-from nrt.data.documents import Document, Entropies, cut_document, text_of
+from nrt.data.documents import Document, Entropies, cut_document, document_in
 from nrt.data.files import Bad, Table, find_tables
 from nrt.data.sources import iterate_examples
 from nrt.environment import cache_folder
@@ -156,6 +156,8 @@ def load_pairs(config: Config, kind: Literal["train", "valid"], chat: Chat, entr
     prompts, answers = (int(sum(d.sum() for d in long)) for long in (long_prompts, long_answers))
     bad = tuple(bad for part in parts for bad in part.bad)
     if not len(pairs):
+        if not (prompts or answers or bad):  # only documents can be good and give no pair
+            raise InputError("no document is long enough to be cut; lower data.text.stride")
         lost = f" and {len(bad)} rows cannot be used, the first {bad[0]}" if bad else ""
         raise InputError(
             f"no example is left: {prompts} prompts are longer than max_prompt_tokens={config.max_prompt_tokens} and {answers} answers "
@@ -205,18 +207,22 @@ def _encoded(tables: Sequence[Table], source: Source, reading: Reading, chat: Ch
 
 def _cut(table: Table, source: Source, reading: Reading, how: TextConfig, chat: Chat, entropies: Entropies | None) -> Iterator[Pair | Bad]:
     """The pairs of a table's documents."""
+    number = 0
     for row in table.read(reading.rows):
+        number = row.number
         if isinstance(row, Bad):
             yield row
             continue
         try:
-            text = text_of(row.value, how.column)
+            text, own, extra = document_in(row.value, how, reading.columns)
         except InputError as error:
             yield Bad(table.path, row.number, str(error))
             continue
         ids, starts = chat.encode_document(text)
-        document = Document(f"{table.name}:{row.number}", text, ids, starts, chat.opening, source.name or "")
+        document = Document(f"{table.name}:{number}", text, ids, starts, chat.opening, (source.name or "") if own is None else own, extra)
         yield from cut_document(document, how, entropies)
+    if not number:
+        yield Bad(table.path, 1, "the file holds no rows; give one document a row")
 
 
 def _encode(examples: Iterable[Example | Bad], table: Table, chat: Chat) -> Iterator[Pair | Bad]:
