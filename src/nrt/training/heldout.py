@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from nrt.checkers import Checker
-from nrt.data import Chat, bare_row, document_of, null_row, trace_row
+from nrt.data import Chat, bare_row, document_id, null_row, trace_row
 from nrt.training.policy import Policy
 from nrt.types import Pair, Row, Trace
 
@@ -100,7 +100,7 @@ class Heldout:
         by_source: dict[str, list[int]] = defaultdict(list)
         for i, pair in enumerate(self.pairs):
             by_source[pair.example.source].append(i)
-        documents = [document_of(pair.example) for pair in self.pairs]
+        documents = [document_id(pair.example.id) for pair in self.pairs]
         following: dict[int, int] = {}
         for places in by_source.values():
             for at, i in enumerate(places):
