@@ -14,5 +14,9 @@ def test_documents_are_what_the_base_reads(tmp_path):
         Item("p3", "train", "Who?", "She"),
     ]
     write_documents(items, tmp_path)
-    found = {split: [json.loads(line) for line in (tmp_path / f"text-{split}.jsonl").open()] for split in ("train", "test")}
+    found = {split: read(tmp_path / f"text-{split}.jsonl") for split in ("train", "test")}
     assert found == {"train": [{"text": "How many?\n1 + 2 = 3\n3"}], "test": [{"text": "And now?\n2 + 2 = 4\nSo it is 4.\n4"}]}
+
+
+def read(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
