@@ -295,6 +295,19 @@ def test_documents_that_are_too_short(tmp_path: Path) -> None:
         load(write(tmp_path / "b.jsonl", [{"text": "xz"}]))
 
 
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_prompt_tokens": 256}, "prefix_tokens=256 makes prompts of 257 tokens, more than max_prompt_tokens=256"),
+        ({"max_answer_tokens": 63}, "continuation_tokens=64 is more than max_answer_tokens=63"),
+    ],
+)
+def test_limits_that_would_keep_only_parts_of_documents(tmp_path: Path, limits: dict[str, int], message: str) -> None:
+    data = {"train": str(write(tmp_path / "b.jsonl", [{"text": "xxzz"}])), "text": {}}
+    with pytest.raises(InputError, match=message):
+        load_pairs(build_config({"data": data, "batch": 1, **limits}), "train", CHAT)
+
+
 def test_a_file_without_documents(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"b\.jsonl:1: the file holds no rows; give one document a row"):
         load(write(tmp_path / "b.jsonl", []))

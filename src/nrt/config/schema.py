@@ -220,7 +220,7 @@ class HeldoutConfig(Section):
     greedy: bool = True
     """Greedy traces; otherwise sampled at temperature 1. Answers are greedy."""
     swapped: bool = False
-    """Also answer after another question's trace (of the same source): a control for what the trace says."""
+    """Also answer after another question's trace (of the same source, of another document): a control for what the trace says."""
 
 
 class Config(Section):

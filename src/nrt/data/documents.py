@@ -1,6 +1,6 @@
 """Raw text → pairs: a document is cut into prefix → continuation, so that a trace can be learnt before any text.
 
-The paper names it as the next step (§6, pre-training): the objective is the same, y* is what follows in the document.
+The paper calls "applying NRT's principles during pre-training" a next step. The objective is the same; y* is what follows in the document.
 """
 
 from __future__ import annotations

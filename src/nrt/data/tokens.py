@@ -148,6 +148,9 @@ def load_pairs(config: Config, kind: Literal["train", "valid"], chat: Chat, entr
     Raises InputError for data that cannot be read, for the first bad row unless data.on_bad_row is skip, and if no row is left.
     """
     data = config.data
+    for source in data.sources(kind):
+        if text := source.reading(data).text:
+            _check_lengths(text, config, chat)
     parts = tuple(tokenise(s, s.reading(data), chat, skip=data.on_bad_row == "skip", entropies=entropies) for s in data.sources(kind))
     long_prompts = [part.prompt_lengths > config.max_prompt_tokens for part in parts]
     long_answers = [(part.answer_lengths > config.max_answer_tokens) & ~long for part, long in zip(parts, long_prompts, strict=True)]
@@ -166,6 +169,20 @@ def load_pairs(config: Config, kind: Literal["train", "valid"], chat: Chat, entr
     if data.truncate_answers:
         return Encoded(pairs, prompts, truncated_answers=answers, bad=bad)
     return Encoded(pairs, prompts, answers, bad=bad)
+
+
+def _check_lengths(text: TextConfig, config: Config, chat: Chat) -> None:
+    """Raises InputError where the limits would leave only the beginnings, or only the ends, of documents."""
+    if (prompt := text.prefix_tokens + len(chat.opening)) > config.max_prompt_tokens:
+        raise InputError(
+            f"data.text.prefix_tokens={text.prefix_tokens} makes prompts of {prompt} tokens, more than max_prompt_tokens="
+            f"{config.max_prompt_tokens}; lower the one or raise the other"
+        )
+    if text.continuation_tokens > config.max_answer_tokens:
+        raise InputError(
+            f"data.text.continuation_tokens={text.continuation_tokens} is more than max_answer_tokens={config.max_answer_tokens}; "
+            "lower the one or raise the other"
+        )
 
 
 def tokenise(source: Source, reading: Reading, chat: Chat, *, skip: bool = False, entropies: Entropies | None = None) -> Tokenised:
