@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nrt.config import Config, Source, TextConfig, build_config
-from nrt.data import Encoded, Entropies, document_id, load_pairs, tokenise
+from nrt.data import Encoded, Entropies, load_pairs, tokenise
 from nrt.data.documents import Document, cut_document
 from nrt.environment import cache_folder
 from nrt.errors import InputError
+from nrt.run import document_id
 from nrt.types import Message
 from tests.data.cases import TEMPLATES, TOKENIZERS, build_case
 
@@ -145,7 +146,7 @@ def test_names_of_cuts() -> None:
     pairs = list(cut_document(by_character("abcdef"), TextConfig(at="stride", stride=2)))
     assert [pair.example.id for pair in pairs] == ["d:1@2", "d:1@4"]
     assert [document_id(pair.example.id) for pair in pairs] == ["d:1", "d:1"]
-    assert document_id("odd@2.jsonl:7") == "odd@2.jsonl:7"
+    assert [document_id(name) for name in ("odd@2.jsonl:7", "odd@2", "a:1@2@3")] == ["odd@2.jsonl:7", "odd@2", "a:1@2@3"]
 
 
 def test_a_quarter_of_a_million_tokens() -> None:

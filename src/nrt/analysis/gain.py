@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nrt.analysis.stats import Interval, bootstrap
-from nrt.data.documents import document_id
-from nrt.run import load_run, run_folder
+from nrt.run import document_id, load_run, run_folder
 
 Record = Mapping[str, Any]
 

@@ -1,7 +1,7 @@
 """From a data file to rows of token ids: sources → Example, chat → Pair, splice → Row. Nothing here knows the objective."""
 
 from nrt.data.chat import Chat, default_template, ensure_template, with_trace_opener
-from nrt.data.documents import Entropies, document_id
+from nrt.data.documents import Entropies
 from nrt.data.sources import read_examples
 from nrt.data.splice import Markers, bare_row, null_row, reply_row, to_trace, trace_row, unsplice
 from nrt.data.stream import Stream
@@ -16,7 +16,6 @@ __all__ = [
     "Stream",
     "bare_row",
     "default_template",
-    "document_id",
     "ensure_template",
     "load_pairs",
     "null_row",

@@ -24,7 +24,6 @@ SENTENCE_END = re.compile(
 )
 """Each match ends before the white space that follows a sentence."""
 
-CUT_ID = re.compile(r"(?<=\d)@\d+$")  # other ids end with ":" and a number
 NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
 """NUL, and halves of surrogate pairs: neither tokenizers nor the cache can hold them."""
 
@@ -65,11 +64,6 @@ def cut_document(document: Document, how: TextConfig, entropies: Entropies | Non
             continue
         example = Example(f"{document.id}@{cut}", (Message("user", prefix),), continuation, document.source, document.extra)
         yield Pair(example, (*document.opening, *document.ids[begin:before]), document.ids[cut:end])
-
-
-def document_id(example_id: str) -> str:
-    """The id of the document that an example was cut from; else the example's own."""
-    return CUT_ID.sub("", example_id)
 
 
 def _places(document: Document, how: TextConfig, entropies: Entropies | None) -> np.ndarray:

@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from nrt.checkers import Checker
-from nrt.data import Chat, bare_row, document_id, null_row, trace_row
+from nrt.data import Chat, bare_row, null_row, trace_row
+from nrt.run import document_id
 from nrt.training.policy import Policy
 from nrt.types import Pair, Row, Trace
 
