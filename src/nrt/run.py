@@ -52,6 +52,15 @@ def step_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def document_id(row_id: str) -> str:
+    """The document that a row was cut from, by its id (`file:row@token`); other rows are by themselves.
+
+    >>> document_id("books.jsonl:7@320"), document_id("pairs@2.jsonl:7")
+    ('books.jsonl:7', 'pairs@2.jsonl:7')
+    """
+    return re.sub(r"(?<=:)(\d+)@\d+$", r"\1", row_id)
+
+
 def load_run(name_or_path: str | Path) -> Run:
     """The run in a folder, for reading. Raises InputError when there is none."""
     return Run(name_or_path)

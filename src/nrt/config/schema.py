@@ -42,7 +42,7 @@ class TextConfig(Section):
     """Documents instead of pairs: each is cut into prefix → continuation, without a chat template."""
 
     at: Literal["sentences", "stride", "entropy"] = "sentences"
-    """Where to cut: after a sentence, every `stride` tokens, or where the model is least certain of the next token."""
+    """Where to cut: after a sentence or line, every `stride` tokens, or where the model is least certain of the next token."""
     column: str = "text"
     """Column with the document; a .txt file is one document."""
     prefix_tokens: Positive = 256
@@ -52,7 +52,9 @@ class TextConfig(Section):
     stride: Positive = 64
     """Least distance between two cuts, in tokens; also the first cut's distance from the beginning."""
     most: Positive | None = None
-    """Most cuts a document; unset: all."""
+    """Most cuts a document: the first ones, or with `entropy` the least certain; unset: all."""
+    space: Literal["keep", "prefix", "drop"] = "keep"
+    """Tokens of white space at a cut: left where they are, moved before the cut, or dropped (START and END stand in their place)."""
 
 
 class Reading(Section):
@@ -218,7 +220,7 @@ class HeldoutConfig(Section):
     greedy: bool = True
     """Greedy traces; otherwise sampled at temperature 1. Answers are greedy."""
     swapped: bool = False
-    """Also answer after another question's trace (of the same source): a control for what the trace says."""
+    """Also answer after another question's trace (of the same source, of another document): a control for what the trace says."""
 
 
 class Config(Section):

@@ -40,7 +40,7 @@ class Chat:
     stop_ids            END, end of turn, eos and `extra_end_ids` (the model's generation_config.eos_token_id belongs there)
     control_ids         ids that no text can produce
     unknown_id          what any text without a token of its own becomes; None where every text has tokens
-    opening             what stands before any text: BOS where the tokenizer writes one itself
+    opening             what stands before any text: BOS where the tokenizer or the chat template begins with it
     fingerprint         changes with anything that decides which ids a text becomes
 
     Raises InputError if the markers or the chat template are missing, or if nothing ends a turn.
@@ -54,8 +54,7 @@ class Chat:
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
         decides = [spec, self._template(), markers.start, markers.end, tokenizer.eos_token_id]
         self.fingerprint = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
-        bos = tokenizer.bos_token_id
-        self.opening = (bos,) if bos is not None and tokenizer("x")["input_ids"][:1] == [bos] else ()
+        self.opening = self._find_opening()
         control = _control_tokens(spec, self._template(), markers)
         self._control_texts = tuple(control)
         self.start_id = None if markers.start is None else control[markers.start]
@@ -142,6 +141,13 @@ class Chat:
         except TemplateError as error:
             raise InputError(f"the model's chat template refuses these turns: {error}") from None
         return str(text)
+
+    def _find_opening(self) -> tuple[int, ...]:
+        bos, text = self._tokenizer.bos_token_id, self._tokenizer.bos_token
+        if not isinstance(text, str) or bos is None:
+            return ()
+        by_template = self._render([{"role": "user", "content": "x"}], generate=True).startswith(text)
+        return (cast(int, bos),) if by_template or self._tokenizer("x")["input_ids"][:1] == [bos] else ()
 
     def _find_end_of_turn(self, sentinel: str) -> int:
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": sentinel}]

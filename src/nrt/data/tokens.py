@@ -24,7 +24,7 @@ import pyarrow
 
 from nrt.config import Config, Reading, Source, TextConfig
 from nrt.data.chat import Chat
-from nrt.data.documents import Document, Entropies, cut_document, text_of
+from nrt.data.documents import Document, Entropies, cut_document, document_in
 from nrt.data.files import Bad, Table, find_tables
 from nrt.data.sources import iterate_examples
 from nrt.environment import cache_folder
@@ -165,6 +165,9 @@ def load_pairs(config: Config, kind: Literal["train", "valid"], chat: Chat, entr
     Raises InputError for data that cannot be read, for the first bad row unless data.on_bad_row is skip, and if no row is left.
     """
     data = config.data
+    for source in data.sources(kind):
+        if text := source.reading(data).text:
+            _check_lengths(text, config, chat)
     parts = tuple(tokenise(s, s.reading(data), chat, skip=data.on_bad_row == "skip", entropies=entropies) for s in data.sources(kind))
     long_prompts = [part.prompt_lengths > config.max_prompt_tokens for part in parts]
     long_answers = [(part.answer_lengths > config.max_answer_tokens) & ~long for part, long in zip(parts, long_prompts, strict=True)]
@@ -173,6 +176,8 @@ def load_pairs(config: Config, kind: Literal["train", "valid"], chat: Chat, entr
     prompts, answers = (int(sum(d.sum() for d in long)) for long in (long_prompts, long_answers))
     bad = tuple(bad for part in parts for bad in part.bad)
     if not len(pairs):
+        if not (prompts or answers or bad):  # only documents can be good and give no pair
+            raise InputError("no document is long enough to be cut; lower data.text.stride")
         lost = f" and {len(bad)} rows cannot be used, the first {bad[0]}" if bad else ""
         raise InputError(
             f"no example is left: {prompts} prompts are longer than max_prompt_tokens={config.max_prompt_tokens} and {answers} answers "
@@ -181,6 +186,20 @@ def load_pairs(config: Config, kind: Literal["train", "valid"], chat: Chat, entr
     unknown = sum(part.count(chat.unknown_id) for part in parts)
     dropped, truncated = (0, answers) if data.truncate_answers else (answers, 0)
     return Encoded(pairs, prompts, dropped, truncated, unknown, bad)
+
+
+def _check_lengths(text: TextConfig, config: Config, chat: Chat) -> None:
+    """Raises InputError where the limits would leave only the beginnings, or only the ends, of documents."""
+    if (prompt := text.prefix_tokens + len(chat.opening)) > config.max_prompt_tokens:
+        raise InputError(
+            f"data.text.prefix_tokens={text.prefix_tokens} makes prompts of {prompt} tokens, more than max_prompt_tokens="
+            f"{config.max_prompt_tokens}; lower the one or raise the other"
+        )
+    if text.continuation_tokens > config.max_answer_tokens:
+        raise InputError(
+            f"data.text.continuation_tokens={text.continuation_tokens} is more than max_answer_tokens={config.max_answer_tokens}; "
+            "lower the one or raise the other"
+        )
 
 
 def tokenise(source: Source, reading: Reading, chat: Chat, *, skip: bool = False, entropies: Entropies | None = None) -> Tokenised:
@@ -229,18 +248,22 @@ def _encoded(tables: Sequence[Table], source: Source, reading: Reading, chat: Ch
 
 def _cut(table: Table, source: Source, reading: Reading, how: TextConfig, chat: Chat, entropies: Entropies | None) -> Iterator[Pair | Bad]:
     """The pairs of a table's documents."""
+    number = 0
     for row in table.read(reading.rows):
+        number = row.number
         if isinstance(row, Bad):
             yield row
             continue
         try:
-            text = text_of(row.value, how.column)
+            text, own, extra = document_in(row.value, how, reading.columns)
         except InputError as error:
             yield Bad(table.path, row.number, str(error))
             continue
         ids, starts = chat.encode_document(text)
-        document = Document(f"{table.name}:{row.number}", text, ids, starts, chat.opening, source.name or "")
+        document = Document(f"{table.name}:{number}", text, ids, starts, chat.opening, (source.name or "") if own is None else own, extra)
         yield from cut_document(document, how, entropies)
+    if not number:
+        yield Bad(table.path, 1, "the file holds no rows; give one document a row")
 
 
 def _encode(examples: Iterable[Example | Bad], table: Table, chat: Chat) -> list[Pair | Bad]:

@@ -2,6 +2,7 @@
 
     python -m nrt.lab.realtext DATA OUT      # base model, pairs, and what the base can do
     nrt compare realtext model=OUT/base data.train=OUT/train.jsonl data.valid=OUT/test.jsonl --methods sft,nrt-ws-neg-log-p --seeds 2
+    nrt train realtext-text model=OUT/base data.train=OUT/text-train.jsonl data.valid=OUT/text-test.jsonl run=NAME
 
 DATA holds gsm8k/{train,test}.jsonl.gz and p3_t0_sample/p3_t0_sample.jsonl.gz. The base reads half of GSM8K's training problems with their
 solutions and most of P3's prompts with their completions; training asks the rest, of which it sees questions and final answers alone.
@@ -118,6 +119,15 @@ def write_pairs(items: Sequence[Item], folder: Path) -> None:
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
+def write_documents(items: Sequence[Item], folder: Path) -> None:
+    """text-train.jsonl and text-test.jsonl: GSM8K's problems with their solutions as raw text, in the form in which the base reads them."""
+    for split in ("train", "test"):
+        rows = [item for item in items if item.split == split and item.work]
+        Random(0).shuffle(rows)
+        lines = (json.dumps({"text": f"{r.question}\n{r.work}\n{r.answer}"}) + "\n" for r in rows)
+        (folder / f"text-{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
 def readout(folder: Path, console: Console, questions: int = 300) -> dict[str, dict[str, float]]:
     """Mean probability of an answer token (geometric mean) after the null trace, the gold solution, and another question's solution."""
     config = load_config("realtext", [f"model={folder / 'base'}", f"data.train={folder / 'test.jsonl'}", "data.shuffle=false"])
@@ -176,6 +186,7 @@ def main() -> None:
     if not (given.out / "base").is_dir():
         build_base(items, given.out / "base", steps=given.steps, seed=given.seed, console=console)
     write_pairs(items, given.out)
+    write_documents(items, given.out)
     readout(given.out, console)
 
 

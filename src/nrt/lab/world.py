@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import accumulate, product
@@ -151,15 +151,33 @@ def write_pairs(path: str | Path, split: str, n: int, seed: int = 0, weights: Ma
     For "train" (and "corpus") `n` rows are drawn by `weights`. For "test" `n` is the number of different questions of each family in
     `weights` (recall: as many as exist, if fewer), shuffled, so that the first rows are a fair sample.
     """
+    problems = _problems(split, n, seed, weights)
+    _write(path, ({key: value for key, value in asdict(problem).items() if key != "chain"} for problem in problems))
+    return len(problems)
+
+
+def write_documents(path: str | Path, split: str, n: int, seed: int = 0, weights: Mapping[str, float] = WEIGHTS) -> int:
+    """The same problems as `write_pairs` as raw text: the column text holds question, line break and answer.
+
+    The other columns (family, key, work) are for the observer and for results by family; nothing trains on them.
+    """
+    problems = _problems(split, n, seed, weights)
+    _write(path, ({"text": f"{p.question} \n {p.answer}", "family": p.family, "key": p.key, "work": p.work} for p in problems))
+    return len(problems)
+
+
+def _problems(split: str, n: int, seed: int, weights: Mapping[str, float]) -> list[Problem]:
     rng = Random(seed)
-    rows = distinct(split, n, seed, tuple(weights)) if split == "test" else [draw(rng, split, weights) for _ in range(n)]
+    return distinct(split, n, seed, tuple(weights)) if split == "test" else [draw(rng, split, weights) for _ in range(n)]
+
+
+def _write(path: str | Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """As JSONL, at once: another process may be reading it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({key: value for key, value in asdict(problem).items() if key != "chain"}) + "\n" for problem in rows]
     with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False) as file:
-        file.writelines(lines)
-    os.replace(file.name, path)  # at once: another process may be reading it
-    return len(rows)
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    os.replace(file.name, path)
 
 
 def every(family: str, split: str) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nrt.checkers import Checker
 from nrt.data import Chat, bare_row, null_row, trace_row
+from nrt.run import document_id
 from nrt.training.policy import Policy
 from nrt.types import Pair, Row, Trace
 
@@ -101,11 +102,16 @@ class Heldout:
         return records
 
     def _partners(self) -> list[int]:
-        """For each question the next one of its source, the last one's being the first."""
+        """For each question the next one of its source, the last one's being the first; of another document, if there is one."""
         by_source: dict[str, list[int]] = defaultdict(list)
         for i, pair in enumerate(self.pairs):
             by_source[pair.example.source].append(i)
-        following = {i: j for places in by_source.values() for i, j in zip(places, places[1:] + places[:1], strict=True)}
+        documents = [document_id(pair.example.id) for pair in self.pairs]
+        following: dict[int, int] = {}
+        for places in by_source.values():
+            for at, i in enumerate(places):
+                round_trip = places[at + 1 :] + places[: at + 1]
+                following[i] = next((j for j in round_trip if documents[j] != documents[i]), round_trip[0])
         return [following[i] for i in range(len(self.pairs))]
 
     def _scores(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor]]:

@@ -22,20 +22,24 @@ def cuts_by_entropy(config: Config) -> bool:
 
 
 def model_entropies(model: nn.Module, opening: tuple[int, ...], window: int, tokens_per_batch: int) -> Entropies:
-    """Entropies in windows of `window` tokens, each read after `opening`; without one, after its own first token, which has 0."""
+    """Entropies of each token after `opening` and at most `window` tokens before it, at least half of them where there are as many.
+
+    Without an opening nothing stands before the first token, which has 0.
+    """
+    half = max(1, window // 2)
 
     def of(ids: Sequence[int]) -> list[float]:
-        parts = [tuple(ids[i : i + window]) for i in range(0, len(ids), window)]
-        before = [opening or part[:1] for part in parts]
-        tails = [part if opening else part[1:] for part in parts]
-        rows = [Row(b, t, (Role.ANSWER,) * len(t), end_sampled=False) for b, t in zip(before, tails, strict=True) if t]
-        scored = iter(score_all(PaddedScorer(pad_id=0), model, rows, tokens_per_batch).rows() if rows else [])
-        found: list[float] = []
-        for part, tail in zip(parts, tails, strict=True):
-            found += [0.0] * (len(part) - len(tail)) + (next(scored)[1].tolist() if tail else [])
-        return found
+        first = 0 if opening else 1
+        ranges = [(max(0, i - half), i, min(len(ids), i + half)) for i in range(first, len(ids), half)]
+        rows = [_row((*opening, *ids[begin:i]), tuple(ids[i:end])) for begin, i, end in ranges]
+        scored = score_all(PaddedScorer(pad_id=0), model, rows, tokens_per_batch).entropy_N.tolist() if rows else []
+        return [0.0] * min(first, len(ids)) + scored
 
-    return Entropies(of, _fingerprint(model))
+    return Entropies(of, hashlib.sha256(f"{_fingerprint(model)} {opening} {window}".encode()).hexdigest())
+
+
+def _row(before: tuple[int, ...], tail: tuple[int, ...]) -> Row:
+    return Row(before, tail, (Role.ANSWER,) * len(tail), end_sampled=False)
 
 
 def _fingerprint(model: Any) -> str:
