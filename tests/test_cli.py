@@ -186,3 +186,22 @@ def test_training_keeps_the_page(nrt_command, small, pairs_file, tmp_path, monke
     monkeypatch.setattr(reporting, "write_page", refuse)
     assert nrt_command("train", *small, *held_out, "--report", "run=other")[0] == 0  # training is worth more than its page
     assert "no room" in caplog.text
+
+
+def test_data_check_and_stats(nrt_command, tmp_path):
+    """As a newcomer runs them: tables, JSON, an exit status for scripts, a picture."""
+    file = tmp_path / "a.csv"
+    file.write_text("question,answer\nWhat is 2+2?,4\nWhat is 1+2?,3\n")
+    status, out, err = nrt_command("data", "check", "a.csv")
+    assert (status, err) == (0, "")
+    assert "2 usable, 0 not" in out
+    assert nrt_command("data", "stats", "a.csv")[0] == 0
+    assert (tmp_path / "lengths.png").is_file()
+    file.write_text('question,answer\nWhat is 2+2?,4\n"broken\n')
+    status, out, _ = nrt_command("data", "check", "a.csv", "--json")
+    assert status == 1, "training would refuse these data"
+    assert json.loads(out)["train"]["bad"][0]["first"] == ["a.csv:3"]
+    assert nrt_command("data", "check", "a.csv", "data.on_bad_row=skip")[0] == 0
+    assert "1 rows cannot be used" in nrt_command("data", "stats", "a.csv")[1]
+    status, _, err = nrt_command("data", "check", "absent.csv")
+    assert (status, err.count("\n")) == (2, 1)

@@ -28,7 +28,10 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of t
 
 @app.command()
 def check(files: Files, recipe: Recipe = "", json: Json = False) -> None:
-    """What is read, lost, repeated and too long: nrt data check train.jsonl data.valid=test.jsonl model=FOLDER --recipe gsm8k"""
+    """What is read, lost, repeated and too long: nrt data check train.jsonl data.valid=test.jsonl model=FOLDER --recipe gsm8k
+
+    Exit status 1 where training would refuse the data: a row cannot be used and data.on_bad_row is not skip, or none can.
+    """
     from rich.console import Console
 
     from nrt.inspecting import as_json, config_for, inspect_all, print_check
@@ -39,6 +42,8 @@ def check(files: Files, recipe: Recipe = "", json: Json = False) -> None:
         print(dumps(as_json(found, shared)))
     else:
         print_check(Console(), config, found, shared)
+    if any(not one.kept or (one.bad and config.data.on_bad_row == "error") for one in found):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -61,6 +66,8 @@ def stats(
     plot_lengths(found, output)
     for one in found:
         Console().print(source_table(one))
+        if one.bad:
+            Console().print(f"{one.bad_rows:,} rows cannot be used and are not counted; nrt data check says why", style="red")
     Console().print(f"written: {output}", highlight=False, soft_wrap=True)
 
 

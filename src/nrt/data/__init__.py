@@ -2,6 +2,7 @@
 
 from nrt.data.chat import Chat
 from nrt.data.documents import Entropies
+from nrt.data.files import find_tables
 from nrt.data.sources import read_examples
 from nrt.data.splice import Markers, bare_row, null_row, reply_row, to_trace, trace_row, unsplice
 from nrt.data.stream import Stream
@@ -19,6 +20,7 @@ __all__ = [
     "default_template",
     "ensure_template",
     "exported_template",
+    "find_tables",
     "load_pairs",
     "null_row",
     "read_examples",

@@ -14,7 +14,7 @@ import torch
 
 from nrt.checkers import Checker, resolve_checker, resolve_dotted
 from nrt.config import Config, ObjectiveConfig
-from nrt.data import Chat, Encoded, Markers, Pairs, Stream, bare_row, ensure_template, load_pairs, null_row
+from nrt.data import Chat, Encoded, Markers, Pairs, Stream, bare_row, ensure_template, find_tables, load_pairs, null_row
 from nrt.engine.local import build_engine, frozen_copy
 from nrt.errors import InputError, unknown
 from nrt.models import add_markers, check_markers, end_token_ids, load_model, pick_device, save_model
@@ -145,6 +145,8 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         raise InputError("no model given; set model=FOLDER (any Hugging Face causal language model)")
     if config.data.train is None:
         raise InputError("no training data given; set data.train=FILE (JSONL, JSON, CSV or parquet)")
+    for source in (*config.data.sources("train"), *config.data.sources("valid")):
+        find_tables(source.path)  # what is not there is said before a large model is loaded
     device, dtype = pick_device(config.device), getattr(torch, config.dtype)
     load = partial(load_model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code)
     if checkpoint:
