@@ -12,6 +12,7 @@ help:
 	@echo "make test       ruff, pyright and the default tests"
 	@echo "make test-slow  the miniature's study on three seeds"
 	@echo "make test-browser  the report's page in a real Chromium"
+	@echo "make bench      speed and memory, measured"
 	@echo "make setup      only install, with all development tools, into .venv"
 
 setup: .venv/.dev
@@ -49,6 +50,10 @@ test-slow: .venv/.dev
 test-browser: .venv/.dev
 	command -v chromium >/dev/null || { apt-get update && apt-get install -y chromium; }
 	$(BIN)/python -m pytest -m browser
+
+# Minutes each; they measure, and exit 1 where they fall short of their bars.
+bench: .venv/.dev
+	$(BIN)/python -m benchmarks.data
 
 clean:
 	rm -rf .venv build dist

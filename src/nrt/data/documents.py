@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nrt.config import Columns, TextConfig
+from nrt.data.shapes import checked_text
 from nrt.errors import InputError
 from nrt.types import Example, Message, Pair
 
@@ -23,9 +24,6 @@ SENTENCE_END = re.compile(
     re.VERBOSE,
 )
 """Each match ends before the white space that follows a sentence."""
-
-NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
-"""NUL, and halves of surrogate pairs: neither tokenizers nor the cache can hold them."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,7 @@ def document_in(row: object, how: TextConfig, columns: Columns) -> tuple[str, st
     text, source = row[how.column], columns.source or "source"
     if not text.strip():
         raise InputError(f"the document (column '{how.column}') is empty; fill it in or remove the row")
-    if found := NO_CHARACTER.search(text):
-        raise InputError(f"the document (column '{how.column}') holds {found[0]!r} at {found.start()}, which is no character; remove it")
+    checked_text(text, f"the document (column '{how.column}')")
     if columns.source and columns.source not in row:
         raise InputError(f"no column '{columns.source}' among {', '.join(map(str, row))}; set data.columns.source")
     extra = {name: value for name, value in row.items() if name not in (how.column, source)}

@@ -101,7 +101,7 @@ class Layout:
 
     def _asked(self, row: Mapping[str, Any]) -> list[Message]:
         turns = _turns(_cell(row, "question", self.question), "user", self.question)
-        texts = [_text(row[column], f"column '{column}'") for column in self.below if row.get(column) is not None]
+        texts = [checked_text(row[column], f"column '{column}'") for column in self.below if row.get(column) is not None]
         added = [text for text in texts if text.strip()]
         return [*turns[:-1], Message(turns[-1].role, "\n\n".join([turns[-1].content, *added]))]
 
@@ -109,7 +109,7 @@ class Layout:
         if self.system is None:
             return None
         value = _cell(row, "system", self.system) if self.system_named else row.get(self.system)
-        return None if value is None else _text(value, f"column '{self.system}'")
+        return None if value is None else checked_text(value, f"column '{self.system}'")
 
     def source_of(self, row: Mapping[str, Any]) -> Any:
         return _cell(row, "source", self.source) if self.source_named else row.get(self.source)
@@ -135,7 +135,7 @@ def _turns(value: Any, role: str, column: str) -> list[Message]:
     """A list of turns, or plain text, which is one turn of the role."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return _list_of_turns(value, column)
-    return [Message(role, _text(value, f"column '{column}'"))]
+    return [Message(role, checked_text(value, f"column '{column}'"))]
 
 
 def _list_of_turns(value: Sequence[Any], column: str) -> list[Message]:
@@ -151,10 +151,11 @@ def _turn(turn: Any, where: str) -> Message:
     role, content = turn[keys[0]], turn[keys[1]]
     if role not in ROLES:
         raise InputError(f"{where} has the role {role!r}; known roles: {', '.join(ROLES)}")
-    return Message(ROLES[role], _text(content, where))
+    return Message(ROLES[role], checked_text(content, where))
 
 
-def _text(value: Any, where: str) -> str:
+def checked_text(value: Any, where: str) -> str:
+    """The value as text. Raises InputError for other types, and for what neither tokenizers nor the cache can hold."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # the one type whose text loses nothing
     if not isinstance(value, str):
@@ -183,8 +184,8 @@ class _Filler(string.Formatter):
         if isinstance(value, Sequence) and not isinstance(value, str):
             if not format_spec:
                 raise InputError("a list needs what joins it, as in {column:, }")
-            return format_spec.join(_text(item, "an item of the list") for item in value)
-        return _text(value, "a column of the template")
+            return format_spec.join(checked_text(item, "an item of the list") for item in value)
+        return checked_text(value, "a column of the template")
 
 
 _FILLER = _Filler()
