@@ -118,9 +118,10 @@ def test_bad_rows_are_listed_in_the_run_folder(make_config, pairs_file, tmp_path
     file.write_text("\n".join([*lines[:8], '{"question": "what"', *lines[8:]]))
     with pytest.raises(nrt.InputError, match=r"some\.jsonl:9: broken JSON"):
         nrt.train(make_config(**{"data.train": str(file)}))
-    run = nrt.train(make_config(steps=1, **{"data.train": str(file), "data.on_bad_row": "skip"}))
-    (record,) = [json.loads(line) for line in (run.path / "skipped" / "train.jsonl").read_text().splitlines()]
-    assert (record["file"], record["number"]) == (str(file), 9)
+    run = nrt.train(make_config(steps=1, **{"data.train": str(file), "data.valid": str(file), "data.on_bad_row": "skip"}))
+    for kind in ("train", "valid"):
+        (record,) = [json.loads(line) for line in (run.path / "skipped" / f"{kind}.jsonl").read_text().splitlines()]
+        assert (record["file"], record["number"]) == (str(file), 9)
     assert run.metrics()[-1]["data/bad_rows"] == 1
     assert "bad-rows" in [warning["kind"] for warning in run.warnings()]
 

@@ -75,6 +75,7 @@ def train(config: Config, *, listener: Listener | None = None) -> Run:
     with writer, _graceful_stop() as stop:
         if not writer.resumed:
             writer.skipped("train", [asdict(bad) for bad in parts.data.bad])
+            writer.skipped("valid", [asdict(bad) for bad in parts.valid.bad] if parts.valid else [])
         Loop(config, parts, writer, progress, listener or Silent(), stop).run()
     return Run(folder)
 

@@ -48,7 +48,8 @@ class Parts:
     names: Names
     stepper: Stepper
     heldout: Heldout | None
-    data: Encoded
+    data: Encoded  # to train on
+    valid: Encoded | None  # held out
     stream: Stream
     steps: int
     chat: Chat
@@ -193,17 +194,19 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         loss_tokens=config.objective.loss_tokens or config.max_trace_tokens + config.max_answer_tokens,
         choose=_chooser(policy, names.method, config),
     )
-    heldout = None
-    if config.data.valid:
-        pairs = load_pairs(config, "valid", chat, entropies).pairs[: config.heldout.rows]
-        how = config.heldout
-        heldout = Heldout(policy, pairs, chat, names.checker, how.greedy, with_traces=names.method.samples, with_swapped=how.swapped)
+    heldout, how = None, config.heldout
+    valid = load_pairs(config, "valid", chat, entropies) if config.data.valid else None
+    if valid:
+        heldout = Heldout(
+            policy, valid.pairs[: how.rows], chat, names.checker, how.greedy, with_traces=names.method.samples, with_swapped=how.swapped
+        )
     template = chat.exported_template(open_trace=names.method.samples)
     return Parts(
         names=names,
         stepper=stepper,
         heldout=heldout,
         data=data,
+        valid=valid,
         stream=_stream(data.pairs, config),
         steps=steps,
         chat=chat,
