@@ -86,6 +86,15 @@ def test_without_a_tokenizer_lengths_are_characters(config: Config) -> None:
     assert (found.prompt.over, found.answer.over, found.control) == (0, 0, {})
 
 
+def test_documents_need_a_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("One. Two three.")
+    config = build_config({"data": {"train": str(tmp_path / "x.txt"), "text": {"stride": 1}}})
+    with pytest.raises(InputError, match="documents are cut into tokens; set model=FOLDER"):
+        inspect(config, "train", None)
+    found = inspect(config, "train", CHAT)
+    assert (found.rows, found.columns) == (1, {"text": "text"})
+
+
 def test_a_file_of_which_nothing_can_be_used(tmp_path: Path) -> None:
     file = write(tmp_path / "x.jsonl", [{"q": 1}, [2]])
     found = inspect(build_config({"data": {"train": str(file)}}), "train", CHAT)

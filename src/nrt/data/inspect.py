@@ -94,7 +94,7 @@ class Leak:
 def inspect(config: Config, kind: Literal["train", "valid"], chat: Chat | None, entropies: Entropies | None = None) -> Inspection:
     """Reads all rows of the training or validation data. Without a `chat` lengths are in characters, and no cap is checked.
 
-    Raises InputError where no file can be read at all.
+    Raises InputError where no file can be read at all, and for documents without a chat.
     """
     sources = config.data.sources(kind)
     if not sources:
@@ -105,6 +105,8 @@ def inspect(config: Config, kind: Literal["train", "valid"], chat: Chat | None, 
     lengths: list[tuple[np.ndarray, np.ndarray]] = []
     for source in sources:
         reading = source.reading(config.data)
+        if chat is None and reading.text:
+            raise InputError("documents are cut into tokens; set model=FOLDER, whose tokenizer does it")
         if chat is None:
             lengths.append(walk.in_characters(_usable(source, reading, bad)))
         else:
