@@ -59,6 +59,15 @@ def test_facts_leave_folders_out(part):
     assert part.warnings[0]["kind"] == "dropped-prompts"
 
 
+def test_facts_name_each_source_of_a_mixture(tmp_path):
+    path = write_run(tmp_path / "mixed")
+    values = yaml.safe_load((path / "config.yaml").read_text())
+    values["data"]["train"] = [{"path": "/home/me/a.jsonl", "weight": 3.0}, {"path": "org/name", "weight": 0.5}]
+    (path / "config.yaml").write_text(yaml.safe_dump(values))
+    (part,) = build_report([path]).runs
+    assert dict(part.facts)["trained on"] == "a.jsonl × 3, org/name × 0.5"
+
+
 def test_words_come_from_held_out_rows_or_else_from_the_groups(part, tmp_path):
     assert part.vocabulary is not None
     assert part.vocabulary_of == "the held-out evaluation after step 6"

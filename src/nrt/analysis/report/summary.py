@@ -49,8 +49,8 @@ def facts(loaded: Loaded) -> list[tuple[str, str]]:
         ("method", loaded.method),
         ("profile", str(setting("profile", ""))),
         ("model", _bare(setting("model"))),
-        ("trained on", _bare(setting("data.train"))),
-        ("held out", f"{_bare(setting('data.valid'))}, first {setting('heldout.rows')} rows" if setting("data.valid") else ""),
+        ("trained on", _sources(setting("data.train"))),
+        ("held out", f"{_sources(setting('data.valid'))}, first {setting('heldout.rows')} rows" if setting("data.valid") else ""),
         ("status", status(loaded)),
         ("a step", _step(loaded)),
         ("learning rate", str(setting("optimizer.lr", ""))),
@@ -167,6 +167,14 @@ def _step(loaded: Loaded) -> str:
     if not prompts:
         return ""
     return f"{prompts} prompts" if loaded.method == "sft" or not traces else f"{prompts} prompts × {traces} traces"
+
+
+def _sources(given: Any) -> str:
+    """One path, or a list of sources with their weights."""
+    if not isinstance(given, list):
+        return _bare(given)
+    parts = [source if isinstance(source, Mapping) else {"path": source} for source in given]
+    return ", ".join(_bare(part.get("path")) + (f" × {part['weight']:g}" if part.get("weight") else "") for part in parts)
 
 
 def _bare(name: Any) -> str:
