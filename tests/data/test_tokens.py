@@ -196,3 +196,10 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
     (tmp_path / "d" / "README.md").write_text("no data")
     (tmp_path / "d" / ".hidden.jsonl").write_text("no data")
     assert [pair.example.id for pair in load(tmp_path / "d").pairs] == ["b.jsonl:1", "sub/a.parquet:1", "sub/a.parquet:2"]
+
+
+def test_a_cache_that_cannot_be_written_says_so(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "taken").write_text("a file")
+    monkeypatch.setenv("NRT_CACHE", str(tmp_path / "taken"))
+    with pytest.raises(InputError, match=r"tokens cannot be kept in .*taken.tokens \(Not a directory\); set NRT_CACHE to another folder"):
+        load(file)

@@ -3,11 +3,12 @@
 from nrt.data.chat import Chat
 from nrt.data.documents import Entropies
 from nrt.data.files import find_tables
+from nrt.data.pairs import Encoded, Pairs, load_pairs
 from nrt.data.sources import read_examples
 from nrt.data.splice import Markers, bare_row, null_row, reply_row, to_trace, trace_row, unsplice
 from nrt.data.stream import Stream
 from nrt.data.template import default_template, ensure_template, exported_template, with_trace_opener
-from nrt.data.tokens import Encoded, Pairs, load_pairs, tokenise
+from nrt.data.tokens import tokenise
 
 __all__ = [
     "Chat",
