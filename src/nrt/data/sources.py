@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from nrt.config import Reading
 from nrt.data.files import Bad, Table, find_tables
 from nrt.data.shapes import Shape
 from nrt.errors import InputError
 from nrt.types import Example
+
+T = TypeVar("T")
 
 
 def read_examples(path: str, reading: Reading | None = None) -> list[Example]:
@@ -21,20 +24,25 @@ def read_examples(path: str, reading: Reading | None = None) -> list[Example]:
 
 def iterate_examples(table: Table, reading: Reading, source: str | None = None) -> Iterator[Example | Bad]:
     """The examples of one file; `source` is that of rows that name none. Raises InputError for settings that fit no file."""
-    shape, number = Shape(table.name, reading, source), 0
+    return convert_rows(table, reading, Shape(table.name, reading, source), "question–answer pair")
+
+
+def convert_rows(table: Table, reading: Reading, convert: Callable[[int, Any], T], what: str) -> Iterator[T | Bad]:
+    """What `convert` makes of each row's number and value; where it raises InputError, and for a file without rows, a `Bad`."""
+    number = 0
     for row in table.read(reading.rows):
         number = row.number
         if isinstance(row, Bad):
             yield row
             continue
         try:
-            example = shape(row.number, row.value)
+            converted = convert(row.number, row.value)
         except InputError as error:
             yield Bad(table.path, row.number, str(error))
         else:
-            yield example
+            yield converted
     if not number:
-        yield Bad(table.path, 1, "the file holds no rows; give one question–answer pair a row")
+        yield Bad(table.path, 1, f"the file holds no rows; give one {what} a row")
 
 
 def without_bad(examples: Iterable[Example | Bad]) -> Iterator[Example]:

@@ -24,7 +24,7 @@ from nrt.config import Reading, Source, TextConfig
 from nrt.data.chat import Chat
 from nrt.data.documents import Document, Entropies, cut_document, document_in
 from nrt.data.files import Bad, Table, find_tables
-from nrt.data.sources import iterate_examples
+from nrt.data.sources import convert_rows, iterate_examples
 from nrt.environment import cache_folder
 from nrt.errors import InputError
 from nrt.types import Example, Message, Pair
@@ -141,22 +141,17 @@ def _encoded(tables: Sequence[Table], source: Source, reading: Reading, chat: Ch
 
 def _cut(table: Table, source: Source, reading: Reading, how: TextConfig, chat: Chat, entropies: Entropies | None) -> Iterator[Pair | Bad]:
     """The pairs of a table's documents."""
-    number = 0
-    for row in table.read(reading.rows):
-        number = row.number
-        if isinstance(row, Bad):
-            yield row
-            continue
-        try:
-            text, own, extra = document_in(row.value, how, reading.columns)
-        except InputError as error:
-            yield Bad(table.path, row.number, str(error))
-            continue
+
+    def document(number: int, row: Any) -> Document:
+        text, own, extra = document_in(row, how, reading.columns)
         ids, starts = chat.encode_document(text)
-        document = Document(f"{table.name}:{number}", text, ids, starts, chat.opening, (source.name or "") if own is None else own, extra)
-        yield from cut_document(document, how, entropies)
-    if not number:
-        yield Bad(table.path, 1, "the file holds no rows; give one document a row")
+        return Document(f"{table.name}:{number}", text, ids, starts, chat.opening, (source.name or "") if own is None else own, extra)
+
+    for item in convert_rows(table, reading, document, "document"):
+        if isinstance(item, Bad):
+            yield item
+        else:
+            yield from cut_document(item, how, entropies)
 
 
 def _encode(examples: Iterable[Example | Bad], table: Table, chat: Chat) -> list[Pair | Bad]:
