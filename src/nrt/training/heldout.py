@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -90,7 +91,7 @@ class Heldout:
                     logp=_mean(scores[i][0]),
                     token_logp=_rounded(scores[i][0]),
                     token_entropy=_rounded(scores[i][1]),
-                    answer_tokens=tuple(self.chat.decode((token,)) for token in pair.answer_ids),
+                    answer_tokens=self._answer_tokens[i],
                     trace=self.chat.decode(trace.ids) if trace else None,
                     length=len(trace.ids) if trace else None,
                     finished=trace.finished if trace else None,
@@ -100,6 +101,11 @@ class Heldout:
                 )
             )
         return records
+
+    @cached_property
+    def _answer_tokens(self) -> list[tuple[str, ...]]:
+        """Each y* token by token, as text: the same at every evaluation."""
+        return [tuple(self.chat.decode((token,)) for token in pair.answer_ids) for pair in self.pairs]
 
     def _partners(self) -> list[int]:
         """For each question the next one of its source, the last one's being the first; of another document, if there is one."""
