@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nrt.errors import InputError
+from nrt.scoring.layout import check_rows
 from nrt.types import Row, TokenScores
 
 ENTROPY_CHUNK = 1024
@@ -28,6 +29,10 @@ class Scorer(Protocol):
     """Scores all rows given in one forward; with a gradient where gradients are enabled."""
 
     def __call__(self, model: nn.Module, rows: Sequence[Row]) -> TokenScores: ...
+
+    def batches(self, rows: Sequence[Row], tokens_per_batch: int) -> list[list[int]]:
+        """Indices of the rows that go into one forward each, of at most `tokens_per_batch` tokens as this scorer forwards them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,10 @@ class PaddedScorer:
         del logits_RTV
         logp_N = logp_NV.gather(-1, batch.tail_RT[batch.in_tail_RT].unsqueeze(-1)).squeeze(-1)
         return TokenScores(logp_N, _entropy(logp_NV.detach()), tuple(len(row.tail_ids) for row in rows))
+
+    def batches(self, rows: Sequence[Row], tokens_per_batch: int) -> list[list[int]]:
+        """See `micro_batches`."""
+        return micro_batches(rows, tokens_per_batch)
 
 
 def micro_batches(rows: Sequence[Row], tokens_per_batch: int) -> list[list[int]]:
@@ -82,7 +91,7 @@ def score_all(scorer: Scorer, model: nn.Module, rows: Sequence[Row], tokens_per_
     if not rows:
         raise InputError("there are no rows to score; give at least one")
     scores: dict[int, tuple[Tensor, Tensor]] = {}
-    for batch in micro_batches(rows, tokens_per_batch):
+    for batch in scorer.batches(rows, tokens_per_batch):
         scores |= zip(batch, scorer(model, [rows[i] for i in batch]).rows(), strict=True)
     logps, entropies = zip(*(scores[i] for i in range(len(rows))), strict=True)
     return TokenScores(torch.cat(logps), torch.cat(entropies), tuple(len(row.tail_ids) for row in rows))
@@ -100,8 +109,7 @@ class _Batch:
 
 
 def _pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> _Batch:
-    if not all(row.prompt_ids and row.tail_ids for row in rows):
-        raise InputError("a row needs a prompt token to predict from and a tail to predict; drop examples with an empty prompt or answer")
+    check_rows(rows)
     P, T = max(len(row.prompt_ids) for row in rows), max(len(row.tail_ids) for row in rows)
     before = [P - len(row.prompt_ids) for row in rows]
     after = [T - len(row.tail_ids) for row in rows]

@@ -1,0 +1,221 @@
+"""Attention in a layout of shared prompts, as an implementation among those of transformers (its `AttentionInterface`).
+
+A model that carries it (`share_prompts`) behaves as with SDPA until a forward is given `layout=`; then each query sees the prompt of its
+group and its own tail up to itself, within the layer's sliding window. What is masked is not computed:
+
+- on the CPU, flash attention runs on the prompt, on each tail, and once from all tails of a group to their prompt; the parts are merged
+  by their log-sum-exp. Windows that bind, and softcaps, take a plainer way, tail by tail;
+- on CUDA, FlexAttention, compiled once for all shapes, with a block mask a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from nrt.scoring.layout import Group, Layout
+
+NAME = "nrt"
+FLEX = ("cuda",)
+"""Devices on which FlexAttention has a backward."""
+
+
+class Unsupported(Exception):
+    """The model cannot take its attention from here; the message says what stands against it."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A layout on its way through a model's layers, with the block masks that they share."""
+
+    layout: Layout
+    windows: set[int | None] = field(default_factory=set)  # that layers asked for
+    block_masks: dict[int | None, BlockMask] = field(default_factory=dict)  # by window; filled by the first layer that needs it
+
+    def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
+        if window not in self.block_masks:
+            N = len(self.layout.ids_N)
+            self.block_masks[window] = create_block_mask(visibility(self.layout, window, device), None, None, N, N, device=device)
+        return self.block_masks[window]
+
+
+def share_prompts(model: nn.Module) -> None:
+    """Makes this the attention of all parts of the model. Raises Unsupported for models that do not take their attention by name."""
+    if not getattr(model, "_supports_attention_backend", False):
+        raise Unsupported("its attention cannot be replaced")
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and getattr(config, "_attn_implementation", None) != NAME:
+            config._attn_implementation = NAME
+
+
+def prepared_mask(device: torch.device) -> Tensor:
+    """Stands for a mask that needs no making: transformers hands 4-D masks through as they are."""
+    return torch.empty(1, 1, 1, 1, device=device)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: Packed | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """[1, H, N, D] queries and [1, H_kv, N, D] keys and values → [1, N, H, D]; without a layout, transformers' SDPA."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if kwargs.get("s_aux") is not None or (layout and dropout):
+        raise Unsupported("it has attention sinks or dropout")
+    if layout is None:
+        if softcap is not None:
+            return _softcapped(query, key, value, attention_mask, scale, softcap).transpose(1, 2), None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scale, **kwargs)
+    layout.windows.add(sliding_window)
+    window = sliding_window if sliding_window and sliding_window < layout.layout.longest else None
+    if query.device.type in FLEX:
+        out = _flex(query, key, value, layout.block_mask(window, query.device), scale, softcap)
+    elif window is None and softcap is None and query.shape[-1] == value.shape[-1] and query.device.type == "cpu":
+        out = _SharedPrompt.apply(query, key, value, layout.layout.groups, scale)
+    else:
+        out = _plain(query, key, value, layout.layout.groups, scale, window, softcap)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class _SharedPrompt(torch.autograd.Function):
+    """Flash attention in parts. The backward of each part takes the *merged* output and log-sum-exp: then its probabilities
+    exp(score − lse), and its rowsum(dO ∘ O), are those of the whole, and the parts' gradients add up."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...], scale: float) -> Tensor:
+        out = torch.empty_like(q.transpose(1, 2)).transpose(1, 2)  # contiguous as [1, N, H, D]
+        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+        for start, stop in _causal_parts(groups):
+            part = slice(start, stop)
+            out[:, :, part], lse[:, :, part] = _flash(q[:, :, part], k[:, :, part], v[:, :, part], is_causal=True, scale=scale)
+        for group in groups:
+            if group.tails:
+                prompt, tails = slice(*group.prompt), slice(group.prompt[1], group.stop)
+                seen, seen_lse = _flash(q[:, :, tails], k[:, :, prompt], v[:, :, prompt], scale=scale)
+                both = torch.logaddexp(lse[:, :, tails], seen_lse)
+                own = (lse[:, :, tails] - both).exp_().unsqueeze(-1)
+                out[:, :, tails] = torch.lerp(seen.float(), out[:, :, tails].float(), own)
+                lse[:, :, tails] = both
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.groups, ctx.scale = groups, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        dq, dk, dv = (torch.empty_like(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
+
+        def part(queries: slice, keys: slice, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+            at = (slice(None), slice(None), queries)
+            key, value = k[:, :, keys], v[:, :, keys]
+            return _flash_backward(grads[0][at], q[at], key, value, out[at], lse[at], 0.0, causal, scale=ctx.scale)
+
+        for start, stop in _causal_parts(ctx.groups):
+            own = slice(start, stop)
+            dq[:, :, own], dk[:, :, own], dv[:, :, own] = part(own, own, True)
+        for group in ctx.groups:
+            if group.tails:
+                prompt, tails = slice(*group.prompt), slice(group.prompt[1], group.stop)
+                for total, more in zip((dq[:, :, tails], dk[:, :, prompt], dv[:, :, prompt]), part(tails, prompt, False), strict=True):
+                    total += more
+        return dq, dk, dv, None, None
+
+
+def _causal_parts(groups: tuple[Group, ...]) -> list[tuple[int, int]]:
+    """Prompts and tails: within each, a token sees what stands before it."""
+    return [part for group in groups for part in (group.prompt, *group.tails)]
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...], scale: float, window: int | None, softcap: float | None) -> Tensor:
+    """Prompt by prompt and tail by tail, with an explicit mask; keys that no query can reach are left out."""
+    parts = []
+    for group in groups:
+        first, end = group.prompt
+        parts.append(_masked(q[:, :, first:end], k[:, :, first:end], v[:, :, first:end], scale, window, softcap))
+        reach = first if window is None else max(first, end - window + 1)
+        for start, stop in group.tails:
+            keys, values = (torch.cat([x[:, :, reach:end], x[:, :, start:stop]], 2) for x in (k, v))
+            parts.append(_masked(q[:, :, start:stop], keys, values, scale, window, softcap))
+    return torch.cat(parts, 2)
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
+    """The queries are the last of the keys' tokens."""
+    T, L = q.shape[2], k.shape[2]
+    distance_TL = torch.arange(L - T, L, device=q.device)[:, None] - torch.arange(L, device=q.device)
+    seen_TL = (distance_TL >= 0) & (distance_TL < (window or L))
+    if softcap is not None:
+        return _softcapped(q, k, v, seen_TL, scale, softcap)
+    return scaled_dot_product_attention(q, k, v, attn_mask=seen_TL, scale=scale, enable_gqa=True)
+
+
+def _softcapped(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float, softcap: float) -> Tensor:
+    """Attention whose scores are capped, which no fused kernel of the CPU has. Without a mask it is causal."""
+    if seen is None:
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap))
+    return scores.masked_fill(~seen, torch.finfo(scores.dtype).min).float().softmax(-1).to(v.dtype) @ v
+
+
+def visibility(layout: Layout, window: int | None, device: torch.device) -> Callable[..., Tensor]:
+    """FlexAttention's mask: whether query place q sees key place k."""
+    N = len(layout.ids_N)
+    group_N, tail_N = torch.zeros(N, dtype=torch.int32), torch.zeros(N, dtype=torch.int32)
+    tails = 0
+    for g, group in enumerate(layout.groups):
+        group_N[group.prompt[0] : group.stop] = g
+        for start, stop in group.tails:
+            tails += 1
+            tail_N[start:stop] = tails  # 0 stands for a prompt
+    group_N, tail_N, position_N = group_N.to(device), tail_N.to(device), layout.positions_N.to(device)
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        mine = (group_N[q] == group_N[k]) & ((tail_N[k] == 0) | (tail_N[q] == tail_N[k]))
+        distance = position_N[q] - position_N[k]
+        reached = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        return mine & reached
+
+    return visible
+
+
+_compiled: list[Callable[..., Any]] = []
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float, softcap: float | None) -> Tensor:
+    if not _compiled:
+        _compiled.append(torch.compile(flex_attention, dynamic=True))
+
+    mod = None if softcap is None else _capped(softcap)
+    return _compiled[0](q, k, v, score_mod=mod, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def _capped(softcap: float) -> Callable[..., Tensor]:
+    return lambda score, b, h, q, k: softcap * torch.tanh(score / softcap)
