@@ -30,7 +30,9 @@ def gradient(stepper, groups, tokens_per_batch=10**6):
     engine.optimizer.zero_grad()
     rows = [row for group in groups for row in group.rows]
     credits = [credit for group in groups for credit in group.row_credits()]
-    sums = engine.accumulate(rows, credits, stepper.method, denominator=len(rows) * stepper.loss_tokens)
+    sums = engine.accumulate(
+        rows, lambda batch, _: [credits[i] for i in batch], stepper.method, denominator=len(rows) * stepper.loss_tokens
+    )
     return torch.cat([p.grad.flatten().clone() for p in engine.model.parameters() if p.grad is not None]), sums
 
 
@@ -50,6 +52,47 @@ def test_accumulation_1x8_is_8x1(rolled, method, profile):
     single, single_sums = gradient(parts.stepper, rollout.groups, tokens_per_batch=1)
     assert_close(whole, single)
     torch.testing.assert_close(sums, single_sums, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["nrt-ws-neg-log-p", "nrt-gm", "jlb", "nrt-learned", "verifree-original", "dro"])
+def test_one_pass_is_two(make_config, method):
+    """One forward for reward, credit and loss leaves the weights, the rollout and the metrics that scoring first leaves."""
+    left = []
+    for tokens in (10**6, 40):  # in 40 tokens no group is whole
+        parts = prepare(make_config(traces=8, method=method, tokens_per_batch=tokens, profile="paper"))
+        memory = parts.stepper.method.memory
+        state = memory.initial() if memory else None
+        assert parts.stepper.one_pass
+        rollout, stats, _ = parts.stepper.collect_and_update(parts.draw, 4, seed=1, state=state)
+        left.append((parts, rollout, stats))
+    (one, rollout, stats), (two, expected, expected_stats) = left
+    assert one.stepper.policy.engine.forwards_whole([[*g.rows] for g in rollout.groups])
+    assert not two.stepper.policy.engine.forwards_whole([[*g.rows] for g in rollout.groups])
+    assert stats.ratio_mean == pytest.approx(1, abs=1e-6)
+    assert any(not g.credit.no_variance for g in rollout.groups if g.credit)
+    for a, b in zip(rollout.groups, expected.groups, strict=True):
+        assert a.rows == b.rows
+        torch.testing.assert_close(a.advantage_K, b.advantage_K, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(a.logp_KT, b.logp_KT, atol=1e-5, rtol=1e-5)
+    assert rollout.metrics.keys() == expected.metrics.keys()
+    assert stats.grad_norm == pytest.approx(expected_stats.grad_norm, rel=1e-4)
+    assert (rollout.statistics is None) == (memory is None)
+
+
+def test_one_pass_has_the_gradient_of_collect_and_update(rolled):
+    parts, rollout = rolled()
+    expected, _ = gradient(parts.stepper, rollout.groups)
+    parts, _ = rolled()
+    engine = parts.stepper.policy.engine
+    engine.max_grad_norm = 1e9  # the gradient stays as it came
+    parts.stepper.collect_and_update(lambda offset, n: parts.data.pairs[offset : offset + n], 4, seed=1)
+    assert_close(torch.cat([p.grad.flatten() for p in engine.model.parameters() if p.grad is not None]), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_which_methods_go_in_one_pass(make_config, method):
+    parts = prepare(make_config(method=method, **{"heldout.checker": "exact"}))
+    assert parts.stepper.one_pass == (method not in ("sft", "rlvr", "rlpr-original"))
 
 
 def test_group_order_leaves_it_unchanged(rolled):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from transformers import get_scheduler
 from nrt.config import OptimizerConfig
 from nrt.errors import InputError
 from nrt.objective import Method, RowCredit, nrt_loss, streams
-from nrt.scoring import PaddedScorer, micro_batches, score_all
+from nrt.scoring import Scorer, choose_scorer, score_all
 from nrt.types import Row, TokenScores
 
 
@@ -35,13 +35,17 @@ class UpdateStats:
     tokens: int  # forwarded, without padding
 
 
+Crediting = Callable[[Sequence[int], TokenScores], Sequence[RowCredit | None]]
+"""(which rows were forwarded together, their scores) → the credit of each; None: the row takes no part in the loss."""
+
+
 @dataclass
 class LocalEngine:
     """Scores and updates `model` in this process. `reference` is the frozen initial model, or None."""
 
     model: nn.Module
     reference: nn.Module | None
-    scorer: PaddedScorer
+    scorer: Scorer
     optimizer: Optimizer
     scheduler: LRScheduler
     tokens_per_batch: int
@@ -55,10 +59,10 @@ class LocalEngine:
         scores = score_all(self.scorer, model, rows, self.tokens_per_batch)
         return TokenScores(scores.logp_N.cpu(), scores.entropy_N.cpu(), scores.lengths)
 
-    def update(self, rows: Sequence[Row], credits: Sequence[RowCredit], method: Method, *, denominator: float) -> UpdateStats:
-        """One optimiser update on all rows, accumulated over micro-batches."""
+    def update(self, rows: Sequence[Row], credit: Crediting, method: Method, *, denominator: float) -> UpdateStats:
+        """One optimiser update on all rows, accumulated over micro-batches; `credit` hears of each once it was forwarded."""
         self.optimizer.zero_grad(set_to_none=True)
-        sums = self.accumulate(rows, credits, method, denominator=denominator)
+        sums = self.accumulate(rows, credit, method, denominator=denominator)
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         lr = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
@@ -76,15 +80,18 @@ class LocalEngine:
             tokens=sum(len(row.ids) for row in rows),
         )
 
-    def accumulate(self, rows: Sequence[Row], credits: Sequence[RowCredit], method: Method, *, denominator: float) -> Tensor:
+    def accumulate(self, rows: Sequence[Row], credit: Crediting, method: Method, *, denominator: float) -> Tensor:
         """Adds the gradient of all rows to `.grad`; returns [total, trace, answer, format, Σρ, clipped, sampled] in float64."""
         sums = torch.zeros(7, dtype=torch.float64)
-        for batch in micro_batches(rows, self.tokens_per_batch):
-            batch_rows, batch_credits = [rows[i] for i in batch], [credits[i] for i in batch]
-            logp_N = self.scorer(self.model, batch_rows).logp_N
+        for batch in self.scorer.batches(rows, self.tokens_per_batch):
+            batch_rows = [rows[i] for i in batch]
+            scores = self.scorer(self.model, batch_rows)
+            credited = list(zip(batch_rows, credit(batch, scores), scores.logp_N.split(scores.lengths), strict=True))
+            kept = [(row, credit, logp) for row, credit, logp in credited if credit is not None]
+            logp_N = scores.logp_N if len(kept) == len(batch) else torch.cat([logp for _, _, logp in kept])
             parts = nrt_loss(
                 logp_N,
-                streams(method, batch_rows, batch_credits, logp_N),
+                streams(method, [row for row, _, _ in kept], [credit for _, credit, _ in kept], logp_N),
                 ratio=method.ratio,
                 ratio_clip=method.ratio_clip,
                 denominator=denominator,
@@ -94,6 +101,13 @@ class LocalEngine:
             sums[:6] += torch.stack([t.double() for t in terms]).cpu()
             sums[6] += parts.sampled
         return sums
+
+    def forwards_whole(self, groups: Sequence[Sequence[Row]]) -> bool:
+        """Whether the rows of each group would be forwarded together."""
+        place = [g for g, group in enumerate(groups) for _ in group]
+        batches = self.scorer.batches([row for group in groups for row in group], self.tokens_per_batch)
+        seen = [{place[i] for i in batch} for batch in batches]
+        return sum(map(len, seen)) == len(groups)
 
 
 def build_engine(
@@ -112,7 +126,10 @@ def build_engine(
     warmup = config.warmup * updates if config.warmup < 1 else config.warmup
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     scheduler = get_scheduler(name, optimizer, num_warmup_steps=int(warmup), num_training_steps=updates)
-    return LocalEngine(model, reference, PaddedScorer(pad_id), optimizer, scheduler, tokens_per_batch, config.max_grad_norm)
+    choice = choose_scorer(model, pad_id)
+    if reference is not None:
+        choose_scorer(reference, pad_id)  # the same, for it is the same architecture
+    return LocalEngine(model, reference, choice.scorer, optimizer, scheduler, tokens_per_batch, config.max_grad_norm)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

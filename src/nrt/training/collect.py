@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,10 +14,31 @@ from nrt.objective import Method
 from nrt.training.measure import Baselines, Clock
 from nrt.training.policy import Policy
 from nrt.training.rollout import Group, GroupScores, Reply, build_group, rows_of
-from nrt.types import Pair, Row
+from nrt.types import Pair, Row, Trace
 
 Judge = Callable[[Pair, tuple[int, ...]], bool]
 """(pair, the ids of a sampled answer without the token that ended it) → whether it is right."""
+
+Tail = tuple[Tensor, Tensor]
+"""(log-probabilities, entropies) of a row's tail."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One prompt and what the policy wrote after it, not scored yet."""
+
+    pair: Pair
+    traces: tuple[Trace, ...]
+    rows: tuple[Row, ...]  # each trace with the reference answer
+    replies: tuple[Reply, ...]  # one a trace, for methods that sample answers
+
+
+@dataclass(frozen=True)
+class Readings:
+    """The reference answer's log-probs [T] read apart from the traces: None where nobody asks."""
+
+    initial_T: Tensor | None  # in `x y*` under the initial model
+    base_T: Tensor | None  # after the method's baseline, where that is not the null trace under the policy
 
 
 @dataclass(frozen=True)
@@ -29,40 +51,61 @@ class Collector:
     initial_reference: bool
     judge: Judge | None = None  # of sampled answers
 
-    def __call__(
-        self, pairs: Sequence[Pair], clock: Clock, *, seed: int, reply_seed: int, state: Tensor | None
-    ) -> list[tuple[Group, Baselines]]:
-        """One credited group a pair. `state` is that of the method's memory."""
+    def sample(self, pairs: Sequence[Pair], clock: Clock, *, seed: int, reply_seed: int) -> list[Draft]:
+        """K traces a pair and, for methods that ask for them, an answer after each."""
         with clock("rollout"):
             traces = self.policy.traces(pairs, self.traces, seed=seed)
-            rows = [[trace_row(pair, trace, self.policy.markers) for trace in group] for pair, group in zip(pairs, traces, strict=True)]
+            rows = [
+                tuple(trace_row(pair, trace, self.policy.markers) for trace in group) for pair, group in zip(pairs, traces, strict=True)
+            ]
             replies = self._replies(pairs, rows, reply_seed) if self.method.samples_answers else [()] * len(pairs)
         clock.sampled += sum(trace.n_sampled for group in traces for trace in group)
-        with clock("score"):
-            tails = self._score([[*group, null_row(pair, self.policy.markers)] for pair, group in zip(pairs, rows, strict=True)], clock)
-            first = self._score_one(pairs, bare_row, clock, initial=True) if self.initial_reference else [None] * len(pairs)
-            baselines = [Baselines(_answer(pair, group[-1]), bare) for pair, group, bare in zip(pairs, tails, first, strict=True)]
-            bases = self._bases(pairs, baselines, clock)
-            updated = [group[:-1] for group in tails]
-            if self.method.samples_answers:
-                rows = [list(rows_of(*three, self.policy.markers)) for three in zip(pairs, traces, replies, strict=True)]
-                updated = self._score(rows, clock)
-        groups = []
-        for i, pair in enumerate(pairs):
-            logp_KT = torch.stack([_answer(pair, tail) for tail in tails[i][:-1]])
-            scores = GroupScores(traces[i], tuple(updated[i]), logp_KT, bases[i], replies[i])
-            groups.append((build_group(self.method, pair, tuple(rows[i]), scores, state), baselines[i]))
-        return groups
+        return [Draft(*four) for four in zip(pairs, traces, rows, replies, strict=True)]
 
-    def _bases(self, pairs: Sequence[Pair], baselines: Sequence[Baselines], clock: Clock) -> list[Tensor]:
-        """The answers' log-probs given what the method calls its baseline, [T] each."""
-        initial = self.method.base_policy == "initial"
-        if self.method.base_layout == "null":
-            if not initial:
-                return [baseline.null_T for baseline in baselines]
-            return self._score_one(pairs, lambda pair: null_row(pair, self.policy.markers), clock, initial=True)
-        known = [baseline.initial_T for baseline in baselines if baseline.initial_T is not None]
-        return known if initial and known else self._score_one(pairs, bare_row, clock, initial=initial)
+    def score(self, drafts: Sequence[Draft], clock: Clock, *, state: Tensor | None) -> list[tuple[Group, Baselines]]:
+        """The drafts' credited groups. `state` is that of the method's memory."""
+        readings = self.readings(drafts, clock)
+        with clock("score"):
+            tails = self._score([self.scored_rows(draft) for draft in drafts], clock)
+            updated: list[list[Tail]] = [group[:-1] for group in tails]
+            if self.method.samples_answers:
+                updated = self._score([rows_of(d.pair, d.traces, d.replies, self.policy.markers) for d in drafts], clock)
+        return [self.credit(*four, state) for four in zip(drafts, tails, readings, updated, strict=True)]
+
+    def scored_rows(self, draft: Draft) -> tuple[Row, ...]:
+        """The K rows and the null trace's."""
+        return (*draft.rows, null_row(draft.pair, self.policy.markers))
+
+    def credit(
+        self, draft: Draft, tails: Sequence[Tail], readings: Readings, updated: Sequence[Tail], state: Tensor | None
+    ) -> tuple[Group, Baselines]:
+        """The credited group: `tails` are the scores of `scored_rows`, `updated` those of the rows that updates forward."""
+        pair, markers = draft.pair, self.policy.markers
+        null_T = _answer(pair, tails[-1])
+        scores = GroupScores(
+            traces=draft.traces,
+            rows=tuple(updated),
+            logp_KT=torch.stack([_answer(pair, tail) for tail in tails[:-1]]),
+            base_T=null_T if readings.base_T is None else readings.base_T,
+            replies=draft.replies,
+        )
+        rows = rows_of(pair, draft.traces, draft.replies, markers)
+        return build_group(self.method, pair, rows, scores, state), Baselines(null_T, readings.initial_T)
+
+    def readings(self, drafts: Sequence[Draft], clock: Clock) -> list[Readings]:
+        """What is read apart from the drafts' own rows, without gradient."""
+        pairs = [draft.pair for draft in drafts]
+        with clock("score"):
+            none: list[Tensor | None] = [None] * len(pairs)
+            first = self._score_one(pairs, bare_row, clock, initial=True) if self.initial_reference else none
+            initial, bare = self.method.base_policy == "initial", self.method.base_layout == "bare"
+            bases: Sequence[Tensor | None] = none
+            if initial and bare and self.initial_reference:
+                bases = first
+            elif initial or bare:
+                row_of = bare_row if bare else partial(null_row, markers=self.policy.markers)
+                bases = self._score_one(pairs, row_of, clock, initial=initial)
+        return [Readings(*two) for two in zip(first, bases, strict=True)]
 
     def _replies(self, pairs: Sequence[Pair], rows: Sequence[Sequence[Row]], seed: int) -> list[tuple[Reply, ...]]:
         """An answer sampled after each trace."""
@@ -73,7 +116,7 @@ class Collector:
         body = self.policy.body(ids)
         return Reply(ids, ended=len(body) < len(ids), correct=self.judge(pair, body) if self.judge else None)
 
-    def _score(self, groups: Sequence[Sequence[Row]], clock: Clock) -> list[list[tuple[Tensor, Tensor]]]:
+    def _score(self, groups: Sequence[Sequence[Row]], clock: Clock) -> list[list[Tail]]:
         """(log-prob, entropy) of each row's tail under the current model, group by group."""
         rows = [row for group in groups for row in group]
         clock.forwarded += sum(len(row.ids) for row in rows)
@@ -87,6 +130,6 @@ class Collector:
         return [_answer(pair, tail) for pair, tail in zip(pairs, self.policy.score(rows, initial=initial), strict=True)]
 
 
-def _answer(pair: Pair, tail: tuple[Tensor, Tensor]) -> Tensor:
+def _answer(pair: Pair, tail: Tail) -> Tensor:
     """The reference answer's log-probs [T], the end of a row's tail."""
     return tail[0][-len(pair.answer_ids) :]

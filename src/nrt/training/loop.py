@@ -22,8 +22,9 @@ from nrt.trackers import open_trackers
 from nrt.training import heldout as held
 from nrt.training.checkpoint import InHand, Progress, load_checkpoint, prune, save_checkpoint
 from nrt.training.measure import trace_record, update_metrics
-from nrt.training.rollout import Rollout, from_json, to_json
+from nrt.training.rollout import from_json, to_json
 from nrt.training.setup import Parts, check_resumable, prepare, resolve_names
+from nrt.types import Pair
 
 
 class Interrupted(NrtError):
@@ -108,7 +109,7 @@ class Loop:
         start = time.perf_counter()
         if self.progress.in_hand is None:
             self._stop_if_asked()
-            self.progress.in_hand = InHand(self._collect())
+            self.progress.in_hand = self._begin()
         hand = self.progress.in_hand
         self.listener.phase("updating")
         parts = hand.rollout.split(self.config.updates_per_rollout)
@@ -124,15 +125,21 @@ class Loop:
         self.progress = Progress(self.progress.step + 1, self.progress.position + hand.rollout.drawn, state)
         self._finish_step(hand, start)
 
-    def _collect(self) -> Rollout:
+    def _begin(self) -> InHand:
+        """A rollout; with its update, where one forward can serve both."""
         self.listener.phase("sampling")
-        progress, parts = self.progress, self.parts
-        return parts.stepper.collect(
-            lambda offset, n: parts.draw(progress.position + offset, n),
-            self.config.batch,
-            seed=seed_of(self.config.seed, progress.step + 1),
-            state=progress.memory,
-        )
+        progress, stepper = self.progress, self.parts.stepper
+
+        def draw(offset: int, n: int) -> list[Pair]:
+            return self.parts.draw(progress.position + offset, n)
+
+        seed = seed_of(self.config.seed, progress.step + 1)
+        if stepper.one_pass and self.config.updates_per_rollout == 1:
+            rollout, stats, seconds = stepper.collect_and_update(
+                draw, self.config.batch, seed=seed, state=progress.memory, phase=self.listener.phase
+            )
+            return InHand(rollout, seconds, [stats])
+        return InHand(stepper.collect(draw, self.config.batch, seed=seed, state=progress.memory))
 
     def _finish_step(self, hand: InHand, start: float) -> None:
         step, config = self.progress.step, self.config

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from nrt.engine.local import UpdateStats
-from nrt.objective import Method
-from nrt.training.collect import Collector
+from nrt.engine.local import Crediting, UpdateStats
+from nrt.objective import Method, RowCredit
+from nrt.training.collect import Collector, Draft, Readings
 from nrt.training.difficulty import ByDifficulty, Draw, InOrder
-from nrt.training.measure import Clock, rollout_metrics
+from nrt.training.measure import Baselines, Clock, rollout_metrics
 from nrt.training.policy import Policy
 from nrt.training.rollout import Group, Rollout, sft_group
+from nrt.types import Row, TokenScores
 
 MOST_ROUNDS = 8
 """A filter that drops groups has them replaced this many times; then dropped ones fill the batch."""
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """Credits groups in the midst of an update: called with the scores of whole groups, it hands their rows' credits to the loss."""
+
+    collector: Collector
+    drafts: Sequence[Draft]
+    readings: Sequence[Readings]
+    state: Tensor | None
+    groups: dict[int, tuple[Group, Baselines]] = field(default_factory=dict)  # by place among the drafts
+
+    def __call__(self, batch: Sequence[int], scores: TokenScores) -> list[RowCredit | None]:
+        """`batch` counts the rows of all drafts, K and the null trace each; the null trace takes no part in the loss."""
+        detached = TokenScores(scores.logp_N.detach().cpu(), scores.entropy_N.cpu(), scores.lengths)
+        tails = dict(zip(batch, detached.rows(), strict=True))
+        size = self.collector.traces + 1
+        credits: dict[int, RowCredit | None] = {}
+        for g in {i // size for i in batch}:
+            rows = range(g * size, (g + 1) * size)
+            own = [tails[i] for i in rows]
+            self.groups[g] = self.collector.credit(self.drafts[g], own, self.readings[g], own[:-1], self.state)
+            credits |= zip(rows, [*self.groups[g][0].row_credits(), None], strict=True)
+        return [credits[i] for i in batch]
 
 
 @dataclass(frozen=True)
@@ -43,7 +68,8 @@ class Stepper:
         for round in range(MOST_ROUNDS):
             with clock("score"):
                 chosen = self.choose(lambda offset, n, begin=drawn: draw(begin + offset, n), B - len(kept), seed=seed + round)
-            groups = self.collector(chosen.pairs, clock, seed=seed + round, reply_seed=seed + MOST_ROUNDS + round, state=state)
+            drafts = self.collector.sample(chosen.pairs, clock, seed=seed + round, reply_seed=seed + MOST_ROUNDS + round)
+            groups = self.collector.score(drafts, clock, state=state)
             for offset, measured in zip(chosen.offsets, groups, strict=True):
                 (kept if self._keeps(measured[0], state) else dropped).append((drawn + offset, *measured))
             drawn, certain = drawn + chosen.drawn, certain + chosen.certain
@@ -61,7 +87,43 @@ class Stepper:
         """One optimiser update on the groups; S comes from the current weights, everything else was frozen by `collect`."""
         rows = [row for group in groups for row in group.rows]
         credits = [credit for group in groups for credit in group.row_credits()]
-        stats = self.policy.engine.update(rows, credits, self.method, denominator=len(rows) * self.loss_tokens)
+        return self._update(rows, lambda batch, _: [credits[i] for i in batch], len(rows))
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether the first update can score its own rollout: no group is dropped, and the rows scored are the rows trained on."""
+        return self.method.samples and self.method.keep is None and not self.method.samples_answers
+
+    def collect_and_update(
+        self, draw: Draw, B: int, *, seed: int, state: Tensor | None = None, phase: Callable[[str], None] = lambda name: None
+    ) -> tuple[Rollout, UpdateStats, float]:
+        """`collect` and one `update` with the same numbers (and the update's seconds), for methods of `one_pass`.
+
+        One forward with gradient serves reward, credit and loss where each group goes into one micro-batch; else rows are scored first.
+        """
+        clock = Clock()
+        with clock("score"):
+            chosen = self.choose(draw, B, seed=seed)
+        drafts = self.collector.sample(chosen.pairs, clock, seed=seed, reply_seed=seed)
+        rows = [self.collector.scored_rows(draft) for draft in drafts]
+        phase("updating")
+        if self.policy.engine.forwards_whole(rows):
+            readings = self.collector.readings(drafts, clock)
+            crediting = OnePass(self.collector, drafts, readings, state)
+            with clock("update"):
+                stats = self._update([row for group in rows for row in group], crediting, sum(len(draft.rows) for draft in drafts))
+            measured = [crediting.groups[i] for i in range(len(drafts))]
+        else:
+            measured = self.collector.score(drafts, clock, state=state)
+            with clock("update"):
+                stats = self.update([group for group, _ in measured])
+        groups, baselines = zip(*measured, strict=True)
+        metrics = rollout_metrics(self.method, groups, baselines, clock) | self._skipped(chosen.certain, chosen.drawn)
+        rollout = Rollout(groups, chosen.offsets, chosen.drawn, metrics, self._statistics(groups))
+        return rollout, stats, clock.seconds["update"]
+
+    def _update(self, rows: Sequence[Row], credit: Crediting, trained: int) -> UpdateStats:
+        stats = self.policy.engine.update(rows, credit, self.method, denominator=trained * self.loss_tokens)
         self.policy.synchronise()
         return stats
 
