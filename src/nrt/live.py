@@ -28,6 +28,9 @@ class LiveLine:
         if self.live:
             self.live.start()
 
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
     def phase(self, name: str) -> None:
         self.what = name
         self._draw()
@@ -76,6 +79,9 @@ class JsonLines:
 
     def start(self, path: Path, step: int, steps: int) -> None:
         self._write({"run": str(path), "step": step, "steps": steps})
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
     def phase(self, name: str) -> None: ...
 

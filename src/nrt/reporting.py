@@ -28,6 +28,9 @@ class Reporting:
         self.folder = path
         self.listener.start(path, step, steps)
 
+    def say(self, text: str) -> None:
+        self.listener.say(text)
+
     def phase(self, name: str) -> None:
         self.listener.phase(name)
 

@@ -4,6 +4,7 @@ touches the disk.
 
 from nrt.config.layers import build_config, dump_yaml, load_config, merge, packaged, parse_overrides, parse_yaml
 from nrt.config.schema import (
+    AUTO_TOKENS,
     Columns,
     Config,
     DataConfig,
@@ -18,6 +19,7 @@ from nrt.config.schema import (
 )
 
 __all__ = [
+    "AUTO_TOKENS",
     "Columns",
     "Config",
     "DataConfig",

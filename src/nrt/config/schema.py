@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 SCHEMA_VERSION = 1
+AUTO_TOKENS = 16384
+"""What tokens_per_batch=auto begins with."""
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -254,8 +256,10 @@ class Config(Section):
     """Longer answers are dropped and counted, or truncated if data.truncate_answers."""
     updates_per_rollout: Positive = 1
     """Optimiser updates a step; each takes batch / updates_per_rollout prompts (Table 6: 4)."""
-    tokens_per_batch: Positive = 16384
-    """Most padded tokens in one forward pass; longer steps accumulate gradients."""
+    tokens_per_batch: Positive | Literal["auto"] = "auto"
+    """Most tokens in one forward pass; longer steps accumulate gradients. `auto`: 16384, halved once if memory runs out."""
+    gradient_checkpointing: bool = False
+    """Keep only the layers' inputs for the backward and compute the rest again: less memory, about a third more time."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Values over the method."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -281,7 +285,7 @@ class Config(Section):
     device: str = "auto"
     """auto: CUDA, else MPS, else CPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Parameters' type."""
+    """Parameters' type in forward, backward and sampling; the optimiser holds float32 copies of shorter ones."""
     threads: Positive | None = None
     """CPU threads of torch; tiny models are fastest with 1."""
     trackers: Names = ()

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,26 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from nrt.config import OptimizerConfig
+from nrt.config import AUTO_TOKENS, OptimizerConfig
+from nrt.engine.weights import Weights, recomputing
 from nrt.errors import InputError
 from nrt.objective import Method, RowCredit, nrt_loss, streams
 from nrt.scoring import Scorer, choose_scorer, score_all
 from nrt.types import Row, TokenScores
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """The loss and its terms, and sums over sampled tokens, of all rows of an update."""
+
+    total: float
+    trace: float
+    answer: float
+    format: float
+    ratio: float
+    clipped: float
+    sampled: float
+    tokens: int  # of the rows, a shared prompt counted in each
 
 
 @dataclass(frozen=True)
@@ -32,8 +48,10 @@ class UpdateStats:
     ratio_clipped: float  # share of sampled tokens
     grad_norm: float
     lr: float
-    tokens: int  # forwarded, without padding
+    tokens: int  # of the rows, a shared prompt counted in each
 
+
+T = TypeVar("T")
 
 Crediting = Callable[[Sequence[int], TokenScores], Sequence[RowCredit | None]]
 """(which rows were forwarded together, their scores) → the credit of each; None: the row takes no part in the loss."""
@@ -46,61 +64,75 @@ class LocalEngine:
     model: nn.Module
     reference: nn.Module | None
     scorer: Scorer
+    scorer_why: str  # in words, why it is this one
+    weights: Weights
     optimizer: Optimizer
     scheduler: LRScheduler
     tokens_per_batch: int
+    may_halve: bool  # tokens_per_batch, once, when memory runs out
     max_grad_norm: float
+    warn: Callable[[str], None] = print  # hears of it
 
     def score(self, rows: Sequence[Row], *, initial: bool = False) -> TokenScores:
         """Log-probabilities and entropies of the rows' tails on the CPU, without gradient, under the current or initial model."""
         model = self.reference if initial else self.model
         if model is None:
             raise InputError("the initial model was not kept; set initial_reference=true")
-        scores = score_all(self.scorer, model, rows, self.tokens_per_batch)
+        scores = self.within_memory(lambda: score_all(self.scorer, model, rows, self.tokens_per_batch))
         return TokenScores(scores.logp_N.cpu(), scores.entropy_N.cpu(), scores.lengths)
 
-    def update(self, rows: Sequence[Row], credit: Crediting, method: Method, *, denominator: float) -> UpdateStats:
-        """One optimiser update on all rows, accumulated over micro-batches; `credit` hears of each once it was forwarded."""
+    def gradient(self, rows: Sequence[Row], credit: Crediting, method: Method, *, denominator: float) -> LossSums:
+        """The gradient of all rows, in place of what was there; accumulated over micro-batches.
+
+        `credit` hears of each micro-batch once it was forwarded. Sums over rows: how they are cut changes nothing.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        sums = self.accumulate(rows, credit, method, denominator=denominator)
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        sums = torch.zeros(7, dtype=torch.float64)
+        with recomputing(self.model):
+            for batch in self.scorer.batches(rows, self.tokens_per_batch):
+                sums += self._accumulate(batch, [rows[i] for i in batch], credit, method, denominator)
+        return LossSums(*sums.tolist(), tokens=sum(len(row.ids) for row in rows))
+
+    def update(self, sums: LossSums) -> UpdateStats:
+        """One optimiser update by the gradient that is there."""
+        grad_norm = nn.utils.clip_grad_norm_(self.weights.masters.values(), self.max_grad_norm)
         lr = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
-        total, trace, answer, format_, ratio_sum, clipped, sampled = sums.tolist()
+        self.weights.publish()
         return UpdateStats(
-            total=total,
-            trace=trace,
-            answer=answer,
-            format=format_,
-            ratio_mean=ratio_sum / sampled if sampled else 1.0,
-            ratio_clipped=clipped / sampled if sampled else 0.0,
+            total=sums.total,
+            trace=sums.trace,
+            answer=sums.answer,
+            format=sums.format,
+            ratio_mean=sums.ratio / sums.sampled if sums.sampled else 1.0,
+            ratio_clipped=sums.clipped / sums.sampled if sums.sampled else 0.0,
             grad_norm=float(grad_norm),
             lr=lr,
-            tokens=sum(len(row.ids) for row in rows),
+            tokens=sums.tokens,
         )
 
-    def accumulate(self, rows: Sequence[Row], credit: Crediting, method: Method, *, denominator: float) -> Tensor:
-        """Adds the gradient of all rows to `.grad`; returns [total, trace, answer, format, Σρ, clipped, sampled] in float64."""
-        sums = torch.zeros(7, dtype=torch.float64)
-        for batch in self.scorer.batches(rows, self.tokens_per_batch):
-            batch_rows = [rows[i] for i in batch]
-            scores = self.scorer(self.model, batch_rows)
-            credited = list(zip(batch_rows, credit(batch, scores), scores.logp_N.split(scores.lengths), strict=True))
-            kept = [(row, credit, logp) for row, credit, logp in credited if credit is not None]
-            logp_N = scores.logp_N if len(kept) == len(batch) else torch.cat([logp for _, _, logp in kept])
-            parts = nrt_loss(
-                logp_N,
-                streams(method, [row for row, _, _ in kept], [credit for _, credit, _ in kept], logp_N),
-                ratio=method.ratio,
-                ratio_clip=method.ratio_clip,
-                denominator=denominator,
-            )
-            parts.total.backward()
-            terms = (parts.total.detach(), parts.trace, parts.answer, parts.format, parts.ratio_sum, parts.clipped)
-            sums[:6] += torch.stack([t.double() for t in terms]).cpu()
-            sums[6] += parts.sampled
-        return sums
+    def within_memory(self, work: Callable[[], T]) -> T:
+        """The work's result; where memory runs out it is done again from its beginning, once, in batches of half the tokens.
+
+        Raises InputError where it may not, or where that did not help.
+        """
+        try:
+            return work()
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            if not self.may_halve:
+                mend = f"lower tokens_per_batch, which is {self.tokens_per_batch}, or set gradient_checkpointing=true"
+                raise InputError(f"out of memory: {mend}") from error
+        # Out of the handler, whose traceback holds the tensors of the failed pass.
+        self.may_halve = False
+        self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
+        self.optimizer.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.warn(f"out of memory: tokens_per_batch is {self.tokens_per_batch} from now on; the gradient stays the same")
+        return self.within_memory(work)
 
     def forwards_whole(self, groups: Sequence[Sequence[Row]]) -> bool:
         """Whether the rows of each group would be forwarded together."""
@@ -109,29 +141,70 @@ class LocalEngine:
         seen = [{place[i] for i in batch} for batch in batches]
         return sum(map(len, seen)) == len(groups)
 
+    def _accumulate(self, batch: Sequence[int], rows: Sequence[Row], credit: Crediting, method: Method, denominator: float) -> Tensor:
+        """Adds the gradient of rows forwarded together; returns their `LossSums` but for the tokens, in float64."""
+        scores = self.scorer(self.model, rows)
+        credited = zip(rows, credit(batch, scores), scores.logp_N.split(scores.lengths), strict=True)
+        kept = [(row, credit, logp) for row, credit, logp in credited if credit is not None]
+        logp_N = torch.cat([logp for _, _, logp in kept])
+        parts = nrt_loss(
+            logp_N,
+            streams(method, [row for row, _, _ in kept], [credit for _, credit, _ in kept], logp_N),
+            ratio=method.ratio,
+            ratio_clip=method.ratio_clip,
+            denominator=denominator,
+        )
+        parts.total.backward()
+        terms = (parts.total.detach(), parts.trace, parts.answer, parts.format, parts.ratio_sum, parts.clipped)
+        return torch.cat([torch.stack([t.double() for t in terms]).cpu(), torch.tensor([parts.sampled], dtype=torch.float64)])
+
 
 def build_engine(
-    model: nn.Module,
+    model: Any,
     config: OptimizerConfig,
     *,
     pad_id: int,
     updates: int,
-    tokens_per_batch: int,
+    tokens_per_batch: int | Literal["auto"],
     reference: nn.Module | None = None,
+    gradient_checkpointing: bool = False,
 ) -> LocalEngine:
     """Engine with AdamW and its schedule over `updates` updates. Raises InputError under a launcher of several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("this nrt trains in one process; start it with `nrt train`, not with torchrun")
-    optimizer = AdamW(model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
+    if gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise InputError(f"{type(model).__name__} has no gradient checkpointing; set gradient_checkpointing=false")
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    weights = Weights(model)
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")  # no temporaries of the parameters' size
+    optimizer = AdamW(
+        weights.masters.values(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=fused
+    )
     warmup = config.warmup * updates if config.warmup < 1 else config.warmup
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     scheduler = get_scheduler(name, optimizer, num_warmup_steps=int(warmup), num_training_steps=updates)
-    choice = choose_scorer(model, pad_id)
+    choice = choose_scorer(model, pad_id, weights.gradient_of)
     if reference is not None:
-        choose_scorer(reference, pad_id)  # the same, for it is the same architecture
-    return LocalEngine(model, reference, choice.scorer, optimizer, scheduler, tokens_per_batch, config.max_grad_norm)
+        choose_scorer(reference, pad_id)  # the same choice: it is the same architecture
+    return LocalEngine(
+        model=model,
+        reference=reference,
+        scorer=choice.scorer,
+        scorer_why=choice.why,
+        weights=weights,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        tokens_per_batch=AUTO_TOKENS if tokens_per_batch == "auto" else tokens_per_batch,
+        may_halve=tokens_per_batch == "auto",
+        max_grad_norm=config.max_grad_norm,
+    )
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy that takes no gradient: the initial model, kept for a metric."""
     return copy.deepcopy(model).requires_grad_(False)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

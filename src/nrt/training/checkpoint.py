@@ -43,6 +43,9 @@ class Progress:
     in_hand: InHand | None = None
 
 
+MASTER = "master"
+
+
 def save_checkpoint(folder: Path, engine: LocalEngine, state: Mapping[str, Any], save_model: Any) -> None:
     """Writes `folder`; `save_model(path)` writes the model and tokenizer, `state` is the JSON part."""
     temporary = folder.with_name(folder.name + ".tmp")
@@ -78,9 +81,9 @@ def prune(checkpoints: list[Path], keep: int) -> None:
 
 
 def _flatten(engine: LocalEngine) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Optimiser state by parameter name, and each group's plain values."""
-    names = {id(p): name for name, p in engine.model.named_parameters()}
-    tensors = {}
+    """Optimiser state by parameter name, and each group's plain values; `MASTER` is the float32 copy of a shorter parameter."""
+    names = {id(master): name for name, master in engine.weights.masters.items()}
+    tensors = {f"{name}|{MASTER}": master.detach().clone() for name, master in engine.weights.copies.items()}
     for parameter, state in engine.optimizer.state.items():
         for key, value in state.items():
             tensors[f"{names[id(parameter)]}|{key}"] = value.detach().clone().contiguous()
@@ -89,13 +92,16 @@ def _flatten(engine: LocalEngine) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _unflatten(engine: LocalEngine, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-    parameters = dict(engine.model.named_parameters())
     for key, value in tensors.items():
         name, _, slot = key.rpartition("|")
-        parameter = parameters[name]
-        engine.optimizer.state[parameter][slot] = value if value.ndim == 0 else value.to(parameter.device)
+        master = engine.weights.masters[name]
+        if slot == MASTER:
+            master.data.copy_(value)
+        else:
+            hosted = value.ndim == 0 and not engine.optimizer.defaults["fused"]  # `step` stays on the CPU then
+            engine.optimizer.state[master][slot] = value if hosted else value.to(master.device)
     for group, values in zip(engine.optimizer.param_groups, scalars["groups"], strict=True):
-        group.update({k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        group.update({k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "fused"})  # the device's, not the run's
 
 
 def _rng_state() -> dict[str, Tensor]:

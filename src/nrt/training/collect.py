@@ -62,9 +62,10 @@ class Collector:
         clock.sampled += sum(trace.n_sampled for group in traces for trace in group)
         return [Draft(*four) for four in zip(pairs, traces, rows, replies, strict=True)]
 
-    def score(self, drafts: Sequence[Draft], clock: Clock, *, state: Tensor | None) -> list[tuple[Group, Baselines]]:
+    def score(
+        self, drafts: Sequence[Draft], readings: Sequence[Readings], clock: Clock, *, state: Tensor | None
+    ) -> list[tuple[Group, Baselines]]:
         """The drafts' credited groups. `state` is that of the method's memory."""
-        readings = self.readings(drafts, clock)
         with clock("score"):
             tails = self._score([self.scored_rows(draft) for draft in drafts], clock)
             updated: list[list[Tail]] = [group[:-1] for group in tails]

@@ -37,6 +37,7 @@ class Listener(Protocol):
     """Hears of a run as it goes; the command line's live display is one."""
 
     def start(self, path: Path, step: int, steps: int) -> None: ...
+    def say(self, text: str) -> None: ...
     def phase(self, name: str) -> None: ...
     def step(self, metrics: Mapping[str, float]) -> None: ...
 
@@ -45,6 +46,7 @@ class Silent:
     """Hears and says nothing."""
 
     def start(self, path: Path, step: int, steps: int) -> None: ...
+    def say(self, text: str) -> None: ...
     def phase(self, name: str) -> None: ...
     def step(self, metrics: Mapping[str, float]) -> None: ...
 
@@ -93,7 +95,10 @@ class Loop:
         self.trackers = open_trackers(config.trackers, self.folder.name, self.folder, config.model_dump(mode="json"), step=progress.step)
 
     def run(self) -> None:
+        engine = self.parts.stepper.policy.engine
         self.listener.start(self.folder, self.progress.step, self.parts.steps)
+        self.listener.say(engine.scorer_why)
+        engine.warn = self._warn_of_memory
         if not self.writer.resumed:
             self._warn_at_start()
             if before := self._evaluate():
@@ -191,6 +196,10 @@ class Loop:
         if self.stop.is_set():
             self._save()
             raise Interrupted(f"interrupted at step {self.progress.step}; go on with resume={self.folder}")
+
+    def _warn_of_memory(self, message: str) -> None:
+        self.writer.warn("out-of-memory", message, self.progress.step)
+        self.listener.say(message)
 
     def _warn_at_start(self) -> None:
         data = self.parts.data

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nrt.checkers import Checker, resolve_checker, resolve_dotted
-from nrt.config import Config, ObjectiveConfig
+from nrt.config import AUTO_TOKENS, Config, ObjectiveConfig
 from nrt.data import Chat, Encoded, Markers, Pairs, Stream, bare_row, ensure_template, find_tables, load_pairs, null_row
 from nrt.engine.local import build_engine, frozen_copy
 from nrt.errors import InputError, unknown
@@ -161,7 +161,8 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
     entropies = None
     if cuts_by_entropy(config):
         initial = model if checkpoint is None else _initial_model(load, config)
-        entropies = model_entropies(initial, chat.opening, config.max_prompt_tokens, config.tokens_per_batch)
+        tokens = AUTO_TOKENS if config.tokens_per_batch == "auto" else config.tokens_per_batch
+        entropies = model_entropies(initial, chat.opening, config.max_prompt_tokens, tokens)
     data = load_pairs(config, "train", chat, entropies)
     steps = config.steps or max(1, len(data.pairs) // config.batch)
     keep_initial = config.initial_reference and names.method.samples
@@ -176,6 +177,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         updates=steps * config.updates_per_rollout,
         tokens_per_batch=config.tokens_per_batch,
         reference=reference,
+        gradient_checkpointing=config.gradient_checkpointing,
     )
     policy = Policy(
         engine=engine,

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nrt.engine.local import Crediting, UpdateStats
+from nrt.engine.local import LossSums, UpdateStats
 from nrt.objective import Method, RowCredit
 from nrt.training.collect import Collector, Draft, Readings
 from nrt.training.difficulty import ByDifficulty, Draw, InOrder
 from nrt.training.measure import Baselines, Clock, rollout_metrics
 from nrt.training.policy import Policy
 from nrt.training.rollout import Group, Rollout, sft_group
-from nrt.types import Row, TokenScores
+from nrt.types import TokenScores
 
 MOST_ROUNDS = 8
 """A filter that drops groups has them replaced this many times; then dropped ones fill the batch."""
@@ -69,7 +69,7 @@ class Stepper:
             with clock("score"):
                 chosen = self.choose(lambda offset, n, begin=drawn: draw(begin + offset, n), B - len(kept), seed=seed + round)
             drafts = self.collector.sample(chosen.pairs, clock, seed=seed + round, reply_seed=seed + MOST_ROUNDS + round)
-            groups = self.collector.score(drafts, clock, state=state)
+            groups = self.collector.score(drafts, self.collector.readings(drafts, clock), clock, state=state)
             for offset, measured in zip(chosen.offsets, groups, strict=True):
                 (kept if self._keeps(measured[0], state) else dropped).append((drawn + offset, *measured))
             drawn, certain = drawn + chosen.drawn, certain + chosen.certain
@@ -85,9 +85,7 @@ class Stepper:
 
     def update(self, groups: Sequence[Group]) -> UpdateStats:
         """One optimiser update on the groups; S comes from the current weights, everything else was frozen by `collect`."""
-        rows = [row for group in groups for row in group.rows]
-        credits = [credit for group in groups for credit in group.row_credits()]
-        return self._update(rows, lambda batch, _: [credits[i] for i in batch], len(rows))
+        return self._apply(self.policy.engine.within_memory(lambda: self._gradient(groups)))
 
     @property
     def one_pass(self) -> bool:
@@ -101,29 +99,42 @@ class Stepper:
 
         One forward with gradient serves reward, credit and loss where each group goes into one micro-batch; else rows are scored first.
         """
-        clock = Clock()
+        clock, engine = Clock(), self.policy.engine
         with clock("score"):
             chosen = self.choose(draw, B, seed=seed)
         drafts = self.collector.sample(chosen.pairs, clock, seed=seed, reply_seed=seed)
-        rows = [self.collector.scored_rows(draft) for draft in drafts]
         phase("updating")
-        if self.policy.engine.forwards_whole(rows):
-            readings = self.collector.readings(drafts, clock)
-            crediting = OnePass(self.collector, drafts, readings, state)
-            with clock("update"):
-                stats = self._update([row for group in rows for row in group], crediting, sum(len(draft.rows) for draft in drafts))
-            measured = [crediting.groups[i] for i in range(len(drafts))]
-        else:
-            measured = self.collector.score(drafts, clock, state=state)
-            with clock("update"):
-                stats = self.update([group for group, _ in measured])
+        readings = self.collector.readings(drafts, clock)
+        with clock("update"):
+            measured, sums = engine.within_memory(lambda: self._score_and_differentiate(drafts, readings, clock, state))
+            stats = self._apply(sums)
         groups, baselines = zip(*measured, strict=True)
         metrics = rollout_metrics(self.method, groups, baselines, clock) | self._skipped(chosen.certain, chosen.drawn)
         rollout = Rollout(groups, chosen.offsets, chosen.drawn, metrics, self._statistics(groups))
         return rollout, stats, clock.seconds["update"]
 
-    def _update(self, rows: Sequence[Row], credit: Crediting, trained: int) -> UpdateStats:
-        stats = self.policy.engine.update(rows, credit, self.method, denominator=trained * self.loss_tokens)
+    def _score_and_differentiate(
+        self, drafts: Sequence[Draft], readings: Sequence[Readings], clock: Clock, state: Tensor | None
+    ) -> tuple[list[tuple[Group, Baselines]], LossSums]:
+        """The credited groups, and their gradient in the weights."""
+        rows = [self.collector.scored_rows(draft) for draft in drafts]
+        if not self.policy.engine.forwards_whole(rows):
+            measured = self.collector.score(drafts, readings, clock, state=state)
+            return measured, self._gradient([group for group, _ in measured])
+        credit = OnePass(self.collector, drafts, readings, state)
+        trained = sum(len(draft.rows) for draft in drafts)
+        every_row = [row for group in rows for row in group]
+        sums = self.policy.engine.gradient(every_row, credit, self.method, denominator=trained * self.loss_tokens)
+        return [credit.groups[i] for i in range(len(drafts))], sums
+
+    def _gradient(self, groups: Sequence[Group]) -> LossSums:
+        rows = [row for group in groups for row in group.rows]
+        credits = [credit for group in groups for credit in group.row_credits()]
+        denominator = len(rows) * self.loss_tokens
+        return self.policy.engine.gradient(rows, lambda batch, _: [credits[i] for i in batch], self.method, denominator=denominator)
+
+    def _apply(self, sums: LossSums) -> UpdateStats:
+        stats = self.policy.engine.update(sums)
         self.policy.synchronise()
         return stats
 
