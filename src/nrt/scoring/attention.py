@@ -1,7 +1,5 @@
-"""Attention in a layout of shared prompts, as an implementation among those of transformers (its `AttentionInterface`).
-
-A model that carries it (`share_prompts`) behaves as with SDPA until a forward is given `layout=`; then each query sees the prompt of its
-group and its own tail up to itself, within the layer's sliding window. What is masked is not computed:
+"""Attention in a layout of shared prompts: each query sees the prompt of its group, and its own tail up to itself, within the layer's
+sliding window. What is masked is not computed:
 
 - on the CPU, flash attention runs on the prompt, on each tail, and once from all tails of a group to their prompt; the parts are merged
   by their log-sum-exp. Windows that bind, and softcaps, take a plainer way, tail by tail;
@@ -15,89 +13,44 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from nrt.models.attention import softcapped
 from nrt.scoring.layout import Group, Layout
 
-NAME = "nrt"
 FLEX = ("cuda",)
 """Devices on which FlexAttention has a backward."""
 
 
-class Unsupported(Exception):
-    """The model cannot take its attention from here; the message says what stands against it."""
-
-
 @dataclass(frozen=True)
 class Packed:
-    """A layout on its way through a model's layers, with the block masks that they share."""
+    """A layout on its way through a model's layers: a `Way` of attention."""
 
     layout: Layout
     windows: set[int | None] = field(default_factory=set)  # that layers asked for
     block_masks: dict[int | None, BlockMask] = field(default_factory=dict)  # by window; filled by the first layer that needs it
 
-    def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
+    def __call__(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, softcap: float | None
+    ) -> Tensor:
+        self.windows.add(window)
+        if window is not None and window >= self.layout.longest:
+            window = None
+        if query.device.type in FLEX:
+            out = _flex(query, key, value, self._block_mask(window, query.device), scale, softcap)
+        elif window is None and softcap is None and query.shape[-1] == value.shape[-1] and query.device.type == "cpu":
+            out = _SharedPrompt.apply(query, key, value, self.layout.groups, scale)
+        else:
+            out = _plain(query, key, value, self.layout.groups, scale, window, softcap)
+        return out.transpose(1, 2)
+
+    def _block_mask(self, window: int | None, device: torch.device) -> BlockMask:
         if window not in self.block_masks:
             N = len(self.layout.ids_N)
             self.block_masks[window] = create_block_mask(visibility(self.layout, window, device), None, None, N, N, device=device)
         return self.block_masks[window]
-
-
-def share_prompts(model: nn.Module) -> None:
-    """Makes this the attention of all parts of the model. Raises Unsupported for models that do not take their attention by name."""
-    if not getattr(model, "_supports_attention_backend", False):
-        raise Unsupported("its attention cannot be replaced")
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if config is not None and getattr(config, "_attn_implementation", None) != NAME:
-            config._attn_implementation = NAME
-
-
-def prepared_mask(device: torch.device) -> Tensor:
-    """Stands for a mask that needs no making: transformers hands 4-D masks through as they are."""
-    return torch.empty(1, 1, 1, 1, device=device)
-
-
-def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    layout: Packed | None = None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """[1, H, N, D] queries and [1, H_kv, N, D] keys and values → [1, N, H, D]; without a layout, transformers' SDPA."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if kwargs.get("s_aux") is not None or (layout and dropout):
-        raise Unsupported("it has attention sinks or dropout")
-    if layout is None:
-        if softcap is not None:
-            return _softcapped(query, key, value, attention_mask, scale, softcap).transpose(1, 2), None
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scale, **kwargs)
-    layout.windows.add(sliding_window)
-    window = sliding_window if sliding_window and sliding_window < layout.layout.longest else None
-    if query.device.type in FLEX:
-        out = _flex(query, key, value, layout.block_mask(window, query.device), scale, softcap)
-    elif window is None and softcap is None and query.shape[-1] == value.shape[-1] and query.device.type == "cpu":
-        out = _SharedPrompt.apply(query, key, value, layout.layout.groups, scale)
-    else:
-        out = _plain(query, key, value, layout.layout.groups, scale, window, softcap)
-    return out.transpose(1, 2), None
-
-
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -172,17 +125,8 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, s
     distance_TL = torch.arange(L - T, L, device=q.device)[:, None] - torch.arange(L, device=q.device)
     seen_TL = (distance_TL >= 0) & (distance_TL < (window or L))
     if softcap is not None:
-        return _softcapped(q, k, v, seen_TL, scale, softcap)
+        return softcapped(q, k, v, seen_TL, scale, softcap)
     return scaled_dot_product_attention(q, k, v, attn_mask=seen_TL, scale=scale, enable_gqa=True)
-
-
-def _softcapped(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float, softcap: float) -> Tensor:
-    """Attention whose scores are capped, which no fused kernel of the CPU has. Without a mask it is causal."""
-    if seen is None:
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap))
-    return scores.masked_fill(~seen, torch.finfo(scores.dtype).min).float().softmax(-1).to(v.dtype) @ v
 
 
 def visibility(layout: Layout, window: int | None, device: torch.device) -> Callable[..., Tensor]:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nrt.scoring.attention import Packed, Unsupported, prepared_mask, share_prompts
+from nrt.models.attention import Unsupported, carry, configs, forward_in
+from nrt.scoring.attention import Packed
 from nrt.scoring.head import GradientOf, Head
 from nrt.scoring.layout import lay_out, packed_batches
 from nrt.scoring.logprobs import PaddedScorer, Scorer
@@ -18,13 +19,11 @@ from nrt.types import Role, Row, TokenScores
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.3}
 """Largest difference from the padded scorer's log-probabilities at which a model counts as understood."""
-LAYER_TYPES = {"full_attention", "sliding_attention"}
-"""What layers may be: a chunk's border or a recurrent state is nothing that attention is told of."""
 
 
 @dataclass(frozen=True)
 class PackedScorer:
-    """Scores rows in one packed sequence; `share_prompts` must have been called on the model.
+    """Scores rows in one packed sequence; the model must carry its attention (`models.attention.carry`).
 
     With `gradient_of`, the gradients of both vocabulary matrices are added there in place: the backward then holds no copy of either.
     """
@@ -54,11 +53,7 @@ def score_packed(causal_lm: Any, packed: Packed, gradient_of: GradientOf | None 
     """One forward of the body in the layout, and of the head where tail tokens are predicted."""
     layout = packed.layout
     output = causal_lm.base_model(
-        input_ids=layout.ids_N[None],
-        attention_mask=prepared_mask(layout.ids_N.device),
-        position_ids=layout.positions_N[None],
-        use_cache=False,
-        layout=packed,
+        input_ids=layout.ids_N[None], position_ids=layout.positions_N[None], **forward_in(packed, layout.ids_N.device)
     )
     logp_M, entropy_M = Head.of(causal_lm)(output.last_hidden_state[0][layout.from_M], layout.target_M, gradient_of)
     return TokenScores(logp_M, entropy_M, layout.lengths)
@@ -88,15 +83,12 @@ def choose_scorer(model: nn.Module, pad_id: int, gradient_of: GradientOf | None 
 def _check(model: Any, padded: PaddedScorer) -> None:
     """Raises Unsupported unless the model's numbers are the padded scorer's."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES
-    if kinds or getattr(config, "attention_chunk_size", None):
-        raise Unsupported(f"it has layers of {', '.join(sorted(kinds)) or 'chunked attention'}")
     device = next(model.parameters()).device
     if device.type not in ("cpu", "cuda"):
         raise Unsupported(f"on {device.type} there is no attention for it")
     rows = _probe(config.vocab_size)
     expected = padded(model, rows)
-    share_prompts(model)
+    carry(model)
     packed = Packed(lay_out(rows, device))
     try:
         found = score_packed(model, packed)
@@ -121,11 +113,10 @@ def _probe(vocabulary: int) -> list[Row]:
 @contextmanager
 def _restored_on_error(model: nn.Module) -> Iterator[None]:
     """Gives the model back the attention it had."""
-    configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
-    before = [getattr(config, "_attn_implementation", None) for config in configs]
+    before = [(config, getattr(config, "_attn_implementation", None)) for config in configs(model)]
     try:
         yield
     except Unsupported:
-        for config, implementation in zip(configs, before, strict=True):
+        for config, implementation in before:
             config._attn_implementation = implementation
         raise
