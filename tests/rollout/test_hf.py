@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from nrt.errors import InputError
+from nrt.models.attention import carry
 from nrt.rollout import HFSampler, Sampler
 from nrt.scoring import PaddedScorer
 from nrt.types import Sample
 from tests.tiny import ARCHITECTURES, EOS, PAD, VOCAB, hostile, random_rows, row, tiny_model
 
+SHARED = pytest.mark.parametrize("shared", [False, True], ids=["copied", "shared"])
+"""Whether traces read their prompt's keys and values from one cache, or each from its copy."""
 NEVER: frozenset[int] = frozenset()
 PROMPTS = [r.prompt_ids for r in random_rows(0, [(4, 1), (1, 1), (9, 1)])]  # of different lengths, one of a single token
+
+
+def sampling_model(architecture: str = "llama", *, shared: bool, **changes: Any) -> PreTrainedModel:
+    model = tiny_model(architecture, **changes)
+    if shared:
+        carry(model)
+    return model
 
 
 def flat(samples: list[list[Sample]]) -> list[Sample]:
@@ -25,10 +37,11 @@ def ids_of(samples: list[list[Sample]]) -> list[tuple[int, ...]]:
     return [sample.ids for sample in flat(samples)]
 
 
+@SHARED
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_log_probs_are_the_scorers(architecture: str) -> None:
+def test_log_probs_are_the_scorers(architecture: str, shared: bool) -> None:
     """Prefill, cache, windows and softcaps give the very distribution that is trained; the generation_config has no say."""
-    model = hostile(tiny_model(architecture))
+    model = hostile(sampling_model(architecture, shared=shared))
     samples = HFSampler(model, PAD).sample(PROMPTS, n=3, stop_ids=frozenset({EOS, 5}), cap=20, seed=1)
     rows = [row(prompt, sample.ids) for prompt, group in zip(PROMPTS, samples, strict=True) for sample in group]
     scores = PaddedScorer(PAD)(model, rows).logp_N
@@ -44,9 +57,10 @@ def test_logps_are_one_a_token_and_all_tokens_occur() -> None:
     assert {i for sample in samples for i in sample.ids} == set(range(VOCAB))
 
 
-def test_first_tokens_follow_the_softmax() -> None:
+@SHARED
+def test_first_tokens_follow_the_softmax(shared: bool) -> None:
     """χ² of 20,000 draws over the tokens that are expected five times or more; the 1e-4 quantile for 40 degrees of freedom is 83."""
-    model, n = tiny_model(initializer_range=0.2), 20_000
+    model, n = sampling_model(shared=shared, initializer_range=0.2), 20_000
     samples = flat(HFSampler(model, PAD, max_rows=n).sample([(3, 4, 5)], n=n, stop_ids=NEVER, cap=1, seed=0))
     probabilities = model(input_ids=torch.tensor([[3, 4, 5]])).logits[0, -1].softmax(-1)
     expected = n * probabilities.detach()
@@ -63,9 +77,10 @@ def test_tokens_of_probability_zero_are_never_drawn() -> None:
     assert min(chain.from_iterable(sample.logps for sample in samples)) > -40
 
 
+@SHARED
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gemma3", "qwen3"])
-def test_greedy_is_what_generate_gives(architecture: str) -> None:
-    model = tiny_model(architecture)
+def test_greedy_is_what_generate_gives(architecture: str, shared: bool) -> None:
+    model = sampling_model(architecture, shared=shared)
     samples = HFSampler(model, PAD).sample(PROMPTS, n=1, stop_ids=frozenset({EOS}), cap=15, seed=0, greedy=True)
     for prompt, sample in zip(PROMPTS, ids_of(samples), strict=True):
         ids = torch.tensor([prompt])
@@ -73,8 +88,9 @@ def test_greedy_is_what_generate_gives(architecture: str) -> None:
         assert generated[0, len(prompt) :].tolist() == list(sample)
 
 
-def test_same_seed_same_ids_and_nothing_else_moves() -> None:
-    model = tiny_model().train()
+@SHARED
+def test_same_seed_same_ids_and_nothing_else_moves(shared: bool) -> None:
+    model = sampling_model(shared=shared).train()
     sampler: Sampler = HFSampler(model, PAD)
     before = torch.get_rng_state()
     first, again, other = (sampler.sample(PROMPTS, n=4, stop_ids=frozenset({EOS}), cap=12, seed=seed) for seed in (7, 7, 8))
@@ -85,9 +101,10 @@ def test_same_seed_same_ids_and_nothing_else_moves() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+@SHARED
 @pytest.mark.parametrize("max_rows", [1, 5])
-def test_splitting_changes_nothing(max_rows: int) -> None:
-    model = tiny_model("gemma3", initializer_range=0.05)
+def test_splitting_changes_nothing(max_rows: int, shared: bool) -> None:
+    model = sampling_model("gemma3", shared=shared, initializer_range=0.05)
     stop_ids = frozenset(range(2, 8))  # so that rows finish at different times, and leave the batch
     whole = HFSampler(model, PAD).sample(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3)
     split = HFSampler(model, PAD, max_rows=max_rows).sample(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3)
@@ -100,8 +117,12 @@ def test_equal_prompts_get_traces_of_their_own() -> None:
     assert len(set(ids_of(samples))) == 4
 
 
-def test_each_stop_id_stops_and_stays() -> None:
-    model, stop_ids = tiny_model(initializer_range=0.02), frozenset({2, 9, 30, VOCAB + 5})  # the last is no token of the model
+@SHARED
+def test_each_stop_id_stops_and_stays(shared: bool) -> None:
+    model, stop_ids = (
+        sampling_model(shared=shared, initializer_range=0.02),
+        frozenset({2, 9, 30, VOCAB + 5}),
+    )  # the last is no token of the model
     samples = flat(HFSampler(model, PAD).sample([(3, 4)], n=200, stop_ids=stop_ids, cap=30, seed=0))
     stopped = [list(sample.ids) for sample in samples if len(sample.ids) < 30]
     assert {ids[-1] for ids in stopped} == {2, 9, 30}
@@ -121,11 +142,37 @@ def test_cap_of_one() -> None:
     assert all(len(sample.ids) == 1 for sample in flat(samples))
 
 
-def test_long_samples_outgrow_the_first_buffer() -> None:
-    model = tiny_model("mistral")
+@SHARED
+def test_long_samples_outgrow_the_first_buffer(shared: bool) -> None:
+    model = sampling_model("mistral", shared=shared)
     sample = flat(HFSampler(model, PAD).sample([(3, 4)], n=1, stop_ids=NEVER, cap=120, seed=0))[0]
     scores = PaddedScorer(PAD)(model, [row((3, 4), sample.ids)]).logp_N
     torch.testing.assert_close(torch.tensor(sample.logps), scores.detach(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_shared_or_copied_prompts_give_the_same_traces(architecture: str) -> None:
+    """Groups that grow ragged as rows leave, prompts without rows, and prompts that occur twice."""
+    prompts, stop_ids = [*PROMPTS, PROMPTS[0]], frozenset(range(2, 10))
+    copied, shared = (
+        HFSampler(sampling_model(architecture, shared=shared, initializer_range=0.1), PAD).sample(
+            prompts, n=5, stop_ids=stop_ids, cap=80, seed=4
+        )
+        for shared in (False, True)
+    )
+    assert ids_of(copied) == ids_of(shared)
+    lengths = [len(ids) for ids in ids_of(shared)]
+    assert len(set(lengths)) > 4
+    logps = [torch.tensor([logp for sample in flat(samples) for logp in sample.logps]) for samples in (copied, shared)]
+    torch.testing.assert_close(*logps, atol=1e-5, rtol=1e-5)
+
+
+def test_shared_prompts_in_bfloat16() -> None:
+    model = sampling_model("qwen2", shared=True, initializer_range=0.1).bfloat16()
+    samples = HFSampler(model, PAD).sample(PROMPTS, n=3, stop_ids=frozenset({EOS}), cap=20, seed=1)
+    rows = [row(prompt, sample.ids) for prompt, group in zip(PROMPTS, samples, strict=True) for sample in group]
+    sampled = torch.tensor(list(chain.from_iterable(sample.logps for sample in flat(samples))))
+    torch.testing.assert_close(sampled, PaddedScorer(PAD)(model, rows).logp_N.detach(), atol=0.05, rtol=0)
 
 
 def test_no_prompts_and_empty_prompts() -> None:

@@ -40,6 +40,8 @@ def carry(model: nn.Module) -> None:
     kinds = set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES
     if kinds or getattr(config, "attention_chunk_size", None):
         raise Unsupported(f"it has layers of {', '.join(sorted(kinds)) or 'chunked attention'}")
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise Unsupported("its layers share keys and values")
     if not getattr(model, "_supports_attention_backend", False):
         raise Unsupported("its attention cannot be replaced")
     for part in configs(model):

@@ -28,7 +28,7 @@ class Decoder:
         first = torch.tensor(pads, device=device).unsqueeze(1)
         column = torch.arange(P + cap, device=device)
         self._model: Any = model
-        self._cache = full_cache(model)
+        self.cache = full_cache(model)
         # Without pads no mask is given, and the model can take its fastest kernel.
         self._mask_RL = (column >= first).long() if any(pads) else None
         self._seen = P
@@ -46,7 +46,7 @@ class Decoder:
 
     def select(self, rows: Tensor) -> None:
         """Goes on with these rows only (or, where an index is repeated, with copies)."""
-        self._cache.reorder_cache(rows)
+        self.cache.reorder_cache(rows)
         self.logits_RV = self.logits_RV[rows]
         self._next_position_R = self._next_position_R[rows]
         if self._mask_RL is not None:
@@ -55,7 +55,7 @@ class Decoder:
     def _forward(self, ids: Tensor, positions: Tensor) -> None:
         mask = None if self._mask_RL is None else self._mask_RL[:, : self._seen]
         output = self._model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, logits_to_keep=1
         )
         self.logits_RV = output.logits[:, -1]
 

@@ -13,21 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from nrt.errors import InputError
+from nrt.models.attention import carries
 from nrt.rollout.base import cut
 from nrt.rollout.decode import Decoder
+from nrt.rollout.shared import SharedDecoder
 from nrt.types import Sample
 
 COMPACT_AT = 0.75
 """Finished rows leave the batch once no more than this share of it still runs: each leave-taking copies the cache."""
+LOOK_EVERY = 8
+"""Tokens between two looks at which rows still run, where looking makes the device wait for the host."""
 
 
 @dataclass(frozen=True)
 class HFSampler:
     """Samples with the trainer's own module.
 
-    Rows are decoded in lock step, at most `max_rows` at a time; each prompt is forwarded once and its cache copied to its traces. Every
-    token is drawn with a uniform number that belongs to its (prompt, sample, step), so neither `max_rows` nor which rows finish early
-    changes what is drawn (but for rounding: a row's logits depend on its batch in the last bits).
+    Rows are decoded in lock step, at most `max_rows` at a time. Each prompt is forwarded once; its keys and values are kept once for all
+    of its traces where the model carries our attention, else each trace gets a copy. Every token is drawn with a uniform number that
+    belongs to its (prompt, sample, step), so neither `max_rows` nor which rows finish early changes what is drawn (but for rounding: a
+    row's logits depend on its batch in the last bits).
     """
 
     model: nn.Module  # a Hugging Face causal LM
@@ -63,7 +68,7 @@ class HFSampler:
 
     def _decode(self, prompts: Sequence[tuple[int, ...]], uniforms_RC: Tensor | None, stop_ids: frozenset[int], cap: int) -> list[Sample]:
         """One sample a prompt. Tokens drawn for a row after it stopped, until it leaves the batch, are cut off at the end."""
-        decoder = Decoder(self.model, prompts, self.pad_id, cap)
+        decoder = (SharedDecoder if carries(self.model) else Decoder)(self.model, prompts, self.pad_id, cap)
         device = decoder.logits_RV.device
         stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
         uniforms_CR = None if uniforms_RC is None else uniforms_RC.T.to(device, _cdf_type(device))
@@ -71,19 +76,23 @@ class HFSampler:
         logps_CR = torch.zeros(cap, len(prompts), device=device)
         rows = torch.arange(len(prompts), device=device)  # of the samples that the decoder still holds
         running = torch.ones_like(rows, dtype=torch.bool)
+        every = 1 if device.type == "cpu" else LOOK_EVERY
         for step in range(cap):
             logp_RV = decoder.logits_RV.float().log_softmax(-1)
             token_R = logp_RV.argmax(-1) if uniforms_CR is None else _draw(logp_RV, uniforms_CR[step, rows])
             ids_CR[step, rows] = token_R
             logps_CR[step, rows] = logp_RV.gather(-1, token_R.unsqueeze(-1)).squeeze(-1)
             running &= torch.isin(token_R, stops, invert=True)
-            left = int(running.sum())  # the one synchronisation of a step
-            if left == 0 or step == cap - 1:
+            if step == cap - 1:
                 break
-            if left <= COMPACT_AT * len(rows):
-                keep = running.nonzero().squeeze(-1)
-                rows, running, token_R = rows[keep], running[keep], token_R[keep]
-                decoder.select(keep)
+            if step % every == 0:
+                left = int(running.sum())
+                if left == 0:
+                    break
+                if left <= COMPACT_AT * len(rows):
+                    keep = running.nonzero().squeeze(-1)
+                    rows, running, token_R = rows[keep], running[keep], token_R[keep]
+                    decoder.select(keep)
             decoder.advance(token_R)
         kept = [cut(ids, stop_ids, cap) for ids in ids_CR.T.tolist()]
         return [Sample(ids, tuple(logps[: len(ids)])) for ids, logps in zip(kept, logps_CR.T.tolist(), strict=True)]
