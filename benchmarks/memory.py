@@ -1,0 +1,99 @@
+"""`python -m benchmarks.memory [--quick]`: the peak of an update, beyond weights, gradients and optimiser.
+
+1. Prompt, trace and answer of 1000, 300 and 200 tokens, K = 8: against the padded oracle, each with the micro-batch of one group.
+2. A vocabulary of 131,072 against one of 1,024: nothing of [tokens × vocabulary] may be there, and no copy of the vocabulary's matrix.
+
+Each figure comes from a process of its own, in which two updates (the optimiser's state exists then) precede the one that is watched. On a
+CPU it is the resident memory at its highest (`common.Peak`), on a GPU what torch says was allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+from benchmarks.common import Bar, Peak, Shape, finish, llama, make_stepper
+from benchmarks.scoring import rows_of
+from nrt.objective import RowCredit
+from nrt.scoring import PaddedScorer
+from nrt.training.step import Stepper
+from nrt.types import Row
+
+MIB = 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=["3m", "30m"], default="3m")
+    parser.add_argument("--quick", action="store_true", help="shorter rows and a vocabulary of 16,384; not written")
+    parser.add_argument("--one", nargs=6, help="(used by the benchmark itself) scorer, vocabulary, prompts, prompt, trace, answer")
+    arguments = parser.parse_args()
+    if arguments.one:
+        scorer, vocabulary, prompts, prompt, trace, answer = arguments.one
+        shape = Shape(prompts=int(prompts), prompt=int(prompt), trace=int(trace), answer=int(answer))
+        print(peak(arguments.model, scorer, int(vocabulary), shape))
+        return
+    long = Shape(prompts=1, prompt=250, trace=75, answer=50) if arguments.quick else Shape(prompts=1, prompt=1000, trace=300, answer=200)
+    wide = 2**14 if arguments.quick else 2**17
+    packed, padded = (measure(arguments.model, scorer, 512, long) for scorer in ("packed", "padded"))
+    small, large = (measure(arguments.model, "packed", vocabulary, Shape()) for vocabulary in (1024, wide))
+    figures = {"packed": packed, "padded": padded, "vocabulary 1024": small, f"vocabulary {wide}": large}
+    for name, value in figures.items():
+        print(f"{name}: {value / MIB:.1f} MiB beyond weights, gradients and optimiser")
+    bars = [
+        Bar(f"peak over the oracle's, {arguments.model}, {long}", packed / padded, 0.5),
+        Bar(f"growth from a vocabulary of 1,024 to {wide:,}, {arguments.model}, MiB", (large - small) / MIB, 64),
+    ]
+    finish(f"memory-{arguments.model}", {name: value / MIB for name, value in figures.items()}, bars, quick=arguments.quick)
+
+
+def measure(size: str, scorer: str, vocabulary: int, shape: Shape) -> int:
+    """`peak` in a new process."""
+    one = [scorer, *(str(number) for number in (vocabulary, shape.prompts, shape.prompt, shape.trace, shape.answer))]
+    command = [sys.executable, "-m", "benchmarks.memory", "--model", size, "--one", *one]
+    return int(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.split()[-1])
+
+
+def peak(size: str, scorer: str, vocabulary: int, shape: Shape) -> int:
+    """Bytes at the highest point of an update, less gradients (weights and optimiser state are there before)."""
+    model = llama(size, vocabulary=vocabulary)
+    group = shape.prompt + shape.traces * (shape.trace + shape.answer + 2)
+    padded = shape.traces * (shape.prompt + shape.trace + shape.answer + 2)
+    stepper = make_stepper(model, shape, tokens_per_batch=padded if scorer == "padded" else group, initial_reference=False)
+    engine = stepper.policy.engine
+    if scorer == "padded":
+        engine.scorer = PaddedScorer(0)
+    rows = rows_of(shape)
+    for _ in range(2):
+        update(stepper, rows)
+    engine.optimizer.zero_grad(set_to_none=True)
+    gradients = sum(p.numel() * p.element_size() for p in engine.weights.masters.values())
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        update(stepper, rows)
+        return torch.cuda.max_memory_allocated() - before - gradients
+    with Peak().watched() as watched:
+        update(stepper, rows)
+    return watched.bytes - gradients
+
+
+def update(stepper: Stepper, rows: list[Row]) -> Any:
+    engine = stepper.policy.engine
+
+    def credit(batch: Any, scores: Any) -> list[RowCredit]:
+        credits = []
+        for i, (logp, _) in zip(batch, scores.rows(), strict=True):
+            answer = rows[i].tail_roles.count(rows[i].tail_roles[-1])
+            credits.append(RowCredit(float(i % 3 - 1), torch.zeros(answer), logp.detach().cpu()))
+        return credits
+
+    return engine.update(engine.gradient(rows, credit, stepper.method, denominator=len(rows) * stepper.loss_tokens))
+
+
+if __name__ == "__main__":
+    main()

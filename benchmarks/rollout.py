@@ -1,0 +1,52 @@
+"""`python -m benchmarks.rollout [--model 3m|30m] [--bf16] [--quick]`: sampling 8 × 8 traces against `model.generate`, in turns.
+
+Prompts of 64 tokens, 128 new ones, temperature 1, no token that ends a trace; the same model, one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from benchmarks.common import Bar, Shape, draw, finish, interleave, llama, say
+from nrt.models.attention import carry
+from nrt.rollout import HFSampler
+
+BARS = {"float32": 1 / 1.3, "bfloat16": 1 / 1.7}
+"""Of nrt's seconds over generate's, at 3 M; the issue names them as speed-ups."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=["3m", "30m"], default="3m")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="one pair, a quarter of the tokens; not written")
+    arguments = parser.parse_args()
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    shape = Shape(trace=32 if arguments.quick else 128)
+    model = llama(arguments.model, dtype=dtype)
+    carry(model)
+    prompts = [pair.prompt_ids for pair in draw(shape)(0, shape.prompts)]
+    sampler = HFSampler(model, 0)
+    ids = torch.tensor(prompts).repeat_interleave(shape.traces, 0)
+
+    def ours() -> None:
+        sampler.sample(prompts, n=shape.traces, stop_ids=frozenset({10**9}), cap=shape.trace, seed=0)
+
+    @torch.no_grad()
+    def generate() -> None:
+        options = {"do_sample": True, "top_k": 0, "min_new_tokens": shape.trace, "max_new_tokens": shape.trace, "eos_token_id": None}
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
+
+    record = interleave(ours, generate, 1 if arguments.quick else 7).record("nrt", "generate")
+    tokens = shape.prompts * shape.traces * shape.trace
+    record |= {f"{name}_tokens_per_second": tokens / record[f"{name}_seconds"] for name in ("nrt", "generate")}
+    kind = str(dtype).removeprefix("torch.")
+    say(f"{arguments.model} {kind}, {shape}", record, "nrt", "generate")
+    bar = Bar(f"rollout over generate, {arguments.model} {kind}", record["ratio"], round(BARS[kind], 3))
+    finish(f"rollout-{arguments.model}-{kind}", record, [bar], quick=arguments.quick)
+
+
+if __name__ == "__main__":
+    main()
