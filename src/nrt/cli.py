@@ -61,7 +61,7 @@ def compare(
     settings: Annotated[list[str], typer.Argument(metavar="RECIPE [key=value …]", help="A recipe or YAML path, then settings for all.")],
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "",
     variants: Annotated[
-        str, typer.Option(help="Instead of methods: a YAML file of variants, or terms, advantage, sampling, controls.")
+        str, typer.Option(help="Instead of methods: a YAML file of variants, or terms, advantage, sampling, engine, controls.")
     ] = "",
     seeds: Annotated[int, typer.Option(help="Seeds 0 … N − 1 for each.")] = 3,
     baseline: Annotated[str, typer.Option(help="What the others are paired with; by default sft, else the first.")] = "",

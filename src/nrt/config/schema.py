@@ -256,6 +256,8 @@ class Config(Section):
     """Longer answers are dropped and counted, or truncated if data.truncate_answers."""
     updates_per_rollout: Positive = 1
     """Optimiser updates a step; each takes batch / updates_per_rollout prompts (Table 6: 4)."""
+    overlap: bool = False
+    """Sample the next step's traces during the update, with the weights from before it (docs/performance.md); one more model in memory."""
     tokens_per_batch: Positive | Literal["auto"] = "auto"
     """Most tokens in one forward pass; longer steps accumulate gradients. `auto`: 16384, halved once if memory runs out."""
     gradient_checkpointing: bool = False

@@ -40,7 +40,12 @@ class HFSampler:
     max_rows: int = 512
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Needs nothing: the module is the trainer's, so its weights are always the policy's."""
+        """Copies the weights into the module; where it is the trainer's own, they are there already."""
+        own = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in weights:
+                if own[name] is not value:
+                    own[name].copy_(value)
 
     def sample(
         self,

@@ -89,6 +89,7 @@ class Collector:
             logp_KT=torch.stack([_answer(pair, tail) for tail in tails[:-1]]),
             base_T=null_T if readings.base_T is None else readings.base_T,
             replies=draft.replies,
+            behind=self.policy.behind,
         )
         rows = rows_of(pair, draft.traces, draft.replies, markers)
         return build_group(self.method, pair, rows, scores, state), Baselines(null_T, readings.initial_T)

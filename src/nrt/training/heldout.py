@@ -61,6 +61,7 @@ class Heldout:
     with_swapped: bool = False  # also answer after the trace of another question of the same source
 
     def __call__(self, *, seed: int) -> list[HeldoutRecord]:
+        self.policy.synchronise()
         if not self.with_traces:
             return self._records([bare_row(pair) for pair in self.pairs], {}, None)
         markers = self.policy.markers

@@ -17,6 +17,7 @@ import torch
 from nrt.config import Config
 from nrt.engine.local import UpdateStats
 from nrt.errors import InputError, NrtError
+from nrt.rollout import AheadSampler, Request
 from nrt.run import Run, RunWriter, run_folder, step_name
 from nrt.trackers import open_trackers
 from nrt.training import heldout as held
@@ -68,6 +69,11 @@ def train(config: Config, *, listener: Listener | None = None) -> Run:
         parts = prepare(config, checkpoint=checkpoints[-1])
         state = load_checkpoint(checkpoints[-1], parts.stepper.policy.engine)
         progress = _read_progress(state, parts)
+        if ahead := state.get("ahead"):
+            sampler = parts.stepper.policy.sampler
+            assert isinstance(sampler, AheadSampler)
+            at = progress.position + (progress.in_hand.rollout.drawn if progress.in_hand else 0)
+            sampler.restore(next_request(config, parts, progress.step + (progress.in_hand is not None), at), ahead)
         writer = RunWriter.reopen(folder, progress.step, config.model_copy(update={"run": before.config.run, "resume": None}))
     else:
         folder = run_folder(config.run)
@@ -92,6 +98,8 @@ class Loop:
         self.config, self.parts, self.writer, self.progress = config, parts, writer, progress
         self.listener, self.stop = listener, stop
         self.folder = writer.path
+        sampler = parts.stepper.policy.sampler
+        self.ahead = sampler if isinstance(sampler, AheadSampler) else None
         self.trackers = open_trackers(config.trackers, self.folder.name, self.folder, config.model_dump(mode="json"), step=progress.step)
 
     def run(self) -> None:
@@ -133,18 +141,26 @@ class Loop:
     def _begin(self) -> InHand:
         """A rollout; with its update, where one forward can serve both."""
         self.listener.phase("sampling")
-        progress, stepper = self.progress, self.parts.stepper
+        config, progress, stepper = self.config, self.progress, self.parts.stepper
 
         def draw(offset: int, n: int) -> list[Pair]:
             return self.parts.draw(progress.position + offset, n)
 
-        seed = seed_of(self.config.seed, progress.step + 1)
-        if stepper.one_pass and self.config.updates_per_rollout == 1:
-            rollout, stats, seconds = stepper.collect_and_update(
-                draw, self.config.batch, seed=seed, state=progress.memory, phase=self.listener.phase
-            )
+        arguments: dict[str, Any] = {
+            "seed": seed_of(config.seed, progress.step + 1),
+            "state": progress.memory,
+            "sampled": self._sampled,
+        }
+        if stepper.one_pass and config.updates_per_rollout == 1:
+            rollout, stats, seconds = stepper.collect_and_update(draw, config.batch, **arguments)
             return InHand(rollout, seconds, [stats])
-        return InHand(stepper.collect(draw, self.config.batch, seed=seed, state=progress.memory))
+        return InHand(stepper.collect(draw, config.batch, **arguments))
+
+    def _sampled(self) -> None:
+        """This step's traces are there: the next step's may be sampled."""
+        if self.ahead and self.progress.step + 1 < self.parts.steps:
+            self.ahead.start(next_request(self.config, self.parts, self.progress.step + 1, self.progress.position + self.config.batch))
+        self.listener.phase("updating")
 
     def _finish_step(self, hand: InHand, start: float) -> None:
         step, config = self.progress.step, self.config
@@ -188,7 +204,8 @@ class Loop:
     def _save(self) -> None:
         self.listener.phase("saving")
         folder = self.folder / "checkpoints" / step_name(self.progress.step)
-        state = {**_progress_json(self.progress), "data": self.parts.data.content}
+        ahead = self.ahead.state() if self.ahead else None
+        state = {**_progress_json(self.progress), "data": self.parts.data.content, "ahead": ahead}
         save_checkpoint(folder, self.parts.stepper.policy.engine, state, self.parts.save_model)
         prune(Run(self.folder).checkpoints(), self.config.keep)
 
@@ -217,6 +234,11 @@ class Loop:
         method = self.parts.names.method
         if method.samples and self.config.traces == 1 and method.centre == "mean":
             self.writer.warn("single-trace", "K = 1: a group of one has no advantage, only answers and markers are trained", 0)
+
+
+def next_request(config: Config, parts: Parts, step: int, position: int) -> Request:
+    """What the step after `step` will ask of the sampler, if it begins at `position` of the stream."""
+    return parts.stepper.policy.trace_request(parts.draw(position, config.batch), config.traces, seed=seed_of(config.seed, step + 1))
 
 
 def seed_of(seed: int, step: int) -> int:

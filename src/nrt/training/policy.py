@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nrt.data import Markers, to_trace
 from nrt.engine.local import LocalEngine
-from nrt.rollout import Sampler
+from nrt.rollout import Request, Sampler
 from nrt.types import Pair, Row, Trace
 
 
@@ -23,11 +23,17 @@ class Policy:
     stop_ids: frozenset[int]  # END, and the tokens that end a turn
     max_trace_tokens: int
     max_answer_tokens: int
+    behind: bool = False  # the sampler may hold earlier weights than the engine: what it reports is π_old then
+
+    def trace_request(self, pairs: Sequence[Pair], n: int, *, seed: int, greedy: bool = False) -> Request:
+        """What `traces` asks of the sampler."""
+        prompts = tuple((*pair.prompt_ids, *self.markers.opener) for pair in pairs)
+        return Request(prompts, n, self.stop_ids, self.max_trace_tokens, seed, greedy)
 
     def traces(self, pairs: Sequence[Pair], n: int, *, seed: int, greedy: bool = False) -> list[tuple[Trace, ...]]:
         """`n` traces a prompt."""
-        prompts = [(*pair.prompt_ids, *self.markers.opener) for pair in pairs]
-        samples = self.sampler.sample(prompts, n=n, stop_ids=self.stop_ids, cap=self.max_trace_tokens, seed=seed, greedy=greedy)
+        r = self.trace_request(pairs, n, seed=seed, greedy=greedy)
+        samples = self.sampler.sample(r.prompts, n=r.n, stop_ids=r.stop_ids, cap=r.cap, seed=r.seed, greedy=r.greedy)
         return [tuple(to_trace(sample, self.markers.end_id) for sample in group) for group in samples]
 
     def answers(self, rows: Sequence[Row], *, seed: int, greedy: bool = False) -> list[tuple[int, ...]]:

@@ -35,6 +35,7 @@ class Group:
     entropy: tuple[Tensor, ...]  # the same positions' entropies; empty for SFT
     credit: GroupCredit | None
     replies: tuple[Reply, ...] = ()  # one a trace, for methods that sample answers
+    behind: bool = False  # sampled under earlier weights: π_old of a sampled token is what the sampler reported
 
     @property
     def logp_KT(self) -> Tensor:
@@ -55,8 +56,16 @@ class Group:
         """What each row takes into the updates."""
         if self.credit is None:  # π_old, A and the null trace play no part: zeros stand for them
             return [RowCredit(0.0, torch.zeros(len(self.pair.answer_ids)), torch.zeros(len(row.tail_ids))) for row in self.rows]
-        numbers = zip(self.advantage_K.tolist(), self.logp, self.credit.final_K.tolist(), strict=True)
+        numbers = zip(self.advantage_K.tolist(), self._old_logp(), self.credit.final_K.tolist(), strict=True)
         return [RowCredit(advantage, self.credit.given_T, logp, final) for advantage, logp, final in numbers]
+
+    def _old_logp(self) -> Sequence[Tensor]:
+        if not self.behind:
+            return self.logp
+        old = [logp.clone() for logp in self.logp]
+        for logp, row, trace in zip(old, self.rows, self.traces, strict=True):
+            logp[sampled_mask(row)] = torch.tensor(trace.logps)
+        return old
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ class GroupScores:
     logp_KT: Tensor  # the reference answer given each trace
     base_T: Tensor  # and given the baseline
     replies: tuple[Reply, ...] = ()
+    behind: bool = False  # see `Group.behind`
 
 
 def rows_of(pair: Pair, traces: Sequence[Trace], replies: Sequence[Reply], markers: Markers) -> tuple[Row, ...]:
@@ -97,7 +107,7 @@ def build_group(method: Method, pair: Pair, rows: tuple[Row, ...], scores: Group
     """The credited group; `rows` are those of `rows_of`, `state` is that of the method's memory when the rollout began."""
     credit = group_credit(method, scores.logp_KT, scores.base_T, facts=_facts(scores), state=state)
     logp, entropy = zip(*scores.rows, strict=True)
-    return Group(pair, scores.traces, rows, logp, entropy, credit, scores.replies)
+    return Group(pair, scores.traces, rows, logp, entropy, credit, scores.replies, scores.behind)
 
 
 def _facts(scores: GroupScores) -> Facts:
@@ -157,7 +167,8 @@ def _group_to_json(group: Group) -> dict[str, Any]:
     if group.credit is None:
         return {"traces": []}
     return {
-        "traces": [{"ids": trace.ids, "finished": trace.finished} for trace in group.traces],
+        "traces": [{"ids": trace.ids, "finished": trace.finished, "logps": trace.logps} for trace in group.traces],
+        "behind": group.behind,
         "replies": [{"ids": reply.ids, "ended": reply.ended, "correct": reply.correct} for reply in group.replies],
         "logp": [logp.tolist() for logp in group.logp],
         "entropy": [entropy.tolist() for entropy in group.entropy],
@@ -169,7 +180,8 @@ def _group_to_json(group: Group) -> dict[str, Any]:
 def _scores_from_json(group: Mapping[str, Any]) -> GroupScores:
     rows = zip(group["logp"], group["entropy"], strict=True)
     return GroupScores(
-        traces=tuple(Trace(tuple(trace["ids"]), trace["finished"]) for trace in group["traces"]),
+        traces=tuple(Trace(tuple(trace["ids"]), trace["finished"], tuple(trace["logps"])) for trace in group["traces"]),
+        behind=group["behind"],
         rows=tuple((torch.tensor(logp), torch.tensor(entropy)) for logp, entropy in rows),
         logp_KT=torch.tensor(group["answer"]),
         base_T=torch.tensor(group["base"]),

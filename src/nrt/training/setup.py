@@ -19,7 +19,7 @@ from nrt.engine.local import build_engine, frozen_copy
 from nrt.errors import InputError, unknown
 from nrt.models import add_markers, check_markers, end_token_ids, load_model, pick_device, save_model
 from nrt.objective import METHODS, Method, with_weight_norm
-from nrt.rollout import HFSampler
+from nrt.rollout import AheadSampler, HFSampler
 from nrt.trackers import check_trackers
 from nrt.training.collect import Collector, Judge
 from nrt.training.difficulty import ByDifficulty, InOrder
@@ -70,6 +70,10 @@ def resolve_names(config: Config) -> Names:
         method.check_traces(config.traces)
     if method.own_rules and config.profile == "release":
         raise InputError(f"profile=release sets the release's rules over a method, and {method.name} has its own; set profile=paper")
+    if config.overlap and (not method.samples or method.keep or method.samples_answers):
+        raise InputError(f"overlap=true samples a step's traces beforehand, which {method.name} does not allow; set overlap=false")
+    if config.overlap and (config.data.difficulty.skip_above is not None or config.data.difficulty.pool > 1):
+        raise InputError("overlap=true and data.difficulty exclude one another: which prompts come next is not known beforehand")
     if method.base_policy == "initial" and not config.initial_reference:
         raise InputError(f"method {method.name} takes its baseline under the initial model; set initial_reference=true")
     if method.checks_answers and not config.heldout.checker:
@@ -179,7 +183,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         reference=reference,
         gradient_checkpointing=config.gradient_checkpointing,
     )
-    policy = Policy(
+    evaluated = Policy(
         engine=engine,
         sampler=HFSampler(model, pad_id),
         markers=Markers(chat.start_id, chat.end_id),
@@ -187,6 +191,9 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         max_trace_tokens=config.max_trace_tokens,
         max_answer_tokens=config.max_answer_tokens,
     )
+    policy = evaluated
+    if config.overlap:
+        policy = replace(evaluated, sampler=AheadSampler(HFSampler(frozen_copy(model), pad_id)), behind=True)
     stepper = Stepper(
         method=names.method,
         policy=policy,
@@ -200,7 +207,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
     valid = load_pairs(config, "valid", chat, entropies) if config.data.valid else None
     if valid:
         heldout = Heldout(
-            policy, valid.pairs[: how.rows], chat, names.checker, how.greedy, with_traces=names.method.samples, with_swapped=how.swapped
+            evaluated, valid.pairs[: how.rows], chat, names.checker, how.greedy, with_traces=names.method.samples, with_swapped=how.swapped
         )
     template = chat.exported_template(open_trace=names.method.samples)
     return Parts(

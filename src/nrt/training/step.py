@@ -21,6 +21,9 @@ MOST_ROUNDS = 8
 """A filter that drops groups has them replaced this many times; then dropped ones fill the batch."""
 
 
+def _nothing() -> None: ...
+
+
 @dataclass(frozen=True)
 class OnePass:
     """Credits groups in the midst of an update: called with the scores of whole groups, it hands their rows' credits to the loss."""
@@ -55,8 +58,8 @@ class Stepper:
     choose: InOrder | ByDifficulty  # which of the prompts that stand next are trained on
     loss_tokens: int  # N of the denominator B·K·N
 
-    def collect(self, draw: Draw, B: int, *, seed: int, state: Tensor | None = None) -> Rollout:
-        """B groups, credited under π_old. `state` is that of the method's memory.
+    def collect(self, draw: Draw, B: int, *, seed: int, state: Tensor | None = None, sampled: Callable[[], None] = _nothing) -> Rollout:
+        """B groups, credited under π_old. `state` is that of the method's memory; `sampled` is called when the traces are there.
 
         Groups that the method's filter drops are replaced by the prompts that follow in the stream.
         """
@@ -68,7 +71,9 @@ class Stepper:
         for round in range(MOST_ROUNDS):
             with clock("score"):
                 chosen = self.choose(lambda offset, n, begin=drawn: draw(begin + offset, n), B - len(kept), seed=seed + round)
+            self.policy.synchronise()
             drafts = self.collector.sample(chosen.pairs, clock, seed=seed + round, reply_seed=seed + MOST_ROUNDS + round)
+            sampled()
             groups = self.collector.score(drafts, self.collector.readings(drafts, clock), clock, state=state)
             for offset, measured in zip(chosen.offsets, groups, strict=True):
                 (kept if self._keeps(measured[0], state) else dropped).append((drawn + offset, *measured))
@@ -85,7 +90,8 @@ class Stepper:
 
     def update(self, groups: Sequence[Group]) -> UpdateStats:
         """One optimiser update on the groups; S comes from the current weights, everything else was frozen by `collect`."""
-        return self._apply(self.policy.engine.within_memory(lambda: self._gradient(groups)))
+        engine = self.policy.engine
+        return engine.update(engine.within_memory(lambda: self._gradient(groups)))
 
     @property
     def one_pass(self) -> bool:
@@ -93,7 +99,7 @@ class Stepper:
         return self.method.samples and self.method.keep is None and not self.method.samples_answers
 
     def collect_and_update(
-        self, draw: Draw, B: int, *, seed: int, state: Tensor | None = None, phase: Callable[[str], None] = lambda name: None
+        self, draw: Draw, B: int, *, seed: int, state: Tensor | None = None, sampled: Callable[[], None] = _nothing
     ) -> tuple[Rollout, UpdateStats, float]:
         """`collect` and one `update` with the same numbers (and the update's seconds), for methods of `one_pass`.
 
@@ -102,12 +108,13 @@ class Stepper:
         clock, engine = Clock(), self.policy.engine
         with clock("score"):
             chosen = self.choose(draw, B, seed=seed)
+        self.policy.synchronise()
         drafts = self.collector.sample(chosen.pairs, clock, seed=seed, reply_seed=seed)
-        phase("updating")
+        sampled()
         readings = self.collector.readings(drafts, clock)
         with clock("update"):
             measured, sums = engine.within_memory(lambda: self._score_and_differentiate(drafts, readings, clock, state))
-            stats = self._apply(sums)
+            stats = engine.update(sums)
         groups, baselines = zip(*measured, strict=True)
         metrics = rollout_metrics(self.method, groups, baselines, clock) | self._skipped(chosen.certain, chosen.drawn)
         rollout = Rollout(groups, chosen.offsets, chosen.drawn, metrics, self._statistics(groups))
@@ -132,11 +139,6 @@ class Stepper:
         credits = [credit for group in groups for credit in group.row_credits()]
         denominator = len(rows) * self.loss_tokens
         return self.policy.engine.gradient(rows, lambda batch, _: [credits[i] for i in batch], self.method, denominator=denominator)
-
-    def _apply(self, sums: LossSums) -> UpdateStats:
-        stats = self.policy.engine.update(sums)
-        self.policy.synchronise()
-        return stats
 
     def _skipped(self, certain: int, drawn: int) -> dict[str, float]:
         return {"data/skipped": certain / drawn} if isinstance(self.choose, ByDifficulty) else {}
