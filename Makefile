@@ -5,14 +5,14 @@ BIN := .venv/bin
 # Tiny models run fastest on one thread; two that contend for cores are several times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test lint types test-fast test-slow test-browser bench clean
+.PHONY: help setup demo test lint types test-fast test-slow test-browser bench bench-step clean
 
 help:
 	@echo "make demo       a tiny model learns to reason, in minutes"
 	@echo "make test       ruff, pyright and the default tests"
 	@echo "make test-slow  the miniature's study on three seeds"
 	@echo "make test-browser  the report's page in a real Chromium"
-	@echo "make bench      speed and memory, measured"
+	@echo "make bench      speed and memory, measured; make bench-step: a step against TRL's"
 	@echo "make setup      only install, with all development tools, into .venv"
 
 setup: .venv/.dev
@@ -51,9 +51,19 @@ test-browser: .venv/.dev
 	command -v chromium >/dev/null || { apt-get update && apt-get install -y chromium; }
 	$(BIN)/python -m pytest -m browser
 
-# Minutes each; they measure, and exit 1 where they fall short of their bars.
+# Minutes each; they measure, and exit 1 where they fall short of their bars. On a machine that does nothing else.
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.rollout
+	$(BIN)/python -m benchmarks.rollout --bf16
+	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.scaling
+
+# Against TRL, which this installs.
+bench-step: .venv/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.step
 
 clean:
 	rm -rf .venv build dist
