@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nrt.config import OptimizerConfig, build_config
 from nrt.data import Markers
 from nrt.engine.local import build_engine, frozen_copy
-from nrt.rollout import HFSampler
+from nrt.rollout import HFSampler, Request
 from nrt.training.collect import Collector
 from nrt.training.difficulty import InOrder
 from nrt.training.policy import Policy
@@ -89,8 +89,8 @@ def make_stepper(model: Any, shape: Shape, *, tokens_per_batch: int = 4096, init
 class Unending(HFSampler):
     """Samples in which END, which a model of random weights emits like any token, is replaced: each trace has all of its tokens."""
 
-    def sample(self, *args: Any, **kwargs: Any) -> list[list[Sample]]:
-        return [[Sample(tuple(5 if i == END else i for i in s.ids), s.logps) for s in group] for group in super().sample(*args, **kwargs)]
+    def sample(self, request: Request) -> list[list[Sample]]:
+        return [[Sample(tuple(5 if i == END else i for i in s.ids), s.logps) for s in group] for group in super().sample(request)]
 
 
 def draw(shape: Shape) -> Callable[[int, int], list[Pair]]:

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.common import Bar, Shape, draw, finish, interleave, llama, say
 from nrt.models.attention import carry
-from nrt.rollout import HFSampler
+from nrt.rollout import HFSampler, Request
 
 BARS = {"float32": 1 / 1.3, "bfloat16": 1 / 1.7}
 """Of nrt's seconds over generate's, at 3 M; the issue names them as speed-ups."""
@@ -32,7 +32,7 @@ def main() -> None:
     ids = torch.tensor(prompts).repeat_interleave(shape.traces, 0)
 
     def ours() -> None:
-        sampler.sample(prompts, n=shape.traces, stop_ids=frozenset({10**9}), cap=shape.trace, seed=0)
+        sampler.sample(Request(prompts, n=shape.traces, stop_ids=frozenset({10**9}), cap=shape.trace, seed=0))
 
     @torch.no_grad()
     def generate() -> None:

@@ -76,13 +76,17 @@ METRICS: dict[str, Metric] = {
     "data/bad_rows": Metric("rows", "rows that could not be read or used (`data.on_bad_row=skip`); RUN/skipped/ lists them"),
     "data/skipped": Metric("share", "prompts drawn and skipped: their answer is certain already (`data.difficulty.skip_above`)"),
     "data/truncated_answers": Metric("rows", "answers of the training file cut to `max_answer_tokens` (`data.truncate_answers`)"),
-    "time/rollout": Metric("s", "sampling the traces"),
-    "time/score": Metric("s", "scoring answers and baselines, without gradient"),
-    "time/update": Metric("s", "forward, backward and optimiser of all updates"),
+    "time/rollout": Metric("s", "sampling the traces; with `overlap` what is left to wait for"),
+    "time/score": Metric(
+        "s", "scoring without gradient: what an update's own forward cannot tell (baselines under the initial model, filters)"
+    ),
+    "time/update": Metric("s", "forward, backward and optimiser of all updates; the first may score its rollout too"),
     "time/step": Metric("s", "the whole step, held-out evaluation and checkpoint left out"),
     "speed/rollout": Metric("tokens/s", "sampled tokens over `time/rollout`"),
-    "speed/score": Metric("tokens/s", "forwarded tokens over `time/score`"),
-    "speed/update": Metric("tokens/s", "forwarded tokens over `time/update`"),
+    "speed/score": Metric("tokens/s", "tokens of the rows scored over `time/score`"),
+    "speed/update": Metric(
+        "tokens/s", "tokens of the rows trained on over `time/update`; a prompt forwarded once counts in each of its rows"
+    ),
     "sampler/logp_gap": Metric(
         "nats", "mean absolute gap between a token's log-probability as sampled and as scored; far from 0: two policies"
     ),

@@ -10,7 +10,7 @@ import torch
 
 from nrt.config import OptimizerConfig
 from nrt.engine.local import build_engine
-from nrt.rollout import HFSampler
+from nrt.rollout import HFSampler, Request
 from nrt.scoring import PackedScorer, PaddedScorer, choose_scorer
 from tests.scoring.test_packed import GROUPS, gradients, grouped
 from tests.tiny import PAD, row, tiny_model
@@ -40,7 +40,7 @@ def test_log_probs_of_samples_are_the_scorers(architecture: str) -> None:
     model = tiny_model(architecture, **SIZES).cuda()
     prompts = [r.prompt_ids for r in grouped(0, [(4, [1]), (1, [1]), (9, [1])])]
     choose_scorer(model, PAD)
-    samples = HFSampler(model, PAD).sample(prompts, n=3, stop_ids=frozenset({2, 5}), cap=40, seed=1)
+    samples = HFSampler(model, PAD).sample(Request(prompts, n=3, stop_ids=frozenset({2, 5}), cap=40, seed=1))
     rows = [row(prompt, sample.ids) for prompt, group in zip(prompts, samples, strict=True) for sample in group]
     sampled = torch.tensor(list(chain.from_iterable(sample.logps for group in samples for sample in group)))
     torch.testing.assert_close(sampled, PaddedScorer(PAD)(model, rows).logp_N.detach().cpu(), atol=1e-4, rtol=0)

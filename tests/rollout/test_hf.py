@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from nrt.errors import InputError
 from nrt.models.attention import carry
-from nrt.rollout import HFSampler, Sampler
+from nrt.rollout import HFSampler, Request, Sampler
 from nrt.scoring import PaddedScorer
 from nrt.types import Sample
 from tests.tiny import ARCHITECTURES, EOS, PAD, VOCAB, hostile, random_rows, row, tiny_model
@@ -42,7 +42,7 @@ def ids_of(samples: list[list[Sample]]) -> list[tuple[int, ...]]:
 def test_log_probs_are_the_scorers(architecture: str, shared: bool) -> None:
     """Prefill, cache, windows and softcaps give the very distribution that is trained; the generation_config has no say."""
     model = hostile(sampling_model(architecture, shared=shared))
-    samples = HFSampler(model, PAD).sample(PROMPTS, n=3, stop_ids=frozenset({EOS, 5}), cap=20, seed=1)
+    samples = HFSampler(model, PAD).sample(Request(PROMPTS, n=3, stop_ids=frozenset({EOS, 5}), cap=20, seed=1))
     rows = [row(prompt, sample.ids) for prompt, group in zip(PROMPTS, samples, strict=True) for sample in group]
     scores = PaddedScorer(PAD)(model, rows).logp_N
     sampled = torch.tensor(list(chain.from_iterable(sample.logps for sample in flat(samples))))
@@ -52,7 +52,7 @@ def test_log_probs_are_the_scorers(architecture: str, shared: bool) -> None:
 
 def test_logps_are_one_a_token_and_all_tokens_occur() -> None:
     model = tiny_model(initializer_range=0.02)  # nearly uniform
-    samples = flat(HFSampler(model, PAD).sample([(3, 4)], n=100, stop_ids=NEVER, cap=20, seed=0))
+    samples = flat(HFSampler(model, PAD).sample(Request([(3, 4)], n=100, stop_ids=NEVER, cap=20, seed=0)))
     assert all(len(sample.ids) == len(sample.logps) == 20 for sample in samples)
     assert {i for sample in samples for i in sample.ids} == set(range(VOCAB))
 
@@ -61,7 +61,7 @@ def test_logps_are_one_a_token_and_all_tokens_occur() -> None:
 def test_first_tokens_follow_the_softmax(shared: bool) -> None:
     """χ² of 20,000 draws over the tokens that are expected five times or more; the 1e-4 quantile for 40 degrees of freedom is 83."""
     model, n = sampling_model(shared=shared, initializer_range=0.2), 20_000
-    samples = flat(HFSampler(model, PAD, max_rows=n).sample([(3, 4, 5)], n=n, stop_ids=NEVER, cap=1, seed=0))
+    samples = flat(HFSampler(model, PAD, max_rows=n).sample(Request([(3, 4, 5)], n=n, stop_ids=NEVER, cap=1, seed=0)))
     probabilities = model(input_ids=torch.tensor([[3, 4, 5]])).logits[0, -1].softmax(-1)
     expected = n * probabilities.detach()
     counts = torch.bincount(torch.tensor([sample.ids[0] for sample in samples]), minlength=VOCAB)
@@ -73,7 +73,7 @@ def test_first_tokens_follow_the_softmax(shared: bool) -> None:
 def test_tokens_of_probability_zero_are_never_drawn() -> None:
     model = tiny_model()
     model.get_output_embeddings().weight.data.mul_(300)  # most probabilities underflow
-    samples = flat(HFSampler(model, PAD).sample([(3,)], n=64, stop_ids=NEVER, cap=5, seed=0))
+    samples = flat(HFSampler(model, PAD).sample(Request([(3,)], n=64, stop_ids=NEVER, cap=5, seed=0)))
     assert min(chain.from_iterable(sample.logps for sample in samples)) > -40
 
 
@@ -81,7 +81,7 @@ def test_tokens_of_probability_zero_are_never_drawn() -> None:
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gemma3", "qwen3"])
 def test_greedy_is_what_generate_gives(architecture: str, shared: bool) -> None:
     model = sampling_model(architecture, shared=shared)
-    samples = HFSampler(model, PAD).sample(PROMPTS, n=1, stop_ids=frozenset({EOS}), cap=15, seed=0, greedy=True)
+    samples = HFSampler(model, PAD).sample(Request(PROMPTS, n=1, stop_ids=frozenset({EOS}), cap=15, seed=0, greedy=True))
     for prompt, sample in zip(PROMPTS, ids_of(samples), strict=True):
         ids = torch.tensor([prompt])
         generated = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=15, eos_token_id=EOS)
@@ -93,7 +93,7 @@ def test_same_seed_same_ids_and_nothing_else_moves(shared: bool) -> None:
     model = sampling_model(shared=shared).train()
     sampler: Sampler = HFSampler(model, PAD)
     before = torch.get_rng_state()
-    first, again, other = (sampler.sample(PROMPTS, n=4, stop_ids=frozenset({EOS}), cap=12, seed=seed) for seed in (7, 7, 8))
+    first, again, other = (sampler.sample(Request(PROMPTS, n=4, stop_ids=frozenset({EOS}), cap=12, seed=seed)) for seed in (7, 7, 8))
     assert first == again
     assert ids_of(first) != ids_of(other)
     assert torch.equal(torch.get_rng_state(), before)
@@ -106,14 +106,14 @@ def test_same_seed_same_ids_and_nothing_else_moves(shared: bool) -> None:
 def test_splitting_changes_nothing(max_rows: int, shared: bool) -> None:
     model = sampling_model("gemma3", shared=shared, initializer_range=0.05)
     stop_ids = frozenset(range(2, 8))  # so that rows finish at different times, and leave the batch
-    whole = HFSampler(model, PAD).sample(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3)
-    split = HFSampler(model, PAD, max_rows=max_rows).sample(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3)
+    whole = HFSampler(model, PAD).sample(Request(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3))
+    split = HFSampler(model, PAD, max_rows=max_rows).sample(Request(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3))
     assert ids_of(whole) == ids_of(split)
     assert len({len(ids) for ids in ids_of(whole)}) > 2
 
 
 def test_equal_prompts_get_traces_of_their_own() -> None:
-    samples = HFSampler(tiny_model(initializer_range=0.02), PAD).sample([(3, 4), (3, 4)], n=2, stop_ids=NEVER, cap=8, seed=0)
+    samples = HFSampler(tiny_model(initializer_range=0.02), PAD).sample(Request([(3, 4), (3, 4)], n=2, stop_ids=NEVER, cap=8, seed=0))
     assert len(set(ids_of(samples))) == 4
 
 
@@ -123,7 +123,7 @@ def test_each_stop_id_stops_and_stays(shared: bool) -> None:
         sampling_model(shared=shared, initializer_range=0.02),
         frozenset({2, 9, 30, VOCAB + 5}),
     )  # the last is no token of the model
-    samples = flat(HFSampler(model, PAD).sample([(3, 4)], n=200, stop_ids=stop_ids, cap=30, seed=0))
+    samples = flat(HFSampler(model, PAD).sample(Request([(3, 4)], n=200, stop_ids=stop_ids, cap=30, seed=0)))
     stopped = [list(sample.ids) for sample in samples if len(sample.ids) < 30]
     assert {ids[-1] for ids in stopped} == {2, 9, 30}
     assert all(stop_ids.isdisjoint(ids[:-1]) for ids in stopped)
@@ -132,12 +132,12 @@ def test_each_stop_id_stops_and_stays(shared: bool) -> None:
 
 
 def test_all_rows_stop_at_once() -> None:
-    samples = flat(HFSampler(tiny_model(), PAD).sample(PROMPTS, n=3, stop_ids=frozenset(range(VOCAB)), cap=30, seed=0))
+    samples = flat(HFSampler(tiny_model(), PAD).sample(Request(PROMPTS, n=3, stop_ids=frozenset(range(VOCAB)), cap=30, seed=0)))
     assert [len(sample.ids) for sample in samples] == [1] * 9
 
 
 def test_cap_of_one() -> None:
-    samples = HFSampler(tiny_model(), PAD).sample(PROMPTS, n=1, stop_ids=NEVER, cap=1, seed=0)
+    samples = HFSampler(tiny_model(), PAD).sample(Request(PROMPTS, n=1, stop_ids=NEVER, cap=1, seed=0))
     assert [len(group) for group in samples] == [1, 1, 1]
     assert all(len(sample.ids) == 1 for sample in flat(samples))
 
@@ -145,7 +145,7 @@ def test_cap_of_one() -> None:
 @SHARED
 def test_long_samples_outgrow_the_first_buffer(shared: bool) -> None:
     model = sampling_model("mistral", shared=shared)
-    sample = flat(HFSampler(model, PAD).sample([(3, 4)], n=1, stop_ids=NEVER, cap=120, seed=0))[0]
+    sample = flat(HFSampler(model, PAD).sample(Request([(3, 4)], n=1, stop_ids=NEVER, cap=120, seed=0)))[0]
     scores = PaddedScorer(PAD)(model, [row((3, 4), sample.ids)]).logp_N
     torch.testing.assert_close(torch.tensor(sample.logps), scores.detach(), atol=1e-4, rtol=0)
 
@@ -156,7 +156,7 @@ def test_shared_or_copied_prompts_give_the_same_traces(architecture: str) -> Non
     prompts, stop_ids = [*PROMPTS, PROMPTS[0]], frozenset(range(2, 10))
     copied, shared = (
         HFSampler(sampling_model(architecture, shared=shared, initializer_range=0.1), PAD).sample(
-            prompts, n=5, stop_ids=stop_ids, cap=80, seed=4
+            Request(prompts, n=5, stop_ids=stop_ids, cap=80, seed=4)
         )
         for shared in (False, True)
     )
@@ -169,7 +169,7 @@ def test_shared_or_copied_prompts_give_the_same_traces(architecture: str) -> Non
 
 def test_shared_prompts_in_bfloat16() -> None:
     model = sampling_model("qwen2", shared=True, initializer_range=0.1).bfloat16()
-    samples = HFSampler(model, PAD).sample(PROMPTS, n=3, stop_ids=frozenset({EOS}), cap=20, seed=1)
+    samples = HFSampler(model, PAD).sample(Request(PROMPTS, n=3, stop_ids=frozenset({EOS}), cap=20, seed=1))
     rows = [row(prompt, sample.ids) for prompt, group in zip(PROMPTS, samples, strict=True) for sample in group]
     sampled = torch.tensor(list(chain.from_iterable(sample.logps for sample in flat(samples))))
     torch.testing.assert_close(sampled, PaddedScorer(PAD)(model, rows).logp_N.detach(), atol=0.05, rtol=0)
@@ -177,6 +177,6 @@ def test_shared_prompts_in_bfloat16() -> None:
 
 def test_no_prompts_and_empty_prompts() -> None:
     sampler = HFSampler(tiny_model(), PAD)
-    assert sampler.sample([], n=2, stop_ids=NEVER, cap=5, seed=0) == []
+    assert sampler.sample(Request([], n=2, stop_ids=NEVER, cap=5, seed=0)) == []
     with pytest.raises(InputError, match="BOS"):
-        sampler.sample([(3,), ()], n=2, stop_ids=NEVER, cap=5, seed=0)
+        sampler.sample(Request([(3,), ()], n=2, stop_ids=NEVER, cap=5, seed=0))

@@ -107,7 +107,7 @@ def test_recomputed_activations_give_the_same_gradient(architecture):
     rows = random_rows(0, [(30, 40), (30, 20), (5, 60)])
     gradients, sizes = [], []
     for checkpointing in (False, True):
-        model = tiny_model(architecture, **({"attention_dropout": 0.5} if architecture == "llama" else {}))
+        model = tiny_model(architecture, attention_dropout=0.5) if architecture == "llama" else tiny_model(architecture)
         engine = build_engine(model, OptimizerConfig(), pad_id=PAD, updates=1, tokens_per_batch=1000, gradient_checkpointing=checkpointing)
         assert isinstance(engine.scorer, PackedScorer)
         loss, size = saved_bytes(model, PackedScorer(), rows)
@@ -158,7 +158,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_gradient(make_config, one_
         else:
             parts.stepper.update(parts.stepper.collect(parts.draw, 4, seed=1).groups)
         assert len(messages) == (memory == 60)
-        found.append(torch.cat([p.grad.flatten() for p in engine.model.parameters()]))
+        found.append(torch.cat([p.grad.flatten() for p in engine.model.parameters() if p.grad is not None]))
     assert messages == ["out of memory: tokens_per_batch is 50 from now on; the gradient stays the same"]
     assert engine.tokens_per_batch == 50
     assert found[0].abs().max() > 0

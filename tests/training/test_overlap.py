@@ -25,14 +25,14 @@ def test_what_was_started_is_sampled_under_the_weights_of_then():
     trained, copy = tiny_model(), tiny_model()
     ahead, now = AheadSampler(HFSampler(copy, PAD)), HFSampler(trained, PAD)
     prompts = [(3, 4), (5,)]
-    before = now.sample(prompts, seed=1, **REQUEST)
-    ahead.start(Request(tuple(prompts), seed=1, **REQUEST))
+    before = now.sample(Request(prompts, seed=1, **REQUEST))
+    ahead.start(Request(prompts, seed=1, **REQUEST))
     move(trained)
     ahead.load_weights(trained.named_parameters())
-    assert ahead.sample(prompts, seed=1, **REQUEST) == before
-    after = now.sample(prompts, seed=1, **REQUEST)
+    assert ahead.sample(Request(prompts, seed=1, **REQUEST)) == before
+    after = now.sample(Request(prompts, seed=1, **REQUEST))
     assert after != before
-    assert ahead.sample(prompts, seed=1, **REQUEST) == after  # asked for once only; then the new weights
+    assert ahead.sample(Request(prompts, seed=1, **REQUEST)) == after  # asked for once only; then the new weights
 
 
 def test_the_second_rollout_is_one_step_behind(make_config, tmp_path):

@@ -1,7 +1,7 @@
 """Samplers: prompt ids → traces or answers as ids, exactly as sampled."""
 
-from nrt.rollout.ahead import AheadSampler, Request
-from nrt.rollout.base import Sampler
+from nrt.rollout.ahead import AheadSampler
+from nrt.rollout.base import Request, Sampler
 from nrt.rollout.hf import HFSampler
 from nrt.rollout.scripted import ScriptedSampler
 

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nrt.rollout.base import Sampler
+from nrt.rollout.base import Request, Sampler
 from nrt.types import Sample
-
-
-@dataclass(frozen=True)
-class Request:
-    """The arguments of `Sampler.sample`."""
-
-    prompts: tuple[tuple[int, ...], ...]
-    n: int
-    stop_ids: frozenset[int]
-    cap: int
-    seed: int
-    greedy: bool = False
 
 
 class AheadSampler:
@@ -43,29 +30,19 @@ class AheadSampler:
         self._wait()
         self._sampler.load_weights(weights)
 
-    def sample(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        *,
-        n: int,
-        stop_ids: frozenset[int],
-        cap: int,
-        seed: int,
-        greedy: bool = False,
-    ) -> list[list[Sample]]:
-        """See `Sampler.sample`; what was started with the same arguments is not sampled again."""
-        request = Request(tuple(prompts), n, stop_ids, cap, seed, greedy)
+    def sample(self, request: Request) -> list[list[Sample]]:
+        """See `Sampler.sample`; what was started beforehand is not sampled again."""
         self._wait()
         if self._ahead and self._ahead[0] == request:
             _, future = self._ahead
             self._ahead = None
             return future.result()
-        return self._run(request)
+        return self._sampler.sample(request)
 
     def start(self, request: Request) -> None:
         """Begins to sample, with the weights loaded last. What was started before and never asked for is forgotten."""
         self._wait()
-        self._ahead = (request, self._thread.submit(self._run, request))
+        self._ahead = (request, self._thread.submit(self._sampler.sample, request))
 
     def state(self) -> dict[str, Any] | None:
         """What was sampled ahead, as JSON; waits for it."""
@@ -82,10 +59,6 @@ class AheadSampler:
         future: Future[list[list[Sample]]] = Future()
         future.set_result([[Sample(tuple(s["ids"]), tuple(s["logps"])) for s in group] for group in state["samples"]])
         self._ahead = (request, future)
-
-    def _run(self, request: Request) -> list[list[Sample]]:
-        r = request
-        return self._sampler.sample(r.prompts, n=r.n, stop_ids=r.stop_ids, cap=r.cap, seed=r.seed, greedy=r.greedy)
 
     def _wait(self) -> None:
         if self._ahead:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from nrt.types import Sample
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a sampler is asked for: the same request and weights give the same ids."""
+
+    prompts: Sequence[tuple[int, ...]]  # ids, each with at least one token
+    n: int  # samples a prompt
+    stop_ids: frozenset[int]  # a sample ends with the first of them, which stays in its ids
+    cap: int  # most tokens of a sample, the stop token included
+    seed: int
+    greedy: bool = False  # the most likely token instead of a sampled one
 
 
 class Sampler(Protocol):
@@ -17,26 +30,8 @@ class Sampler(Protocol):
         """Takes the policy's new weights, as (name, tensor) under the Hugging Face names."""
         ...
 
-    def sample(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        *,
-        n: int,
-        stop_ids: frozenset[int],
-        cap: int,
-        seed: int,
-        greedy: bool = False,
-    ) -> list[list[Sample]]:
-        """`n` samples for each prompt, in the order of the prompts.
-
-        Args:
-            prompts: ids, each with at least one token.
-            n: samples a prompt.
-            stop_ids: a sample ends with the first of them, which stays in its ids.
-            cap: most tokens of a sample, the stop token included.
-            seed: the same seed, prompts and weights give the same ids.
-            greedy: the most likely token instead of a sampled one.
-        """
+    def sample(self, request: Request) -> list[list[Sample]]:
+        """`n` samples for each prompt, in the order of the prompts."""
         ...
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nrt.errors import InputError
 from nrt.models.attention import carries
-from nrt.rollout.base import cut
+from nrt.rollout.base import Request, cut
 from nrt.rollout.decode import Decoder
 from nrt.rollout.shared import SharedDecoder
 from nrt.types import Sample
@@ -47,21 +47,13 @@ class HFSampler:
                 if own[name] is not value:
                     own[name].copy_(value)
 
-    def sample(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        *,
-        n: int,
-        stop_ids: frozenset[int],
-        cap: int,
-        seed: int,
-        greedy: bool = False,
-    ) -> list[list[Sample]]:
+    def sample(self, request: Request) -> list[list[Sample]]:
         """See `Sampler.sample`. Leaves the global random state alone. Raises InputError for an empty prompt."""
-        if not all(prompts):
+        if not all(request.prompts):
             raise InputError("a prompt without tokens has nothing to predict from; give it at least a BOS token")
-        owners = [prompt for prompt in prompts for _ in range(n)]
-        uniforms_RC = None if greedy else _uniforms(len(owners), cap, seed)
+        n, stop_ids, cap = request.n, request.stop_ids, request.cap
+        owners = [prompt for prompt in request.prompts for _ in range(n)]
+        uniforms_RC = None if request.greedy else _uniforms(len(owners), cap, request.seed)
         samples: dict[int, Sample] = {}
         order = sorted(range(len(owners)), key=lambda row: len(owners[row]))  # similar lengths together: less padding
         with _evaluating(self.model), torch.no_grad():
@@ -69,7 +61,7 @@ class HFSampler:
                 rows = order[first : first + self.max_rows]
                 uniforms = None if uniforms_RC is None else uniforms_RC[rows]
                 samples |= zip(rows, self._decode([owners[row] for row in rows], uniforms, stop_ids, cap), strict=True)
-        return [[samples[b * n + k] for k in range(n)] for b in range(len(prompts))]
+        return [[samples[b * n + k] for k in range(n)] for b in range(len(request.prompts))]
 
     def _decode(self, prompts: Sequence[tuple[int, ...]], uniforms_RC: Tensor | None, stop_ids: frozenset[int], cap: int) -> list[Sample]:
         """One sample a prompt. Tokens drawn for a row after it stopped, until it leaves the batch, are cut off at the end."""

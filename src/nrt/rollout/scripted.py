@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nrt.errors import InputError
-from nrt.rollout.base import cut
+from nrt.rollout.base import Request, cut
 from nrt.types import Sample
 
 Script = Callable[[tuple[int, ...], int], Sequence[Sequence[int]]]
@@ -24,18 +24,10 @@ class ScriptedSampler:
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Has no weights."""
 
-    def sample(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        *,
-        n: int,
-        stop_ids: frozenset[int],
-        cap: int,
-        seed: int,
-        greedy: bool = False,
-    ) -> list[list[Sample]]:
+    def sample(self, request: Request) -> list[list[Sample]]:
         """See `Sampler.sample`. Raises InputError where no model could have sampled the script."""
-        return [[Sample(_checked(ids, stop_ids, cap)) for ids in self._of(prompt, n)] for prompt in prompts]
+        r = request
+        return [[Sample(_checked(ids, r.stop_ids, r.cap)) for ids in self._of(prompt, r.n)] for prompt in r.prompts]
 
     def _of(self, prompt: tuple[int, ...], n: int) -> Sequence[Sequence[int]]:
         samples = self.script(prompt, n)

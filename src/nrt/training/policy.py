@@ -32,14 +32,13 @@ class Policy:
 
     def traces(self, pairs: Sequence[Pair], n: int, *, seed: int, greedy: bool = False) -> list[tuple[Trace, ...]]:
         """`n` traces a prompt."""
-        r = self.trace_request(pairs, n, seed=seed, greedy=greedy)
-        samples = self.sampler.sample(r.prompts, n=r.n, stop_ids=r.stop_ids, cap=r.cap, seed=r.seed, greedy=r.greedy)
+        samples = self.sampler.sample(self.trace_request(pairs, n, seed=seed, greedy=greedy))
         return [tuple(to_trace(sample, self.markers.end_id) for sample in group) for group in samples]
 
     def answers(self, rows: Sequence[Row], *, seed: int, greedy: bool = False) -> list[tuple[int, ...]]:
         """The ids of one answer a row, after all that stands before the row's own; the last ends the turn unless the cap was reached."""
         prefixes, stop_ids = [row.before_answer for row in rows], self.stop_ids - {self.markers.end_id}
-        samples = self.sampler.sample(prefixes, n=1, stop_ids=stop_ids, cap=self.max_answer_tokens, seed=seed, greedy=greedy)
+        samples = self.sampler.sample(Request(prefixes, 1, stop_ids, self.max_answer_tokens, seed, greedy))
         return [sample.ids for (sample,) in samples]
 
     def body(self, answer_ids: tuple[int, ...]) -> tuple[int, ...]:
