@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from nrt.errors import InputError
-from nrt.models.attention import carry
+from nrt.models.attention import carries, carry
 from nrt.rollout import HFSampler, Request, Sampler
-from nrt.scoring import PaddedScorer
+from nrt.scoring import PaddedScorer, choose_scorer
 from nrt.types import Sample
 from tests.tiny import ARCHITECTURES, EOS, PAD, VOCAB, hostile, random_rows, row, tiny_model
 
@@ -173,6 +174,64 @@ def test_shared_prompts_in_bfloat16() -> None:
     rows = [row(prompt, sample.ids) for prompt, group in zip(PROMPTS, samples, strict=True) for sample in group]
     sampled = torch.tensor(list(chain.from_iterable(sample.logps for sample in flat(samples))))
     torch.testing.assert_close(sampled, PaddedScorer(PAD)(model, rows).logp_N.detach(), atol=0.05, rtol=0)
+
+
+RECURRENT: dict[str, dict[str, Any]] = {
+    "falcon_h1": {},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+}
+"""Layers of attention among layers with a state."""
+
+
+@pytest.mark.parametrize(("architecture", "changes"), [*RECURRENT.items(), ("diffllama", {})], ids=[*RECURRENT, "diffllama"])
+def test_models_that_cannot_share_get_copies(architecture: str, changes: dict[str, Any]) -> None:
+    """DiffLlama's layers attend twice, to different values."""
+    model = tiny_model(architecture, initializer_range=0.1, **changes)
+    choose_scorer(model, PAD)
+    assert not carries(model)
+    samples = HFSampler(model, PAD).sample(Request(PROMPTS, n=3, stop_ids=frozenset({EOS, 5}), cap=12, seed=1))
+    rows = [row(prompt, sample.ids) for prompt, group in zip(PROMPTS, samples, strict=True) for sample in group]
+    sampled = torch.tensor(list(chain.from_iterable(sample.logps for sample in flat(samples))))
+    torch.testing.assert_close(sampled, PaddedScorer(PAD)(model, rows).logp_N.detach(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("architecture", "changes"), [("mamba", {}), ("recurrent_gemma", {"num_hidden_layers": 3})])
+def test_a_state_outside_the_cache_is_an_error(architecture: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="does not keep its state"):
+        HFSampler(tiny_model(architecture, **changes), PAD).sample(Request(PROMPTS, n=2, stop_ids=NEVER, cap=3, seed=0))
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts the operations at which a host waits for its device."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ in self.WAITING
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_the_host_looks_at_the_rows_and_waits_at_nothing_else(architecture: str) -> None:
+    """One look a token on the CPU, where it is free; elsewhere one in `LOOK_EVERY`."""
+    model, counts = sampling_model(architecture, shared=True, initializer_range=0.02), []
+    for cap in (10, 30):
+        with Synchronisations() as synchronisations:
+            HFSampler(model, PAD).sample(Request(PROMPTS, n=4, stop_ids=frozenset({VOCAB}), cap=cap, seed=0))
+        counts.append(synchronisations.count)
+    assert counts[1] - counts[0] == 20
 
 
 def test_no_prompts_and_empty_prompts() -> None:

@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from nrt.errors import InputError
 
 
 class Decoder:
     """R rows that advance by one token a call; `logits_RV` are those of the next token.
 
-    Equal prompts are forwarded once; their rows get copies of the cache.
+    Equal prompts are forwarded once; their rows get copies of the cache. Raises InputError for a model that keeps its state elsewhere.
     """
 
     logits_RV: Tensor
@@ -34,6 +37,10 @@ class Decoder:
         self._seen = P
         self._next_position_R = torch.tensor([len(prompt) for prompt in unique], device=device)
         self._forward(ids, (column[:P] - first).clamp(min=0))
+        if not all(map(_is_filled, self.cache.layers)):
+            raise InputError(
+                f"{type(model).__name__} does not keep its state in the cache that it is given, so it cannot be sampled from here"
+            )
         if len(unique) < len(prompts):
             place = {prompt: i for i, prompt in enumerate(unique)}
             self.select(torch.tensor([place[prompt] for prompt in prompts], device=device))
@@ -66,6 +73,11 @@ def full_cache(model: nn.Module) -> DynamicCache:
     plain = (DynamicLayer, DynamicSlidingWindowLayer)
     cache.layers = [GrowingLayer() if type(layer) in plain else layer for layer in cache.layers]
     return cache
+
+
+def _is_filled(layer: Any) -> bool:
+    """Whether a layer of a cache took something in; layers of recurrent state tell it only by their tensors."""
+    return getattr(layer, "is_initialized", False) or any(isinstance(leaf, Tensor) for leaf in tree_leaves(vars(layer)))
 
 
 class GrowingLayer(DynamicLayer):
