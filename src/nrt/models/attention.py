@@ -60,7 +60,7 @@ def configs(model: nn.Module) -> list[Any]:
 
 def forward_in(way: Way, device: torch.device) -> dict[str, Any]:
     """Arguments for one forward of a model; transformers hands a 4-D mask through as it is, so none is made."""
-    return {"nrt_attention": way, "nrt_attended": set(), "attention_mask": torch.empty(1, 1, 1, 1, device=device), "use_cache": False}
+    return {"nrt_attention": way, "attention_mask": torch.empty(1, 1, 1, 1, device=device), "use_cache": False}
 
 
 def attend(
@@ -71,7 +71,6 @@ def attend(
     attention_mask: Tensor | None,
     *,
     nrt_attention: Way | None = None,
-    nrt_attended: set[nn.Module] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -83,20 +82,10 @@ def attend(
     if kwargs.get("s_aux") is not None or (nrt_attention and dropout):
         raise Unsupported("it has attention sinks or dropout")
     if nrt_attention is not None:
-        if nrt_attended is not None:
-            _only_once(module, nrt_attended)
         return nrt_attention(module, query, key, value, scale=scale, window=sliding_window, softcap=softcap), None
     if softcap is not None:
         return softcapped(query, key, value, attention_mask, scale, softcap).transpose(1, 2), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scale, **kwargs)
-
-
-def _only_once(module: nn.Module, attended: set[nn.Module]) -> None:
-    """A sampler keeps keys and values by layer, so that a second call would overwrite the first. With a gradient a layer may come again:
-    checkpointing recomputes it."""
-    if module in attended and not torch.is_grad_enabled():
-        raise Unsupported("a layer of it attends more than once")
-    attended.add(module)
 
 
 def softcapped(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float, softcap: float) -> Tensor:

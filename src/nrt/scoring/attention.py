@@ -29,13 +29,13 @@ class Packed:
     """A layout on its way through a model's layers: a `Way` of attention."""
 
     layout: Layout
-    windows: set[int | None] = field(default_factory=set)  # that layers asked for
+    asked: list[tuple[Any, int | None]] = field(default_factory=list)  # the modules that called, and the windows they told
     block_masks: dict[int | None, BlockMask] = field(default_factory=dict)  # by window; filled by the first layer that needs it
 
     def __call__(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        self.windows.add(window)
+        self.asked.append((module, window))
         if window is not None and window >= self.layout.longest:
             window = None
         if query.device.type in FLEX:

@@ -97,8 +97,11 @@ def _check(model: Any, padded: PaddedScorer) -> None:
     difference = max((a - b).abs().max().item() for a, b in ((found.logp_N, expected.logp_N), (found.entropy_N, expected.entropy_N)))
     if not difference < TOLERANCE[next(model.parameters()).dtype]:
         raise Unsupported(f"log-probabilities would differ by {difference:.1e}")
-    if getattr(config, "sliding_window", None) and packed.windows == {None}:
+    modules, windows = zip(*packed.asked, strict=True)
+    if getattr(config, "sliding_window", None) and not any(windows):
         raise Unsupported("its sliding window is not told to the attention")
+    if len(set(modules)) < len(modules):  # keys and values are kept by layer when sampling
+        raise Unsupported("a layer of it attends more than once")
 
 
 def _probe(vocabulary: int) -> list[Row]:
