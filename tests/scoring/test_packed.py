@@ -194,7 +194,7 @@ def test_vocabulary_gradients_in_place(architecture: str) -> None:
     expected = {name: 2 * p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
-    def gradient_of(parameter: torch.nn.Parameter) -> Tensor:
+    def gradient_of(parameter: Tensor) -> Tensor:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         return parameter.grad

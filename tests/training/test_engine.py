@@ -13,6 +13,7 @@ from nrt.errors import InputError
 from nrt.run import Run
 from nrt.scoring import PackedScorer
 from nrt.training import train
+from nrt.training.checkpoint import load_checkpoint, save_checkpoint
 from nrt.training.setup import prepare
 from tests.tiny import PAD, random_rows, tiny_model
 from tests.training.test_train import InterruptAt
@@ -89,21 +90,22 @@ def test_a_run_in_bfloat16_resumes_exactly(make_config, tmp_path):
     assert config["dtype"] == "bfloat16"
 
 
-def saved_bytes(model, scorer, rows):
+def saved_bytes(engine, scorer, rows):
     """Bytes that the backward keeps, each tensor once."""
+    model = engine.model
     kept = {}
 
     def pack(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), recomputing(model):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), recomputing(engine.recomputed):
         loss = scorer(model, rows).logp_N.sum()
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     return loss, sum(size for place, size in kept.items() if place not in parameters)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "opt"])
 def test_recomputed_activations_give_the_same_gradient(architecture):
     """Also where the model's config asks for dropout, which stays off."""
     rows = random_rows(0, [(30, 40), (30, 20), (5, 60)])
@@ -112,7 +114,7 @@ def test_recomputed_activations_give_the_same_gradient(architecture):
         model = tiny_model(architecture, attention_dropout=0.5) if architecture == "llama" else tiny_model(architecture)
         engine = build_engine(model, OptimizerConfig(), pad_id=PAD, updates=1, tokens_per_batch=1000, gradient_checkpointing=checkpointing)
         assert isinstance(engine.scorer, PackedScorer)
-        loss, size = saved_bytes(model, PackedScorer(), rows)
+        loss, size = saved_bytes(engine, PackedScorer(), rows)
         loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
         sizes.append(size)
@@ -126,6 +128,12 @@ def test_gradient_checkpointing_in_a_run(make_config, tmp_path):
     runs = [train(make_config(run=str(tmp_path / str(on)), gradient_checkpointing=on)) for on in (False, True)]
     losses = [[m["loss/total"] for m in run.metrics() if "loss/total" in m] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_model_without_such_layers_cannot_recompute():
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(InputError, match="set gradient_checkpointing=false"):
+        build_engine(model, OptimizerConfig(), pad_id=PAD, updates=1, tokens_per_batch=1, gradient_checkpointing=True)
 
 
 class SmallMemory:
@@ -178,6 +186,30 @@ def test_out_of_memory_twice_or_with_a_number_set_is_an_error(make_config):
     engine.scorer = SmallMemory(engine.scorer, 1)
     with pytest.raises(InputError, match=r"lower tokens_per_batch, which is 500, or set gradient_checkpointing=true"):
         parts.stepper.collect(parts.draw, 4, seed=1)
+
+
+def test_a_gradient_that_was_half_moved_is_forgotten():
+    """Memory that runs out between a short gradient and its master leaves it with the parameter."""
+    model = torch.nn.Linear(1, 1, bias=False).bfloat16()
+    weights = Weights(model)
+    model.weight.grad = torch.ones_like(model.weight)
+    weights.gradient_of(model.weight).fill_(1)
+    weights.forget_gradients()
+    model.weight.sum().backward()
+    assert weights.gradient_of(model.weight).item() == 1
+
+
+def test_a_run_that_halved_its_batches_goes_on_with_them(make_config, tmp_path):
+    parts = prepare(make_config())
+    engine = parts.stepper.policy.engine
+    engine.halve()
+    save_checkpoint(tmp_path / "checkpoint", engine, {}, lambda folder: folder.mkdir())
+    again = prepare(make_config()).stepper.policy.engine
+    load_checkpoint(tmp_path / "checkpoint", again)
+    assert (again.tokens_per_batch, again.halved) == (8192, True)
+    fixed = prepare(make_config(tokens_per_batch=500)).stepper.policy.engine
+    load_checkpoint(tmp_path / "checkpoint", fixed)
+    assert fixed.tokens_per_batch == 500
 
 
 def test_other_errors_are_passed_on(make_config):

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from nrt.config import AUTO_TOKENS, OptimizerConfig
-from nrt.engine.weights import Weights, recomputing
+from nrt.engine.weights import Weights, layers_of, recomputing
 from nrt.errors import InputError
 from nrt.objective import Method, RowCredit, nrt_loss, streams
 from nrt.scoring import Scorer, choose_scorer, score_all
@@ -66,12 +66,14 @@ class LocalEngine:
     scorer: Scorer
     scorer_why: str  # in words, why it is this one
     weights: Weights
+    recomputed: Sequence[nn.Module]  # layers whose activations are made again in the backward
     optimizer: Optimizer
     scheduler: LRScheduler
     tokens_per_batch: int
     may_halve: bool  # tokens_per_batch, once, when memory runs out
     max_grad_norm: float
     warn: Callable[[str], None] = print  # hears of it
+    halved: bool = False
 
     def score(self, rows: Sequence[Row], *, initial: bool = False) -> TokenScores:
         """Log-probabilities and entropies of the rows' tails on the CPU, without gradient, under the current or initial model."""
@@ -86,9 +88,9 @@ class LocalEngine:
 
         `credit` hears of each micro-batch once it was forwarded. Sums over rows: how they are cut changes nothing.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.weights.forget_gradients()
         sums = torch.zeros(7, dtype=torch.float64)
-        with recomputing(self.model):
+        with recomputing(self.recomputed):
             for batch in self.scorer.batches(rows, self.tokens_per_batch):
                 sums += self._accumulate(batch, [rows[i] for i in batch], credit, method, denominator)
         return LossSums(*sums.tolist(), tokens=sum(len(row.ids) for row in rows))
@@ -122,17 +124,20 @@ class LocalEngine:
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
-            if not self.may_halve:
+            if self.halved or not self.may_halve:
                 mend = f"lower tokens_per_batch, which is {self.tokens_per_batch}, or set gradient_checkpointing=true"
                 raise InputError(f"out of memory: {mend}") from error
         # Out of the handler, whose traceback holds the tensors of the failed pass.
-        self.may_halve = False
-        self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.halve()
+        self.weights.forget_gradients()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.warn(f"out of memory: tokens_per_batch is {self.tokens_per_batch} from now on; the gradient stays the same")
         return self.within_memory(work)
+
+    def halve(self) -> None:
+        """Batches of half the tokens from now on."""
+        self.halved, self.tokens_per_batch = True, max(1, self.tokens_per_batch // 2)
 
     def forwards_whole(self, groups: Sequence[Sequence[Row]]) -> bool:
         """Whether the rows of each group would be forwarded together."""
@@ -172,10 +177,9 @@ def build_engine(
     """Engine with AdamW and its schedule over `updates` updates. Raises InputError under a launcher of several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("this nrt trains in one process; start it with `nrt train`, not with torchrun")
-    if gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise InputError(f"{type(model).__name__} has no gradient checkpointing; set gradient_checkpointing=false")
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    recomputed = layers_of(model) if gradient_checkpointing else ()
+    if gradient_checkpointing and not recomputed:
+        raise InputError(f"{type(model).__name__} has no layers that could be computed again; set gradient_checkpointing=false")
     weights = Weights(model)
     fused = next(model.parameters()).device.type in ("cpu", "cuda")  # no temporaries of the parameters' size
     optimizer = AdamW(
@@ -193,6 +197,7 @@ def build_engine(
         scorer=choice.scorer,
         scorer_why=choice.why,
         weights=weights,
+        recomputed=recomputed,
         optimizer=optimizer,
         scheduler=scheduler,
         tokens_per_batch=AUTO_TOKENS if tokens_per_batch == "auto" else tokens_per_batch,
@@ -207,4 +212,6 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """CUDA's allocator has a class of its own; CUDA itself and MPS, the CPU's allocator and cuBLAS only have words."""
+    words = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

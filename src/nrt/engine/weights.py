@@ -6,11 +6,13 @@ parameters stay short, for forward, backward and sampling; their gradients are s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
@@ -30,12 +32,17 @@ class Weights:
         """The masters that are no parameters themselves."""
         return {name: master for name, master in self.masters.items() if master is not self._parameters[name]}
 
-    def gradient_of(self, parameter: nn.Parameter) -> Tensor:
+    def gradient_of(self, parameter: Tensor) -> Tensor:
         """The float32 gradient of a trained parameter, to be added to in place; zeros at first."""
         master = self._master_of[id(parameter)]
         if master.grad is None:
             master.grad = torch.zeros_like(master)
         return master.grad
+
+    def forget_gradients(self) -> None:
+        """All of them, also one that a backward without memory left half moved."""
+        for name, p in self._parameters.items():
+            p.grad = self.masters[name].grad = None
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -44,26 +51,29 @@ class Weights:
             self._parameters[name].copy_(master)
 
     def _move_gradient(self, parameter: Tensor) -> None:
-        assert isinstance(parameter, nn.Parameter)
         if parameter.grad is not None:
             self.gradient_of(parameter).add_(parameter.grad.float())
             parameter.grad = None
 
 
-@contextmanager
-def recomputing(model: nn.Module) -> Iterator[None]:
-    """Activations inside a layer are made again in the backward, where gradient checkpointing was enabled.
+def layers_of(model: nn.Module) -> tuple[nn.Module, ...]:
+    """What transformers would checkpoint."""
+    return tuple(module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
 
-    Transformers does so in training mode only. Just the layers are put into it, not what is inside them: dropout stays off.
+
+@contextmanager
+def recomputing(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """These layers keep their inputs only; the rest is computed again in the backward.
+
+    Not by transformers' own switch, which asks for training mode: with it, layers such as OPT's and Falcon's would drop out.
     """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
     for layer in layers:
-        layer.training = True
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     try:
         yield
     finally:
         for layer in layers:
-            layer.training = False
+            del layer.forward  # the instance's; the class's own is seen again
 
 
 def _master(parameter: nn.Parameter) -> Tensor:

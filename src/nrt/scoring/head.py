@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 TILE = {"cpu": 2**18, "cuda": 2**25}
 """Numbers of a tile: 1 MiB in float32 stays in a core's cache; a GPU wants its multiplications large."""
 TILE_TOKENS = 256
 """Least tokens of a tile, where the vocabulary has to be cut: each tile reads its part of the vocabulary matrix anew."""
 
-GradientOf = Callable[[nn.Parameter], Tensor]
+GradientOf = Callable[[Tensor], Tensor]
 """A parameter → the tensor to which its gradient is added in place."""
 
 

@@ -55,7 +55,7 @@ def save_checkpoint(folder: Path, engine: LocalEngine, state: Mapping[str, Any],
     tensors, scalars = _flatten(engine)
     save_file(tensors, temporary / "optimizer.safetensors")
     save_file(_rng_state(), temporary / "rng.safetensors")
-    document = {**state, "optimizer": scalars, "scheduler": engine.scheduler.state_dict()}
+    document = {**state, "optimizer": scalars, "scheduler": engine.scheduler.state_dict(), "halved": engine.halved}
     (temporary / "state.json").write_text(json.dumps(document, default=_plain), encoding="utf-8")
     for file in temporary.rglob("*"):
         if file.is_file():
@@ -70,6 +70,8 @@ def load_checkpoint(folder: Path, engine: LocalEngine) -> dict[str, Any]:
     document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     _unflatten(engine, load_file(folder / "optimizer.safetensors"), document["optimizer"])
     engine.scheduler.load_state_dict(document["scheduler"])
+    if engine.may_halve and document.get("halved"):
+        engine.halve()
     _set_rng_state(load_file(folder / "rng.safetensors"))
     return document
 

@@ -126,7 +126,8 @@ def resolve_method(name: str, values: ObjectiveConfig) -> Method:
 
 
 FREE_ON_RESUME = {
-    "run", "resume", "steps", "eval_every", "save_every", "keep", "log_traces", "trackers", "threads", "device"
+    "run", "resume", "steps", "eval_every", "save_every", "keep", "log_traces", "trackers", "threads", "device", "tokens_per_batch",
+    "gradient_checkpointing"
 }  # fmt: skip
 """Settings that may change when a run goes on; any other would make it a different run."""
 
