@@ -80,7 +80,7 @@ def make_stepper(model: Any, shape: Shape, *, tokens_per_batch: int = 4096, init
     reference = frozen_copy(model) if initial_reference else None
     engine = build_engine(model, OptimizerConfig(), pad_id=0, updates=10**6, tokens_per_batch=tokens_per_batch, reference=reference)
     markers = Markers(START, END)
-    policy = Policy(engine, Unending(model, 0), markers, frozenset({10**9}), shape.trace, shape.answer)
+    policy = Policy(Unending(model, 0), markers, frozenset({10**9}), shape.trace, shape.answer, engine=engine)
     method = resolve_method("nrt-ws-neg-log-p", build_config({}).objective)
     collector = Collector(method, policy, shape.traces, initial_reference)
     return Stepper(method, policy, collector, InOrder(), shape.trace + shape.answer)

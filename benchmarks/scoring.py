@@ -1,4 +1,5 @@
-"""`python -m benchmarks.scoring [--model 3m|30m] [--quick]`: forward and backward of rows against the padded oracle, and what is left.
+"""`python -m benchmarks.scoring [--model 3m|30m] [--pairs N] [--quick]`: forward and backward of rows against the padded oracle, and what
+is left.
 
 The oracle sorts rows by length and takes SDPA; each side has the better of two micro-batches. Then, for 8 × 8 rows of 64/128/64: the
 share of an update's time in matrix products and attention, and the arithmetic limit, floating-point operations counted over the rate at
@@ -25,12 +26,14 @@ KERNELS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "scaled_dot_p
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=["3m", "30m"], default="3m")
+    parser.add_argument("--pairs", type=int, default=5, help="of each shape; 0: only the limit and the share of kernels")
     parser.add_argument("--quick", action="store_true", help="one pair of the first shape; not written")
     arguments = parser.parse_args()
     figures: dict[str, Any] = {}
     bars = []
-    for shape in SHAPES[: 1 if arguments.quick else None]:
-        record = against_oracle(arguments.model, shape, 1 if arguments.quick else 5)
+    pairs = min(1, arguments.pairs) if arguments.quick else arguments.pairs
+    for shape in SHAPES[: 1 if arguments.quick else None] if pairs else ():
+        record = against_oracle(arguments.model, shape, pairs)
         say(f"update's forward and backward, {arguments.model}, {shape}", record, "packed", "padded")
         figures[str(shape)] = record
         if shape.prompt == 1000:

@@ -149,7 +149,7 @@ def figures(
 
 @app.command()
 def chat(
-    model_dir: Annotated[str, typer.Argument(help="Folder of a trained model (RUN/model, or what `nrt export` wrote).")],
+    model: Annotated[str, typer.Argument(help="A run, or the folder of a model (RUN/model, or what `nrt export` wrote).")],
     prompt: Annotated[str, typer.Option(help="Ask this one question and leave.")] = "",
     max_trace_tokens: Annotated[int, typer.Option(help="Cap on the trace.")] = 2048,
     max_answer_tokens: Annotated[int, typer.Option(help="Cap on the answer.")] = 2048,
@@ -160,7 +160,7 @@ def chat(
     from nrt.talk import Settings, Talk
 
     console = _console()
-    talk = Talk(model_dir, Settings(max_trace_tokens, max_answer_tokens, temperature, trace=not no_trace), console)
+    talk = Talk(model, Settings(max_trace_tokens, max_answer_tokens, temperature, trace=not no_trace), console)
     if prompt:
         talk.ask(prompt)
         return
@@ -173,6 +173,36 @@ def chat(
         if not question:
             return
         talk.ask(question)
+
+
+@app.command()
+def confidence(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Runs, or folders of models; with a trace or without.")],
+    question: Annotated[str, typer.Option(help="What is asked, as the user's turn.")],
+    answer: Annotated[str, typer.Option(help="The reference answer y*; without one, traces and answers alone.")] = "",
+    samples: Annotated[int, typer.Option(help="Sampled traces a model; 0: one greedy trace.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sampled traces.")] = 0,
+    max_trace_tokens: Annotated[int, typer.Option(help="Cap on a trace.")] = 2048,
+    max_answer_tokens: Annotated[int, typer.Option(help="Cap on an answer.")] = 2048,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a model instead of the table.")] = False,
+) -> None:
+    """How sure models are of an answer after their own trace and without one (Table 9), and what each of them writes (Table 10)."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from nrt.eval.confidence import ask, print_confidences
+    from nrt.eval.reasoner import open_reasoner
+
+    found = []
+    for model in models:  # one in memory at a time
+        reasoner = open_reasoner(model, max_trace_tokens=max_trace_tokens, max_answer_tokens=max_answer_tokens)
+        found.append(ask(reasoner, question, answer or None, samples=samples, seed=seed))
+    if not json:
+        print_confidences(_console(), found)
+        return
+    for one in found:
+        means = {"probability": one.probability, "probability_ended": one.probability_ended}
+        print(dumps(asdict(one) | means, ensure_ascii=False))
 
 
 @app.command()

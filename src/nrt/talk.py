@@ -9,9 +9,8 @@ import torch
 from rich.console import Console
 from transformers.generation.streamers import BaseStreamer
 
-from nrt.config import MarkersConfig
-from nrt.data import Chat, ensure_template
-from nrt.models import end_token_ids, load_model, pick_device
+from nrt.data import Chat
+from nrt.eval.reasoner import open_reasoner
 from nrt.types import Message
 
 
@@ -28,25 +27,16 @@ class Settings:
 class Talk:
     """A conversation with one model. Earlier turns stay in the prompt, their traces do not."""
 
-    def __init__(self, model_dir: str, settings: Settings, console: Console) -> None:
-        device = pick_device("auto")
-        self.model, self.tokenizer = load_model(model_dir, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16, device=device)
+    def __init__(self, model: str, settings: Settings, console: Console) -> None:
+        self.reasoner = open_reasoner(model)
         self.settings, self.console, self.messages = settings, console, []
-        markers = MarkersConfig()
-        vocabulary = self.tokenizer.get_vocab()
-        self.reasons = markers.end in vocabulary
-        if self.reasons and markers.start not in vocabulary:  # the layout without START
-            markers = MarkersConfig(start=None)
-        ensure_template(self.tokenizer)
-        if not self.reasons:  # SFT models answer at once
-            self.tokenizer.add_special_tokens({"additional_special_tokens": [markers.start, markers.end]})
-        self.chat = Chat(self.tokenizer, markers, extra_end_ids=end_token_ids(self.model, self.tokenizer))
+        self.model, self.chat = self.reasoner.model, self.reasoner.chat
 
     def ask(self, question: str) -> str:
         """Streams trace and answer to the console; returns the answer."""
         self.messages.append(Message("user", question))
         ids = list(self.chat.encode_prompt(tuple(self.messages)))
-        if self.reasons:
+        if self.reasoner.thinks:
             if self.chat.start_id is not None:
                 ids.append(self.chat.start_id)
             if self.settings.trace:

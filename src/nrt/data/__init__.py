@@ -7,7 +7,7 @@ from nrt.data.pairs import Encoded, Pairs, load_pairs
 from nrt.data.sources import read_examples
 from nrt.data.splice import Markers, bare_row, null_row, reply_row, to_trace, trace_row, unsplice
 from nrt.data.stream import Stream
-from nrt.data.template import default_template, ensure_template, exported_template, with_trace_opener
+from nrt.data.template import answers_at_once, default_template, ensure_template, exported_template, with_trace_opener
 from nrt.data.tokens import tokenise
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Markers",
     "Pairs",
     "Stream",
+    "answers_at_once",
     "bare_row",
     "default_template",
     "ensure_template",

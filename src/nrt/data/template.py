@@ -59,6 +59,12 @@ def with_trace_opener(template: str, markers: MarkersConfig) -> str:
     return template.removesuffix("\n") + opener  # Jinja drops one newline at the end of a template, but not before a block
 
 
+def answers_at_once(template: str, markers: MarkersConfig) -> bool:
+    """Whether this was exported with a model that does not think (`open_trace=False`); other templates say nothing."""
+    exported = template.startswith(_BEGIN)
+    return exported and bool(opener := _opener(markers)) and not template.endswith(opener)
+
+
 def ensure_template(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Gives a tokenizer without a chat template `default_template`; says whether it did."""
     if tokenizer.chat_template is not None:

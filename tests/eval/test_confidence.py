@@ -1,0 +1,151 @@
+"""`nrt confidence` and how a model is opened: by what it holds, or by the run it comes from."""
+
+import io
+import json
+import math
+
+import pytest
+import torch
+from rich.console import Console
+
+from nrt import train
+from nrt.data import bare_row, null_row, trace_row
+from nrt.errors import InputError
+from nrt.eval.confidence import ask, print_confidences
+from nrt.eval.reasoner import open_reasoner
+from nrt.talk import Settings, Talk
+from nrt.types import Trace
+from tests.test_cli import nrt_command  # noqa: F401
+from tests.training.conftest import make_config, model_dir, pairs_file  # noqa: F401
+
+QUESTION, ANSWER = "what is one plus two ?", "the sum is three"
+SHORT = {"max_trace_tokens": 6, "max_answer_tokens": 8, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, model_dir, pairs_file):  # noqa: F811
+    """A trained run of a method with traces, and one of SFT."""
+    from nrt.config import build_config
+
+    folder, values = tmp_path_factory.mktemp("runs"), {}
+    for method in ("nrt-gm", "sft"):
+        values[method] = str(folder / method)
+        train(build_config({
+            "model": str(model_dir), "run": values[method], "method": method, "steps": 1, "batch": 2, "traces": 2,
+            "max_trace_tokens": 4, "max_answer_tokens": 8, "threads": 1, "data": {"train": str(pairs_file)},
+        }))  # fmt: skip
+    return values
+
+
+def plain_logp(reasoner, row):
+    """Of the answer's tokens, by the model's plainest forward."""
+    with torch.no_grad():
+        logp = reasoner.model(torch.tensor([row.ids])).logits[0].log_softmax(-1)
+    answer = len(row.ids) - len(row.before_answer)
+    places = range(len(row.ids) - answer, len(row.ids))
+    return [logp[i - 1, row.ids[i]].item() for i in places]
+
+
+def test_readings_are_products_over_the_answers_tokens(runs):
+    reasoner = open_reasoner(runs["nrt-gm"], **SHORT)
+    assert reasoner.thinks
+    found = ask(reasoner, QUESTION, ANSWER, samples=3, seed=1)
+    pair, markers = reasoner.pair(QUESTION, ANSWER), reasoner.writer.markers
+    assert len(found.thoughts) == 3
+    (traces,) = reasoner.writer.traces([pair], 3, seed=1)
+    for thought, trace in zip(found.thoughts, traces, strict=True):
+        *text, end = plain_logp(reasoner, trace_row(pair, trace, markers))
+        assert thought.tokens == len(trace.ids)
+        assert thought.finished == trace.finished
+        assert thought.reading is not None
+        assert thought.reading.probability == pytest.approx(math.exp(sum(text)), rel=1e-4)
+        assert thought.reading.probability_ended == pytest.approx(math.exp(sum(text) + end), rel=1e-4)
+    *text, end = plain_logp(reasoner, null_row(pair, markers))
+    assert found.without is not None
+    assert found.without.probability == pytest.approx(math.exp(sum(text)), rel=1e-4)
+    assert found.without.end == pytest.approx(end, rel=1e-4)
+    assert found.probability == pytest.approx(sum(t.reading.probability for t in found.thoughts if t.reading) / 3)
+
+
+def test_without_samples_the_trace_is_the_greedy_one(runs):
+    reasoner = open_reasoner(runs["nrt-gm"], **SHORT)
+    first, second = (ask(reasoner, QUESTION, ANSWER, seed=seed) for seed in (0, 1))
+    assert first == second
+    assert len(first.thoughts) == 1
+    ids = list(reasoner.pair(QUESTION).prompt_ids) + list(reasoner.writer.markers.opener)
+    greedy = []
+    while len(greedy) < 6 and not (greedy and greedy[-1] in reasoner.writer.stop_ids):
+        with torch.no_grad():
+            greedy.append(reasoner.model(torch.tensor([ids + greedy])).logits[0, -1].argmax().item())
+    finished = greedy[-1] == reasoner.writer.markers.end_id
+    assert first.thoughts[0].trace == reasoner.chat.decode(greedy[:-1] if finished else greedy)
+
+
+def test_sft_answers_straight_after_the_prompt(runs):
+    """Its vocabulary has the markers, which training gave it; run and exported template both say that it does not think."""
+    for name in (runs["sft"], f"{runs['sft']}/model"):
+        reasoner = open_reasoner(name, **SHORT)
+        assert not reasoner.thinks
+        found = ask(reasoner, QUESTION, ANSWER)
+        (thought,) = found.thoughts
+        assert (thought.trace, found.without) == (None, None)
+        *text, _ = plain_logp(reasoner, bare_row(reasoner.pair(QUESTION, ANSWER)))
+        assert thought.reading is not None
+        assert thought.reading.probability == pytest.approx(math.exp(sum(text)), rel=1e-4)
+
+
+def test_exported_model_thinks(runs):
+    assert open_reasoner(f"{runs['nrt-gm']}/model", **SHORT).thinks
+
+
+def test_model_without_markers_answers_at_once(model_dir):  # noqa: F811
+    reasoner = open_reasoner(str(model_dir), **SHORT)
+    assert not reasoner.thinks
+    assert ask(reasoner, "<|think_end|> what is one ?").thoughts[0].trace is None  # a marker in a text is text
+    assert max(reasoner.pair("<|think_end|> what ?").prompt_ids) < reasoner.model.config.vocab_size
+
+
+def test_a_given_trace_stands_before_the_answer(runs):
+    reasoner = open_reasoner(runs["nrt-gm"], **SHORT)
+    pair = reasoner.pair(QUESTION, ANSWER)
+    trace = Trace(pair.answer_ids[:2], finished=True)
+    start, end = reasoner.chat.start_id, reasoner.chat.end_id
+    assert reasoner.row(pair, trace).ids == (*pair.prompt_ids, start, *trace.ids, end, *pair.answer_ids)
+
+
+def test_a_run_without_a_model_is_said(tmp_path, make_config):  # noqa: F811
+    run = train(make_config(steps=1))
+    run.model_dir.rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="no trained model yet"):
+        open_reasoner(str(run.path))
+
+
+def test_chat_with_sft_writes_no_markers(runs):
+    out = io.StringIO()
+    talk = Talk(runs["sft"], Settings(max_answer_tokens=4), Console(file=out, width=200))
+    asked = []
+    generate = talk._generate
+    talk._generate = lambda ids, *arguments, **named: asked.append(list(ids)) or generate(ids, *arguments, **named)  # type: ignore[method-assign]
+    talk.ask(QUESTION)
+    assert asked == [list(talk.reasoner.pair(QUESTION).prompt_ids)]
+
+
+def test_table_of_several_models(nrt_command, runs, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("COLUMNS", "160")
+    arguments = ["confidence", runs["sft"], runs["nrt-gm"], "--question", QUESTION, "--max-trace-tokens", "4", "--max-answer-tokens", "4"]
+    status, out, _ = nrt_command(*arguments, "--answer", ANSWER)
+    assert status == 0
+    sft, gm = [line for line in out.splitlines() if line.startswith(("sft", "nrt-gm"))][:2]
+    assert "no trace" in sft
+    assert len(gm.split()) == 6
+    status, out, _ = nrt_command(*arguments, "--json", "--samples", "2")
+    assert status == 0
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [len(record["thoughts"]) for record in records] == [1, 2]
+    assert all(record["probability"] is None for record in records)
+
+
+def test_readings_of_an_answer_no_one_gave_are_not_shown(runs):
+    out = io.StringIO()
+    print_confidences(Console(file=out, width=100), [ask(open_reasoner(runs["nrt-gm"], **SHORT), QUESTION)])
+    assert "P(y*" not in out.getvalue()
