@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from nrt.config import Config
 from nrt.run import RunWriter
@@ -113,3 +114,29 @@ def _reply(rng, i, trained, samples, extra):
         "correct_null": False,
     }
     return record | (nulls if samples else dict.fromkeys(nulls))
+
+
+def write_evaluation(run: Path, *, right: int = 2) -> Path:
+    """RUN/eval as `nrt eval` leaves it: GSM8K with three rows, of which the first `right` are right and the last has no end of its trace;
+    HumanEval with one row, answered four times; TruthfulQA with one, as likelihoods."""
+
+    def said(answer: str, **changes: Any) -> dict[str, Any]:
+        whole = {"trace": "let me think", "trace_tokens": 12, "finished": True, "answer": answer, "answer_tokens": 5, "cut": False}
+        return whole | {"logps": []} | changes
+
+    def record(benchmark: str, row: int, score: float, replies: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+        task = f"nrt_{benchmark}"
+        whole = {"benchmark": benchmark, "task": task, "id": str(row), "stratum": task, "seed": 0, "score": score, "also": {}}
+        whole |= {"question": f"{HOSTILE} {benchmark} {row}", "target": "7", "extracted": "7" if score else "", "said": replies}
+        return whole | {"unfinished": sum(not one["finished"] for one in replies), "seconds": 0.5} | changes
+
+    unfinished = said("", finished=False, answer_tokens=0)
+    gsm8k = [record("gsm8k", i, float(i < right), [unfinished if i == 2 else said(f"The answer is {i}.")]) for i in range(3)]
+    humaneval = [record("humaneval", 0, 0.75, [said("return 1")] * 4, extracted=["return 1"] * 4, also={"pass@1": 0.5})]
+    truthfulqa = [record("truthfulqa", 0, 0.6, [said("", logps=[-1.25, -2.5])], extracted=None)]
+    rows = run / "eval" / "rows"
+    rows.mkdir(parents=True)
+    for name, records in (("gsm8k", gsm8k), ("humaneval", humaneval), ("truthfulqa", truthfulqa)):
+        (rows / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    (run / "eval" / "eval.json").write_text(json.dumps({"mean_of_nine": {"score": 0.5, "stderr": 0.1}}))
+    return run

@@ -206,6 +206,29 @@ def confidence(
 
 
 @app.command()
+def judge(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Names or folders of runs; all are judged by the same questions.")],
+    model: Annotated[str, typer.Option(help="The judge's name at --url; without one, a run or the folder of a model on this machine.")],
+    url: Annotated[str, typer.Option(help="A chat-completions server, such as http://127.0.0.1:8000/v1.")] = "",
+    steps: Annotated[str, typer.Option(help="Held-out evaluations to judge, such as 0,50,100; by default all.")] = "",
+    samples: Annotated[int, typer.Option(help="Rows of each.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the choice of rows.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
+    price: Annotated[str, typer.Option(metavar="IN,OUT", help="Dollars per million tokens of prompt and of completion.")] = "",
+    key_env: Annotated[str, typer.Option(help="The variable that holds the key; a local server mostly wants none.")] = "OPENAI_API_KEY",
+    retries: Annotated[int, typer.Option(help="Further attempts after a reply that is no verdict, or an HTTP error that may pass.")] = 3,
+    max_tokens: Annotated[int, typer.Option(help="Cap on a reply; a judge that thinks needs more.")] = 1024,
+) -> None:
+    """A language model scores the traces of held-out questions (Table 8); report, figures and compare draw the means (Figure 2 e, f)."""
+    from nrt.eval.judge import judge_runs
+
+    judge_runs(
+        _console(), runs, model=model, url=url, steps=steps, samples=samples, seed=seed, jobs=jobs, price=price,
+        key_env=key_env, retries=retries, max_tokens=max_tokens,
+    )  # fmt: skip
+
+
+@app.command()
 def export(
     run: Annotated[str, typer.Argument(help="Run name or folder.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the Hugging Face folder goes; must not exist yet.")],

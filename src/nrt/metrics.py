@@ -100,6 +100,8 @@ METRICS: dict[str, Metric] = {
     "heldout/length": Metric("tokens", "mean number of tokens in a trace, END not counted"),
     "heldout/unfinished": Metric("share", "traces to which END was appended"),
     "heldout/beats_null": Metric("share", "rows whose reference is likelier after the trace than after the null trace"),
+    "judge/quality": Metric("score", "mean score in [0, 1] that a language model gives the traces of sampled held-out questions"),
+    "judge/failed": Metric("share", "sampled rows without a verdict, which `judge/quality` leaves out; only where there are any"),
     "worked/<family>": Metric("share", "traces that work the problem out correctly to its end"),
     "p_key_given_worked/<family>": Metric("probability", "of the answer's one hard token after a worked trace: the readout"),
     "advantage_worked/<family>": Metric("", "mean advantage of worked traces; a family is being lost while it stays below 0"),
@@ -119,6 +121,7 @@ _GROUPS = {
     "speed": "Padding not counted.",
     "sampler": "Sampler against scorer; only when the sampler gives log-probabilities.",
     "heldout": "Before training, every `eval_every` steps and at the end. Also as `<name>/<source>` when rows name their source.",
+    "judge": "Not in the file: `Run.metrics()`, and all that reads it, adds them from what `nrt judge` wrote ([judge.md](judge.md)).",
     "the miniature": "Only in `nrt demo`, whose world tells which traces are right; `<family>` is sum, bot or recall.",
 }
 

@@ -1,7 +1,7 @@
 """The run folder: everything that a run leaves behind, and all that the rest of nrt reads of it. No torch here.
 
     runs/<name>/  config.yaml   metrics.jsonl   traces.jsonl   heldout/step-000100.jsonl   warnings.jsonl
-                  skipped/train.jsonl   checkpoints/step-000100/   model/   environment.json   lock
+                  skipped/train.jsonl   checkpoints/step-000100/   model/   environment.json   lock   judge/judge.json
 
 `RunWriter` writes it and holds its lock, `Run` reads it; docs/run-folder.md says what each file holds, field by field.
 """
@@ -104,8 +104,34 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
     def metrics(self) -> list[Record]:
-        """One record a step (see `nrt.metrics`), in order."""
-        return list(_records(self.path / "metrics.jsonl"))
+        """One record a step (see `nrt.metrics`), in order; with the means of what a judge said, where `nrt judge` was here."""
+        records = list(_records(self.path / "metrics.jsonl"))
+        judged = self._judged()
+        if not judged:
+            return records
+        merged = {record["step"]: record for record in records}
+        for step, means in judged.items():
+            merged[step] = merged.get(step, {"step": step}) | means
+        return [merged[step] for step in sorted(merged)]
+
+    def _judged(self) -> dict[int, Record]:
+        """Metrics `judge/…` by step. A verdict on an evaluation that is no longer there, cut off by a resume, does not count."""
+        path = self.path / "judge" / "judge.json"
+        if not path.is_file():
+            return {}
+        try:
+            steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path} is not what `nrt judge` writes; remove it and judge again, which the cache makes cheap") from None
+        there, any_failed = set(self.heldout_steps()), any(one["failed"] for one in steps)
+        found = {}
+        for one in steps:
+            means = {"judge/quality": one["quality"]} if one["n"] else {}
+            if any_failed:  # then in all steps, so that a curve of it has its zeros
+                means["judge/failed"] = one["failed"] / (one["n"] + one["failed"])
+            if one["step"] in there:
+                found[one["step"]] = means
+        return found
 
     def traces(self) -> list[Record]:
         return list(_records(self.path / "traces.jsonl"))

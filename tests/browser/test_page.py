@@ -17,7 +17,7 @@ from nrt.lab.demo import run_demo
 from nrt.live import LiveLine
 from nrt.objective import REWARDS, group_advantage, token_signal, with_weight_norm
 from nrt.run import load_run
-from tests.runs import HOSTILE, write_large_run, write_run
+from tests.runs import HOSTILE, write_evaluation, write_large_run, write_run
 
 pytestmark = pytest.mark.browser
 
@@ -56,7 +56,7 @@ def test_every_section_of_one_run(open_page, run):
     page = open_page(run)
     assert page.title() == "first · nrt report"
     assert page.locator("main section > h2").all_inner_texts() == [
-        "Summary", "Dynamics", "Token confidence", "Vocabulary", "Trace explorer", "Before and after", "Comparison",
+        "Summary", "Dynamics", "Token confidence", "Vocabulary", "Trace explorer", "Before and after", "Benchmarks", "Comparison",
     ]  # fmt: skip
     assert "nrt-gm" in page.inner_text("#summary .facts")
     assert "0.250" in page.inner_text("#summary table >> nth=0")  # 3 of 12 before training
@@ -308,6 +308,28 @@ def test_print_draws_every_chart(open_page, run):
     assert len(page.pdf()) > 20_000
 
 
+def test_benchmarks_of_two_runs(open_page, run, tmp_path):
+    """Scores of both, and the rows: those that differ, and those whose trace did not end."""
+    page = open_page(write_evaluation(run), write_evaluation(write_run(tmp_path / "second", seed=1), right=1))
+    table = page.locator("#benchmarks table >> nth=0")
+    assert table.locator("thead").inner_text().strip().split("\t") == ["run", "gsm8k", "humaneval", "truthfulqa", "mean of nine"]
+    assert "66.7 ± 33.3" in table.inner_text()
+    assert "33.3 %" in page.inner_text("#benchmarks table >> nth=1")  # unfinished
+    page.select_option("#benchmark-verdict", "differ")
+    assert page.inner_text("#row-place") == "row 1 of 1"
+    assert page.locator("#row article.reply header").all_inner_texts() == ["Answer\nscore 1", "Answer\nscore 0"]
+    page.select_option("#benchmark-verdict", "unfinished")
+    assert "unfinished" in page.inner_text("#row")
+    page.select_option("#benchmark-verdict", "")
+    page.select_option("#benchmark", "humaneval")
+    assert page.locator("#row article.reply").count() == 6  # three of four answers of each
+    assert "Answer 1 of 4" in page.inner_text("#row")
+    page.select_option("#benchmark", "truthfulqa")
+    assert "−1.25, −2.5" in page.inner_text("#row")
+    page.click("#benchmarks .pager button >> nth=1")
+    assert page.inner_text("#row-place") == "row 1 of 1"
+
+
 def test_what_is_missing_is_named(open_page, tmp_path):
     run = write_run(tmp_path / "sft", method="sft")
     for file in (run / "heldout").iterdir():
@@ -318,7 +340,7 @@ def test_what_is_missing_is_named(open_page, tmp_path):
     assert "No held-out evaluation" in page.inner_text("#summary .callout.quiet")
     for section, text in {
         "dynamics": "No metrics", "confidence": "two held-out evaluations", "vocabulary": "No traces",
-        "explorer": "No groups", "heldout": "No held-out",
+        "explorer": "No groups", "heldout": "No held-out", "benchmarks": "No evaluation",
     }.items():  # fmt: skip
         assert text in page.inner_text(f"#{section}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from nrt.errors import InputError
 from nrt.models.attention import carries, carry
 from nrt.rollout import HFSampler, Request, Sampler
+from nrt.rollout.hf import _shaped
 from nrt.scoring import PaddedScorer, choose_scorer
 from nrt.types import Sample
 from tests.tiny import ARCHITECTURES, EOS, PAD, VOCAB, hostile, random_rows, row, tiny_model
@@ -76,6 +78,31 @@ def test_tokens_of_probability_zero_are_never_drawn() -> None:
     model.get_output_embeddings().weight.data.mul_(300)  # most probabilities underflow
     samples = flat(HFSampler(model, PAD).sample(Request([(3,)], n=64, stop_ids=NEVER, cap=5, seed=0)))
     assert min(chain.from_iterable(sample.logps for sample in samples)) > -40
+
+
+def test_temperature_and_top_p_by_hand() -> None:
+    """Of .5, .3, .15, .05 the first two hold .79 of the probability, the first three .9; odds of 2 become 4 at temperature one half."""
+    request = Request([(3,)], n=1, stop_ids=NEVER, cap=1, seed=0)
+    logits = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
+    shaped = [_shaped(logits, replace(request, top_p=top_p)).exp()[0].tolist() for top_p in (1.0, 0.9, 0.79, 0.01)]
+    assert shaped[0] == pytest.approx([0.15, 0.5, 0.05, 0.3])
+    assert shaped[1] == pytest.approx([0.15 / 0.95, 0.5 / 0.95, 0, 0.3 / 0.95])
+    assert shaped[2] == pytest.approx([0, 0.625, 0, 0.375])
+    assert shaped[3] == pytest.approx([0, 1, 0, 0])
+    odds = _shaped(torch.tensor([[2.0, 1.0]]).log(), replace(request, temperature=0.5)).exp()[0].tolist()
+    assert odds == pytest.approx([0.8, 0.2])
+
+
+def test_with_a_seed_a_prompt_the_prompts_beside_it_change_nothing() -> None:
+    sampler = HFSampler(tiny_model(), PAD)
+    both = sampler.sample(Request(PROMPTS[:2], n=2, stop_ids=NEVER, cap=10, seed=(5, 9)))
+    alone = [
+        sampler.sample(Request([prompt], n=2, stop_ids=NEVER, cap=10, seed=(seed,)))[0]
+        for prompt, seed in zip(PROMPTS[:2], (5, 9), strict=True)
+    ]
+    assert ids_of(both) == ids_of(alone)
+    with pytest.raises(InputError, match="1 seeds for 2 prompts"):
+        sampler.sample(Request(PROMPTS[:2], n=2, stop_ids=NEVER, cap=10, seed=(5,)))
 
 
 @SHARED

@@ -1,6 +1,6 @@
 """Hugging Face models: load, add the two markers, save."""
 
-from nrt.models.load import load_model, load_tokenizer, pick_device, quiet
+from nrt.models.load import described, load_model, load_tokenizer, pick_device, quiet
 from nrt.models.markers import add_marker_tokens, add_markers, check_markers, end_token_ids
 from nrt.models.save import save_model
 
@@ -8,6 +8,7 @@ __all__ = [
     "add_marker_tokens",
     "add_markers",
     "check_markers",
+    "described",
     "end_token_ids",
     "load_model",
     "load_tokenizer",

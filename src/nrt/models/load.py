@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from nrt.errors import InputError
@@ -46,6 +47,15 @@ def load_model(
             "batches; use a decoder such as Llama, Mistral, Qwen or Gemma"
         )
     return model.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+
+
+def described(name: str) -> Any:
+    """The model's configuration and generation configuration without its weights, under the names that a module gives them."""
+    try:
+        generation = GenerationConfig.from_pretrained(name)
+    except OSError:
+        generation = None
+    return SimpleNamespace(config=_load_config(name, trust_remote_code=False), generation_config=generation)
 
 
 def pick_device(name: str) -> torch.device:

@@ -19,12 +19,14 @@ class Request:
     n: int  # samples a prompt
     stop_ids: frozenset[int]  # a sample ends with the first of them, which stays in its ids
     cap: int  # most tokens of a sample, the stop token included
-    seed: int
+    seed: int | Sequence[int]  # of all samples, or one of each prompt's: then they do not depend on the prompts beside it
     greedy: bool = False  # the most likely token instead of a sampled one
+    temperature: float = 1.0  # what the logits are divided by
+    top_p: float = 1.0  # drawn from the fewest most likely tokens that hold this share of the probability
 
 
 class Sampler(Protocol):
-    """Samples from the full distribution of the model's own logits: temperature 1, top-p 1, no top-k, no penalty."""
+    """Samples from the model's own logits and what the request says: no top-k, no penalty, no setting of the model's."""
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Takes the policy's new weights, as (name, tensor) under the Hugging Face names."""

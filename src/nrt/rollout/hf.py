@@ -51,20 +51,21 @@ class HFSampler:
         """See `Sampler.sample`. Leaves the global random state alone. Raises InputError for an empty prompt."""
         if not all(request.prompts):
             raise InputError("a prompt without tokens has nothing to predict from; give it at least a BOS token")
-        n, stop_ids, cap = request.n, request.stop_ids, request.cap
+        n = request.n
         owners = [prompt for prompt in request.prompts for _ in range(n)]
-        uniforms_RC = None if request.greedy else _uniforms(len(owners), cap, request.seed)
+        uniforms_RC = None if request.greedy else _uniforms(request)
         samples: dict[int, Sample] = {}
         order = sorted(range(len(owners)), key=lambda row: len(owners[row]))  # similar lengths together: less padding
         with _evaluating(self.model), torch.no_grad():
             for first in range(0, len(order), self.max_rows):
                 rows = order[first : first + self.max_rows]
                 uniforms = None if uniforms_RC is None else uniforms_RC[rows]
-                samples |= zip(rows, self._decode([owners[row] for row in rows], uniforms, stop_ids, cap), strict=True)
+                samples |= zip(rows, self._decode([owners[row] for row in rows], uniforms, request), strict=True)
         return [[samples[b * n + k] for k in range(n)] for b in range(len(request.prompts))]
 
-    def _decode(self, prompts: Sequence[tuple[int, ...]], uniforms_RC: Tensor | None, stop_ids: frozenset[int], cap: int) -> list[Sample]:
+    def _decode(self, prompts: Sequence[tuple[int, ...]], uniforms_RC: Tensor | None, request: Request) -> list[Sample]:
         """One sample a prompt. Tokens drawn for a row after it stopped, until it leaves the batch, are cut off at the end."""
+        stop_ids, cap = request.stop_ids, request.cap
         decoder = (SharedDecoder if carries(self.model) else Decoder)(self.model, prompts, self.pad_id, cap)
         device = decoder.logits_RV.device
         stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
@@ -75,7 +76,7 @@ class HFSampler:
         running = torch.ones_like(rows, dtype=torch.bool)
         every = 1 if device.type == "cpu" else LOOK_EVERY
         for step in range(cap):
-            logp_RV = decoder.logits_RV.float().log_softmax(-1)
+            logp_RV = _shaped(decoder.logits_RV.float(), request)
             token_R = logp_RV.argmax(-1) if uniforms_CR is None else _draw(logp_RV, uniforms_CR[step, rows])
             ids_CR[step, rows] = token_R
             logps_CR[step, rows] = logp_RV.gather(-1, token_R.unsqueeze(-1)).squeeze(-1)
@@ -95,9 +96,25 @@ class HFSampler:
         return [Sample(ids, tuple(logps[: len(ids)])) for ids, logps in zip(kept, logps_CR.T.tolist(), strict=True)]
 
 
-def _uniforms(rows: int, cap: int, seed: int) -> Tensor:
-    """Numbers in [0, 1) [rows, cap], drawn on the CPU: the same on every device."""
-    return torch.rand(rows, cap, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+def _uniforms(request: Request) -> Tensor:
+    """Numbers in [0, 1) [prompts · n, cap], drawn on the CPU: the same on every device."""
+    prompts, n = len(request.prompts), request.n
+    drawn = [(prompts * n, request.seed)] if isinstance(request.seed, int) else [(n, seed) for seed in request.seed]
+    if sum(rows for rows, _ in drawn) != prompts * n:
+        raise InputError(f"{len(drawn)} seeds for {prompts} prompts; give one for all, or one each")
+    found = [torch.rand(rows, request.cap, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for rows, seed in drawn]
+    return torch.cat(found) if found else torch.empty(0, request.cap, dtype=torch.float64)
+
+
+def _shaped(logits_RV: Tensor, request: Request) -> Tensor:
+    """Log-probabilities [R, V] of the distribution that the request wants to be drawn from, nats."""
+    logp_RV = (logits_RV if request.temperature == 1 else logits_RV / request.temperature).log_softmax(-1)
+    if request.top_p >= 1 or request.greedy:
+        return logp_RV
+    falling_RV, order_RV = logp_RV.sort(-1, descending=True)
+    before_RV = falling_RV.exp().cumsum(-1) - falling_RV.exp()  # probability of all that is likelier
+    left_out_RV = torch.zeros_like(before_RV, dtype=torch.bool).scatter(-1, order_RV, before_RV >= request.top_p)
+    return logp_RV.masked_fill(left_out_RV, -torch.inf).log_softmax(-1)
 
 
 def _cdf_type(device: torch.device) -> torch.dtype:

@@ -20,7 +20,7 @@ class Writer:
     max_trace_tokens: int
     max_answer_tokens: int
 
-    def trace_request(self, pairs: Sequence[Pair], n: int, *, seed: int, greedy: bool = False) -> Request:
+    def trace_request(self, pairs: Sequence[Pair], n: int, *, seed: int | Sequence[int], greedy: bool = False) -> Request:
         """What `traces` asks of the sampler."""
         prompts = tuple((*pair.prompt_ids, *self.markers.opener) for pair in pairs)
         return Request(prompts, n, self.stop_ids, self.max_trace_tokens, seed, greedy)
@@ -30,10 +30,13 @@ class Writer:
         samples = self.sampler.sample(self.trace_request(pairs, n, seed=seed, greedy=greedy))
         return [tuple(to_trace(sample, self.markers.end_id) for sample in group) for group in samples]
 
+    def answer_request(self, prefixes: Sequence[tuple[int, ...]], *, seed: int | Sequence[int], greedy: bool = False) -> Request:
+        """What `answers` asks of the sampler; `prefixes` are all ids before an answer."""
+        return Request(prefixes, 1, self.stop_ids - {self.markers.end_id}, self.max_answer_tokens, seed, greedy)
+
     def answers(self, rows: Sequence[Row], *, seed: int, greedy: bool = False) -> list[tuple[int, ...]]:
         """The ids of one answer a row, after all that stands before the row's own; the last ends the turn unless the cap was reached."""
-        prefixes, stop_ids = [row.before_answer for row in rows], self.stop_ids - {self.markers.end_id}
-        samples = self.sampler.sample(Request(prefixes, 1, stop_ids, self.max_answer_tokens, seed, greedy))
+        samples = self.sampler.sample(self.answer_request([row.before_answer for row in rows], seed=seed, greedy=greedy))
         return [sample.ids for (sample,) in samples]
 
     def body(self, answer_ids: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nrt.analysis.report.compared import Compared, Confidence, compared, token_confidence, variants
 from nrt.analysis.report.curves import Curve, read_curves
+from nrt.analysis.report.evaluated import BenchmarkRow, Evaluated, read_evaluated
 from nrt.analysis.report.groups import Group, Index, read_groups
 from nrt.analysis.report.loaded import Loaded, Record, load
 from nrt.analysis.report.questions import Question, read_questions
@@ -64,6 +65,9 @@ class Report:
     runs: tuple[RunPart, ...]
     questions: list[Question]
     questions_in_folder: int
+    evaluated: dict[int, Evaluated]  # by the run's place
+    benchmark_rows: list[BenchmarkRow]
+    benchmark_rows_in_folder: int
     compared: Compared | None
     compared_missing: str
     confidence: Confidence | None
@@ -80,6 +84,7 @@ def build_report(names: Sequence[str | Path], indexes: defaultdict[Path, Index] 
     found = variants(runs)
     variant_of = {loaded.name: variant for variant, seeds in found.items() for loaded in seeds.values()}
     questions, count = read_questions(runs)
+    evaluated, rows, row_count = read_evaluated(runs)
     table, no_table = compared(found)
     bins, no_bins = token_confidence(found)
     return Report(
@@ -87,6 +92,9 @@ def build_report(names: Sequence[str | Path], indexes: defaultdict[Path, Index] 
         runs=tuple(_part(loaded, variant_of[loaded.name], indexes[loaded.run.path], share=len(runs)) for loaded in runs),
         questions=questions,
         questions_in_folder=count,
+        evaluated=evaluated,
+        benchmark_rows=rows,
+        benchmark_rows_in_folder=row_count,
         compared=table,
         compared_missing=no_table,
         confidence=bins,

@@ -39,5 +39,6 @@ drawConfidence();
 drawVocabulary();
 drawExplorer();
 drawHeldout();
+drawBenchmarks();
 drawComparison();
 if (document.body.dataset.live) follow(document.body.dataset.live);

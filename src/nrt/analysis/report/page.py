@@ -12,7 +12,7 @@ from nrt.analysis.report.sampling import compact
 from nrt.errors import InputError
 from nrt.run import TEXT
 
-SCRIPTS = ("objective.js", "dom.js", "charts.js", "sections.js", "explorer.js", "heldout.js", "page.js")
+SCRIPTS = ("objective.js", "dom.js", "charts.js", "sections.js", "explorer.js", "heldout.js", "benchmarks.js", "page.js")
 """In this order: each uses what stands before it."""
 
 _ESCAPED = "<>&\u2028\u2029"

@@ -113,7 +113,7 @@ class LivePage:
 
 
 def _files(folder: Path) -> list[Path]:
-    names = ("config.yaml", "environment.json", "metrics.jsonl", "traces.jsonl", "warnings.jsonl", "heldout", "model")
+    names = ("config.yaml", "environment.json", "metrics.jsonl", "traces.jsonl", "warnings.jsonl", "heldout", "judge", "eval", "model")
     return [folder / name for name in names]
 
 

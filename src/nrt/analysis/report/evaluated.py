@@ -1,0 +1,94 @@
+"""What `nrt eval` left in the runs' folders: scores, and some rows of each benchmark with what every run said to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nrt.analysis.benchmarks import Score, score_rows
+from nrt.analysis.report.loaded import Loaded
+from nrt.analysis.report.sampling import spread, within_budget
+
+MOST_ROWS = 40
+"""Of each benchmark."""
+MOST_BYTES = 4_000_000
+MOST_ANSWERS = 3
+"""Of rows that were answered several times."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One run's scores. Without an evaluation there are none."""
+
+    scores: list[Score]
+    mean_of_nine: float | None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a run said to a row; `score` is in [0, 1], `extracted` what its answer was taken to be."""
+
+    score: float
+    extracted: str | None
+    said: list[dict[str, Any]]
+    said_in_folder: int
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """A row of a benchmark, with the replies by the run's place in the report."""
+
+    benchmark: str
+    stratum: str
+    id: str
+    question: str
+    target: str
+    replies: dict[int, Answered]
+
+
+def read_evaluated(runs: Sequence[Loaded]) -> tuple[dict[int, Evaluated], list[BenchmarkRow], int]:
+    """(scores by the run's place, the chosen rows, how many there are).
+
+    Rule: at most 40 rows of each benchmark, at even distances in the order of the first run that was asked them, and no more than
+    4 MB. Rows of two runs are one if benchmark, task and id agree; of several seeds the first is shown.
+    """
+    scores: dict[int, Evaluated] = {}
+    rows: dict[tuple[str, str, str], dict[int, Mapping[str, Any]]] = {}
+    for place, loaded in enumerate(runs):
+        records = [json.loads(line) for file in sorted((loaded.run.path / "eval" / "rows").glob("*.jsonl")) for line in _lines(file)]
+        if not records:
+            continue
+        found = score_rows(records)
+        scores[place] = Evaluated(found, _mean_of_nine(loaded))
+        for record in records:
+            rows.setdefault((record["benchmark"], record["task"], record["id"]), {}).setdefault(place, record)
+    chosen: list[BenchmarkRow] = []
+    for name in dict.fromkeys(key[0] for key in rows):
+        keys = [key for key in rows if key[0] == name]
+        chosen += [_row(rows[keys[i]]) for i in spread(len(keys), MOST_ROWS)]
+    return scores, within_budget(chosen, MOST_BYTES), len(rows)
+
+
+def _mean_of_nine(loaded: Loaded) -> float | None:
+    """As eval.json has it: which nine they are is not known here."""
+    file = loaded.run.path / "eval" / "eval.json"
+    whole = json.loads(file.read_text("utf-8")).get("mean_of_nine") if file.is_file() else None
+    return whole["score"] if whole else None
+
+
+def _row(replies: Mapping[int, Mapping[str, Any]]) -> BenchmarkRow:
+    first = next(iter(replies.values()))
+    said = {place: _answered(one) for place, one in replies.items()}
+    return BenchmarkRow(first["benchmark"], first["stratum"], first["id"], first["question"], str(first["target"]), said)
+
+
+def _answered(record: Mapping[str, Any]) -> Answered:
+    extracted, said = record["extracted"], record["said"]
+    first = extracted[0] if isinstance(extracted, list) and extracted else extracted
+    return Answered(record["score"], None if first is None else str(first), said[:MOST_ANSWERS], len(said))
+
+
+def _lines(file: Any) -> list[str]:
+    return [line for line in file.read_text("utf-8").splitlines() if line]

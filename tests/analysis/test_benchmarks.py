@@ -1,0 +1,77 @@
+"""Scores of benchmarks, worked by hand."""
+
+import math
+
+import pytest
+
+from nrt.analysis.benchmarks import difference_table, mean_of, paired, score_rows, score_table, thinking_table
+from nrt.errors import InputError
+
+
+def record(score, *, row=0, stratum="a", seed=0, benchmark="bbh", task="t", trace_tokens=10, finished=True, cut=False):
+    said = {"trace": "z", "trace_tokens": trace_tokens, "finished": finished, "answer": "", "answer_tokens": 3, "cut": cut, "logps": []}
+    also = {"em": score / 2}
+    return {
+        "benchmark": benchmark, "task": task, "id": row, "stratum": stratum, "seed": seed, "score": score, "also": also, "said": [said],
+        "seconds": 1.5,
+    }  # fmt: skip
+
+
+def test_strata_weigh_the_same_whatever_their_size():
+    """Stratum a: 1, 0, 0, 1 → .5; b: 1 → 1. Not .6, the mean of the five."""
+    rows = [record(x, row=i) for i, x in enumerate([1, 0, 0, 1])] + [record(1, row=9, stratum="b")]
+    (score,) = score_rows(rows)
+    assert score.score == 0.75
+    assert score.rows == 5
+    # s² of a is 1/3, over 4 rows 1/12; b has one row and takes the variance of all five, .3
+    assert score.stderr == pytest.approx(math.sqrt(1 / 12 + 0.3) / 2)
+    assert score.also == {"em": pytest.approx(0.3)}
+    assert score.seconds == 7.5
+
+
+def test_a_row_asked_twice_counts_once():
+    (score,) = score_rows([record(1, row=0, seed=0), record(0, row=0, seed=1), record(1, row=1, seed=0), record(1, row=1, seed=1)])
+    assert (score.score, score.rows, score.seeds) == (0.75, 2, (1.0, 0.5))
+    assert score.stderr == pytest.approx(math.sqrt(0.125 / 2))  # of .5 and 1
+
+
+def test_lengths_and_unfinished():
+    rows = [record(1, row=0, trace_tokens=10), record(0, row=1, trace_tokens=30, finished=False, cut=True)]
+    (score,) = score_rows(rows)
+    assert (score.trace_tokens, score.unfinished, score.cut, score.answer_tokens) == (20, 0.5, 0.5, 3)
+    rows[0]["said"][0]["trace"] = rows[1]["said"][0]["trace"] = None
+    assert score_rows(rows)[0].trace_tokens is None
+    assert "| BBH | 2 | 1 | – | – | 3 |" in thinking_table(score_rows(rows), {"bbh": "BBH"})
+
+
+def test_one_row_has_no_error():
+    (score,) = score_rows([record(1)])
+    assert score.stderr is None
+    assert mean_of([score]).stderr is None
+    assert "100.0 |" in score_table({"m": [score]}, {}, ["bbh"])
+
+
+def test_mean_of_benchmarks():
+    a, b = score_rows([record(x, row=i, benchmark=name) for name in ("a", "b") for i, x in enumerate([1, 0, 0, 0])])
+    mean = mean_of([a, b])
+    assert mean.score == 0.25
+    assert mean.stderr == pytest.approx(0.25 / math.sqrt(2))  # each: s² .25 over 4 rows, its root .25
+
+
+def test_paired_difference_is_over_common_rows_only():
+    ours = [record(x, row=i) for i, x in enumerate([1, 1, 1, 0])]
+    theirs = [record(x, row=i) for i, x in enumerate([0, 1, 0, 0])] + [record(1, row=77)]
+    interval = paired(ours, theirs, "bbh")
+    assert interval.mean == 0.5
+    assert 0 <= interval.low < interval.mean < interval.high <= 1
+    assert paired(ours, ours, "bbh").low == paired(ours, ours, "bbh").high == 0
+    with pytest.raises(InputError, match="no common row"):
+        paired(ours, [record(1, row=99)], "bbh")
+    assert "`ours` | +50.0 [" in difference_table({"theirs": theirs, "ours": ours}, {})
+
+
+def test_table_shows_the_mean_only_of_a_whole_suite():
+    a, b = score_rows([record(x, row=i, benchmark=name) for name in ("a", "b") for i, x in enumerate([1, 0, 0, 0])])
+    assert score_table({"m": [a, b]}, {"a": "A"}, ["a", "b"]).splitlines()[0] == "|  | A | b | mean of 2 |"
+    assert score_table({"m": [a, b]}, {}, ["a", "c"]).splitlines()[0] == "|  | a | b |"
+    assert score_table({"m": [a, b], "n": [a]}, {}, ["a", "b"]).splitlines()[-1] == "| `n` | 25.0 ± 25.0 | – | – |"
