@@ -17,13 +17,6 @@ from nrt.errors import InputError
 from nrt.rollout.base import Request
 from nrt.types import Row, Sample
 
-try:
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # before the import: the engine shall live in this process
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
-except ImportError as error:
-    raise InputError(f"the vLLM backend needs vLLM ({error}); install it beside nrt, or take --backend hf") from None
-
 
 class VLLMSampler:
     """A model folder or hub name in vLLM.
@@ -37,7 +30,7 @@ class VLLMSampler:
         self, model: str, *, dtype: str = "auto", context: int | None = None, rows: int = 256, memory: float | None = None
     ) -> None:
         on_gpu = torch.cuda.is_available()
-        self.llm = LLM(
+        self.llm = _vllm().LLM(
             model, dtype=dtype, max_model_len=context, max_num_seqs=rows, skip_tokenizer_init=True, generation_config="vllm",
             enable_prefix_caching=True, seed=0, disable_log_stats=True, enforce_eager=not on_gpu,
             gpu_memory_utilization=memory or (0.9 if on_gpu else 0.25),
@@ -59,7 +52,7 @@ class VLLMSampler:
     def score(self, rows: Sequence[Row]) -> list[list[float]]:
         """Log-probability of each tail token, nats."""
         prompts: list[Any] = [{"prompt_token_ids": list(row.ids)} for row in rows]
-        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        params = _vllm().SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         found = []
         for row, output in zip(rows, self.llm.generate(prompts, params, use_tqdm=False), strict=True):
             first = len(row.prompt_ids)
@@ -68,10 +61,21 @@ class VLLMSampler:
         return found
 
 
+def _vllm() -> Any:
+    """Raises InputError where vLLM is not installed."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # before the import: the engine shall live in this process
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    try:
+        import vllm  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError(f"this needs vLLM ({error}); install it beside nrt, or take the backend hf") from None
+    return vllm
+
+
 def _params(request: Request, place: int) -> Any:
     """`ignore_eos` leaves ending to the request's own stop ids. Of greedy samples vLLM gives one, for all are the same."""
     greedy = request.greedy
-    return SamplingParams(
+    return _vllm().SamplingParams(
         n=1 if greedy else request.n, temperature=0.0 if greedy else request.temperature, top_p=request.top_p, top_k=0, min_p=0.0,
         repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, max_tokens=request.cap, min_tokens=0,
         stop_token_ids=sorted(request.stop_ids), ignore_eos=True, logprobs=0, detokenize=False, seed=_seed(request, place),
