@@ -476,7 +476,15 @@ def test_no_server_at_all(tmp_path):
         judge(make_run(tmp_path / "a"), "http://127.0.0.1:9/v1", retries=0)
 
 
-def test_ctrl_c_keeps_what_was_said(serve, tmp_path):
+@pytest.fixture
+def interruptible():
+    """A shell's background jobs inherit SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_keeps_what_was_said(serve, tmp_path, interruptible):
     def script(body, number):
         if number == 3:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
