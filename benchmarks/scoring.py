@@ -1,7 +1,7 @@
 """`python -m benchmarks.scoring [--model 3m|30m] [--pairs N] [--quick]`: forward and backward of rows against the padded oracle, and what
 is left.
 
-The oracle sorts rows by length and takes SDPA; each side has the better of two micro-batches. Then, for 8 × 8 rows of 64/128/64: the
+The oracle sorts rows by length and takes SDPA; each side has the best of three micro-batches. Then, for 8 × 8 rows of 64/128/64: the
 share of an update's time in matrix products and attention, and the arithmetic limit, floating-point operations counted over the rate at
 which this machine multiplies the model's own matrices.
 """
@@ -68,7 +68,7 @@ def against_oracle(size: str, shape: Shape, pairs: int) -> dict[str, Any]:
     oracle = PaddedScorer(0)
     best = {}
     for name, scorer, model in (("packed", packed.scorer, packed.model), ("padded", oracle, padded)):
-        times = {tokens: seconds(lambda s=scorer, m=model, t=tokens: backward(s, m, rows, t)) for tokens in (4096, 16384)}
+        times = {tokens: seconds(lambda s=scorer, m=model, t=tokens: backward(s, m, rows, t)) for tokens in (4096, 8192, 16384)}
         best[name] = min(times, key=lambda tokens: times[tokens])
     timings = interleave(
         lambda: backward(packed.scorer, packed.model, rows, best["packed"]), lambda: backward(oracle, padded, rows, best["padded"]), pairs

@@ -65,45 +65,61 @@ class _SharedPrompt(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...], scale: float) -> Tensor:
         out = torch.empty_like(q.transpose(1, 2)).transpose(1, 2)  # contiguous as [1, N, H, D]
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-        for start, stop in _causal_parts(groups):
-            part = slice(start, stop)
-            out[:, :, part], lse[:, :, part] = _flash(q[:, :, part], k[:, :, part], v[:, :, part], is_causal=True, scale=scale)
-        for group in groups:
-            if group.tails:
-                prompt, tails = slice(*group.prompt), slice(group.prompt[1], group.stop)
-                seen, seen_lse = _flash(q[:, :, tails], k[:, :, prompt], v[:, :, prompt], scale=scale)
-                both = torch.logaddexp(lse[:, :, tails], seen_lse)
-                own = (lse[:, :, tails] - both).exp_().unsqueeze(-1)
-                out[:, :, tails] = torch.lerp(seen.float(), out[:, :, tails].float(), own)
-                lse[:, :, tails] = both
+        parts = _parts(groups)
+        for queries, keys in parts:
+            seen, seen_lse = _flash(q[:, :, queries], k[:, :, keys], v[:, :, keys], is_causal=queries == keys, scale=scale)
+            if queries == keys:
+                out[:, :, queries], lse[:, :, queries] = seen, seen_lse
+                continue
+            both = torch.logaddexp(lse[:, :, queries], seen_lse)
+            before = (lse[:, :, queries] - both).exp_().unsqueeze(-1)
+            out[:, :, queries] = torch.lerp(seen.float(), out[:, :, queries].float(), before)
+            lse[:, :, queries] = both
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.groups, ctx.scale = groups, scale
+        ctx.parts, ctx.scale = parts, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         dq, dk, dv = (torch.empty_like(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
-
-        def part(queries: slice, keys: slice, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+        for queries, keys in ctx.parts:
             at = (slice(None), slice(None), queries)
             key, value = k[:, :, keys], v[:, :, keys]
-            return _flash_backward(grads[0][at], q[at], key, value, out[at], lse[at], 0.0, causal, scale=ctx.scale)
-
-        for start, stop in _causal_parts(ctx.groups):
-            own = slice(start, stop)
-            dq[:, :, own], dk[:, :, own], dv[:, :, own] = part(own, own, True)
-        for group in ctx.groups:
-            if group.tails:
-                prompt, tails = slice(*group.prompt), slice(group.prompt[1], group.stop)
-                for total, more in zip((dq[:, :, tails], dk[:, :, prompt], dv[:, :, prompt]), part(tails, prompt, False), strict=True):
-                    total += more
+            found = _flash_backward(grads[0][at], q[at], key, value, out[at], lse[at], 0.0, queries == keys, scale=ctx.scale)
+            for total, part in zip((dq[at], dk[:, :, keys], dv[:, :, keys]), found, strict=True):
+                if queries == keys:
+                    total.copy_(part)
+                else:
+                    total += part
         return dq, dk, dv, None, None
 
 
-def _causal_parts(groups: tuple[Group, ...]) -> list[tuple[int, int]]:
-    """Prompts and tails: within each, a token sees what stands before it."""
-    return [part for group in groups for part in (group.prompt, *group.tails)]
+LEAF = 128
+"""Tokens at which a triangle is left to the kernel, which computes all of it and masks half (its blocks of keys are 512 wide)."""
+
+
+def _parts(groups: tuple[Group, ...]) -> list[tuple[slice, slice]]:
+    """(queries, keys) that together are what every token sees. First triangles on the diagonal, which touch each token once; then
+    rectangles, in which all queries see all keys: the halves of longer sequences, and the tails of a group on their prompt."""
+    triangles: list[tuple[slice, slice]] = []
+    rectangles: list[tuple[slice, slice]] = []
+
+    def causal(start: int, stop: int) -> None:
+        if stop - start <= LEAF:
+            triangles.append((slice(start, stop), slice(start, stop)))
+            return
+        middle = (start + stop) // 2
+        causal(start, middle)
+        causal(middle, stop)
+        rectangles.append((slice(middle, stop), slice(start, middle)))
+
+    for group in groups:
+        for part in (group.prompt, *group.tails):
+            causal(*part)
+        if group.tails:
+            rectangles.append((slice(group.prompt[1], group.stop), slice(*group.prompt)))
+    return triangles + rectangles
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...], scale: float, window: int | None, softcap: float | None) -> Tensor:
