@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nrt import cli_data
+from nrt import cli_data, cli_eval
 from nrt.errors import InputError, NrtError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Native Reasoning Training: a language model learns to reason from plain question–answer pairs.",
 )
+app.add_typer(cli_eval.app)  # without a name: its commands are nrt's own
 app.add_typer(cli_data.app, name="data", help="Prepare and look at data files.")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="JSON lines for machines instead of the live line.")]
@@ -173,59 +174,6 @@ def chat(
         if not question:
             return
         talk.ask(question)
-
-
-@app.command()
-def confidence(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Runs, or folders of models; with a trace or without.")],
-    question: Annotated[str, typer.Option(help="What is asked, as the user's turn.")],
-    answer: Annotated[str, typer.Option(help="The reference answer y*; without one, traces and answers alone.")] = "",
-    samples: Annotated[int, typer.Option(help="Sampled traces a model; 0: one greedy trace.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the sampled traces.")] = 0,
-    max_trace_tokens: Annotated[int, typer.Option(help="Cap on a trace.")] = 2048,
-    max_answer_tokens: Annotated[int, typer.Option(help="Cap on an answer.")] = 2048,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a model instead of the table.")] = False,
-) -> None:
-    """How sure models are of an answer after their own trace and without one (Table 9), and what each of them writes (Table 10)."""
-    from dataclasses import asdict
-    from json import dumps
-
-    from nrt.eval.confidence import ask, print_confidences
-    from nrt.eval.reasoner import open_reasoner
-
-    found = []
-    for model in models:  # one in memory at a time
-        reasoner = open_reasoner(model, max_trace_tokens=max_trace_tokens, max_answer_tokens=max_answer_tokens)
-        found.append(ask(reasoner, question, answer or None, samples=samples, seed=seed))
-    if not json:
-        print_confidences(_console(), found)
-        return
-    for one in found:
-        means = {"probability": one.probability, "probability_ended": one.probability_ended}
-        print(dumps(asdict(one) | means, ensure_ascii=False))
-
-
-@app.command()
-def judge(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Names or folders of runs; all are judged by the same questions.")],
-    model: Annotated[str, typer.Option(help="The judge's name at --url; without one, a run or the folder of a model on this machine.")],
-    url: Annotated[str, typer.Option(help="A chat-completions server, such as http://127.0.0.1:8000/v1.")] = "",
-    steps: Annotated[str, typer.Option(help="Held-out evaluations to judge, such as 0,50,100; by default all.")] = "",
-    samples: Annotated[int, typer.Option(help="Rows of each.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the choice of rows.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
-    price: Annotated[str, typer.Option(metavar="IN,OUT", help="Dollars per million tokens of prompt and of completion.")] = "",
-    key_env: Annotated[str, typer.Option(help="The variable that holds the key; a local server mostly wants none.")] = "OPENAI_API_KEY",
-    retries: Annotated[int, typer.Option(help="Further attempts after a reply that is no verdict, or an HTTP error that may pass.")] = 3,
-    max_tokens: Annotated[int, typer.Option(help="Cap on a reply; a judge that thinks needs more.")] = 1024,
-) -> None:
-    """A language model scores the traces of held-out questions (Table 8); report, figures and compare draw the means (Figure 2 e, f)."""
-    from nrt.eval.judge import judge_runs
-
-    judge_runs(
-        _console(), runs, model=model, url=url, steps=steps, samples=samples, seed=seed, jobs=jobs, price=price,
-        key_env=key_env, retries=retries, max_tokens=max_tokens,
-    )  # fmt: skip
 
 
 @app.command()

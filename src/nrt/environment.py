@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("native-reasoning", "torch", "transformers", "tokenizers")
+PACKAGES = ("native-reasoning", "torch", "transformers", "tokenizers", "vllm", "lm-eval")
 
 
 def describe_environment() -> dict[str, Any]:

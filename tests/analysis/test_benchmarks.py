@@ -41,19 +41,23 @@ def test_lengths_and_unfinished():
     assert (score.trace_tokens, score.unfinished, score.cut, score.answer_tokens) == (20, 0.5, 0.5, 3)
     rows[0]["said"][0]["trace"] = rows[1]["said"][0]["trace"] = None
     assert score_rows(rows)[0].trace_tokens is None
-    assert "| BBH | 2 | 1 | – | – | 3 |" in thinking_table(score_rows(rows), {"bbh": "BBH"})
+    assert "| BBH | 50.0 ± 50.0 | 2 | 1 | – | – | 3 |" in thinking_table(score_rows(rows), {"bbh": "BBH"})
 
 
 def test_one_row_has_no_error():
     (score,) = score_rows([record(1)])
     assert score.stderr is None
-    assert mean_of([score]).stderr is None
+    mean = mean_of([score], ["bbh"])
+    assert mean is not None
+    assert mean.stderr is None
     assert "100.0 |" in score_table({"m": [score]}, {}, ["bbh"])
 
 
 def test_mean_of_benchmarks():
     a, b = score_rows([record(x, row=i, benchmark=name) for name in ("a", "b") for i, x in enumerate([1, 0, 0, 0])])
-    mean = mean_of([a, b])
+    mean = mean_of([a, b], ["a", "b"])
+    assert mean is not None
+    assert mean_of([a], ["a", "b"]) is None
     assert mean.score == 0.25
     assert mean.stderr == pytest.approx(0.25 / math.sqrt(2))  # each: s² .25 over 4 rows, its root .25
 
@@ -67,11 +71,19 @@ def test_paired_difference_is_over_common_rows_only():
     assert paired(ours, ours, "bbh").low == paired(ours, ours, "bbh").high == 0
     with pytest.raises(InputError, match="no common row"):
         paired(ours, [record(1, row=99)], "bbh")
-    assert "`ours` | +50.0 [" in difference_table({"theirs": theirs, "ours": ours}, {})
+    assert "| bbh | +50.0 [" in difference_table({"theirs": theirs, "ours": ours}, {})
 
 
 def test_table_shows_the_mean_only_of_a_whole_suite():
     a, b = score_rows([record(x, row=i, benchmark=name) for name in ("a", "b") for i, x in enumerate([1, 0, 0, 0])])
-    assert score_table({"m": [a, b]}, {"a": "A"}, ["a", "b"]).splitlines()[0] == "|  | A | b | mean of 2 |"
-    assert score_table({"m": [a, b]}, {}, ["a", "c"]).splitlines()[0] == "|  | a | b |"
-    assert score_table({"m": [a, b], "n": [a]}, {}, ["a", "b"]).splitlines()[-1] == "| `n` | 25.0 ± 25.0 | – | – |"
+    assert score_table({"m": [a, b]}, {"a": "A"}, ["a", "b"]).splitlines() == [
+        "|  | `m` |", "| --- | --- |", "| A | 25.0 ± 25.0 |", "| b | 25.0 ± 25.0 |", "| mean of 2 | 25.0 ± 17.7 |"
+    ]  # fmt: skip
+    assert "mean" not in score_table({"m": [a, b]}, {}, ["a", "c"])
+    assert score_table({"m": [a, b], "n": [a]}, {}, ["a", "b"]).splitlines()[-1] == "| mean of 2 | 25.0 ± 17.7 | – |"
+
+
+def test_figures_of_a_row_that_counts_several_things():
+    """IFEval: two instructions of the first prompt, one of the second: 2 of 3, not the mean of .5 and 1."""
+    rows = [record(1, row=0) | {"also": {"inst": [True, False]}}, record(1, row=1) | {"also": {"inst": [True]}}]
+    assert score_rows(rows)[0].also == {"inst": pytest.approx(2 / 3)}

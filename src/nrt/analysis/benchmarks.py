@@ -1,6 +1,6 @@
 """Rows of an evaluation → scores with standard errors, and what one model has over another on the same rows.
 
-A benchmark's score is the mean over its strata (MMLU's subjects, BBH's tasks; one for all others) of the mean over their rows. Its
+A benchmark's score is the mean over its strata (MMLU's subjects; one for all others) of the mean over their rows. Its
 standard error is that of a stratified mean, sqrt(Σ s²_j / n_j) / J (Cochran, Sampling Techniques, §5.6). A row that was asked with
 several seeds counts once, with its mean.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Any
@@ -36,7 +36,7 @@ class Score:
     cut: float  # share of answers that reached their cap
     answer_tokens: float
     seconds: float
-    also: dict[str, float]  # the tasks' other figures, means over rows
+    also: dict[str, float]  # the tasks' other figures, means over rows or over what they count in them
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,14 @@ def score_rows(records: Sequence[Record]) -> list[Score]:
     return [_score(name, rows) for name, rows in groups.items()]
 
 
-def mean_of(scores: Sequence[Score]) -> Mean:
-    """Their errors are independent: no two benchmarks share a row."""
-    errors = [one.stderr for one in scores if one.stderr is not None]
-    whole = len(errors) == len(scores)
-    return Mean(fmean(one.score for one in scores), math.sqrt(sum(error**2 for error in errors)) / len(scores) if whole else None)
+def mean_of(scores: Sequence[Score], of: Sequence[str]) -> Mean | None:
+    """Of the benchmarks `of`; None where one is missing. Their errors are independent: no two benchmarks share a row."""
+    found = [one for one in scores if one.benchmark in of]
+    if len(found) < len(of):
+        return None
+    errors = [one.stderr for one in found if one.stderr is not None]
+    whole = len(errors) == len(found)
+    return Mean(fmean(one.score for one in found), math.sqrt(sum(error**2 for error in errors)) / len(found) if whole else None)
 
 
 def paired(ours: Sequence[Record], theirs: Sequence[Record], benchmark: str) -> Interval:
@@ -98,8 +101,14 @@ def _score(name: str, records: Sequence[Record]) -> Score:
         cut=fmean(one["cut"] for one in said),
         answer_tokens=fmean(one["answer_tokens"] for one in said),
         seconds=sum(record["seconds"] for record in records),
-        also={key: fmean(record["also"][key] for record in records) for key in records[0]["also"]},
+        also={key: fmean(_values(record["also"][key] for record in records)) for key in records[0]["also"]},
     )
+
+
+def _values(found: Iterable[Any]) -> Iterator[float]:
+    """A row may have several, as IFEval's prompts have instructions: each counts the same."""
+    for value in found:
+        yield from value if isinstance(value, list) else [value]
 
 
 def _stratified(table: Strata) -> float:
@@ -116,42 +125,46 @@ def _stderr(table: Strata) -> float | None:
 
 
 def score_table(models: Mapping[str, Sequence[Score]], titles: Mapping[str, str], of: Sequence[str]) -> str:
-    """Markdown: models × benchmarks in percent ± standard error, and the mean of the benchmarks `of` where a model has them all."""
+    """Markdown: benchmarks × models in percent ± standard error, and the mean of the benchmarks `of` where a model has them all."""
     names = list(dict.fromkeys(score.benchmark for scores in models.values() for score in scores))
-    whole = set(of) <= set(names)
-    head = ["", *(titles.get(name, name) for name in names), *([f"mean of {len(of)}"] * whole)]
-    lines = []
-    for model, scores in models.items():
-        found = {score.benchmark: score for score in scores}
-        cells = [_percent(found[name].score, found[name].stderr) if name in found else "–" for name in names]
-        if whole:
-            mean = mean_of([found[name] for name in of]) if set(of) <= set(found) else None
-            cells.append(_percent(mean.score, mean.stderr) if mean else "–")
-        lines.append([f"`{model}`", *cells])
-    return _markdown(head, lines)
+    found = {model: {score.benchmark: score for score in scores} for model, scores in models.items()}
+    lines = [[titles.get(name, name), *(percent(scores.get(name)) for scores in found.values())] for name in names]
+    if set(of) <= set(names):
+        lines.append([f"mean of {len(of)}", *(percent(mean_of(scores, of)) for scores in models.values())])
+    return _markdown(["", *(f"`{model}`" for model in models)], lines)
 
 
 def thinking_table(scores: Sequence[Score], titles: Mapping[str, str]) -> str:
-    """Markdown: how one model thought and answered, benchmark by benchmark."""
-    head = ["", "rows", "seeds", "trace, tokens", "unfinished", "answer, tokens", "cut", "seconds", "also"]
+    """Markdown: the scores of one model, and how it thought and answered, benchmark by benchmark."""
+    head = ["", "score", "rows", "seeds", "trace, tokens", "unfinished", "answer, tokens", "cut", "seconds", "also"]
     return _markdown(head, [_thinking(score, titles) for score in scores])
 
 
 def difference_table(models: Mapping[str, Sequence[Record]], titles: Mapping[str, str]) -> str:
     """Markdown: every later model less the first, on the rows that both were asked, in points with 95 % intervals."""
     (first, theirs), *others = models.items()
-    names = list(dict.fromkeys(record["benchmark"] for record in theirs))
     lines = []
-    for model, ours in others:
-        has = {record["benchmark"] for record in ours}
-        found = [paired(ours, theirs, name) if name in has else None for name in names]
-        lines.append([f"`{model}`", *(f"{100 * i.mean:+.1f} [{100 * i.low:+.1f}, {100 * i.high:+.1f}]" if i else "–" for i in found)])
-    return _markdown([f"less `{first}`", *(titles.get(name, name) for name in names)], lines)
+    for name in dict.fromkeys(record["benchmark"] for record in theirs):
+        both = [(ours, any(record["benchmark"] == name for record in ours)) for _, ours in others]
+        lines.append([titles.get(name, name), *(_points(paired(ours, theirs, name)) if has else "–" for ours, has in both)])
+    return _markdown([f"less `{first}`", *(f"`{model}`" for model, _ in others)], lines)
+
+
+def percent(found: Score | Mean | None) -> str:
+    """Such as "43.2 ± 1.4"; a dash for what there is not."""
+    if found is None:
+        return "–"
+    return f"{100 * found.score:.1f}" + ("" if found.stderr is None else f" ± {100 * found.stderr:.1f}")
+
+
+def _points(interval: Interval) -> str:
+    return f"{100 * interval.mean:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
 
 
 def _thinking(score: Score, titles: Mapping[str, str]) -> list[str]:
     return [
         titles.get(score.benchmark, score.benchmark),
+        percent(score),
         f"{score.rows:,}",
         str(len(score.seeds)),
         "–" if score.trace_tokens is None else f"{score.trace_tokens:.0f}",
@@ -161,10 +174,6 @@ def _thinking(score: Score, titles: Mapping[str, str]) -> list[str]:
         f"{score.seconds:,.0f}",
         ", ".join(f"{name} {100 * value:.1f}" for name, value in score.also.items()),
     ]
-
-
-def _percent(value: float, stderr: float | None) -> str:
-    return f"{100 * value:.1f}" + ("" if stderr is None else f" ± {100 * stderr:.1f}")
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -144,5 +144,5 @@ def _said(reasoner: Reasoner, question: Question, trace: Trace | None, answer_id
         finished=trace is None or trace.finished,
         answer=question.opening * bool(answer_ids) + text[: min(cuts, default=None)],
         answer_tokens=len(answer_ids),
-        cut=len(answer_ids) >= caps.answer and not ended and not cuts,
+        cut=bool(answer_ids) and len(answer_ids) >= caps.answer and not ended and not cuts,
     )

@@ -40,6 +40,11 @@ class Question:
         """Changes with anything that decides a reply of one model."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, ensure_ascii=False).encode(errors="backslashreplace")).hexdigest()
 
+    @property
+    def sampled(self) -> bool:
+        """Whether another seed could give another reply."""
+        return self.temperature > 0 or (bool(self.choices) and not self.null)
+
     def seed_of(self, k: int, part: str) -> int:
         """Of the k-th "trace" or "answer": the same whatever else is asked beside it."""
         return int.from_bytes(hashlib.sha256(f"{self.key}/{k}/{part}".encode()).digest()[:7])
