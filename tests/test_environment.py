@@ -18,7 +18,7 @@ def test_each_start_is_described(tmp_path):
     entries = Run(tmp_path).environment
     assert [entry["step"] for entry in entries] == [0, 0, 7]
     assert entries[0]["python"] == ".".join(str(part) for part in sys.version_info[:3])
-    assert set(entries[0]["packages"]) == {"native-reasoning", "torch", "transformers", "tokenizers"}
+    assert set(entries[0]["packages"]) == {"native-reasoning", "torch", "transformers", "tokenizers", "vllm", "lm-eval"}
     assert entries[0]["packages"]["torch"][0].isdigit()
     assert entries[0]["cpus"] == os.cpu_count()
 

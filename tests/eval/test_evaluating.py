@@ -17,6 +17,7 @@ from tests.eval.benchmarks import write_benchmarks
 from tests.eval.reasoners import save_tiny_model
 
 BENCHMARKS = "gsm8k,mmlu,math,truthfulqa,truthfulqa-null,humaneval"
+ARGUMENTS = ["--data", "data", "--benchmarks", BENCHMARKS, "--max-trace-tokens", "24", "--batch", "8", "--limit", "6"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -52,9 +53,7 @@ def rows(place: Path) -> dict[str, list[dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def whole(folder):
     """An uninterrupted evaluation of both models."""
-    text = run(
-        folder, "thinker", "plain", "--data", "data", "--benchmarks", BENCHMARKS, "--max-trace-tokens", "24", "--batch", "8", "--limit", "6"
-    )
+    text = run(folder, "thinker", "plain", *ARGUMENTS)
     return folder / "evals", text
 
 
@@ -82,21 +81,7 @@ def test_what_it_leaves(whole):
 
 
 def test_killed_and_run_again_it_asks_nothing_twice(folder, whole):
-    arguments = [
-        "thinker",
-        "--data",
-        "data",
-        "--benchmarks",
-        BENCHMARKS,
-        "--max-trace-tokens",
-        "24",
-        "--batch",
-        "8",
-        "--limit",
-        "6",
-        "-o",
-        "killed",
-    ]
+    arguments = ["thinker", *ARGUMENTS, "-o", "killed"]
     env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command(*arguments), cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -128,8 +113,7 @@ def replies(place: Path) -> dict[str, int]:
 
 
 def test_two_processes_say_what_one_says(folder, whole):
-    run(folder, "thinker", "--data", "data", "--benchmarks", BENCHMARKS, "--max-trace-tokens", "24", "--batch", "8", "--limit", "6", "-o", "two",
-        "--processes", "2")  # fmt: skip
+    run(folder, "thinker", *ARGUMENTS, "-o", "two", "--processes", "2")
     assert len({file.name.split(".")[-2] for file in (folder / "two").glob("replies/*/*.jsonl")}) == 2
     one, two = rows(whole[0] / "thinker"), rows(folder / "two")
     for name in one:
