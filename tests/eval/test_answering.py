@@ -118,12 +118,23 @@ def test_likelihood_of_choices_after_the_trace(opened):
         assert logp == pytest.approx(sum(scores[len(before) - 1 + i, token].item() for i, token in enumerate(tail)), abs=1e-4)
 
 
-def test_context_too_short_takes_from_the_trace_first(opened):
+def test_context_too_short_is_shared_between_trace_and_answer():
+    """1,000 tokens of room and caps of 3,000 and 1,000: 750 and 250."""
+
+    def say(before, tracing):
+        return "x" if tracing else "x" * 5000
+
+    reasoner = dataclasses.replace(scripted(say), context=1002 + len(scripted(say).chat.encode_prompt(ASKED.messages)))
+    (said,) = reply(reasoner, dataclasses.replace(ASKED, max_trace_tokens=3000, max_answer_tokens=1000)).said
+    assert said.trace_tokens == 750
+    (said,) = reply(reasoner, dataclasses.replace(ASKED, max_trace_tokens=3000, max_answer_tokens=1000, null=True)).said
+    assert said.answer_tokens == 1000
+    (said,) = reply(reasoner, dataclasses.replace(ASKED, max_trace_tokens=12, max_answer_tokens=100)).said
+    assert (said.trace_tokens, said.finished) == (12, False)
+
+
+def test_no_room_for_an_answer_is_an_error(opened):
     reasoner = opened[True]
-    prompt = len(reasoner.chat.encode_prompt(ASKED.messages))
-    asked = dataclasses.replace(ASKED, max_trace_tokens=2048, max_answer_tokens=200)
-    (said,) = reply(reasoner, asked).said
-    assert said.trace_tokens <= 256 - prompt - 200 - 2
     asked = dataclasses.replace(ASKED, messages=(Message("user", "x" * 300),))
     with pytest.raises(InputError, match="no room for an"):
         reply(reasoner, asked)

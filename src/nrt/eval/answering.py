@@ -55,17 +55,21 @@ def _kind(question: Question) -> tuple[str, bool, int, float, float, bool]:
 
 
 def _caps(reasoner: Reasoner, question: Question, prompt: Ids) -> Caps:
-    """A context too short for both caps takes from the trace first."""
+    """A context too short for both caps is shared in their proportion; choices have all the room that they need."""
     room = reasoner.context - len(prompt) - len(reasoner.chat.encode_text(question.opening)) - 2  # START and END
-    thinks = reasoner.thinks and not question.null
-    least = max((len(reasoner.chat.encode_text(choice)) for choice in question.choices), default=1)
-    if room < least + thinks:
+    trace = question.max_trace_tokens if reasoner.thinks and not question.null else 0
+    answer = max((len(reasoner.chat.encode_text(choice)) for choice in question.choices), default=question.max_answer_tokens)
+    if room < (answer if question.choices else 1) + bool(trace):
         raise InputError(
             f"a prompt of {question.task} has {len(prompt)} tokens and {reasoner.name} a context of {reasoner.context}: no room for an "
             "answer; take a model with a longer context, or leave this benchmark out with --benchmarks"
         )
-    answer = least if question.choices else min(question.max_answer_tokens, room - thinks)
-    return Caps(min(question.max_trace_tokens, room - answer) if thinks else 0, 0 if question.choices else answer)
+    if question.choices:
+        return Caps(min(trace, room - answer), 0)
+    if trace + answer > room:
+        trace = max(1, room * trace // (trace + answer)) if trace else 0
+        answer = room - trace
+    return Caps(trace, answer)
 
 
 def _write(reasoner: Reasoner, block: Sequence[tuple[Question, Ids]], caps: Caps) -> list[list[Said]]:

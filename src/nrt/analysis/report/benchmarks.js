@@ -66,7 +66,7 @@ function showRow() {
   if (!row) return $("row").replaceChildren(note("No row passes these filters."));
   $("row").replaceChildren(
     h("div", { class: "question" },
-      h("div", {}, h("h4", {}, "Question ", h("span", { class: "faint" }, visible([row.benchmark, row.stratum, row.id].join(" · ")))), prose(row.question)),
+      h("div", {}, h("h4", {}, "Question ", h("span", { class: "faint" }, visible([row.benchmark, row.group, row.id].join(" · ")))), prose(row.question)),
       h("div", {}, h("h4", {}, "Target"), prose(row.target))),
     ...Object.entries(row.replies).map(([place, reply]) => {
       const run = report.runs[place];

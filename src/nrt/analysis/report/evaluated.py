@@ -41,7 +41,7 @@ class BenchmarkRow:
     """A row of a benchmark, with the replies by the run's place in the report."""
 
     benchmark: str
-    stratum: str
+    group: str  # its stratum, else its task
     id: str
     question: str
     target: str
@@ -57,11 +57,15 @@ def read_evaluated(runs: Sequence[Loaded]) -> tuple[dict[int, Evaluated], list[B
     scores: dict[int, Evaluated] = {}
     rows: dict[tuple[str, str, str], dict[int, Mapping[str, Any]]] = {}
     for place, loaded in enumerate(runs):
-        records = [json.loads(line) for file in sorted((loaded.run.path / "eval" / "rows").glob("*.jsonl")) for line in _lines(file)]
+        whole = _eval_json(loaded)
+        order = [score["benchmark"] for score in whole.get("scores", ())]
+        files = sorted((loaded.run.path / "eval" / "rows").glob("*.jsonl"), key=lambda file: (order + [file.stem]).index(file.stem))
+        records = [json.loads(line) for file in files for line in _lines(file)]
         if not records:
             continue
         found = score_rows(records)
-        scores[place] = Evaluated(found, _mean_of_nine(loaded))
+        nine = whole.get("mean_of_nine")  # which nine they are is not known here
+        scores[place] = Evaluated(found, nine["score"] if nine else None)
         for record in records:
             rows.setdefault((record["benchmark"], record["task"], record["id"]), {}).setdefault(place, record)
     chosen: list[BenchmarkRow] = []
@@ -71,17 +75,15 @@ def read_evaluated(runs: Sequence[Loaded]) -> tuple[dict[int, Evaluated], list[B
     return scores, within_budget(chosen, MOST_BYTES), len(rows)
 
 
-def _mean_of_nine(loaded: Loaded) -> float | None:
-    """As eval.json has it: which nine they are is not known here."""
+def _eval_json(loaded: Loaded) -> dict[str, Any]:
     file = loaded.run.path / "eval" / "eval.json"
-    whole = json.loads(file.read_text("utf-8")).get("mean_of_nine") if file.is_file() else None
-    return whole["score"] if whole else None
+    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
 
 
 def _row(replies: Mapping[int, Mapping[str, Any]]) -> BenchmarkRow:
     first = next(iter(replies.values()))
     said = {place: _answered(one) for place, one in replies.items()}
-    return BenchmarkRow(first["benchmark"], first["stratum"], first["id"], first["question"], str(first["target"]), said)
+    return BenchmarkRow(first["benchmark"], first["stratum"] or first["task"], first["id"], first["question"], str(first["target"]), said)
 
 
 def _answered(record: Mapping[str, Any]) -> Answered:
