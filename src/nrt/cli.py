@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from nrt import cli_data, cli_eval
+from nrt.environment import launched
 from nrt.errors import InputError, NrtError
 
 app = typer.Typer(
@@ -31,7 +32,7 @@ def train(
         bool, typer.Option("--report", help="Keep RUN/report.html up to date: after each held-out evaluation and at the end.")
     ] = False,
 ) -> None:
-    """Train: nrt train gsm8k model=FOLDER data.train=FILE run=NAME; go on with: nrt train resume=RUN."""
+    """Train: nrt train gsm8k model=FOLDER data.train=FILE run=NAME; go on with: nrt train resume=RUN. On several GPUs: docs/running.md."""
     from nrt.config import build_config, load_config, parse_overrides
     from nrt.run import load_run, run_folder
     from nrt.training import train as run_training
@@ -45,6 +46,9 @@ def train(
         if not resume:
             raise InputError("no recipe given; write nrt train RECIPE key=value …, or nrt train resume=RUN")
         config = build_config(load_run(run_folder(str(resume))).config.model_dump(mode="json"), given)
+    if launched()[0]:  # the main process speaks
+        run_training(config)
+        return
     listener = _listener(json)
     pages = _reporting(listener) if report else None
     try:
@@ -73,6 +77,7 @@ def compare(
     """Methods or variants under one budget, with honest error bars; the same command again goes on where it stopped."""
     from nrt.comparing import compare_study
 
+    _check_alone("compare")
     given = compare_study(
         _console(), settings[0], settings[1:], methods=methods, variants=variants, seeds=seeds, baseline=baseline,
         jobs=jobs, study=study, measure=measure,
@@ -90,6 +95,7 @@ def demo(
     """The miniature: a tiny model learns to reason in minutes, from question–answer pairs alone."""
     from nrt.lab.demo import run_demo
 
+    _check_alone("demo")
     console = _console()
     result = run_demo(console, _listener(False), run=run or None, seed=seed, quick=quick)
     try:
@@ -189,6 +195,11 @@ def export(
     _console().print(f"{source} → {folder}", highlight=False, soft_wrap=True)
 
 
+def _check_alone(command: str) -> None:
+    if launched()[1] > 1:
+        raise InputError(f"torchrun started several `nrt {command}`; start one, without torchrun")
+
+
 def _world(recipe: str, overrides: list[str]) -> list[str]:
     """A recipe of the miniature brings its own model and pairs, unless a model is given."""
     if not recipe.startswith("miniature") or any(text.startswith("model=") for text in overrides):
@@ -224,8 +235,10 @@ def main() -> None:
     except NrtError as error:
         from rich.console import Console
 
-        kind = "interrupted" if error.exit_status == 130 else "error"
-        Console(stderr=True).print(f"{kind}: {error}", markup=False, highlight=False, soft_wrap=True)
+        rank, _ = launched()
+        kind = f"error in process {rank}" if rank else "interrupted" if error.exit_status == 130 else "error"
+        if rank == 0 or error.exit_status != 130:
+            Console(stderr=True).print(f"{kind}: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(130)

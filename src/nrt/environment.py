@@ -26,8 +26,15 @@ def describe_environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "processes": launched()[1],
         "gpus": _gpus(),
     }
+
+
+def launched() -> tuple[int, int]:
+    """(rank of this process, how many there are) of those that torchrun started; (0, 1) without it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    return (int(os.environ.get("RANK", "0")), size) if size > 1 else (0, 1)
 
 
 def cache_folder() -> Path:

@@ -279,6 +279,22 @@ class RunWriter:
         _write(self.path / "environment.json", [json.dumps(entries, indent=1), "\n"])
 
 
+class Bystander(RunWriter):
+    """Stands where a writer would, in a process that leaves the writing to another one."""
+
+    def __init__(self, path: Path, *, resumed: bool) -> None:
+        """Takes no lock."""
+        self.path, self.resumed = path, resumed
+
+    def heldout(self, step: int, records: Iterable[Mapping[str, Any]]) -> None: ...
+
+    def skipped(self, kind: str, records: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def close(self) -> None: ...
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None: ...
+
+
 @contextmanager
 def _released_on_error(writer: RunWriter) -> Iterator[None]:
     try:

@@ -282,6 +282,8 @@ class Config(Section):
     """Keep a frozen copy of the initial model for the gain against `x y*` under it (one more model in memory)."""
     engine: Literal["local"] = "local"
     """What runs the updates."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Under torchrun, `ddp`: each process holds all weights, or `fsdp`: a part of them; `auto`: ddp where it fits (docs/running.md)."""
     sampler: Literal["hf"] = "hf"
     """What samples the traces."""
     device: str = "auto"

@@ -1,12 +1,13 @@
-"""One process: a model, its optimiser, and the two things a step asks of them: score rows, update on rows."""
+"""A model, its optimiser, and the two things a step asks of them: score rows, update on rows. In one process, or in several that share
+the rows out among themselves, group by group; then all of them call with the same rows, and get the same results."""
 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from nrt.config import AUTO_TOKENS, OptimizerConfig
+from nrt.engine.processes import ALONE, Processes
+from nrt.engine.sharded import ShardedWeights, Spread, fits, gathered
 from nrt.engine.weights import Weights, layers_of, recomputing
-from nrt.errors import InputError
+from nrt.errors import InputError, RunError
 from nrt.objective import Method, RowCredit, nrt_loss, streams
 from nrt.scoring import Scorer, choose_scorer, score_all
+from nrt.scoring.layout import by_prompt
 from nrt.types import Row, TokenScores
 
 
@@ -59,13 +63,15 @@ Crediting = Callable[[Sequence[int], TokenScores], Sequence[RowCredit | None]]
 
 @dataclass
 class LocalEngine:
-    """Scores and updates `model` in this process. `reference` is the frozen initial model, or None."""
+    """Scores and updates `model`. `reference` is the frozen initial model, or None."""
 
     model: nn.Module
     reference: nn.Module | None
+    reference_whole: Callable[[], AbstractContextManager[None]]  # while it is needed with all of its weights
+    processes: Processes
     scorer: Scorer
     scorer_why: str  # in words, why it is this one
-    weights: Weights
+    weights: Weights | ShardedWeights
     recomputed: Sequence[nn.Module]  # layers whose activations are made again in the backward
     optimizer: Optimizer
     scheduler: LRScheduler
@@ -80,24 +86,44 @@ class LocalEngine:
         model = self.reference if initial else self.model
         if model is None:
             raise InputError("the initial model was not kept; set initial_reference=true")
-        scores = self.within_memory(lambda: score_all(self.scorer, model, rows, self.tokens_per_batch))
-        return TokenScores(scores.logp_N.cpu(), scores.entropy_N.cpu(), scores.lengths)
+        if not rows:
+            raise InputError("there are no rows to score; give at least one")
+        mine = self._shares(rows)[self.processes.rank]
+        with (self.reference_whole if initial else self.weights.whole)():
+            scores = self.within_memory(lambda: self._alike(lambda: self._score(model, [rows[i] for i in mine])))
+        tails: dict[int, tuple[Tensor, Tensor]] = {}
+        for places, part in self.processes.gather((mine, scores)):
+            tails |= zip(places, part.rows(), strict=True)
+        logps, entropies = zip(*(tails[i] for i in range(len(rows))), strict=True)
+        return TokenScores(torch.cat(logps), torch.cat(entropies), tuple(map(len, logps)))
 
     def gradient(self, rows: Sequence[Row], credit: Crediting, method: Method, *, denominator: float) -> LossSums:
-        """The gradient of all rows, in place of what was there; accumulated over micro-batches.
+        """The gradient of all rows, in place of what was there; accumulated over micro-batches and processes.
 
-        `credit` hears of each micro-batch once it was forwarded. Sums over rows: how they are cut changes nothing.
+        `credit` hears of each micro-batch of this process once it was forwarded. Sums over rows: how they are cut changes nothing.
         """
-        self.weights.forget_gradients()
-        sums = torch.zeros(7, dtype=torch.float64)
-        with recomputing(self.recomputed):
-            for batch in self.scorer.batches(rows, self.tokens_per_batch):
-                sums += self._accumulate(batch, [rows[i] for i in batch], credit, method, denominator)
+        batches = [self._batches(rows, share) for share in self._shares(rows)]
+        mine = batches[self.processes.rank]
+        idle = max(map(len, batches)) - len(mine) if self.weights.lockstep else 0
+
+        def accumulate() -> Tensor:
+            self.weights.forget_gradients()
+            sums = torch.zeros(7, dtype=torch.float64)
+            with recomputing(self.recomputed):
+                for batch in mine:
+                    sums += self._accumulate(batch, [rows[i] for i in batch], credit, method, denominator)
+                for _ in range(idle):
+                    self._pass_for_others(min(rows, key=lambda row: len(row.ids)))
+            return sums
+
+        sums = self._alike(accumulate)
+        self.weights.reduce()
+        self.processes.add([sums])
         return LossSums(*sums.tolist(), tokens=sum(len(row.ids) for row in rows))
 
     def update(self, sums: LossSums) -> UpdateStats:
         """One optimiser update by the gradient that is there."""
-        grad_norm = nn.utils.clip_grad_norm_(self.weights.masters.values(), self.max_grad_norm)
+        grad_norm = gathered(nn.utils.clip_grad_norm_(self.weights.masters.values(), self.max_grad_norm))
         lr = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
@@ -117,7 +143,7 @@ class LocalEngine:
     def within_memory(self, work: Callable[[], T]) -> T:
         """The work's result; where memory runs out it is done again from its beginning, once, in batches of half the tokens.
 
-        Raises InputError where it may not, or where that did not help.
+        Raises InputError where it may not, or where that did not help; RunError where others wait for this process in the midst of it.
         """
         try:
             return work()
@@ -126,7 +152,7 @@ class LocalEngine:
                 raise
             if self.halved or not self.may_halve:
                 mend = f"lower tokens_per_batch, which is {self.tokens_per_batch}, or set gradient_checkpointing=true"
-                raise InputError(f"out of memory: {mend}") from error
+                raise (RunError if self.weights.lockstep else InputError)(f"out of memory: {mend}") from error
         # Out of the handler, whose traceback holds the tensors of the failed pass.
         self.halve()
         self.weights.forget_gradients()
@@ -142,13 +168,48 @@ class LocalEngine:
     def forwards_whole(self, groups: Sequence[Sequence[Row]]) -> bool:
         """Whether the rows of each group would be forwarded together."""
         place = [g for g, group in enumerate(groups) for _ in group]
-        batches = self.scorer.batches([row for group in groups for row in group], self.tokens_per_batch)
-        seen = [{place[i] for i in batch} for batch in batches]
+        rows = [row for group in groups for row in group]
+        seen = [{place[i] for i in batch} for share in self._shares(rows) for batch in self._batches(rows, share)]
         return sum(map(len, seen)) == len(groups)
+
+    def _shares(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Places of the rows of each process; those of one prompt go to one."""
+        groups = list(by_prompt(rows).values())
+        costs = [len(rows[group[0]].prompt_ids) + sum(len(rows[i].tail_ids) for i in group) for group in groups]
+        return [sorted(i for g in share for i in groups[g]) for share in self.processes.share(costs)]
+
+    def _batches(self, rows: Sequence[Row], share: Sequence[int]) -> list[list[int]]:
+        """Micro-batches of a process's rows, as places among all."""
+        batches = self.scorer.batches([rows[i] for i in share], self.tokens_per_batch)
+        return [[share[i] for i in batch] for batch in batches]
+
+    def _score(self, model: nn.Module, rows: Sequence[Row]) -> TokenScores:
+        """On the CPU."""
+        if not rows:
+            return TokenScores(torch.empty(0), torch.empty(0), ())
+        scores = score_all(self.scorer, model, rows, self.tokens_per_batch)
+        return TokenScores(scores.logp_N.cpu(), scores.entropy_N.cpu(), scores.lengths)
+
+    def _alike(self, work: Callable[[], T]) -> T:
+        """The result of work of this process's own; where memory runs out in one of them it does in all, and all go on alike."""
+        result, short = None, ""
+        try:
+            result = work()
+        except RuntimeError as error:
+            if self.weights.lockstep or not _out_of_memory(error):
+                raise  # ends this process, and so the others
+            short = str(error)  # the error itself holds the tensors of the failed pass
+        if self.processes.any(bool(short)):
+            raise torch.OutOfMemoryError(short or "out of memory in another process")
+        return cast(T, result)
+
+    def _pass_for_others(self, row: Row) -> None:
+        """A forward and backward that add nothing, so that others find this process where they wait for it."""
+        (self.weights.scores(self.scorer, [row]).logp_N.sum() * 0.0).backward()
 
     def _accumulate(self, batch: Sequence[int], rows: Sequence[Row], credit: Crediting, method: Method, denominator: float) -> Tensor:
         """Adds the gradient of rows forwarded together; returns their `LossSums` but for the tokens, in float64."""
-        scores = self.scorer(self.model, rows)
+        scores = self.weights.scores(self.scorer, rows)
         credited = zip(rows, credit(batch, scores), scores.logp_N.split(scores.lengths), strict=True)
         kept = [(row, credit, logp) for row, credit, logp in credited if credit is not None]
         logp_N = torch.cat([logp for _, _, logp in kept])
@@ -173,14 +234,27 @@ def build_engine(
     tokens_per_batch: int | Literal["auto"],
     reference: nn.Module | None = None,
     gradient_checkpointing: bool = False,
+    processes: Processes = ALONE,
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto",
 ) -> LocalEngine:
-    """Engine with AdamW and its schedule over `updates` updates. Raises InputError under a launcher of several processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("this nrt trains in one process; start it with `nrt train`, not with torchrun")
-    recomputed = layers_of(model) if gradient_checkpointing else ()
-    if gradient_checkpointing and not recomputed:
+    """Engine with AdamW and its schedule over `updates` updates. Of several processes each holds all weights ("ddp") or a part ("fsdp").
+
+    Raises InputError where a model has nothing that could be computed again.
+    """
+    if gradient_checkpointing and not layers_of(model):
         raise InputError(f"{type(model).__name__} has no layers that could be computed again; set gradient_checkpointing=false")
-    weights = Weights(model)
+    processes.copy_main(p for one in (model, reference) if one is not None for p in one.parameters())
+    if reference is not None:
+        choose_scorer(reference, pad_id)  # the same choice as for the model: it is the same architecture
+    reference_whole = nullcontext
+    if processes.size > 1 and (parallel == "fsdp" or (parallel == "auto" and not fits(model, reference))):
+        choice = choose_scorer(model, pad_id)  # while the model still has its weights
+        weights = ShardedWeights(model, processes)
+        if reference is not None:
+            reference_whole = Spread.evenly(reference, processes).whole
+    else:
+        weights = Weights(model, processes)
+        choice = choose_scorer(model, pad_id, weights.gradient_of)
     fused = next(model.parameters()).device.type in ("cpu", "cuda")  # no temporaries of the parameters' size
     optimizer = AdamW(
         weights.masters.values(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=fused
@@ -188,20 +262,19 @@ def build_engine(
     warmup = config.warmup * updates if config.warmup < 1 else config.warmup
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     scheduler = get_scheduler(name, optimizer, num_warmup_steps=int(warmup), num_training_steps=updates)
-    choice = choose_scorer(model, pad_id, weights.gradient_of)
-    if reference is not None:
-        choose_scorer(reference, pad_id)  # the same choice: it is the same architecture
     return LocalEngine(
         model=model,
         reference=reference,
+        reference_whole=reference_whole,
+        processes=processes,
         scorer=choice.scorer,
         scorer_why=choice.why,
         weights=weights,
-        recomputed=recomputed,
+        recomputed=layers_of(weights.module) if gradient_checkpointing else (),
         optimizer=optimizer,
         scheduler=scheduler,
         tokens_per_batch=AUTO_TOKENS if tokens_per_batch == "auto" else tokens_per_batch,
-        may_halve=tokens_per_batch == "auto",
+        may_halve=tokens_per_batch == "auto" and not weights.lockstep,
         max_grad_norm=config.max_grad_norm,
     )
 

@@ -7,7 +7,7 @@ parameters stay short, for forward, backward and sampling; their gradients are s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -15,11 +15,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from nrt.engine.processes import ALONE, Processes
+from nrt.scoring import Scorer
+from nrt.types import Row, TokenScores
+
 
 class Weights:
-    """The trained parameters of a model, by name; tied ones once, frozen ones not at all."""
+    """The trained parameters of a model, by name; tied ones once, frozen ones not at all. Each process holds all of them."""
 
-    def __init__(self, model: nn.Module) -> None:
+    why = "each process holds all weights"
+    lockstep = False  # whether all processes must forward and go backward equally often
+
+    def __init__(self, model: nn.Module, processes: Processes = ALONE) -> None:
+        self.module, self._processes = model, processes
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters: dict[str, Tensor] = {name: _master(p) for name, p in self._parameters.items()}
         self._master_of = {id(p): self.masters[name] for name, p in self._parameters.items()}
@@ -32,12 +40,23 @@ class Weights:
         """The masters that are no parameters themselves."""
         return {name: master for name, master in self.masters.items() if master is not self._parameters[name]}
 
+    def whole(self) -> AbstractContextManager[None]:
+        """While the model is needed with all of its weights."""
+        return nullcontext()
+
+    def scores(self, scorer: Scorer, rows: Sequence[Row]) -> TokenScores:
+        """With a gradient."""
+        return scorer(self.module, rows)
+
+    def reduce(self) -> None:
+        """Sums the gradients over the processes; what has none in any of them keeps none."""
+        there = torch.tensor([float(master.grad is not None) for master in self.masters.values()])
+        self._processes.add([there])
+        self._processes.add(_gradient(master) for master, n in zip(self.masters.values(), there.tolist(), strict=True) if n)
+
     def gradient_of(self, parameter: Tensor) -> Tensor:
         """The float32 gradient of a trained parameter, to be added to in place; zeros at first."""
-        master = self._master_of[id(parameter)]
-        if master.grad is None:
-            master.grad = torch.zeros_like(master)
-        return master.grad
+        return _gradient(self._master_of[id(parameter)])
 
     def forget_gradients(self) -> None:
         """All of them, also one that a backward without memory left half moved."""
@@ -74,6 +93,12 @@ def recomputing(layers: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward  # the instance's; the class's own is seen again
+
+
+def _gradient(master: Tensor) -> Tensor:
+    if master.grad is None:
+        master.grad = torch.zeros_like(master)
+    return master.grad
 
 
 def _master(parameter: nn.Parameter) -> Tensor:

@@ -23,6 +23,12 @@ class Request:
     greedy: bool = False  # the most likely token instead of a sampled one
     temperature: float = 1.0  # what the logits are divided by
     top_p: float = 1.0  # drawn from the fewest most likely tokens that hold this share of the probability
+    only: Sequence[int] | None = None  # places of the prompts to sample for, each as it would be sampled among all; None: all
+
+    @property
+    def places(self) -> Sequence[int]:
+        """Places of the prompts to sample for."""
+        return range(len(self.prompts)) if self.only is None else self.only
 
 
 class Sampler(Protocol):
@@ -33,7 +39,7 @@ class Sampler(Protocol):
         ...
 
     def sample(self, request: Request) -> list[list[Sample]]:
-        """`n` samples for each prompt, in the order of the prompts."""
+        """`n` samples for each prompt, in the order of the prompts (or of `only`)."""
         ...
 
 

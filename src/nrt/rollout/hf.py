@@ -51,8 +51,8 @@ class HFSampler:
         """See `Sampler.sample`. Leaves the global random state alone. Raises InputError for an empty prompt."""
         if not all(request.prompts):
             raise InputError("a prompt without tokens has nothing to predict from; give it at least a BOS token")
-        n = request.n
-        owners = [prompt for prompt in request.prompts for _ in range(n)]
+        n, places = request.n, request.places
+        owners = [request.prompts[b] for b in places for _ in range(n)]
         uniforms_RC = None if request.greedy else _uniforms(request)
         samples: dict[int, Sample] = {}
         order = sorted(range(len(owners)), key=lambda row: len(owners[row]))  # similar lengths together: less padding
@@ -61,7 +61,7 @@ class HFSampler:
                 rows = order[first : first + self.max_rows]
                 uniforms = None if uniforms_RC is None else uniforms_RC[rows]
                 samples |= zip(rows, self._decode([owners[row] for row in rows], uniforms, request), strict=True)
-        return [[samples[b * n + k] for k in range(n)] for b in range(len(request.prompts))]
+        return [[samples[b * n + k] for k in range(n)] for b in range(len(places))]
 
     def _decode(self, prompts: Sequence[tuple[int, ...]], uniforms_RC: Tensor | None, request: Request) -> list[Sample]:
         """One sample a prompt. Tokens drawn for a row after it stopped, until it leaves the batch, are cut off at the end."""
@@ -97,13 +97,17 @@ class HFSampler:
 
 
 def _uniforms(request: Request) -> Tensor:
-    """Numbers in [0, 1) [prompts · n, cap], drawn on the CPU: the same on every device."""
-    prompts, n = len(request.prompts), request.n
-    drawn = [(prompts * n, request.seed)] if isinstance(request.seed, int) else [(n, seed) for seed in request.seed]
-    if sum(rows for rows, _ in drawn) != prompts * n:
-        raise InputError(f"{len(drawn)} seeds for {prompts} prompts; give one for all, or one each")
-    found = [torch.rand(rows, request.cap, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for rows, seed in drawn]
-    return torch.cat(found) if found else torch.empty(0, request.cap, dtype=torch.float64)
+    """Numbers in [0, 1) [places · n, cap], drawn on the CPU: the same on every device."""
+    prompts, n, cap, places = len(request.prompts), request.n, request.cap, list(request.places)
+    if isinstance(request.seed, int):
+        return _noise(request.seed, prompts * n, cap).view(prompts, n, cap)[places].flatten(0, 1)
+    if len(request.seed) != prompts:
+        raise InputError(f"{len(request.seed)} seeds for {prompts} prompts; give one for all, or one each")
+    return torch.cat([torch.empty(0, cap, dtype=torch.float64), *(_noise(request.seed[place], n, cap) for place in places)])
+
+
+def _noise(seed: int, rows: int, cap: int) -> Tensor:
+    return torch.rand(rows, cap, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def _shaped(logits_RV: Tensor, request: Request) -> Tensor:

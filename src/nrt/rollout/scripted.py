@@ -27,7 +27,7 @@ class ScriptedSampler:
     def sample(self, request: Request) -> list[list[Sample]]:
         """See `Sampler.sample`. Raises InputError where no model could have sampled the script."""
         r = request
-        return [[Sample(_checked(ids, r.stop_ids, r.cap)) for ids in self._of(prompt, r.n)] for prompt in r.prompts]
+        return [[Sample(_checked(ids, r.stop_ids, r.cap)) for ids in self._of(r.prompts[b], r.n)] for b in r.places]
 
     def _of(self, prompt: tuple[int, ...], n: int) -> Sequence[Sequence[int]]:
         samples = self.script(prompt, n)

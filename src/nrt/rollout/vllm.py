@@ -44,8 +44,8 @@ class VLLMSampler:
 
     def sample(self, request: Request) -> list[list[Sample]]:
         """See `Sampler.sample`. Which noise a seed stands for is vLLM's own: not the ids that `HFSampler` draws."""
-        prompts: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt in request.prompts]
-        outputs = self.llm.generate(prompts, [_params(request, place) for place in range(len(prompts))], use_tqdm=False)
+        prompts: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt in (request.prompts[b] for b in request.places)]
+        outputs = self.llm.generate(prompts, [_params(request, place) for place in request.places], use_tqdm=False)
         groups = [[_sample(one) for one in sorted(output.outputs, key=lambda one: one.index)] for output in outputs]
         return [group * request.n for group in groups] if request.greedy else groups
 

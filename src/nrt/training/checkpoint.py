@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nrt.engine.local import LocalEngine, UpdateStats
+from nrt.engine.sharded import gathered, spread_like
 from nrt.training.rollout import Rollout
 
 
@@ -47,15 +49,26 @@ MASTER = "master"
 
 
 def save_checkpoint(folder: Path, engine: LocalEngine, state: Mapping[str, Any], save_model: Any) -> None:
-    """Writes `folder`; `save_model(path)` writes the model and tokenizer, `state` is the JSON part."""
+    """Writes `folder`; `save_model(path)` writes the model and tokenizer, `state` is the JSON part.
+
+    All processes call it, and the main one writes: whole tensors, so that any number of processes can go on from them.
+    """
+    tensors, scalars = _flatten(engine)
+    with engine.weights.whole():
+        if engine.processes.main:
+            document = {**state, "optimizer": scalars, "scheduler": engine.scheduler.state_dict(), "halved": engine.halved}
+            _write(folder, tensors, document, save_model)
+    engine.processes.meet()
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], document: Mapping[str, Any], save_model: Any) -> None:
+    """At once or not at all."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_model(temporary / "model")
-    tensors, scalars = _flatten(engine)
     save_file(tensors, temporary / "optimizer.safetensors")
     save_file(_rng_state(), temporary / "rng.safetensors")
-    document = {**state, "optimizer": scalars, "scheduler": engine.scheduler.state_dict(), "halved": engine.halved}
     (temporary / "state.json").write_text(json.dumps(document, default=_plain), encoding="utf-8")
     for file in temporary.rglob("*"):
         if file.is_file():
@@ -68,7 +81,7 @@ def save_checkpoint(folder: Path, engine: LocalEngine, state: Mapping[str, Any],
 def load_checkpoint(folder: Path, engine: LocalEngine) -> dict[str, Any]:
     """Puts optimiser, schedule and random state back into the engine (its model was loaded from `folder/model`)."""
     document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    _unflatten(engine, load_file(folder / "optimizer.safetensors"), document["optimizer"])
+    _unflatten(engine, folder / "optimizer.safetensors", document["optimizer"])
     engine.scheduler.load_state_dict(document["scheduler"])
     if engine.may_halve and document.get("halved"):
         engine.halve()
@@ -83,25 +96,37 @@ def prune(checkpoints: list[Path], keep: int) -> None:
 
 
 def _flatten(engine: LocalEngine) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Optimiser state by parameter name, and each group's plain values; `MASTER` is the float32 copy of a shorter parameter."""
+    """Optimiser state by parameter name (in the main process), and each group's plain values; `MASTER` is the float32 copy of a shorter
+    parameter."""
+    tensors: dict[str, Tensor] = {}
+
+    def keep(name: str, slot: str, tensor: Tensor) -> None:
+        whole = gathered(tensor.detach())  # one after the other: all together may be more than a GPU holds
+        if engine.processes.main:
+            tensors[f"{name}|{slot}"] = whole.to("cpu", copy=True).contiguous()
+
     names = {id(master): name for name, master in engine.weights.masters.items()}
-    tensors = {f"{name}|{MASTER}": master.detach().clone() for name, master in engine.weights.copies.items()}
+    for name, master in engine.weights.copies.items():
+        keep(name, MASTER, master)
     for parameter, state in engine.optimizer.state.items():
-        for key, value in state.items():
-            tensors[f"{names[id(parameter)]}|{key}"] = value.detach().clone().contiguous()
+        for slot, value in state.items():
+            keep(names[id(parameter)], slot, value)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
     return tensors, {"groups": groups}
 
 
-def _unflatten(engine: LocalEngine, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-    for key, value in tensors.items():
-        name, _, slot = key.rpartition("|")
-        master = engine.weights.masters[name]
-        if slot == MASTER:
-            master.data.copy_(value)
-        else:
-            hosted = value.ndim == 0 and not engine.optimizer.defaults["fused"]  # `step` stays on the CPU then
-            engine.optimizer.state[master][slot] = value if hosted else value.to(master.device)
+@torch.no_grad()
+def _unflatten(engine: LocalEngine, file: Path, scalars: Mapping[str, Any]) -> None:
+    with safe_open(file, "pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            (name, _, slot), value = key.rpartition("|"), tensors.get_tensor(key)
+            master = engine.weights.masters[name]
+            if slot == MASTER:
+                master.copy_(spread_like(value, master))
+            elif value.ndim == 0:  # `step`, which stays on the CPU unless the optimiser is fused
+                engine.optimizer.state[master][slot] = value.to(master.device) if engine.optimizer.defaults["fused"] else value
+            else:
+                engine.optimizer.state[master][slot] = spread_like(value, master)
     for group, values in zip(engine.optimizer.param_groups, scalars["groups"], strict=True):
         group.update({k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "fused"})  # the device's, not the run's
 

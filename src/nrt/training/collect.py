@@ -111,10 +111,13 @@ class Collector:
 
     def _replies(self, pairs: Sequence[Pair], rows: Sequence[Sequence[Row]], seed: int) -> list[tuple[Reply, ...]]:
         """An answer sampled after each trace."""
-        sampled = iter(self.policy.answers([row for group in rows for row in group], seed=seed))
-        return [tuple(self._reply(pair, next(sampled)) for _ in group) for pair, group in zip(pairs, rows, strict=True)]
+        sampled = self.policy.answers([row for group in rows for row in group], seed=seed)
+        asked = [pair for pair, group in zip(pairs, rows, strict=True) for _ in group]
+        replies = iter(self.policy.engine.processes.map(self._reply, list(zip(asked, sampled, strict=True))))
+        return [tuple(next(replies) for _ in group) for group in rows]
 
-    def _reply(self, pair: Pair, ids: tuple[int, ...]) -> Reply:
+    def _reply(self, answered: tuple[Pair, tuple[int, ...]]) -> Reply:
+        pair, ids = answered
         body = self.policy.body(ids)
         return Reply(ids, ended=len(body) < len(ids), correct=self.judge(pair, body) if self.judge else None)
 

@@ -72,32 +72,31 @@ class Heldout:
         return self._records([trace_row(pair, trace, markers) for pair, trace in zip(self.pairs, traces, strict=True)], others, traces)
 
     def _records(self, rows: Sequence[Row], others: Mapping[str, Sequence[Row]], traces: Sequence[Trace] | None) -> list[HeldoutRecord]:
-        scores, answers = self._scores(rows), self._answers(rows)
-        further = {name: list(zip(self._scores(r), self._answers(r), strict=True)) for name, r in others.items()}
+        read, further = self._read(rows), {name: self._read(r) for name, r in others.items()}
         records = []
         for i, pair in enumerate(self.pairs):
-            trace, reference = traces[i] if traces else None, pair.example.answer
+            trace, (logp_T, entropy_T), answer, correct = traces[i] if traces else None, *read[i]
             compared: dict[str, Any] = {}
             for name, found in further.items():
-                (logp_T, _), answer = found[i]
-                compared |= {f"logp_{name}": _mean(logp_T), f"answer_{name}": answer, f"correct_{name}": self._check(answer, reference)}
+                (other_T, _), *said = found[i]
+                compared |= {f"logp_{name}": _mean(other_T), f"answer_{name}": said[0], f"correct_{name}": said[1]}
                 if name == "null":
-                    compared["token_logp_null"] = _rounded(logp_T)
+                    compared["token_logp_null"] = _rounded(other_T)
             records.append(
                 HeldoutRecord(
                     id=pair.example.id,
                     source=pair.example.source,
                     question=pair.example.messages[-1].content,
-                    reference=reference,
-                    logp=_mean(scores[i][0]),
-                    token_logp=_rounded(scores[i][0]),
-                    token_entropy=_rounded(scores[i][1]),
+                    reference=pair.example.answer,
+                    logp=_mean(logp_T),
+                    token_logp=_rounded(logp_T),
+                    token_entropy=_rounded(entropy_T),
                     answer_tokens=self._answer_tokens[i],
                     trace=self.chat.decode(trace.ids) if trace else None,
                     length=len(trace.ids) if trace else None,
                     finished=trace.finished if trace else None,
-                    answer=answers[i],
-                    correct=self._check(answers[i], reference),
+                    answer=answer,
+                    correct=correct,
                     **compared,
                 )
             )
@@ -121,6 +120,13 @@ class Heldout:
                 following[i] = next((j for j in round_trip if documents[j] != documents[i]), round_trip[0])
         return [following[i] for i in range(len(self.pairs))]
 
+    def _read(self, rows: Sequence[Row]) -> list[tuple[tuple[Tensor, Tensor], str | None, bool | None]]:
+        """Scores of y*, the answer sampled in its place, and the checker's verdict."""
+        answers = self._answers(rows)
+        both = [(answer, pair.example.answer) for answer, pair in zip(answers, self.pairs, strict=True)]
+        verdicts = self.policy.engine.processes.map(self._check, both)
+        return list(zip(self._scores(rows), answers, verdicts, strict=True))
+
     def _scores(self, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor]]:
         """(log-probs, entropies) of the tokens of y*, [T] each."""
         lengths = [len(pair.answer_ids) for pair in self.pairs]
@@ -132,7 +138,8 @@ class Heldout:
             return [None] * len(rows)
         return [self.chat.decode(self.policy.body(ids)) for ids in self.policy.answers(rows, seed=0, greedy=True)]
 
-    def _check(self, answer: str | None, reference: str) -> bool | None:
+    def _check(self, both: tuple[str | None, str]) -> bool | None:
+        answer, reference = both
         return None if answer is None or self.checker is None else self.checker(answer, reference)
 
 

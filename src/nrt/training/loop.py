@@ -16,9 +16,11 @@ import torch
 
 from nrt.config import Config
 from nrt.engine.local import UpdateStats
+from nrt.engine.processes import Processes, processes_of
 from nrt.errors import InputError, NrtError
+from nrt.models import pick_device
 from nrt.rollout import AheadSampler, Request
-from nrt.run import Run, RunWriter, run_folder, step_name
+from nrt.run import Bystander, Run, RunWriter, run_folder, step_name
 from nrt.trackers import open_trackers
 from nrt.training import heldout as held
 from nrt.training.checkpoint import InHand, Progress, load_checkpoint, prune, save_checkpoint
@@ -57,8 +59,14 @@ def train(config: Config, *, listener: Listener | None = None) -> Run:
 
     Raises InputError (nothing was written) for anything in config, data or model that cannot be used, and Interrupted after
     SIGINT or SIGTERM, with a checkpoint saved; `train(config with resume=run)` then goes on as if nothing had happened.
+    Under torchrun each process calls it; they train together, and the main one writes and has a listener.
     """
     resolve_names(config)
+    with processes_of(pick_device(config.device)) as processes:
+        return _train(config, processes, listener if listener and processes.main else Silent())
+
+
+def _train(config: Config, processes: Processes, listener: Listener) -> Run:
     if config.resume:
         folder = run_folder(config.resume)
         before = Run(folder)
@@ -66,7 +74,7 @@ def train(config: Config, *, listener: Listener | None = None) -> Run:
         checkpoints = before.checkpoints()
         if not checkpoints:
             raise InputError(f"{folder} has no checkpoint to resume from; start it again under another name")
-        parts = prepare(config, checkpoint=checkpoints[-1])
+        parts = prepare(config, checkpoint=checkpoints[-1], processes=processes)
         state = load_checkpoint(checkpoints[-1], parts.stepper.policy.engine)
         progress = _read_progress(state, parts)
         if ahead := state.get("ahead"):
@@ -74,23 +82,24 @@ def train(config: Config, *, listener: Listener | None = None) -> Run:
             assert isinstance(sampler, AheadSampler)
             at = progress.position + (progress.in_hand.rollout.drawn if progress.in_hand else 0)
             sampler.restore(next_request(config, parts, progress.step + (progress.in_hand is not None), at), ahead)
-        writer = RunWriter.reopen(folder, progress.step, config.model_copy(update={"run": before.config.run, "resume": None}))
+        again = config.model_copy(update={"run": before.config.run, "resume": None})
+        writer = RunWriter.reopen(folder, progress.step, again) if processes.main else Bystander(folder, resumed=True)
     else:
         folder = run_folder(config.run)
-        parts = prepare(config)
+        parts = prepare(config, processes=processes)
         memory = parts.stepper.method.memory
         progress = Progress(memory=memory.initial() if memory else None)
-        writer = RunWriter.create(folder, config)
+        writer = RunWriter.create(folder, config) if processes.main else Bystander(folder, resumed=False)
     with writer, _graceful_stop() as stop:
         if not writer.resumed:
             writer.skipped("train", [asdict(bad) for bad in parts.data.bad])
             writer.skipped("valid", [asdict(bad) for bad in parts.valid.bad] if parts.valid else [])
-        Loop(config, parts, writer, progress, listener or Silent(), stop).run()
+        Loop(config, parts, writer, progress, listener, stop).run()
     return Run(folder)
 
 
 class Loop:
-    """One run in this process."""
+    """One run. Of several processes each goes through it, in the same steps; all but the main one write and say nothing."""
 
     def __init__(
         self, config: Config, parts: Parts, writer: RunWriter, progress: Progress, listener: Listener, stop: threading.Event
@@ -100,12 +109,16 @@ class Loop:
         self.folder = writer.path
         sampler = parts.stepper.policy.sampler
         self.ahead = sampler if isinstance(sampler, AheadSampler) else None
-        self.trackers = open_trackers(config.trackers, self.folder.name, self.folder, config.model_dump(mode="json"), step=progress.step)
+        self.processes = parts.stepper.policy.engine.processes
+        trackers = config.trackers if self.processes.main else ()
+        self.trackers = open_trackers(trackers, self.folder.name, self.folder, config.model_dump(mode="json"), step=progress.step)
 
     def run(self) -> None:
         engine = self.parts.stepper.policy.engine
         self.listener.start(self.folder, self.progress.step, self.parts.steps)
         self.listener.say(engine.scorer_why)
+        if self.processes.size > 1:
+            self.listener.say(f"{self.processes.size} processes: {engine.weights.why}")
         engine.warn = self._warn_of_memory
         if not self.writer.resumed:
             self._warn_at_start()
@@ -114,8 +127,11 @@ class Loop:
         while self.progress.step < self.parts.steps:
             self._step()
         self.listener.phase("saving")
-        self.parts.save_model(self.folder / "model")
+        with engine.weights.whole():
+            if self.processes.main:
+                self.parts.save_model(self.folder / "model")
         self.trackers.close()
+        self.processes.meet()
 
     def _step(self) -> None:
         """One rollout batch and its updates; stops between updates if asked to."""
@@ -176,7 +192,7 @@ class Loop:
         }
         if (memory := self.parts.stepper.method.memory) and self.progress.memory is not None:
             metrics |= memory.report(self.progress.memory)
-        if self.parts.names.observer:
+        if self.parts.names.observer and self.processes.main:
             metrics |= self.parts.names.observer(hand.rollout, self.parts.tokenizer)
         for group in hand.rollout.groups[: config.log_traces]:
             self.writer.trace({"step": step, **trace_record(group, self.parts.chat.decode)})
@@ -207,10 +223,11 @@ class Loop:
         ahead = self.ahead.state() if self.ahead else None
         state = {**_progress_json(self.progress), "data": self.parts.data.content, "ahead": ahead}
         save_checkpoint(folder, self.parts.stepper.policy.engine, state, self.parts.save_model)
-        prune(Run(self.folder).checkpoints(), self.config.keep)
+        if self.processes.main:
+            prune(Run(self.folder).checkpoints(), self.config.keep)
 
     def _stop_if_asked(self) -> None:
-        if self.stop.is_set():
+        if self.processes.any(self.stop.is_set()):
             self._save()
             raise Interrupted(f"interrupted at step {self.progress.step}; go on with resume={self.folder}")
 

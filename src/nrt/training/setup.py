@@ -16,6 +16,8 @@ from nrt.checkers import Checker, resolve_checker, resolve_dotted
 from nrt.config import AUTO_TOKENS, Config, ObjectiveConfig
 from nrt.data import Chat, Encoded, Markers, Pairs, Stream, bare_row, ensure_template, find_tables, load_pairs, null_row
 from nrt.engine.local import build_engine, frozen_copy
+from nrt.engine.processes import ALONE, Processes
+from nrt.engine.sampling import SharedSampler
 from nrt.errors import InputError, unknown
 from nrt.models import add_markers, check_markers, end_token_ids, load_model, pick_device, save_model
 from nrt.objective import METHODS, Method, with_weight_norm
@@ -127,7 +129,7 @@ def resolve_method(name: str, values: ObjectiveConfig) -> Method:
 
 FREE_ON_RESUME = {
     "run", "resume", "steps", "eval_every", "save_every", "keep", "log_traces", "trackers", "threads", "device", "tokens_per_batch",
-    "gradient_checkpointing"
+    "gradient_checkpointing", "parallel"
 }  # fmt: skip
 """Settings that may change when a run goes on; any other would make it a different run."""
 
@@ -142,9 +144,14 @@ def check_resumable(config: Config, before: Config) -> None:
             )
 
 
-def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
-    """Reads data and model and builds the parts; with `checkpoint`, weights come from there. Writes nothing."""
+def prepare(config: Config, *, checkpoint: Path | None = None, processes: Processes = ALONE) -> Parts:
+    """Reads data and model and builds the parts; with `checkpoint`, weights come from there. Writes nothing.
+
+    Several processes all call it; each gets parts that work together with the others'.
+    """
     names = resolve_names(config)
+    if config.overlap and processes.size > 1:
+        raise InputError("overlap=true samples in one process only; set overlap=false, or start nrt without torchrun")
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.model is None:
@@ -153,7 +160,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         raise InputError("no training data given; set data.train=FILE (JSONL, JSON, CSV or parquet)")
     for source in (*config.data.sources("train"), *config.data.sources("valid")):
         find_tables(source.path)  # what is not there is said before a large model is loaded
-    device, dtype = pick_device(config.device), getattr(torch, config.dtype)
+    device, dtype = processes.place(pick_device(config.device)), getattr(torch, config.dtype)
     load = partial(load_model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code)
     if checkpoint:
         model, tokenizer = load(str(checkpoint / "model"))
@@ -168,7 +175,9 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         initial = model if checkpoint is None else _initial_model(load, config)
         tokens = AUTO_TOKENS if config.tokens_per_batch == "auto" else config.tokens_per_batch
         entropies = model_entropies(initial, chat.opening, config.max_prompt_tokens, tokens)
-    data = load_pairs(config, "train", chat, entropies)
+    with processes.main_first():
+        data = load_pairs(config, "train", chat, entropies)
+        valid = load_pairs(config, "valid", chat, entropies) if config.data.valid else None
     steps = config.steps or max(1, len(data.pairs) // config.batch)
     keep_initial = config.initial_reference and names.method.samples
     reference = None
@@ -183,10 +192,13 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         tokens_per_batch=config.tokens_per_batch,
         reference=reference,
         gradient_checkpointing=config.gradient_checkpointing,
+        processes=processes,
+        parallel=config.parallel,
     )
+    sampler = HFSampler(model, pad_id)
     evaluated = Policy(
         engine=engine,
-        sampler=HFSampler(model, pad_id),
+        sampler=sampler if processes.size == 1 else SharedSampler(sampler, processes, engine.weights.whole),
         markers=Markers(chat.start_id, chat.end_id),
         stop_ids=chat.stop_ids,
         max_trace_tokens=config.max_trace_tokens,
@@ -205,7 +217,6 @@ def prepare(config: Config, *, checkpoint: Path | None = None) -> Parts:
         choose=_chooser(policy, names.method, config),
     )
     heldout, how = None, config.heldout
-    valid = load_pairs(config, "valid", chat, entropies) if config.data.valid else None
     if valid:
         heldout = Heldout(
             evaluated, valid.pairs[: how.rows], chat, names.checker, how.greedy, with_traces=names.method.samples, with_swapped=how.swapped

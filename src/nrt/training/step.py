@@ -32,7 +32,7 @@ class OnePass:
     drafts: Sequence[Draft]
     readings: Sequence[Readings]
     state: Tensor | None
-    groups: dict[int, tuple[Group, Baselines]] = field(default_factory=dict)  # by place among the drafts
+    groups: dict[int, tuple[Group, Baselines]] = field(default_factory=dict)  # of this process, by place among the drafts
 
     def __call__(self, batch: Sequence[int], scores: TokenScores) -> list[RowCredit | None]:
         """`batch` counts the rows of all drafts, K and the null trace each; the null trace takes no part in the loss."""
@@ -132,7 +132,8 @@ class Stepper:
         trained = sum(len(draft.rows) for draft in drafts)
         every_row = [row for group in rows for row in group]
         sums = self.policy.engine.gradient(every_row, credit, self.method, denominator=trained * self.loss_tokens)
-        return [credit.groups[i] for i in range(len(drafts))], sums
+        groups = {g: measured for part in self.policy.engine.processes.gather(credit.groups) for g, measured in part.items()}
+        return [groups[g] for g in range(len(drafts))], sums
 
     def _gradient(self, groups: Sequence[Group]) -> LossSums:
         rows = [row for group in groups for row in group.rows]
