@@ -15,3 +15,13 @@ settings.load_profile("nrt")
 def cache(tmp_path_factory):
     """Caches go to a folder of this session's own, unless NRT_CACHE names one."""
     os.environ.setdefault("NRT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def gang(tmp_path_factory):
+    """Two processes that talk over gloo."""
+    from tests.gang import Gang
+
+    gang = Gang(tmp_path_factory.mktemp("gang"))
+    yield gang
+    gang.close()

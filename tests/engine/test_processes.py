@@ -70,8 +70,9 @@ def test_devices_that_several_cannot_have(device, message, monkeypatch):
 def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match=r"2 processes were started, and this node has 1 GPUs; set --nproc_per_node 1"), processes_of(
-        torch.device("cuda")
+    with (
+        pytest.raises(InputError, match=r"2 processes were started, and this node has 1 GPUs; set --nproc_per_node 1"),
+        processes_of(torch.device("cuda")),
     ):
         pass
 
