@@ -1,5 +1,7 @@
 """Two processes on gloo find what one finds: scores, gradients, updates; with all weights in each of them, or a part."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -32,7 +34,14 @@ def batch(prompts, traces=3):
     return rows, credits
 
 
-def learn(architecture, prompts, *, parallel="ddp", dtype=torch.float32, tokens=10**6, padded=False, checkpointing=False, reference=False):
+def gradient_of_batch(engine, prompts):
+    rows, credits = batch(prompts)
+    return engine.gradient(rows, lambda batch, _: [credits[i] for i in batch], METHODS["nrt-gm"], denominator=20.0 * len(rows))
+
+
+def learn(
+    architecture, prompts, *, parallel: Any = "ddp", dtype=torch.float32, tokens=10**6, padded=False, checkpointing=False, reference=False
+):
     """Scores, gradient, norm and moved weights of one update, in as many processes as call it."""
     with processes_of(CPU) as processes:
         model = tiny_model(architecture, seed=processes.rank).to(dtype)  # what the main process loaded counts
@@ -46,13 +55,14 @@ def learn(architecture, prompts, *, parallel="ddp", dtype=torch.float32, tokens=
         assert isinstance(engine.scorer, PackedScorer)
         if padded:
             engine.scorer = PaddedScorer(PAD)
-        rows, credits = batch(prompts)
+        rows, _ = batch(prompts)
         found = {"scores": engine.score(rows).logp_N, "entropy": engine.score(rows).entropy_N}
         if reference:
             found["initial"] = engine.score(rows, initial=True).logp_N
         for _ in range(2):  # the second in place of the first
-            sums = engine.gradient(rows, lambda batch, _: [credits[i] for i in batch], METHODS["nrt-gm"], denominator=20.0 * len(rows))
-        found |= {name: gathered(master.grad).clone() for name, master in engine.weights.masters.items()}
+            sums = gradient_of_batch(engine, prompts)
+        found |= {name: gathered(master.grad).clone() for name, master in engine.weights.masters.items() if master.grad is not None}
+        assert len(found) == 2 + reference + len(engine.weights.masters)
         stats = engine.update(sums)
         found["sums"] = torch.tensor([stats.total, stats.trace, stats.answer, stats.format, stats.ratio_mean, stats.grad_norm])
         assert stats.tokens == sum(len(row.ids) for row in rows)
@@ -119,8 +129,7 @@ def unused(parallel):
         model.unused = torch.nn.Parameter(torch.ones(4))
         config = OptimizerConfig(lr=0.1, weight_decay=0.5)
         engine = build_engine(model, config, pad_id=PAD, updates=1, tokens_per_batch=999, processes=processes, parallel=parallel)
-        rows, credits = batch(1)
-        engine.update(engine.gradient(rows, lambda batch, _: [credits[i] for i in batch], METHODS["nrt-gm"], denominator=1.0))
+        engine.update(gradient_of_batch(engine, 1))
         with engine.weights.whole():
             return model.unused.tolist()
 
@@ -153,12 +162,9 @@ def run_short(most):
         )
         engine.tokens_per_batch, engine.scorer = 100, SmallMemory(engine.scorer, processes.rank, most)
         engine.warn = (messages := []).append
-        rows, credits = batch(4)
         try:
-            logp = engine.score(rows).logp_N
-            engine.within_memory(
-                lambda: engine.gradient(rows, lambda batch, _: [credits[i] for i in batch], METHODS["nrt-gm"], denominator=1.0)
-            )
+            logp = engine.score(batch(4)[0]).logp_N
+            engine.within_memory(lambda: gradient_of_batch(engine, 4))
         except InputError as error:
             return str(error)
         return engine.tokens_per_batch, messages, logp, [master.grad for master in engine.weights.masters.values()]
@@ -181,7 +187,7 @@ def alone_in_the_midst():
         )
         engine.scorer = SmallMemory(engine.scorer, 1, 1)
         try:
-            engine.within_memory(lambda: engine.gradient(*batch(2), METHODS["nrt-gm"], denominator=1.0))
+            engine.within_memory(lambda: gradient_of_batch(engine, 2))
         except RunError as error:
             return str(error)
 
