@@ -159,6 +159,8 @@ class MarkersConfig(Section):
 class OptimizerConfig(Section):
     """AdamW."""
 
+    name: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
+    """torch's, or bitsandbytes' with its state in 8 bits; paged: parts of it wait in the machine's memory (GPU)."""
     lr: Annotated[float, Field(gt=0)] = 1e-5
     """Learning rate (Table 6)."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -210,6 +212,17 @@ class ObjectiveConfig(Section):
     """An END that was appended takes part in the trace term, as in the authors' release."""
     loss_tokens: Positive | None = None
     """N, the one constant denominator (Dr.GRPO); unset: max_trace_tokens + max_answer_tokens."""
+
+
+class LoraConfig(Section):
+    """LoRA by peft; the markers' rows are trained beside it, and what is saved is merged."""
+
+    rank: Count = 0
+    """Of the trained matrices; 0: all of the model's weights are trained."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """Their product is scaled by alpha / rank; unset: 2 · rank."""
+    targets: Names = ("all-linear",)
+    """Names of the layers that get them, such as q_proj,v_proj; all-linear: all but the vocabulary's."""
 
 
 class HeldoutConfig(Section):
@@ -266,6 +279,10 @@ class Config(Section):
     """Values over the method."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
+    lora: LoraConfig = LoraConfig()
+    """Small matrices trained beside the model's frozen weights (docs/running.md)."""
+    quantize: Literal["nf4"] | None = None
+    """Hold the frozen weights of linear layers in 4 bits (QLoRA); needs lora.rank."""
     markers: MarkersConfig = MarkersConfig()
     """START and END."""
     heldout: HeldoutConfig = HeldoutConfig()

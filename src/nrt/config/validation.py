@@ -29,6 +29,8 @@ def validate(values: Mapping[str, Any]) -> Config:
             f"batch={config.batch} cannot be split into updates_per_rollout={config.updates_per_rollout} equal parts; "
             "set a batch that it divides"
         )
+    if config.quantize and not config.lora.rank:
+        raise InputError(f"quantize={config.quantize} freezes the weights that it shortens; set lora.rank=16 to train adapters beside them")
     for kind in ("train", "valid"):
         if len({source.weight is None for source in config.data.sources(kind)}) == 2:
             raise InputError(f"some sources of data.{kind} have a weight and some have none; give a weight to all or to none")

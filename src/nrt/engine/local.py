@@ -4,22 +4,25 @@ the rows out among themselves, group by group; then all of them call with the sa
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from nrt.config import AUTO_TOKENS, OptimizerConfig
+from nrt.engine.optimizers import make_optimizer
 from nrt.engine.processes import ALONE, Processes
 from nrt.engine.sharded import ShardedWeights, Spread, fits, gathered
 from nrt.engine.weights import Weights, layers_of, recomputing
 from nrt.errors import InputError, RunError
+from nrt.models import has_adapters, initial, merged
 from nrt.objective import Method, RowCredit, nrt_loss, streams
 from nrt.scoring import Scorer, choose_scorer, score_all
 from nrt.scoring.layout import by_prompt
@@ -140,6 +143,10 @@ class LocalEngine:
             tokens=sums.tokens,
         )
 
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of the weights as an ordinary model has them: adapters merged, one tensor at a time."""
+        return merged(self.model) if has_adapters(self.model) else self.model.named_parameters()
+
     def within_memory(self, work: Callable[[], T]) -> T:
         """The work's result; where memory runs out it is done again from its beginning, once, in batches of half the tokens.
 
@@ -237,17 +244,22 @@ def build_engine(
     processes: Processes = ALONE,
     parallel: Literal["auto", "ddp", "fsdp"] = "auto",
 ) -> LocalEngine:
-    """Engine with AdamW and its schedule over `updates` updates. Of several processes each holds all weights ("ddp") or a part ("fsdp").
+    """Engine with the optimiser and its schedule over `updates` updates. Of several processes each holds all weights ("ddp") or a part
+    ("fsdp"). A model with adapters is its own `reference`, with them off.
 
-    Raises InputError where a model has nothing that could be computed again.
+    Raises InputError where a model has nothing that could be computed again, or cannot be held in parts.
     """
     if gradient_checkpointing and not layers_of(model):
         raise InputError(f"{type(model).__name__} has no layers that could be computed again; set gradient_checkpointing=false")
-    processes.copy_main(p for one in (model, reference) if one is not None for p in one.parameters())
+    processes.copy_main(p for one in {id(m): m for m in (model, reference) if m is not None}.values() for p in one.parameters())
     if reference is not None:
         choose_scorer(reference, pad_id)  # the same choice as for the model: it is the same architecture
-    reference_whole = nullcontext
-    if processes.size > 1 and (parallel == "fsdp" or (parallel == "auto" and not fits(model, reference))):
+    reference_whole = partial(initial, model) if reference is model else nullcontext
+    if has_adapters(model) and parallel == "fsdp":
+        raise InputError(
+            "adapters are not held in parts; set parallel=ddp (each process holds the frozen model, in 4 bits with quantize=nf4)"
+        )
+    if processes.size > 1 and not has_adapters(model) and (parallel == "fsdp" or (parallel == "auto" and not fits(model, reference))):
         choice = choose_scorer(model, pad_id)  # while the model still has its weights
         weights = ShardedWeights(model, processes)
         if reference is not None:
@@ -255,10 +267,7 @@ def build_engine(
     else:
         weights = Weights(model, processes)
         choice = choose_scorer(model, pad_id, weights.gradient_of)
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")  # no temporaries of the parameters' size
-    optimizer = AdamW(
-        weights.masters.values(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=fused
-    )
+    optimizer = make_optimizer(config, list(weights.masters.values()))
     warmup = config.warmup * updates if config.warmup < 1 else config.warmup
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     scheduler = get_scheduler(name, optimizer, num_warmup_steps=int(warmup), num_training_steps=updates)

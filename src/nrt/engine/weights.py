@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from nrt.engine.processes import ALONE, Processes
+from nrt.models import has_adapters
 from nrt.scoring import Scorer
 from nrt.types import Row, TokenScores
 
@@ -37,8 +38,9 @@ class Weights:
 
     @property
     def copies(self) -> dict[str, Tensor]:
-        """The masters that are no parameters themselves."""
-        return {name: master for name, master in self.masters.items() if master is not self._parameters[name]}
+        """The masters that a saved model does not tell: those that are no parameters themselves, and all where adapters were merged."""
+        adapted = has_adapters(self.module)
+        return {name: master for name, master in self.masters.items() if adapted or master is not self._parameters[name]}
 
     def whole(self) -> AbstractContextManager[None]:
         """While the model is needed with all of its weights."""

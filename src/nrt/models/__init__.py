@@ -1,18 +1,25 @@
-"""Hugging Face models: load, add the two markers, save."""
+"""Hugging Face models: load, add the two markers, add adapters, save."""
 
 from nrt.models.load import described, load_model, load_tokenizer, pick_device, quiet
+from nrt.models.lora import Adapters, add_adapters, has_adapters, initial, merged, trained_rows
 from nrt.models.markers import add_marker_tokens, add_markers, check_markers, end_token_ids
 from nrt.models.save import save_model
 
 __all__ = [
+    "Adapters",
+    "add_adapters",
     "add_marker_tokens",
     "add_markers",
     "check_markers",
     "described",
     "end_token_ids",
+    "has_adapters",
+    "initial",
     "load_model",
     "load_tokenizer",
+    "merged",
     "pick_device",
     "quiet",
     "save_model",
+    "trained_rows",
 ]

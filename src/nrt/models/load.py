@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 from collections.abc import Iterator
@@ -11,7 +12,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, logging
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    logging,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from nrt.errors import InputError
@@ -21,9 +31,10 @@ NEEDED = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
 
 
 def load_model(
-    name: str, *, dtype: torch.dtype, device: torch.device | str, trust_remote_code: bool = False
+    name: str, *, dtype: torch.dtype, device: torch.device | str, trust_remote_code: bool = False, quantize: str | None = None
 ) -> tuple[PreTrainedModel, Any]:
-    """(model, fast tokenizer) of a folder or hub name; the model is in evaluation mode, so that dropout is off.
+    """(model, fast tokenizer) of a folder or hub name; the model is in evaluation mode, so that dropout is off. With `quantize="nf4"`
+    its linear layers are in 4 bits, as QLoRA has them.
 
     Raises InputError: no such model, not a causal LM, weights that are missing, a forward without the arguments `NEEDED`, no fast
     tokenizer.
@@ -34,7 +45,12 @@ def load_model(
     try:
         with quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
-                name, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+                name,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **_quantized(quantize, dtype, device),
             )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise InputError(f"model {name}: its weights cannot be loaded: {_first_line(error)}") from error
@@ -46,7 +62,20 @@ def load_model(
             f"model {name}: the forward of {type(model).__name__} takes no {' and no '.join(absent)}, so it cannot be trained on padded "
             "batches; use a decoder such as Llama, Mistral, Qwen or Gemma"
         )
-    return model.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+    for module in model.modules() if quantize else ():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # else bitsandbytes rounds otherwise where no gradient is wanted
+            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    return (model if quantize else model.to(device)).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+
+
+def _quantized(how: str | None, dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:
+    """NF4 with quantised constants (arXiv 2305.14314). Raises InputError where bitsandbytes is not installed."""
+    if how is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"quantize={how} needs bitsandbytes: pip install 'native-reasoning[lora]'")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=how, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def described(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from nrt.models.load import quiet
+from nrt.models.lora import has_adapters, merged
 from nrt.models.markers import end_token_ids
 
 
@@ -27,13 +30,26 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: str | os.PathLike
     new.mkdir(parents=True)
     generation = _generation_config(model, tokenizer)
     with quiet(), _replaced(model, "generation_config", generation), _replaced(tokenizer, "chat_template", template):
-        model.save_pretrained(new)
+        _plain(model).save_pretrained(new, state_dict=dict(merged(model)) if has_adapters(model) else None)
         tokenizer.save_pretrained(new)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _plain(model: PreTrainedModel) -> Any:
+    """A model of its form without adapters and without weights in 4 bits, to save merged weights by; itself, where it has neither."""
+    if not has_adapters(model):
+        return model
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = type(model)(config)
+    plain.generation_config = model.generation_config
+    return plain.to(next(p.dtype for p in model.parameters() if p.requires_grad))
 
 
 def _generation_config(model: PreTrainedModel, tokenizer: Any) -> GenerationConfig:

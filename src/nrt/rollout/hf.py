@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nrt.errors import InputError
+from nrt.models import has_adapters
 from nrt.models.attention import carries
 from nrt.rollout.base import Request, cut
 from nrt.rollout.decode import Decoder
@@ -40,7 +41,9 @@ class HFSampler:
     max_rows: int = 512
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Copies the weights into the module; where it is the trainer's own, they are there already."""
+        """Copies the weights into the module; where it is the trainer's own, they are there already (one with adapters always is)."""
+        if has_adapters(self.model):
+            return
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, value in weights:

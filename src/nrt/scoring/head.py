@@ -6,12 +6,14 @@ the log-sum-exp kept. Nothing of size M × V exists, and the vocabulary matrix's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from nrt.models import trained_rows
 
 TILE = {"cpu": 2**18, "cuda": 2**25}
 """Numbers of a tile: 1 MiB in float32 stays in a core's cache; a GPU wants its multiplications large."""
@@ -30,20 +32,24 @@ class Head:
     bias_V: Tensor | None
     scale: float
     softcap: float | None
+    rows: Mapping[int, Tensor] = field(default_factory=dict)  # of the matrix, by token, where they alone are trained (models/lora.py)
 
     @classmethod
     def of(cls, model: Any) -> Head:
         """Reads it off a Hugging Face causal LM: its output embeddings, and the settings that are known to act on logits."""
         linear, config = model.get_output_embeddings(), model.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-        return cls(linear.weight, getattr(linear, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
+        return cls(
+            linear.weight, getattr(linear, "bias", None), scale, getattr(config, "final_logit_softcapping", None), trained_rows(linear)
+        )
 
     def __call__(self, hidden_Md: Tensor, target_M: Tensor, gradient_of: GradientOf | None = None) -> tuple[Tensor, Tensor]:
         """(log-probabilities, entropies) [M], float32, nats; only the first carries a gradient.
 
         With `gradient_of`, the backward adds the vocabulary matrix's gradient there and hands autograd none.
         """
-        return _TokenLogprobs.apply(hidden_Md, self.weight_Vd, self.bias_V, target_M, self.scale, self.softcap, gradient_of)
+        how = (self.scale, self.softcap, gradient_of, tuple(self.rows))
+        return _TokenLogprobs.apply(hidden_Md, self.weight_Vd, self.bias_V, target_M, how, *self.rows.values())
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -54,10 +60,10 @@ class _TokenLogprobs(torch.autograd.Function):
         weight_Vd: Tensor,
         bias_V: Tensor | None,
         target_M: Tensor,
-        scale: float,
-        softcap: float | None,
-        gradient_of: GradientOf | None,
+        how: tuple[float, float | None, GradientOf | None, tuple[int, ...]],
+        *trained: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        scale, softcap, ctx.gradient_of, ctx.tokens = how
         M, V = len(hidden_Md), len(weight_Vd)
         tiles = _Tiles(weight_Vd, bias_V, scale, softcap)
         lse_M, logit_M, entropy_M = (hidden_Md.new_empty(M, dtype=torch.float32) for _ in range(3))
@@ -70,7 +76,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 softmax.add(logits)
             lse_M[rows], entropy_M[rows] = softmax.results()
         ctx.save_for_backward(hidden_Md, weight_Vd, bias_V, target_M, lse_M)
-        ctx.tiles, ctx.gradient_of = (scale, softcap), gradient_of
+        ctx.tiles = (scale, softcap)
         ctx.mark_non_differentiable(entropy_M)
         return logit_M - lse_M, entropy_M
 
@@ -84,6 +90,7 @@ class _TokenLogprobs(torch.autograd.Function):
         d_weight = d_bias = None
         if needs_weight:
             d_weight = ctx.gradient_of(weight_Vd) if ctx.gradient_of else torch.zeros_like(weight_Vd, dtype=torch.float32)
+        d_rows = {token: hidden_Md.new_zeros(1, hidden_Md.shape[1], dtype=torch.float32) for token in ctx.tokens}
         if needs_bias:
             d_bias = torch.zeros_like(bias_V, dtype=torch.float32)
         for rows in tiles.tokens(M):
@@ -94,8 +101,12 @@ class _TokenLogprobs(torch.autograd.Function):
                     _add_matmul(d_weight[columns], d_logits.T, hidden_Md[rows])
                 if d_bias is not None:
                     d_bias[columns] += d_logits.sum(0)
+                for token in [token for token in ctx.tokens if columns.start <= token < columns.stop]:
+                    d_rows[token] += d_logits[:, token - columns.start] @ hidden_Md[rows].float()
         returned = None if d_weight is None or ctx.gradient_of else d_weight.to(weight_Vd.dtype)
-        return d_hidden.to(hidden_Md.dtype), returned, None if d_bias is None else d_bias.to(bias_V.dtype), None, None, None, None
+        of_bias = None if d_bias is None else d_bias.to(bias_V.dtype)
+        of_rows = (row.to(weight_Vd.dtype) for row in d_rows.values())
+        return d_hidden.to(hidden_Md.dtype), returned, of_bias, None, None, *of_rows
 
 
 @dataclass(frozen=True)

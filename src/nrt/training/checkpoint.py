@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim import AdamW
 
 from nrt.engine.local import LocalEngine, UpdateStats
 from nrt.engine.sharded import gathered, spread_like
@@ -100,8 +101,8 @@ def _flatten(engine: LocalEngine) -> tuple[dict[str, Tensor], dict[str, Any]]:
     parameter."""
     tensors: dict[str, Tensor] = {}
 
-    def keep(name: str, slot: str, tensor: Tensor) -> None:
-        whole = gathered(tensor.detach())  # one after the other: all together may be more than a GPU holds
+    def keep(name: str, slot: str, value: Any) -> None:
+        whole = gathered(torch.as_tensor(value).detach())  # one after the other: all together may be more than a GPU holds
         if engine.processes.main:
             tensors[f"{name}|{slot}"] = whole.to("cpu", copy=True).contiguous()
 
@@ -123,10 +124,12 @@ def _unflatten(engine: LocalEngine, file: Path, scalars: Mapping[str, Any]) -> N
             master = engine.weights.masters[name]
             if slot == MASTER:
                 master.copy_(spread_like(value, master))
-            elif value.ndim == 0:  # `step`, which stays on the CPU unless the optimiser is fused
-                engine.optimizer.state[master][slot] = value.to(master.device) if engine.optimizer.defaults["fused"] else value
+            elif value.ndim == 0:  # `step`: bitsandbytes' is an int, torch's a tensor, on the CPU unless the optimiser is fused
+                step = value.to(master.device) if engine.optimizer.defaults.get("fused") else value
+                engine.optimizer.state[master][slot] = step if isinstance(engine.optimizer, AdamW) else int(step)
             else:
                 engine.optimizer.state[master][slot] = spread_like(value, master)
+    engine.weights.publish()
     for group, values in zip(engine.optimizer.param_groups, scalars["groups"], strict=True):
         group.update({k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "fused"})  # the device's, not the run's
 

@@ -19,7 +19,7 @@ from nrt.engine.local import build_engine, frozen_copy
 from nrt.engine.processes import ALONE, Processes
 from nrt.engine.sampling import SharedSampler
 from nrt.errors import InputError, unknown
-from nrt.models import add_markers, check_markers, end_token_ids, load_model, pick_device, save_model
+from nrt.models import Adapters, add_adapters, add_markers, check_markers, end_token_ids, load_model, pick_device, save_model
 from nrt.objective import METHODS, Method, with_weight_norm
 from nrt.rollout import AheadSampler, HFSampler
 from nrt.trackers import check_trackers
@@ -74,6 +74,8 @@ def resolve_names(config: Config) -> Names:
         raise InputError(f"profile=release sets the release's rules over a method, and {method.name} has its own; set profile=paper")
     if config.overlap and (not method.samples or method.keep or method.samples_answers):
         raise InputError(f"overlap=true samples a step's traces beforehand, which {method.name} does not allow; set overlap=false")
+    if config.overlap and config.lora.rank:
+        raise InputError("overlap=true samples with a copy of the weights, and lora.rank has none to spare; set overlap=false")
     if config.overlap and (config.data.difficulty.skip_above is not None or config.data.difficulty.pool > 1):
         raise InputError("overlap=true and data.difficulty exclude one another: which prompts come next is not known beforehand")
     if method.base_policy == "initial" and not config.initial_reference:
@@ -161,8 +163,9 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     for source in (*config.data.sources("train"), *config.data.sources("valid")):
         find_tables(source.path)  # what is not there is said before a large model is loaded
     device, dtype = processes.place(pick_device(config.device)), getattr(torch, config.dtype)
-    load = partial(load_model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code)
-    if checkpoint:
+    load = partial(load_model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code, quantize=config.quantize)
+    adapted = config.lora.rank > 0
+    if checkpoint and not adapted:  # a checkpoint's model is merged: adapters begin anew, and get their values with the optimiser's
         model, tokenizer = load(str(checkpoint / "model"))
         check_markers(tokenizer, config.markers)
     else:
@@ -170,9 +173,11 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         add_markers(model, tokenizer, config.markers)
     ensure_template(tokenizer)
     chat = Chat(tokenizer, config.markers, extra_end_ids=end_token_ids(model, tokenizer))
+    if adapted:
+        add_adapters(model, _adapters(config), [token for token in (chat.start_id, chat.end_id) if token is not None])
     entropies = None
     if cuts_by_entropy(config):
-        initial = model if checkpoint is None else _initial_model(load, config)
+        initial = model if checkpoint is None or adapted else _initial_model(load, config)
         tokens = AUTO_TOKENS if config.tokens_per_batch == "auto" else config.tokens_per_batch
         entropies = model_entropies(initial, chat.opening, config.max_prompt_tokens, tokens)
     with processes.main_first():
@@ -182,7 +187,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     keep_initial = config.initial_reference and names.method.samples
     reference = None
     if keep_initial:
-        reference = frozen_copy(model) if checkpoint is None else _initial_model(load, config)
+        reference = model if adapted else frozen_copy(model) if checkpoint is None else _initial_model(load, config)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else chat.end_of_turn_id
     engine = build_engine(
         model,
@@ -234,6 +239,11 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         tokenizer=tokenizer,
         save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
     )
+
+
+def _adapters(config: Config) -> Adapters:
+    lora = config.lora
+    return Adapters(lora.rank, 2.0 * lora.rank if lora.alpha is None else lora.alpha, lora.targets, config.seed)
 
 
 def _chooser(policy: Policy, method: Method, config: Config) -> InOrder | ByDifficulty:

@@ -1,0 +1,29 @@
+"""The optimisers by name: torch's AdamW, or bitsandbytes' with its state in 8 bits (arXiv 2110.02861)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from nrt.config import OptimizerConfig
+from nrt.errors import InputError
+
+
+def make_optimizer(config: OptimizerConfig, masters: Sequence[Tensor]) -> Optimizer:
+    """An optimiser of float32 parameters. Raises InputError where bitsandbytes is needed and not installed, or a state in pages is
+    asked for without a GPU."""
+    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+    device = masters[0].device.type
+    if config.name == "adamw":
+        return AdamW(masters, **settings, fused=device in ("cpu", "cuda"))  # no temporaries of the parameters' size
+    if config.name == "paged-adamw-8bit" and device != "cuda":
+        raise InputError("optimizer.name=paged-adamw-8bit moves its state between a GPU and memory; set adamw-8bit or adamw here")
+    try:
+        from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
+    except ImportError as error:
+        raise InputError(f"optimizer.name={config.name} needs bitsandbytes ({error}): pip install 'native-reasoning[lora]'") from None
+    kind = PagedAdamW8bit if config.name == "paged-adamw-8bit" else AdamW8bit
+    return kind(masters, **settings)
