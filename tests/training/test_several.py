@@ -69,10 +69,13 @@ def assert_like(several, one):
         {"batch": 3, "method": "rlvr", "heldout.checker": "tests.training.test_methods:has_even_length"},
         {"batch": 3, "method": "sft"},
         {"batch": 3, "data.difficulty": {"pool": 2.0}},
+        {"batch": 3, "lora.rank": 4},
     ],
     ids=lambda settings: "-".join(str(value) for value in settings.values()),
 )
 def test_a_run_in_two_processes_is_the_run_in_one(gang, make_config, tmp_path, settings, parallel):
+    if "lora.rank" in settings and parallel == "fsdp":
+        pytest.skip("adapters are not held in parts; tests/training/test_lora.py has the error")
     settings = {"log_traces": 9, "heldout.rows": 5, **settings}
     one = nrt.load_run(run(make_config(run=str(tmp_path / "one"), **settings)))
     assert_like(in_both(gang, make_config(run=str(tmp_path / "two"), parallel=parallel, **settings)), one)
