@@ -102,3 +102,5 @@ def _work(number: int, name: str, questions: Sequence[Question], folder: Path, m
         _answer(name, questions, Replies(folder, writer=number + 1), machine, said.put)
     except NrtError as error:
         said.put(str(error))
+    except KeyboardInterrupt:  # it came to all; the first process says so
+        pass
