@@ -1,0 +1,177 @@
+"""Bytes on one GPU, part by part: what stays, what the rollout needs on top of it, and what the update does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nrt.config import Config
+from nrt.engine.weights import layers_of
+from nrt.objective import Method
+from nrt.plan.counting import Token, count_update
+from nrt.plan.hardware import Accelerator
+from nrt.plan.work import Lengths, forwarded, micro_batch
+from nrt.scoring.head import TILE
+
+Parallel = Literal["ddp", "fsdp"]
+"""Over several GPUs: a replica on each, or parameters, gradients and state in shards."""
+
+WIDTH = {"float32": 4, "bfloat16": 2}
+RESERVE = 2**30
+"""The device's context and kernels; beyond it a share of all memory is left to the allocator's gaps."""
+GAPS = 0.04
+
+
+@dataclass(frozen=True)
+class Resident:
+    """There all the time."""
+
+    weights: int
+    masters: int  # float32 copies of shorter parameters
+    gradients: int
+    optimizer: int
+    reference: int  # the initial model
+    sampler: int  # weights of its own
+    gathered: int  # fsdp: what stands whole while a layer runs
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """While traces are sampled, on top of what is resident."""
+
+    rows: int  # traces decoded together
+    cache: int  # keys and values of these traces, at the cap
+    prompts: int  # and of their prompts
+    prefill: int  # while the prompts are read: their keys and values once more, with room to grow, and a layer's activations
+    distribution: int  # logits, log-probabilities and their running sums over the vocabulary
+
+    @property
+    def total(self) -> int:
+        return self.cache + self.prompts + max(self.prefill, self.distribution)
+
+
+@dataclass(frozen=True)
+class Step:
+    """While a micro-batch is forwarded and differentiated, on top of what is resident."""
+
+    tokens: int  # forwarded in the largest micro-batch
+    kept: int  # for the backward, without recomputation
+    kept_recomputed: int  # with gradient_checkpointing
+    null: int  # of the one that applies: the null traces' share
+    tiles: int  # of what passes: logits of the head
+    passing: int  # at the highest, beyond what is kept: gradients of activations, logits, what a layer computes again
+    recompute: bool
+
+    @property
+    def activations(self) -> int:
+        return self.kept_recomputed if self.recompute else self.kept
+
+    @property
+    def total(self) -> int:
+        return self.activations + self.passing
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each GPU."""
+
+    resident: Resident
+    rollout: Rollout | None  # None: nothing is sampled
+    update: Step
+    reserve: int
+
+    @property
+    def sampling(self) -> int:
+        """At the highest of the rollout."""
+        return self.resident.total + self.reserve + (self.rollout.total if self.rollout else 0)
+
+    @property
+    def updating(self) -> int:
+        """At the highest of the update."""
+        return self.resident.total + self.reserve + self.update.total
+
+    @property
+    def peak(self) -> int:
+        return max(self.sampling, self.updating)
+
+
+def memory_of(
+    model: Any, config: Config, method: Method, lengths: Lengths, token: Token, *, gpus: int, parallel: Parallel, gpu: Accelerator
+) -> Memory:
+    """Of one of `gpus` GPUs, of which each takes an equal part of the batch."""
+    prompts = -(-config.batch // gpus)
+    update = _step(model, config, method, lengths, max(1, prompts // config.updates_per_rollout), gpu.kind)
+    rollout = _rollout(model, config, lengths, token, prompts) if method.samples else None
+    reserve = RESERVE + int(GAPS * gpu.memory) if gpu.kind == "cuda" else 0
+    return Memory(resident(model, config, method, gpus=gpus, parallel=parallel), rollout, update, reserve)
+
+
+def resident(model: Any, config: Config, method: Method, *, gpus: int, parallel: Parallel) -> Resident:
+    """`ddp`: all of it on each GPU. `fsdp`: parameters, masters, gradients, state divided by the GPUs; to sample from, a whole copy."""
+    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
+    trained, tensors = sum(sizes), len(sizes)
+    whole = sum(p.numel() * p.element_size() for p in model.parameters())
+    shards = gpus if parallel == "fsdp" else 1
+    short = config.dtype != "float32"
+    own_copy = shards > 1 or config.overlap or str(config.sampler) == "vllm"
+    return Resident(
+        weights=whole // shards,
+        masters=4 * trained // shards if short else 0,
+        gradients=4 * trained // shards,
+        optimizer=(8 * trained + 4 * tensors) // shards,  # and a count of updates for each tensor
+        reference=whole // shards if config.initial_reference and method.samples else 0,
+        sampler=whole if own_copy and method.samples else 0,
+        gathered=_gathered(model, config) if shards > 1 else 0,
+    )
+
+
+def _gathered(model: Any, config: Config) -> int:
+    """Two layers whole, the one that runs and the next, and the gradient of one; embeddings and head stay whole through a pass."""
+    layer = max((sum(p.numel() for p in layer.parameters()) for layer in layers_of(model)), default=0)
+    inside = {id(p) for layer in layers_of(model) for p in layer.parameters()}
+    outside = sum(p.numel() for p in model.parameters() if id(p) not in inside)
+    return WIDTH[config.dtype] * (2 * layer + outside) + 4 * (layer + outside)
+
+
+def _rollout(model: Any, config: Config, lengths: Lengths, token: Token, prompts: int) -> Rollout:
+    width, vocabulary = WIDTH[config.dtype], model.get_output_embeddings().weight.shape[0]
+    rows = min(_rows_at_once(config), prompts * config.traces)
+    read = min(prompts, -(-rows // config.traces))
+    opening = lengths.prompt + (config.markers.start is not None)
+    prompt_cache = read * opening * token.cache_bytes(width)
+    inner = max((p.shape[0] for layer in layers_of(model) for p in layer.parameters() if p.ndim == 2), default=0)
+    return Rollout(
+        rows=rows,
+        cache=rows * config.max_trace_tokens * token.cache_bytes(width),
+        prompts=prompt_cache,
+        prefill=int(1.5 * prompt_cache) + 4 * read * opening * inner * width,
+        distribution=rows * vocabulary * (width + 4 + 4 + 8),
+    )
+
+
+def _rows_at_once(config: Config) -> int:
+    if str(config.sampler) == "vllm":
+        return getattr(getattr(config, "vllm", None), "rows", 256)
+    return config.sampler_rows
+
+
+def _step(model: Any, config: Config, method: Method, lengths: Lengths, prompts: int, kind: str) -> Step:
+    rows = tuple(micro_batch(config, method, lengths, prompts))
+    plain, recomputed = (count_update(model, rows, recompute=way, kind=kind) for way in (False, True))
+    counted = recomputed if config.gradient_checkpointing else plain
+    tokens, tails = forwarded(rows), [len(row.tail_ids) for row in rows]
+    null = sum(tail - 1 for tail in tails if tail < max(tails)) if method.samples else 0
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    return Step(
+        tokens=tokens,
+        kept=plain.kept,
+        kept_recomputed=recomputed.kept,
+        null=counted.kept * null // tokens,
+        tiles=2 * 4 * min(TILE[kind], sum(tails) * vocabulary),
+        passing=counted.peak - counted.kept,
+        recompute=config.gradient_checkpointing,
+    )
