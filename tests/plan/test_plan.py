@@ -223,6 +223,7 @@ def test_several_updates_score_first_and_train_without_the_null_trace():
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
+        ("Qwen/Qwen2.5-0.5B", 494_032_768),
         ("llama-3.2-1b", 1_235_814_400),
         ("meta-llama/Llama-3.2-3B", 3_212_749_824),
         ("mistral-7b-v0.3", 7_248_023_552),

@@ -17,6 +17,9 @@ from nrt.models.attention import Unsupported, carry
 LLAMA_3 = {"model_type": "llama", "vocab_size": 128_256, "num_key_value_heads": 8, "max_position_embeddings": 131_072, "rope_theta": 5e5}
 
 NAMED: dict[str, dict[str, Any]] = {
+    "qwen2.5-0.5b": {"model_type": "qwen2", "vocab_size": 151_936, "num_key_value_heads": 2, "max_position_embeddings": 32_768}
+    | {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "rope_theta": 1e6}
+    | {"tie_word_embeddings": True},
     "llama-3.2-1b": LLAMA_3
     | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "head_dim": 64}
     | {"tie_word_embeddings": True},
@@ -29,7 +32,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": LLAMA_3
     | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32, "head_dim": 128},
 }
-"""The paper's three models (Section 4.1) and one for laptops, as their config.json on the hub has them."""
+"""The paper's three models (Section 4.1) and two smaller ones, as their config.json on the hub has them."""
 
 
 def empty_model(config: Config) -> Any:

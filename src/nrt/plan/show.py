@@ -25,6 +25,7 @@ def as_json(question: Question, plan: Plan, advice: Sequence[Step], enough: int 
         "gpus": question.gpus,
         "gpu": question.gpu.name,
         "parallel": question.parallel,
+        "verdict": verdict(question, plan, advice, enough),
         "fits": plan.fits,
         **asdict(plan),
         "memory": asdict(memory) | derived,
