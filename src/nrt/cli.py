@@ -220,12 +220,19 @@ def export(
     run: Annotated[str, typer.Argument(help="Run name or folder.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the Hugging Face folder goes; must not exist yet.")],
     step: Annotated[int | None, typer.Option(help="A checkpoint's step instead of the final model.")] = None,
+    push: Annotated[str, typer.Option(metavar="USER/NAME", help="Upload it to the Hugging Face hub, too.")] = "",
+    public: Annotated[bool, typer.Option("--public", help="With --push: for all to see; a new model is private otherwise.")] = False,
 ) -> None:
-    """Copy a run's model out as an ordinary Hugging Face folder."""
-    from nrt.run import export_model, load_run, run_folder
+    """Copy a run's model out as an ordinary Hugging Face folder, with a model card and what vLLM needs to tell reasoning from answers."""
+    from nrt.run import load_run, run_folder
+    from nrt.serving import export as out
 
-    source = export_model(load_run(run_folder(run)), folder, step=step)
+    if push:
+        out.check_repository(push)
+    source = out.export_run(load_run(run_folder(run)), folder, step=step, name=push.rpartition("/")[2] or None)
     _console().print(f"{source} → {folder}", highlight=False, soft_wrap=True)
+    if push:
+        _console().print(out.push(folder, push, private=not public), highlight=False, soft_wrap=True)
 
 
 def _check_alone(command: str) -> None:
