@@ -92,7 +92,7 @@ def plan(
     gpus: Annotated[int, typer.Option(help="How many GPUs.")] = 1,
     gpu: Annotated[str, typer.Option(help="h100, h200, a100, l40s, rtx4090, or cpu: this machine.")] = "h100",
     memory: Annotated[float | None, typer.Option(help="GiB of such a GPU, where it has not the usual.")] = None,
-    parallel: Annotated[str, typer.Option(help="ddp: a replica on each GPU; fsdp: in shards.")] = "ddp",
+    parallel: Annotated[str | None, typer.Option(help="ddp: a replica on each GPU; fsdp: in shards; by default what fits.")] = None,
     prompt: Annotated[int | None, typer.Option(help="Mean tokens of a prompt; by default the recipe's cap.")] = None,
     trace: Annotated[int | None, typer.Option(help="Mean tokens of a trace; by default the recipe's cap.")] = None,
     answer: Annotated[int | None, typer.Option(help="Mean tokens of an answer; by default the recipe's cap.")] = None,

@@ -82,13 +82,27 @@ def test_what_stays_in_memory_is_the_engines_to_the_byte(described, name, dtype)
     assert planned.total == pytest.approx((18 if dtype == "bfloat16" else 16) * count(model) + planned.reference, rel=1e-3)
 
 
-def test_shards_divide_what_is_trained(described):
-    _, config = described("3m", "bfloat16", batch=4)
-    whole, shard = (resident(empty_model(config), config, METHOD, gpus=n, parallel="fsdp") for n in (1, 4))
-    for part in ("weights", "masters", "gradients", "optimizer", "reference"):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_shards_divide_what_is_trained(described, dtype):
+    """16 bytes a parameter over all GPUs in both types: a short copy of the weights stands only while it is needed."""
+    _, config = described("3m", dtype, batch=4)
+    model = empty_model(config)
+    whole, shard = (resident(model, config, METHOD, gpus=n, parallel="fsdp") for n in (1, 4))
+    for part in ("masters", "gradients", "optimizer", "reference"):
         assert getattr(shard, part) == getattr(whole, part) // 4
-    assert shard.sampler == whole.weights
-    assert resident(empty_model(config), config, METHOD, gpus=4, parallel="ddp") == whole
+    assert shard.total - shard.reference == pytest.approx(16 * count(model) / 4, rel=1e-3)
+    assert resident(model, config, METHOD, gpus=4, parallel="ddp") == whole
+    plan = make_plan(Question(config, accelerator("cpu"), gpus=4, parallel="fsdp"))
+    assert plan.memory.rollout is not None
+    assert plan.memory.rollout.gathered == whole.weights
+    assert 0 < plan.memory.update.gathered < 2 * whole.weights + whole.gradients
+
+
+def test_a_model_is_cut_into_shards_where_a_replica_takes_too_much():
+    small, large = (build_config({"model": name, "dtype": "bfloat16"}) for name in ("llama-3.2-1b", "llama-3.2-3b"))
+    plans = [make_plan(Question(config, accelerator("h100"), gpus=8)) for config in (small, large)]
+    assert [plan.parallel for plan in plans] == ["ddp", "fsdp"]
+    assert make_plan(Question(large, accelerator("h100"), gpus=8, parallel="ddp")).parallel == "ddp"
 
 
 @pytest.mark.parametrize(
@@ -272,7 +286,6 @@ def test_hours_follow_from_steps_and_seconds():
     [
         ({"model": None}, "model=FOLDER"),
         ({"model": "/nowhere/at/all"}, "no config.json"),
-        ({"model": "llama-3.2-3b", "batch": 3}, "2 GPUs"),
         ({"model": "llama-3.2-3b", "method": "nrt-mg"}, "nrt-gm"),
     ],
 )

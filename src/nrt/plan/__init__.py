@@ -26,7 +26,7 @@ def ask(
     gpu: str = "h100",
     gpus: int = 1,
     memory: float | None = None,
-    parallel: str = "ddp",
+    parallel: str | None = None,
     means: tuple[int | None, int | None, int | None] = (None, None, None),
     rows: int | None = None,
     price: float | None = None,
@@ -34,7 +34,7 @@ def ask(
     bandwidth: float | None = None,
 ) -> tuple[Question, Plan, list[Step], int | None]:
     """(question, plan, what to change, how many GPUs in shards would do where no change helps), from what the command line gives."""
-    if parallel not in ("ddp", "fsdp"):
+    if parallel not in (None, "ddp", "fsdp"):
         raise unknown("layout", parallel, ("ddp", "fsdp"))
     found = accelerator(gpu, memory)
     found = replace(found, mfu=mfu or found.mfu, bandwidth_share=bandwidth or found.bandwidth_share)

@@ -42,7 +42,7 @@ def advise(question: Question, plan: Plan) -> list[Step]:
 
 def enough(question: Question, most: int = 64) -> int | None:
     """The fewest GPUs (a power of two) that hold the run in shards as it stands, or None."""
-    counts = [2**i for i in range(1, most.bit_length()) if question.config.batch % 2**i == 0]
+    counts = [2**i for i in range(1, most.bit_length())]
     return next((gpus for gpus in counts if make_plan(replace(question, gpus=gpus, parallel="fsdp")).fits), None)
 
 
@@ -99,5 +99,5 @@ def _short(question: Question, plan: Plan) -> Iterator[Suggestion]:
 
 
 def _shards(question: Question, plan: Plan) -> Iterator[Suggestion]:
-    if question.gpus > 1 and question.parallel != "fsdp":
+    if question.gpus > 1 and plan.parallel != "fsdp":
         yield "--parallel fsdp", replace(question, parallel="fsdp"), "traffic between GPUs"

@@ -14,7 +14,11 @@ from nrt.plan.work import Lengths, forwarded, micro_batch
 from nrt.scoring.head import TILE
 
 Parallel = Literal["ddp", "fsdp"]
-"""Over several GPUs: a replica on each, or parameters, gradients and state in shards."""
+"""Over several GPUs: a replica on each; or float32 parameters, gradients and state in shards, and the model whole only while it samples,
+scores, or a layer of it runs (torch's FSDP2)."""
+
+MOST = 0.6
+"""A replica that stays below this share of a GPU is not cut into shards."""
 
 WIDTH = {"float32": 4, "bfloat16": 2}
 RESERVE = 2**30
@@ -32,7 +36,6 @@ class Resident:
     optimizer: int
     reference: int  # the initial model
     sampler: int  # weights of its own
-    gathered: int  # fsdp: what stands whole while a layer runs
 
     @property
     def total(self) -> int:
@@ -48,10 +51,11 @@ class Rollout:
     prompts: int  # and of their prompts
     prefill: int  # while the prompts are read: their keys and values once more, with room to grow, and a layer's activations
     distribution: int  # logits, log-probabilities and their running sums over the vocabulary
+    gathered: int  # fsdp: the whole model
 
     @property
     def total(self) -> int:
-        return self.cache + self.prompts + max(self.prefill, self.distribution)
+        return self.gathered + self.cache + self.prompts + max(self.prefill, self.distribution)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Step:
     null: int  # of the one that applies: the null traces' share
     tiles: int  # of what passes: logits of the head
     passing: int  # at the highest, beyond what is kept: gradients of activations, logits, what a layer computes again
+    gathered: int  # fsdp: what stands whole while a layer runs
     recompute: bool
 
     @property
@@ -72,7 +77,7 @@ class Step:
 
     @property
     def total(self) -> int:
-        return self.activations + self.passing
+        return self.activations + self.passing + self.gathered
 
 
 @dataclass(frozen=True)
@@ -104,29 +109,39 @@ def memory_of(
 ) -> Memory:
     """Of one of `gpus` GPUs, of which each takes an equal part of the batch."""
     prompts = -(-config.batch // gpus)
-    update = _step(model, config, method, lengths, max(1, prompts // config.updates_per_rollout), gpu.kind)
-    rollout = _rollout(model, config, lengths, token, prompts) if method.samples else None
+    cut = parallel == "fsdp" and gpus > 1
+    update = _step(model, config, method, lengths, max(1, prompts // config.updates_per_rollout), gpu.kind, cut)
+    rollout = _rollout(model, config, lengths, token, prompts, cut) if method.samples else None
     reserve = RESERVE + int(GAPS * gpu.memory) if gpu.kind == "cuda" else 0
     return Memory(resident(model, config, method, gpus=gpus, parallel=parallel), rollout, update, reserve)
 
 
+def layout(model: Any, config: Config, method: Method, gpus: int, gpu: Accelerator) -> Parallel:
+    """What `parallel=auto` comes to."""
+    wanted = getattr(config, "parallel", "auto")
+    if wanted != "auto" or gpus == 1:
+        return "fsdp" if wanted == "fsdp" else "ddp"
+    return "ddp" if resident(model, config, method, gpus=1, parallel="ddp").total <= MOST * gpu.memory else "fsdp"
+
+
 def resident(model: Any, config: Config, method: Method, *, gpus: int, parallel: Parallel) -> Resident:
-    """`ddp`: all of it on each GPU. `fsdp`: parameters, masters, gradients, state divided by the GPUs; to sample from, a whole copy."""
+    """`ddp`: all of it on each GPU. `fsdp`: divided by the GPUs, and no weights beside the float32 ones."""
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
-    trained, tensors = sum(sizes), len(sizes)
-    whole = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained, tensors, whole = sum(sizes), len(sizes), _bytes(model)
     shards = gpus if parallel == "fsdp" else 1
-    short = config.dtype != "float32"
-    own_copy = shards > 1 or config.overlap or str(config.sampler) == "vllm"
+    short, own = config.dtype != "float32", config.overlap or str(config.sampler) == "vllm"
     return Resident(
-        weights=whole // shards,
+        weights=0 if short and shards > 1 else whole // shards,
         masters=4 * trained // shards if short else 0,
         gradients=4 * trained // shards,
         optimizer=(8 * trained + 4 * tensors) // shards,  # and a count of updates for each tensor
         reference=whole // shards if config.initial_reference and method.samples else 0,
-        sampler=whole if own_copy and method.samples else 0,
-        gathered=_gathered(model, config) if shards > 1 else 0,
+        sampler=whole if own and method.samples else 0,
     )
+
+
+def _bytes(model: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def _gathered(model: Any, config: Config) -> int:
@@ -137,7 +152,7 @@ def _gathered(model: Any, config: Config) -> int:
     return WIDTH[config.dtype] * (2 * layer + outside) + 4 * (layer + outside)
 
 
-def _rollout(model: Any, config: Config, lengths: Lengths, token: Token, prompts: int) -> Rollout:
+def _rollout(model: Any, config: Config, lengths: Lengths, token: Token, prompts: int, cut: bool) -> Rollout:
     width, vocabulary = WIDTH[config.dtype], model.get_output_embeddings().weight.shape[0]
     rows = min(_rows_at_once(config), prompts * config.traces)
     read = min(prompts, -(-rows // config.traces))
@@ -150,6 +165,7 @@ def _rollout(model: Any, config: Config, lengths: Lengths, token: Token, prompts
         prompts=prompt_cache,
         prefill=int(1.5 * prompt_cache) + 4 * read * opening * inner * width,
         distribution=rows * vocabulary * (width + 4 + 4 + 8),
+        gathered=_bytes(model) if cut else 0,
     )
 
 
@@ -159,7 +175,7 @@ def _rows_at_once(config: Config) -> int:
     return config.sampler_rows
 
 
-def _step(model: Any, config: Config, method: Method, lengths: Lengths, prompts: int, kind: str) -> Step:
+def _step(model: Any, config: Config, method: Method, lengths: Lengths, prompts: int, kind: str, cut: bool) -> Step:
     rows = tuple(micro_batch(config, method, lengths, prompts))
     plain, recomputed = (count_update(model, rows, recompute=way, kind=kind) for way in (False, True))
     counted = recomputed if config.gradient_checkpointing else plain
@@ -173,5 +189,6 @@ def _step(model: Any, config: Config, method: Method, lengths: Lengths, prompts:
         null=counted.kept * null // tokens,
         tiles=2 * 4 * min(TILE[kind], sum(tails) * vocabulary),
         passing=counted.peak - counted.kept,
+        gathered=_gathered(model, config) if cut else 0,
         recompute=config.gradient_checkpointing,
     )

@@ -11,7 +11,7 @@ from nrt.errors import InputError
 from nrt.objective import Method
 from nrt.plan.counting import Token, count_token
 from nrt.plan.hardware import Accelerator
-from nrt.plan.memory import GAPS, RESERVE, WIDTH, Memory, Parallel, memory_of
+from nrt.plan.memory import GAPS, RESERVE, WIDTH, Memory, Parallel, layout, memory_of
 from nrt.plan.shapes import empty_model
 from nrt.plan.work import Flops, Lengths, Tokens, count_flops, count_tokens
 from nrt.training.setup import import_plugin, resolve_method
@@ -24,7 +24,7 @@ class Question:
     config: Config
     gpu: Accelerator
     gpus: int = 1
-    parallel: Parallel = "ddp"
+    parallel: Parallel | None = None  # None: as the config says, or as it comes out
     lengths: Lengths | None = None  # means; None: the recipe's caps
     rows: int | None = None  # of the training data, for the steps of an epoch
     price: float | None = None  # an hour of one GPU
@@ -32,8 +32,6 @@ class Question:
     def __post_init__(self) -> None:
         if self.gpus < 1:
             raise InputError(f"--gpus {self.gpus}: give at least 1")
-        if self.config.batch % self.gpus:
-            raise InputError(f"batch={self.config.batch} prompts cannot be shared equally by {self.gpus} GPUs; give a batch that divides")
 
     @property
     def mean(self) -> Lengths:
@@ -58,6 +56,7 @@ class Plan:
     """The answer."""
 
     parameters: int
+    parallel: Parallel
     memory: Memory
     capacity: int  # bytes of a GPU
     tokens: Tokens
@@ -85,13 +84,15 @@ def make_plan(question: Question) -> Plan:
     method = resolve_method(config.method, config.objective)
     model = empty_model(config)
     token = count_token(model)
-    memory = memory_of(model, config, method, question.mean, token, gpus=question.gpus, parallel=question.parallel, gpu=question.gpu)
+    parallel = question.parallel or layout(model, config, method, question.gpus, question.gpu)
+    memory = memory_of(model, config, method, question.mean, token, gpus=question.gpus, parallel=parallel, gpu=question.gpu)
     flops = count_flops(config, method, question.mean, token)
     seconds = _seconds(question, model, method, token, memory, flops)
     steps = config.steps or (max(1, question.rows // config.batch) if question.rows else None)
     run = None if steps is None else steps * seconds.total / 3600 * question.gpus
     return Plan(
         parameters=sum(p.numel() for p in model.parameters()),
+        parallel=parallel,
         memory=memory,
         capacity=question.gpu.memory,
         tokens=count_tokens(config, method, question.mean),
@@ -99,7 +100,7 @@ def make_plan(question: Question) -> Plan:
         seconds=seconds,
         steps=steps,
         cost=None if run is None or question.price is None else run * question.price,
-        assumptions=tuple(_assumptions(question, method)),
+        assumptions=tuple(_assumptions(question, method, parallel)),
     )
 
 
@@ -129,7 +130,7 @@ def _rollout_seconds(question: Question, model: Any, method: Method, token: Toke
     return max(waves * steps * max(reading, issuing), arithmetic)
 
 
-def _assumptions(question: Question, method: Method) -> list[str]:
+def _assumptions(question: Question, method: Method, parallel: Parallel) -> list[str]:
     config, gpu, mean = question.config, question.gpu, question.mean
     lengths = "means given" if question.lengths else "the recipe's caps: every prompt, trace and answer as long as it may be"
     said = [
@@ -144,8 +145,8 @@ def _assumptions(question: Question, method: Method) -> list[str]:
     if gpu.kind == "cpu":
         said.append("cpu: one thread of this machine at 100 GFLOP/s and 20 GB/s; no memory reserved")
     if question.gpus > 1:
-        shards = "parameters, masters, gradients and state in shards, and a whole copy of the weights to sample from"
-        said.append(f"{question.gpus} GPUs, {question.parallel}: " + (shards if question.parallel == "fsdp" else "a replica on each"))
+        shards = "float32 parameters, gradients and state in shards; the model is whole while it samples and scores, a layer while it runs"
+        said.append(f"{question.gpus} GPUs, {parallel}: " + (shards if parallel == "fsdp" else "a replica on each"))
     if str(config.sampler) == "vllm":
         said.append("sampler vllm: a copy of the weights in the same GPU, and no more cache than the rows need")
     if method.keep is not None:

@@ -24,7 +24,6 @@ def as_json(question: Question, plan: Plan, advice: Sequence[Step], enough: int 
         "model": question.config.model,
         "gpus": question.gpus,
         "gpu": question.gpu.name,
-        "parallel": question.parallel,
         "verdict": verdict(question, plan, advice, enough),
         "fits": plan.fits,
         **asdict(plan),
@@ -37,7 +36,7 @@ def as_json(question: Question, plan: Plan, advice: Sequence[Step], enough: int 
 
 def verdict(question: Question, plan: Plan, advice: Sequence[Step], enough: int | None) -> str:
     """In a line or two: whether it fits, and what to change."""
-    gpus = f"{question.gpus} × {question.gpu.name}, {question.parallel}" if question.gpus > 1 else question.gpu.name
+    gpus = f"{question.gpus} × {question.gpu.name}, {plan.parallel}" if question.gpus > 1 else question.gpu.name
     peak = f"{_gib(plan.memory.peak)} of {_gib(plan.capacity)} GiB"
     if plan.fits:
         return f"fits on {gpus}: {peak} at the highest"
@@ -71,14 +70,13 @@ def _advice_table(advice: Sequence[Step]) -> Table:
 def _memory_table(question: Question, memory: Memory) -> Table:
     stays, rollout, update = memory.resident, memory.rollout, memory.update
     table = _table("Memory of each GPU", "GiB", "")
-    table.add_row("weights", _gib(stays.weights), question.config.dtype)
     for name, size, note in (
-        ("float32 masters", stays.masters, ""),
+        ("weights", stays.weights, question.config.dtype),
+        ("float32 masters", stays.masters, "" if stays.weights else "in shards: the weights themselves"),
         ("gradients", stays.gradients, "float32"),
         ("optimiser state", stays.optimizer, "AdamW, float32"),
         ("initial reference model", stays.reference, "initial_reference=true"),
         ("sampler's own weights", stays.sampler, ""),
-        ("layers gathered from shards", stays.gathered, ""),
         ("reserved", memory.reserve, ""),
     ):
         if size:
@@ -89,6 +87,8 @@ def _memory_table(question: Question, memory: Memory) -> Table:
         table.add_row("keys and values of prompts", _gib(rollout.prompts), "once for all traces of a prompt")
         table.add_row("while prompts are read", _gib(rollout.prefill), "then")
         table.add_row("distributions drawn from", _gib(rollout.distribution), "whichever of the two is larger")
+        if rollout.gathered:
+            table.add_row("the model, gathered from shards", _gib(rollout.gathered), "")
         table.add_row("rollout at the highest", _gib(memory.sampling), "", style="bold")
     table.add_section()
     mark = ("", "  ← this run") if update.recompute else ("  ← this run", "")
@@ -97,6 +97,8 @@ def _memory_table(question: Question, memory: Memory) -> Table:
     if update.null:
         table.add_row("of these, null traces", _gib(update.null), "")
     table.add_row("what passes in the backward", _gib(update.passing), f"with the head's tiles, {_gib(update.tiles)}")
+    if update.gathered:
+        table.add_row("layers, gathered from shards", _gib(update.gathered), "")
     table.add_row("update at the highest", _gib(memory.updating), "", style="bold")
     return table
 
