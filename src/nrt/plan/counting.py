@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from nrt.engine.weights import Weights, layers_of, recomputing
 from nrt.models.attention import forward_in
@@ -62,25 +62,29 @@ class Update:
 @lru_cache
 def count_token(model: Any) -> Token:
     """By forwards and backwards of a few tokens."""
-    meter = Meter()
-    with torch.no_grad(), meter:
-        forward, layers = _body_flops(model)
-    both, _ = _body_flops(model)
+    with torch.no_grad():
+        forward, layers = _body(model)
+    both, _ = _body(model)
     with recomputing(layers_of(model)):
-        twice, _ = _body_flops(model)
-    head = model.get_output_embeddings().weight
-    return Token(forward, both - forward, twice - both, 2 * head.numel(), meter.operations, layers)
+        twice, _ = _body(model)
+    head = 2 * model.get_output_embeddings().weight.numel()
+    backward, again = both.flops - forward.flops, twice.flops - both.flops
+    return Token(forward.flops // N, backward // N, again // N, head, forward.operations, layers)
 
 
-def _body_flops(model: Any, n: int = 4) -> tuple[int, tuple[Layer, ...]]:
-    """Floating-point operations a token of the layers, with their backward where gradients are enabled."""
-    way, zeros = _Counting.of([Row((0,), (0,), (), end_sampled=False)]), torch.zeros(1, n, dtype=torch.long, device="meta")
-    with FlopCounterMode(display=False) as counter, _embeddings_cut(model):
+N = 4
+"""Tokens of such a forward."""
+
+
+def _body(model: Any) -> tuple[Meter, tuple[Layer, ...]]:
+    """N tokens through the layers, with their backward where gradients are enabled."""
+    way, zeros = _Counting.of([Row((0,), (0,), (), end_sampled=False)]), torch.zeros(1, N, dtype=torch.long, device="meta")
+    with Meter() as meter, _embeddings_cut(model):
         hidden = model.base_model(input_ids=zeros, position_ids=zeros, **forward_in(way, zeros.device)).last_hidden_state
         layers = tuple(way.layers)
         if hidden.requires_grad:
             hidden.sum().backward()
-    return counter.get_total_flops() // n, layers
+    return meter, layers
 
 
 @lru_cache
@@ -117,11 +121,12 @@ def _weights(model: Any) -> Weights:
 
 
 class Meter(TorchDispatchMode):
-    """Bytes of tensors made inside and still held, each storage once, and the most there were; calls that do arithmetic."""
+    """Bytes of tensors made inside and still held, each storage once, and the most there were; calls that do arithmetic, and the
+    floating-point operations of those that torch counts."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = self.operations = 0
+        self.live = self.peak = self.operations = self.flops = 0
         self._held: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -129,6 +134,8 @@ class Meter(TorchDispatchMode):
         given = {id(storage) for x in tree_leaves((args, kwargs)) if (storage := _storage(x)) is not None}
         made = [storage for x in tree_leaves(out) if (storage := _storage(x)) is not None and id(storage) not in given]
         self.operations += bool(made)
+        if counted := flop_registry.get(func._overloadpacket):
+            self.flops += counted(*args, **(kwargs or {}), out_val=out)
         for storage in made:
             if id(storage) not in self._held:
                 self._held[id(storage)] = storage.nbytes()
