@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 from nrt.config import Config
@@ -23,12 +24,15 @@ class Step:
 
 
 def advise(question: Question, plan: Plan) -> list[Step]:
-    """Changes in order until the run fits; those that save nothing are left out. The last of them says whether it does."""
+    """Changes in order until the run fits; those that save nothing are left out. The last of them says whether it does.
+
+    Where what stays in memory is too much already, that comes first.
+    """
     steps: list[Step] = []
-    for suggest in (_rows, _recompute, _tokens, _reference, _overlap, _short, _shards):
-        if plan.fits:
-            break
-        for change, changed, price in suggest(question, plan):
+    passing, staying = (_rows, _recompute, _tokens), (_reference, _overlap, _short, _shards, _adapters)
+    too_much = plan.memory.resident.total + plan.memory.reserve > plan.capacity
+    for suggest in (*staying, *passing) if too_much else (*passing, *staying):
+        for change, changed, price in () if plan.fits else suggest(question, plan):
             after = make_plan(changed)
             saves = max(plan.memory.sampling - after.memory.sampling, plan.memory.updating - after.memory.updating)
             if saves <= 0:
@@ -37,11 +41,15 @@ def advise(question: Question, plan: Plan) -> list[Step]:
             steps = steps[: len(steps) - len(previous)]
             steps.append(Step(change, saves + sum(step.saves for step in previous), price, after.fits))
             question, plan = changed, after
+            if plan.fits:
+                break
     return steps
 
 
 def enough(question: Question, most: int = 64) -> int | None:
-    """The fewest GPUs (a power of two) that hold the run in shards as it stands, or None."""
+    """The fewest GPUs (a power of two) that hold the run in shards as it stands, or None; adapters are not cut."""
+    if question.config.lora.rank:
+        return None
     counts = [2**i for i in range(1, most.bit_length())]
     return next((gpus for gpus in counts if make_plan(replace(question, gpus=gpus, parallel="fsdp")).fits), None)
 
@@ -99,5 +107,15 @@ def _short(question: Question, plan: Plan) -> Iterator[Suggestion]:
 
 
 def _shards(question: Question, plan: Plan) -> Iterator[Suggestion]:
-    if question.gpus > 1 and plan.parallel != "fsdp":
-        yield "--parallel fsdp", replace(question, parallel="fsdp"), "traffic between GPUs"
+    if question.gpus > 1 and plan.parallel != "fsdp" and not question.config.lora.rank:
+        yield _with(question, "parallel=fsdp", "traffic between GPUs", parallel="fsdp")
+
+
+def _adapters(question: Question, plan: Plan) -> Iterator[Suggestion]:
+    """LoRA, then the frozen weights in 4 bits."""
+    if not question.config.lora.rank and question.config.parallel != "fsdp" and find_spec("peft"):
+        suggestion = _with(question, "lora.rank=16", "adapters are trained in place of the weights", lora={"rank": 16})
+        yield suggestion
+        question = suggestion[1]
+    if question.config.lora.rank and not question.config.quantize:
+        yield _with(question, "quantize=nf4", "frozen weights in 4 bits", quantize="nf4")

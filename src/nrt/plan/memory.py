@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import nn
+
 from nrt.config import Config
+from nrt.engine.sharded import MOST
 from nrt.engine.weights import layers_of
+from nrt.models import trained_rows
 from nrt.objective import Method
 from nrt.plan.counting import Token, count_update
 from nrt.plan.hardware import Accelerator
@@ -16,9 +20,6 @@ from nrt.scoring.head import TILE
 Parallel = Literal["ddp", "fsdp"]
 """Over several GPUs: a replica on each; or float32 parameters, gradients and state in shards, and the model whole only while it samples,
 scores, or a layer of it runs (torch's FSDP2)."""
-
-MOST = 0.6
-"""A replica that stays below this share of a GPU is not cut into shards."""
 
 WIDTH = {"float32": 4, "bfloat16": 2}
 RESERVE = 2**30
@@ -117,31 +118,47 @@ def memory_of(
 
 
 def layout(model: Any, config: Config, method: Method, gpus: int, gpu: Accelerator) -> Parallel:
-    """What `parallel=auto` comes to."""
-    wanted = getattr(config, "parallel", "auto")
-    if wanted != "auto" or gpus == 1:
-        return "fsdp" if wanted == "fsdp" else "ddp"
-    return "ddp" if resident(model, config, method, gpus=1, parallel="ddp").total <= MOST * gpu.memory else "fsdp"
+    """What `parallel` comes to, as `engine.local.build_engine` decides it; adapters are not cut."""
+    if config.lora.rank or gpus == 1 or config.parallel == "ddp":
+        return "ddp"
+    stays = resident(model, config, method, gpus=1, parallel="ddp")
+    fits = gpu.kind == "cpu" or stays.total - stays.sampler <= MOST * gpu.memory
+    return "ddp" if fits and config.parallel == "auto" else "fsdp"
 
 
 def resident(model: Any, config: Config, method: Method, *, gpus: int, parallel: Parallel) -> Resident:
     """`ddp`: all of it on each GPU. `fsdp`: divided by the GPUs, and no weights beside the float32 ones."""
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
-    trained, tensors, whole = sum(sizes), len(sizes), _bytes(model)
-    shards = gpus if parallel == "fsdp" else 1
+    trained, whole, shards = sum(sizes), weight_bytes(model, config), gpus if parallel == "fsdp" else 1
     short, own = config.dtype != "float32", config.overlap or str(config.sampler) == "vllm"
+    kept = config.initial_reference and method.samples and not config.lora.rank  # with adapters: the model itself, without them
     return Resident(
         weights=0 if short and shards > 1 else whole // shards,
         masters=4 * trained // shards if short else 0,
         gradients=4 * trained // shards,
-        optimizer=(8 * trained + 4 * tensors) // shards,  # and a count of updates for each tensor
-        reference=whole // shards if config.initial_reference and method.samples else 0,
+        optimizer=sum(_state_bytes(n, config.optimizer.name) for n in sizes) // shards,
+        reference=whole // shards if kept else 0,
         sampler=whole if own and method.samples else 0,
     )
 
 
-def _bytes(model: Any) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+def weight_bytes(model: Any, config: Config) -> int:
+    """Of all parameters; trained rows are views of their table. In NF4: half a byte, and 8 bits of scale for each 64 numbers."""
+    short = _linear(model) if config.quantize else {}
+    views = {id(row) for table in (model.get_input_embeddings(), model.get_output_embeddings()) for row in trained_rows(table).values()}
+    whole = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in short and id(p) not in views)
+    return whole + sum(n // 2 + n // 64 + n // 4096 for n in short.values())
+
+
+def _linear(model: Any) -> dict[int, int]:
+    """Numbers in the frozen matrices that are held in 4 bits: all but the head's."""
+    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear) and module is not model.get_output_embeddings()]
+    return {id(weight): weight.numel() for weight in linear if not weight.requires_grad}
+
+
+def _state_bytes(n: int, optimizer: str) -> int:
+    """Two moments, float32 or 8 bits with a scale for each 256 numbers, and a count of updates. Small tensors stay in float32."""
+    return 8 * n + 4 if optimizer == "adamw" or n < 4096 else 2 * n + 8 * -(-n // 256)
 
 
 def _gathered(model: Any, config: Config) -> int:
@@ -165,7 +182,7 @@ def _rollout(model: Any, config: Config, lengths: Lengths, token: Token, prompts
         prompts=prompt_cache,
         prefill=int(1.5 * prompt_cache) + 4 * read * opening * inner * width,
         distribution=rows * vocabulary * (width + 4 + 4 + 8),
-        gathered=_bytes(model) if cut else 0,
+        gathered=weight_bytes(model, config) if cut else 0,
     )
 
 
@@ -182,13 +199,14 @@ def _step(model: Any, config: Config, method: Method, lengths: Lengths, prompts:
     tokens, tails = forwarded(rows), [len(row.tail_ids) for row in rows]
     null = sum(tail - 1 for tail in tails if tail < max(tails)) if method.samples else 0
     vocabulary = model.get_output_embeddings().weight.shape[0]
+    unpacked = WIDTH[config.dtype] * max(_linear(model).values()) if config.quantize else 0  # a 4-bit matrix while it is used
     return Step(
         tokens=tokens,
         kept=plain.kept,
         kept_recomputed=recomputed.kept,
         null=counted.kept * null // tokens,
         tiles=2 * 4 * min(TILE[kind], sum(tails) * vocabulary),
-        passing=counted.peak - counted.kept,
+        passing=counted.peak - counted.kept + unpacked,
         gathered=_gathered(model, config) if cut else 0,
         recompute=config.gradient_checkpointing,
     )

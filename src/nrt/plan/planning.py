@@ -11,7 +11,7 @@ from nrt.errors import InputError
 from nrt.objective import Method
 from nrt.plan.counting import Token, count_token
 from nrt.plan.hardware import Accelerator
-from nrt.plan.memory import GAPS, RESERVE, WIDTH, Memory, Parallel, layout, memory_of
+from nrt.plan.memory import GAPS, RESERVE, WIDTH, Memory, Parallel, layout, memory_of, weight_bytes
 from nrt.plan.shapes import empty_model
 from nrt.plan.work import Flops, Lengths, Tokens, count_flops, count_tokens
 from nrt.training.setup import import_plugin, resolve_method
@@ -86,7 +86,8 @@ def make_plan(question: Question) -> Plan:
     token = count_token(model)
     parallel = question.parallel or layout(model, config, method, question.gpus, question.gpu)
     memory = memory_of(model, config, method, question.mean, token, gpus=question.gpus, parallel=parallel, gpu=question.gpu)
-    flops = count_flops(config, method, question.mean, token)
+    frozen = not model.get_output_embeddings().weight.requires_grad
+    flops = count_flops(config, method, question.mean, token, frozen_head=frozen)
     seconds = _seconds(question, model, method, token, memory, flops)
     steps = config.steps or (max(1, question.rows // config.batch) if question.rows else None)
     run = None if steps is None else steps * seconds.total / 3600 * question.gpus
@@ -123,7 +124,7 @@ def _rollout_seconds(question: Question, model: Any, method: Method, token: Toke
     running = min(1.0, mean.trace / config.max_trace_tokens)
     shared = prompts if str(config.sampler) == "hf" else rows
     cached = token.cache_bytes(width) * running * (shared * mean.prompt + rows * mean.trace / 2)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = weight_bytes(model, config)
     reading = (weights + cached) / (gpu.bandwidth * gpu.bandwidth_share)
     issuing = token.operations * gpu.call_seconds if str(config.sampler) == "hf" else 0.0
     arithmetic = flops.rollout / (gpu.flops(config.dtype) * gpu.mfu * question.gpus)
@@ -149,6 +150,10 @@ def _assumptions(question: Question, method: Method, parallel: Parallel) -> list
         said.append(f"{question.gpus} GPUs, {parallel}: " + (shards if parallel == "fsdp" else "a replica on each"))
     if str(config.sampler) == "vllm":
         said.append("sampler vllm: a copy of the weights in the same GPU, and no more cache than the rows need")
+    if config.quantize:
+        said.append("nf4: .516 bytes a number of the layers' frozen matrices; the time to unpack them is not counted")
+    if config.optimizer.name != "adamw":
+        said.append(f"{config.optimizer.name}: 2 bytes a number, of which none are taken to wait in the machine's memory")
     if method.keep is not None:
         said.append(f"{method.name} drops groups and draws others: its rollouts are longer than planned")
     return said

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from nrt.config import Config, MarkersConfig
+from nrt.config import Config, LoraConfig, MarkersConfig
 from nrt.errors import InputError
-from nrt.models import add_markers, load_tokenizer, quiet
+from nrt.models import Adapters, add_adapters, add_markers, load_tokenizer, quiet
 from nrt.models.attention import Unsupported, carry
 
 LLAMA_3 = {"model_type": "llama", "vocab_size": 128_256, "num_key_value_heads": 8, "max_position_embeddings": 131_072, "rope_theta": 5e5}
@@ -36,15 +36,16 @@ NAMED: dict[str, dict[str, Any]] = {
 
 
 def empty_model(config: Config) -> Any:
-    """The run's model on the meta device, in its type, with rows for the markers, ready for packed rows.
+    """The run's model on the meta device, in its type, with rows for the markers and adapters, ready for packed rows.
 
     Raises InputError: no model, one that neither the table, nor a folder, nor the hub has, and one whose rows cannot be packed.
     """
-    return _empty(config.model, config.dtype, config.markers, config.trust_remote_code)  # pyright: ignore[reportArgumentType]
+    given: Any = (config.model, config.dtype, config.markers, config.lora, config.trust_remote_code)
+    return _empty(*given)
 
 
 @lru_cache
-def _empty(name: str | None, dtype: str, markers: MarkersConfig, trust_remote_code: bool) -> Any:
+def _empty(name: str | None, dtype: str, markers: MarkersConfig, lora: LoraConfig, trust_remote_code: bool) -> Any:
     shape = shape_of(name, trust_remote_code)
     with torch.device("meta"), quiet():
         model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code).eval()
@@ -53,6 +54,9 @@ def _empty(name: str | None, dtype: str, markers: MarkersConfig, trust_remote_co
     else:
         rows = model.get_input_embeddings().weight.shape[0] + (markers.start is not None) + 1
         model.resize_token_embeddings(rows, pad_to_multiple_of=None, mean_resizing=False)
+    if lora.rank:
+        with torch.device("meta"):
+            add_adapters(model, Adapters(lora.rank, lora.alpha or 1.0, lora.targets), range(markers.start is None, 2))
     try:
         carry(model)
     except Unsupported as error:

@@ -43,7 +43,7 @@ def verdict(question: Question, plan: Plan, advice: Sequence[Step], enough: int 
     said = f"does not fit on {gpus}: {peak} at the highest"
     if advice and advice[-1].fits:
         return f"{said}; fits with {' '.join(step.change for step in advice)}"
-    return f"{said}, and no setting mends it" + (f"; {enough} GPUs in shards would hold it (--parallel fsdp)" if enough else "")
+    return f"{said}, and no setting mends it" + (f"; {enough} GPUs in shards would hold it (parallel=fsdp)" if enough else "")
 
 
 def print_plan(console: Console, question: Question, plan: Plan, advice: Sequence[Step], enough: int | None) -> None:

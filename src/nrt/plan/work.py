@@ -123,14 +123,14 @@ def count_tokens(config: Config, method: Method, lengths: Lengths) -> Tokens:
     )
 
 
-def count_flops(config: Config, method: Method, lengths: Lengths, token: Token) -> Flops:
+def count_flops(config: Config, method: Method, lengths: Lengths, token: Token, *, frozen_head: bool = False) -> Flops:
     """Of one step. Backward: two and a half times the forward for attention, three times for the head, whose logits are made again."""
     B, rows = config.batch, group_rows(config, method, lengths)
     again = config.gradient_checkpointing
     trained = replace(token, flops=token.flops + token.backward_flops + again * token.again_flops)
     pool = round(config.data.difficulty.pool)
     scoring = sum(_pass(part, config, token) for part in (rows.scored, rows.initial, *([rows.weighed] * pool)))
-    update = _pass(rows.trained, config, trained, attention=3.5 + again, head=4)
+    update = _pass(rows.trained, config, trained, attention=3.5 + again, head=4 - frozen_head)
     return Flops(B * _rollout(config, method, lengths, token), B * scoring, B * update)
 
 
