@@ -205,3 +205,20 @@ def test_data_check_and_stats(nrt_command, tmp_path):
     assert "1 rows cannot be used" in nrt_command("data", "stats", "a.csv")[1]
     status, _, err = nrt_command("data", "check", "absent.csv")
     assert (status, err.count("\n")) == (2, 1)
+
+
+def test_plan(nrt_command):
+    """Without any file: the recipe and a model known by name."""
+    arguments = ("plan", "gsm8k", "model=llama-3.2-1b", "batch=16", "--trace", "200", "--rows", "7473", "--gpu", "h200")
+    status, out, _ = nrt_command(*arguments)
+    assert status == 0
+    for said in ("fits on h200", "optimiser state", "null traces", "hours of the run", "Assumed"):
+        assert said in out
+    status, out, _ = nrt_command(*arguments, "--json", "--price", "2")
+    plan = json.loads(out)
+    assert (status, plan["fits"], plan["steps"], plan["parameters"]) == (0, True, 467, 1_235_818_496)
+    assert plan["memory"]["peak"] <= plan["capacity"]
+    assert plan["cost"] == pytest.approx(2 * plan["hours"])
+    status, _, err = nrt_command("plan", "gsm8k", "--gpu", "h100")
+    assert status == 2
+    assert "model=FOLDER" in err

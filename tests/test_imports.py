@@ -18,7 +18,7 @@ ROOT = Path(errors.__file__).parent
 LEVEL = {
     "errors": 0, "config": 0, "types": 0, "lock": 0, "environment": 0,
     "objective": 1, "run": 1, "metrics": 1, "trackers": 1, "data": 1, "models": 1, "checkers": 1,
-    "rollout": 2, "scoring": 2,
+    "rollout": 2, "scoring": 2, "serving": 2,
     "engine": 3,
     "training": 4, "eval": 4,
     "study": 5, "plan": 5, "lab": 5, "analysis": 5, "talk": 5, "live": 5,
@@ -46,7 +46,7 @@ LIBRARIES = {
 }
 """All that these import besides the standard library."""
 
-CONFINED = {"vllm": ("rollout/vllm.py",), "ray": ("engine/verl/",), "verl": ("engine/verl/",)}
+CONFINED = {"vllm": ("rollout/vllm.py", "serving/vllm_reasoning.py"), "ray": ("engine/verl/",), "verl": ("engine/verl/",)}
 """Libraries that only these files import."""
 
 NOT_IN = {"analysis": {"torch", "transformers", "accelerate"}}

@@ -87,6 +87,39 @@ def compare(
 
 
 @app.command()
+def plan(
+    settings: Annotated[list[str], typer.Argument(metavar="RECIPE [key=value …]", help="A recipe or YAML path, then settings.")],
+    gpus: Annotated[int, typer.Option(help="How many GPUs.")] = 1,
+    gpu: Annotated[str, typer.Option(help="h100, h200, a100, l40s, rtx4090, or cpu: this machine.")] = "h100",
+    memory: Annotated[float | None, typer.Option(help="GiB of such a GPU, where it has not the usual.")] = None,
+    parallel: Annotated[str | None, typer.Option(help="ddp: a replica on each GPU; fsdp: in shards; by default what fits.")] = None,
+    prompt: Annotated[int | None, typer.Option(help="Mean tokens of a prompt; by default the recipe's cap.")] = None,
+    trace: Annotated[int | None, typer.Option(help="Mean tokens of a trace; by default the recipe's cap.")] = None,
+    answer: Annotated[int | None, typer.Option(help="Mean tokens of an answer; by default the recipe's cap.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows of the training data: one epoch, where the recipe sets no steps.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of a GPU hour; none is assumed.")] = None,
+    mfu: Annotated[float | None, typer.Option(help="Share of the GPU's arithmetic that updates are assumed to reach; .4.")] = None,
+    bandwidth: Annotated[float | None, typer.Option(help="Share of its bandwidth that decoding is assumed to reach; .6.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the tables.")] = False,
+) -> None:
+    """Memory, tokens, arithmetic, hours and cost of a run, on paper: nrt plan llama-3.2-3b --gpu h200 --gpus 8 --trace 500."""
+    from json import dumps
+
+    from nrt.config import load_config
+    from nrt.plan import ask
+    from nrt.plan.show import as_json, print_plan
+
+    answered = ask(
+        load_config(settings[0], settings[1:]), gpu=gpu, gpus=gpus, memory=memory, parallel=parallel, means=(prompt, trace, answer),
+        rows=rows, price=price, mfu=mfu, bandwidth=bandwidth,
+    )  # fmt: skip
+    if json:
+        print(dumps(as_json(*answered), ensure_ascii=False))
+    else:
+        print_plan(_console(), *answered)
+
+
+@app.command()
 def demo(
     run: Annotated[str, typer.Option(help="Name or path of the run folder; by default a fresh one in runs/.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of base model and training.")] = 0,
@@ -187,12 +220,19 @@ def export(
     run: Annotated[str, typer.Argument(help="Run name or folder.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the Hugging Face folder goes; must not exist yet.")],
     step: Annotated[int | None, typer.Option(help="A checkpoint's step instead of the final model.")] = None,
+    push: Annotated[str, typer.Option(metavar="USER/NAME", help="Upload it to the Hugging Face hub, too.")] = "",
+    public: Annotated[bool, typer.Option("--public", help="With --push: for all to see; a new model is private otherwise.")] = False,
 ) -> None:
-    """Copy a run's model out as an ordinary Hugging Face folder."""
-    from nrt.run import export_model, load_run, run_folder
+    """Copy a run's model out as an ordinary Hugging Face folder, with a model card and what vLLM needs to tell reasoning from answers."""
+    from nrt.run import load_run, run_folder
+    from nrt.serving import export as out
 
-    source = export_model(load_run(run_folder(run)), folder, step=step)
+    if push:
+        out.check_repository(push)
+    source = out.export_run(load_run(run_folder(run)), folder, step=step, name=push.rpartition("/")[2] or None)
     _console().print(f"{source} → {folder}", highlight=False, soft_wrap=True)
+    if push:
+        _console().print(out.push(folder, push, private=not public), highlight=False, soft_wrap=True)
 
 
 def _check_alone(command: str) -> None:

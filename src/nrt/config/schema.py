@@ -303,6 +303,8 @@ class Config(Section):
     """Under torchrun, `ddp`: each process holds all weights, or `fsdp`: a part of them; `auto`: ddp where it fits (docs/running.md)."""
     sampler: Literal["hf"] = "hf"
     """What samples the traces."""
+    sampler_rows: Positive = 512
+    """Most traces decoded together: fewer need less memory for keys and values, and change nothing but the speed."""
     device: str = "auto"
     """auto: CUDA, else MPS, else CPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"

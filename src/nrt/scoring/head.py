@@ -184,7 +184,7 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
     """float32, accumulated in float32, whatever goes in."""
     if a.dtype == b.dtype == torch.float32:
         return a @ b
-    if a.is_cuda:
+    if a.is_cuda or a.is_meta:
         return torch.mm(a.to(b.dtype), b, out_dtype=torch.float32)
     return a.float() @ b.float()
 

@@ -131,7 +131,7 @@ def resolve_method(name: str, values: ObjectiveConfig) -> Method:
 
 FREE_ON_RESUME = {
     "run", "resume", "steps", "eval_every", "save_every", "keep", "log_traces", "trackers", "threads", "device", "tokens_per_batch",
-    "gradient_checkpointing", "parallel"
+    "gradient_checkpointing", "parallel", "sampler_rows"
 }  # fmt: skip
 """Settings that may change when a run goes on; any other would make it a different run."""
 
@@ -200,7 +200,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         processes=processes,
         parallel=config.parallel,
     )
-    sampler = HFSampler(model, pad_id)
+    sampler = HFSampler(model, pad_id, config.sampler_rows)
     evaluated = Policy(
         engine=engine,
         sampler=sampler if processes.size == 1 else SharedSampler(sampler, processes, engine.weights.whole),
@@ -211,7 +211,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     )
     policy = evaluated
     if config.overlap:
-        policy = replace(evaluated, sampler=AheadSampler(HFSampler(frozen_copy(model), pad_id)), behind=True)
+        policy = replace(evaluated, sampler=AheadSampler(HFSampler(frozen_copy(model), pad_id, config.sampler_rows)), behind=True)
     stepper = Stepper(
         method=names.method,
         policy=policy,

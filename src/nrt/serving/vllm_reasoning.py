@@ -1,0 +1,61 @@
+"""vLLM's view of nrt's markers: what stands before END is the reasoning, what follows is the content. Needs vLLM, not nrt.
+
+    vllm serve DIR --reasoning-parser-plugin DIR/vllm_reasoning.py --reasoning-parser nrt
+
+The exported chat template opens the trace (it ends the prompt with START), so a reply begins within it. A request with
+`chat_template_kwargs={"open_trace": false}` opens none: its reply is content, unless the model opens a trace by itself. A trace without
+an end has no content. Markers of another name: $NRT_THINK_START, $NRT_THINK_END. Written for vLLM 0.31.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from vllm.entrypoints.generate.base.protocol import DeltaMessage  # pyright: ignore[reportMissingImports]
+from vllm.reasoning import ReasoningParserManager  # pyright: ignore[reportMissingImports]
+from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser  # pyright: ignore[reportMissingImports]
+
+
+@ReasoningParserManager.register_module("nrt")
+class NRTReasoningParser(BaseThinkingReasoningParser):
+    """One for each request."""
+
+    def __init__(self, tokenizer: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(tokenizer, *args, **kwargs)
+        self.opened = (kwargs.get("chat_template_kwargs") or {}).get("open_trace", True)
+
+    @property
+    def start_token(self) -> str:
+        return os.environ.get("NRT_THINK_START", "<|think_start|>")
+
+    @property
+    def end_token(self) -> str:
+        return os.environ.get("NRT_THINK_END", "<|think_end|>")
+
+    def adjust_request(self, request: Any) -> Any:
+        """The markers are special tokens: they must stay in the text to be seen there."""
+        request.skip_special_tokens = False
+        return request
+
+    def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
+        """(reasoning, content) of a whole reply."""
+        if not self.opened and self.start_token not in model_output:
+            return None, model_output or None
+        trace, _, answer = model_output.removeprefix(self.start_token).partition(self.end_token)
+        return trace or None, answer or None
+
+    def extract_reasoning_streaming(
+        self,
+        previous_text: str,
+        current_text: str,
+        delta_text: str,
+        previous_token_ids: Sequence[int],
+        current_token_ids: Sequence[int],
+        delta_token_ids: Sequence[int],
+    ) -> DeltaMessage | None:
+        """What the new tokens add; None: nothing to show."""
+        thinks = self.opened or self.start_token_id in current_token_ids
+        if not thinks or self.end_token_id in previous_token_ids:
+            return DeltaMessage(content=delta_text) if delta_text else None
+        trace, ended, answer = delta_text.replace(self.start_token, "").partition(self.end_token)
+        return DeltaMessage(reasoning=trace or None, content=answer or None) if trace or (ended and answer) else None
