@@ -34,12 +34,17 @@ class Request:
 class Sampler(Protocol):
     """Samples from the model's own logits and what the request says: no top-k, no penalty, no setting of the model's."""
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Takes the policy's new weights, as (name, tensor) under the Hugging Face names."""
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int | None = None) -> None:
+        """Takes the policy's weights, as (name, tensor) under the Hugging Face names; those of a version that is there already may be
+        left alone, those without one may not."""
         ...
 
     def sample(self, request: Request) -> list[list[Sample]]:
         """`n` samples for each prompt, in the order of the prompts (or of `only`)."""
+        ...
+
+    def rest(self) -> None:
+        """Nothing more is asked until `load_weights`: memory may be given back."""
         ...
 
 

@@ -21,12 +21,13 @@ from nrt.engine.sampling import SharedSampler
 from nrt.errors import InputError, unknown
 from nrt.models import Adapters, add_adapters, add_markers, check_markers, end_token_ids, load_model, pick_device, save_model
 from nrt.objective import METHODS, Method, with_weight_norm
-from nrt.rollout import AheadSampler, HFSampler
+from nrt.rollout import AheadSampler, HFSampler, Sampler
 from nrt.trackers import check_trackers
 from nrt.training.collect import Collector, Judge
 from nrt.training.difficulty import ByDifficulty, InOrder
 from nrt.training.heldout import Heldout
 from nrt.training.policy import Policy
+from nrt.training.sampler import vllm_sampler
 from nrt.training.step import Stepper
 from nrt.training.uncertainty import cuts_by_entropy, model_entropies
 from nrt.types import Pair
@@ -78,6 +79,7 @@ def resolve_names(config: Config) -> Names:
         raise InputError("overlap=true samples with a copy of the weights, and lora.rank has none to spare; set overlap=false")
     if config.overlap and (config.data.difficulty.skip_above is not None or config.data.difficulty.pool > 1):
         raise InputError("overlap=true and data.difficulty exclude one another: which prompts come next is not known beforehand")
+    _check_sampler(config, method)
     if method.base_policy == "initial" and not config.initial_reference:
         raise InputError(f"method {method.name} takes its baseline under the initial model; set initial_reference=true")
     if method.checks_answers and not config.heldout.checker:
@@ -86,6 +88,16 @@ def resolve_names(config: Config) -> Names:
     observer = resolve_dotted(config.observer, "observer") if config.observer else None
     check_trackers(config.trackers)
     return Names(method, checker, observer)
+
+
+def _check_sampler(config: Config, method: Method) -> None:
+    if config.overlap and method.importance_cap is not None:
+        raise InputError("under overlap=true the ratio is to what the sampler reported already; unset objective.importance_cap")
+    if not method.samples_answers:
+        return
+    for setting, is_set in (("objective.importance_cap", method.importance_cap is not None), ("vllm.strict=false", not config.vllm.strict)):
+        if is_set:
+            raise InputError(f"{setting} corrects traces, and {method.name} trains on sampled answers too; unset it")
 
 
 def import_plugin(module: str) -> None:
@@ -121,6 +133,7 @@ def resolve_method(name: str, values: ObjectiveConfig) -> Method:
         "answer_coef": values.answer_coef,
         "format_coef": values.format_coef,
         "format_on": values.format_on,
+        "importance_cap": values.importance_cap,
         "appended_end_acts": values.appended_end_acts,
     }
     changes = {key: None if value == "none" and key in ("centre", "scale") else value for key, value in given.items() if value is not None}
@@ -131,7 +144,7 @@ def resolve_method(name: str, values: ObjectiveConfig) -> Method:
 
 FREE_ON_RESUME = {
     "run", "resume", "steps", "eval_every", "save_every", "keep", "log_traces", "trackers", "threads", "device", "tokens_per_batch",
-    "gradient_checkpointing", "parallel"
+    "gradient_checkpointing", "parallel", "sampler_tolerance", "vllm",
 }  # fmt: skip
 """Settings that may change when a run goes on; any other would make it a different run."""
 
@@ -200,7 +213,10 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         processes=processes,
         parallel=config.parallel,
     )
-    sampler = HFSampler(model, pad_id)
+    sampler: Sampler = HFSampler(model, pad_id)
+    if config.sampler == "vllm" and names.method.samples:
+        sampler = vllm_sampler(model, config)
+        sampler = AheadSampler(sampler) if config.overlap else sampler
     evaluated = Policy(
         engine=engine,
         sampler=sampler if processes.size == 1 else SharedSampler(sampler, processes, engine.weights.whole),
@@ -211,7 +227,8 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     )
     policy = evaluated
     if config.overlap:
-        policy = replace(evaluated, sampler=AheadSampler(HFSampler(frozen_copy(model), pad_id)), behind=True)
+        ahead = sampler if isinstance(sampler, AheadSampler) else AheadSampler(HFSampler(frozen_copy(model), pad_id))
+        policy = replace(evaluated, sampler=ahead, behind=True)
     stepper = Stepper(
         method=names.method,
         policy=policy,
