@@ -38,7 +38,7 @@ def move(model: PreTrainedModel, by: float = 0.03) -> None:
 def save_trainable(folder) -> str:
     """A Llama of words, tied, without the markers."""
     tokenizer = make_tokenizer()
-    model = tiny_model("llama-tied-mha", vocab_size=len(tokenizer), **HEADS | {"num_key_value_heads": 2})
+    model = tiny_model("llama-tied-mha", vocab_size=len(tokenizer), **{**HEADS, "num_key_value_heads": 2})  # pyright: ignore[reportArgumentType]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

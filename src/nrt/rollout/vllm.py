@@ -5,7 +5,6 @@ Every sampling parameter is given, so no generation_config leaks in; ids come ba
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nrt.errors import InputError, RunError
-from nrt.rollout.base import Request
+from nrt.rollout.base import Request, hashed
 from nrt.types import Row, Sample
 
 
@@ -137,8 +136,7 @@ def _params(request: Request, place: int) -> Any:
 
 def _seed(request: Request, place: int) -> int:
     """Of a prompt. vLLM gives its samples this number, the next and so on: without a hash, neighbours would share their noise."""
-    given = f"{request.seed}/{place}" if isinstance(request.seed, int) else f"{request.seed[place]}"
-    return int.from_bytes(hashlib.sha256(given.encode()).digest()[:7])
+    return hashed(f"{request.seeds[place]}")
 
 
 def _reload(worker: Any, weights: list[tuple[str, Tensor]]) -> None:
@@ -149,5 +147,5 @@ def _reload(worker: Any, weights: list[tuple[str, Tensor]]) -> None:
     runner = worker.model_runner
     runner.reload_weights(weights_iterator=iter(weights))
     for layer in runner.get_model().modules():
-        if isinstance(method := getattr(layer, "quant_method", None), UnquantizedEmbeddingMethod):
-            method.process_weights_after_loading(layer)
+        if isinstance(getattr(layer, "quant_method", None), UnquantizedEmbeddingMethod):
+            layer.quant_method.process_weights_after_loading(layer)

@@ -123,6 +123,8 @@ class Loop:
         if self.processes.size > 1:
             self.listener.say(f"{self.processes.size} processes: {engine.weights.why}")
         engine.warn = self._warn_of_memory
+        if self.parts.servers:
+            self.parts.servers.say = self._warn_of_servers
         if not self.writer.resumed:
             self._warn_at_start()
             if before := self._evaluate():
@@ -236,6 +238,10 @@ class Loop:
 
     def _warn_of_memory(self, message: str) -> None:
         self.writer.warn("out-of-memory", message, self.progress.step)
+        self.listener.say(message)
+
+    def _warn_of_servers(self, message: str) -> None:
+        self.writer.warn("rollout-server", message, self.progress.step)
         self.listener.say(message)
 
     def _warn_at_start(self) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +11,9 @@ import torch
 from nrt.config import Config
 from nrt.data import trace_row
 from nrt.errors import InputError
+from nrt.models import save_config
 from nrt.objective import Mismatch, mismatch
-from nrt.rollout import Sampler
+from nrt.rollout import RemoteSampler, Sampler
 from nrt.training.policy import Policy
 from nrt.training.rollout import sampled_mask
 from nrt.types import Pair
@@ -26,10 +25,12 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 
 
 def vllm_sampler(model: Any, config: Config) -> Sampler:
-    """vLLM in this process, without weights yet: it starts from a folder that holds nothing but the model's configuration."""
+    """vLLM in this process, or servers of it; without weights yet. Here it starts from a folder with the model's configuration alone."""
     from nrt.rollout.vllm import VLLMSampler
 
     how, on_gpu = config.vllm, torch.cuda.is_available()
+    if how.urls:
+        return RemoteSampler(how.urls, strict=how.strict, wait=how.wait)
     with tempfile.TemporaryDirectory() as folder:
         save_config(model, folder)
         return VLLMSampler(
@@ -41,13 +42,6 @@ def vllm_sampler(model: Any, config: Config) -> Sampler:
             dummy=True,
             sleep=0 if config.overlap else how.sleep,
         )
-
-
-def save_config(model: Any, folder: str | Path) -> None:
-    """The model's config.json as it is now, with rows for the markers."""
-    config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(folder)
 
 
 def check_agreement(policy: Policy, pairs: list[Pair], config: Config) -> Mismatch:

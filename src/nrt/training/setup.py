@@ -21,7 +21,7 @@ from nrt.engine.sampling import SharedSampler
 from nrt.errors import InputError, unknown
 from nrt.models import Adapters, add_adapters, add_markers, check_markers, end_token_ids, load_model, pick_device, save_model
 from nrt.objective import METHODS, Method, with_weight_norm
-from nrt.rollout import AheadSampler, HFSampler, Sampler
+from nrt.rollout import AheadSampler, HFSampler, RemoteSampler, Sampler
 from nrt.trackers import check_trackers
 from nrt.training.collect import Collector, Judge
 from nrt.training.difficulty import ByDifficulty, InOrder
@@ -58,6 +58,7 @@ class Parts:
     chat: Chat
     tokenizer: Any
     save_model: Callable[[Path], None]
+    servers: RemoteSampler | None = None  # that sample, if there are any
 
     def draw(self, position: int, count: int) -> list[Pair]:
         """The pairs at the stream's positions `position` … `position + count − 1`."""
@@ -216,7 +217,9 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     sampler: Sampler = HFSampler(model, pad_id)
     if config.sampler == "vllm" and names.method.samples:
         sampler = vllm_sampler(model, config)
-        sampler = AheadSampler(sampler) if config.overlap else sampler
+    servers = sampler if isinstance(sampler, RemoteSampler) else None
+    if config.overlap and not isinstance(sampler, HFSampler):
+        sampler = AheadSampler(sampler)
     evaluated = Policy(
         engine=engine,
         sampler=sampler if processes.size == 1 else SharedSampler(sampler, processes, engine.weights.whole),
@@ -255,6 +258,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         chat=chat,
         tokenizer=tokenizer,
         save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
+        servers=servers,
     )
 
 
