@@ -82,7 +82,7 @@ class VLLMSampler:
                 "raise vllm.context, or lower max_prompt_tokens"
             )
         prompts: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt in (request.prompts[b] for b in request.places)]
-        outputs = self.llm.generate(prompts, [_params(request, place) for place in request.places], use_tqdm=False)
+        outputs = self.llm.generate(prompts, [params_of(request, place) for place in request.places], use_tqdm=False)
         groups = [[self._sample(one) for one in sorted(output.outputs, key=lambda one: one.index)] for output in outputs]
         return [group * request.n for group in groups] if request.greedy else groups
 
@@ -123,7 +123,7 @@ def _machine_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _params(request: Request, place: int) -> Any:
+def params_of(request: Request, place: int) -> Any:
     """`ignore_eos` leaves ending to the request's own stop ids. Of greedy samples vLLM gives one, for all are the same."""
     greedy = request.greedy
     return _vllm().SamplingParams(
