@@ -141,9 +141,10 @@ class _NoWeights(Exception):
 
 def _shared(request: Request, parts: int) -> list[Request]:
     """The prompts in equal runs, at most `parts` of them, each prompt with its own seed."""
-    size = max(1, math.ceil(len(request.prompts) / parts))
-    starts = range(0, len(request.prompts), size)
-    return [replace(request, prompts=request.prompts[i : i + size], seed=request.seeds[i : i + size]) for i in starts]
+    prompts, seeds = ([values[place] for place in request.places] for values in (request.prompts, request.seeds))
+    size = max(1, math.ceil(len(prompts) / parts))
+    starts = range(0, len(prompts), size)
+    return [replace(request, prompts=prompts[i : i + size], seed=seeds[i : i + size], only=None) for i in starts]
 
 
 def _be_patient(sock: socket.socket) -> None:

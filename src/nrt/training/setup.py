@@ -17,7 +17,7 @@ from nrt.config import AUTO_TOKENS, Config, ObjectiveConfig
 from nrt.data import Chat, Encoded, Markers, Pairs, Stream, bare_row, ensure_template, find_tables, load_pairs, null_row
 from nrt.engine.local import build_engine, frozen_copy
 from nrt.engine.processes import ALONE, Processes
-from nrt.engine.sampling import SharedSampler
+from nrt.engine.sampling import MainSampler, SharedSampler
 from nrt.errors import InputError, unknown
 from nrt.models import Adapters, add_adapters, add_markers, check_markers, end_token_ids, load_model, pick_device, save_model
 from nrt.objective import METHODS, Method, with_weight_norm
@@ -168,6 +168,8 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     names = resolve_names(config)
     if config.overlap and processes.size > 1:
         raise InputError("overlap=true samples in one process only; set overlap=false, or start nrt without torchrun")
+    if config.sampler == "vllm" and not config.vllm.urls and processes.size > 1:
+        raise InputError("vLLM runs inside one process only; start rollout servers and set vllm.urls (docs/running.md)")
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.model is None:
@@ -218,11 +220,13 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     if config.sampler == "vllm" and names.method.samples:
         sampler = vllm_sampler(model, config)
     servers = sampler if isinstance(sampler, RemoteSampler) else None
-    if config.overlap and not isinstance(sampler, HFSampler):
+    if processes.size > 1:
+        sampler = (MainSampler if servers else SharedSampler)(sampler, processes, engine.weights.whole)
+    elif config.overlap and not isinstance(sampler, HFSampler):
         sampler = AheadSampler(sampler)
     evaluated = Policy(
         engine=engine,
-        sampler=sampler if processes.size == 1 else SharedSampler(sampler, processes, engine.weights.whole),
+        sampler=sampler,
         markers=Markers(chat.start_id, chat.end_id),
         stop_ids=chat.stop_ids,
         max_trace_tokens=config.max_trace_tokens,
