@@ -46,6 +46,12 @@ def test_a_run_and_its_versions(config_of, updates):
         assert record["time/push"] > 0
 
 
+def test_merged_adapters_are_what_is_pushed(config_of):
+    run = nrt.train(config_of(**{"lora.rank": 2, "steps": 4}))
+    assert [group["traces"][0]["version"] for group in run.traces()] == [0, 1, 2, 3]
+    assert max(record["sampler/logp_gap_max"] for record in run.metrics()[1:]) < 1e-4
+
+
 def test_interrupted_and_resumed(config_of, tmp_path):
     whole = nrt.train(config_of(run=str(tmp_path / "whole"), updates_per_rollout=2, steps=4))
     cut = {"run": str(tmp_path / "cut"), "updates_per_rollout": 2, "steps": 4}
