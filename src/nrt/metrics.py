@@ -77,6 +77,7 @@ METRICS: dict[str, Metric] = {
     "data/skipped": Metric("share", "prompts drawn and skipped: their answer is certain already (`data.difficulty.skip_above`)"),
     "data/truncated_answers": Metric("rows", "answers of the training file cut to `max_answer_tokens` (`data.truncate_answers`)"),
     "time/rollout": Metric("s", "sampling the traces; with `overlap` what is left to wait for"),
+    "time/push": Metric("s", "handing the weights to the sampler: next to nothing where it uses the trainer's own"),
     "time/score": Metric(
         "s", "scoring without gradient: what an update's own forward cannot tell (baselines under the initial model, filters)"
     ),
@@ -89,6 +90,12 @@ METRICS: dict[str, Metric] = {
     ),
     "sampler/logp_gap": Metric(
         "nats", "mean absolute gap between a token's log-probability as sampled and as scored; far from 0: two policies"
+    ),
+    "sampler/logp_gap_max": Metric("nats", "the largest such gap"),
+    "sampler/kl": Metric("nats/token", "estimate of KL(sampler ‖ trainer), mean of (r − 1) − log r with r = π_trainer/π_sampler"),
+    "sampler/capped": Metric("share", "sampled tokens whose π_trainer/π_sampler exceeds `objective.importance_cap`, where that is set"),
+    "sampler/behind": Metric(
+        "share", "groups sampled under other weights than they were scored by (`overlap`, `vllm.strict=false`): the ratio corrects for it"
     ),
     "heldout/accuracy": Metric("share", "answers that the checker finds right, after a trace"),
     "heldout/accuracy_null": Metric("share", "answers that the checker finds right, after the null trace"),

@@ -61,6 +61,7 @@ class Sample:
 
     ids: tuple[int, ...]
     logps: tuple[float, ...] = ()  # log-probability of each id as it was sampled; empty if the sampler has none
+    version: int | None = None  # of the weights that sampled it: how many updates they had seen; None: the trainer's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Trace:
     ids: tuple[int, ...]
     finished: bool
     logps: tuple[float, ...] = ()  # of the sampled tokens: len(ids) + finished of them, or empty
+    version: int | None = None  # see `Sample.version`
 
     @property
     def n_sampled(self) -> int:

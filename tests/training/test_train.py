@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nrt
 from nrt.data import null_row, trace_row
+from nrt.errors import InputError
 from nrt.metrics import describe
 from nrt.training.heldout import summary
 from nrt.training.loop import Interrupted, Silent
@@ -229,3 +230,32 @@ def test_an_observer_adds_metrics(make_config):
 
 def count_groups(rollout, tokenizer):
     return {"worked/groups": len(rollout.groups)}
+
+
+def test_the_trainers_own_sampler_agrees_with_the_scorer(make_config):
+    """The probe before the first step, the measures of each, and weights that stay 1: the run is the one without them."""
+    plain = nrt.train(make_config())
+    run = nrt.train(make_config(run=str(plain.path) + "-2", sampler_tolerance=1e-5, **{"objective.importance_cap": 2.0}))
+    for record, other in zip(run.metrics()[1:], plain.metrics()[1:], strict=True):
+        assert record["sampler/logp_gap"] <= record["sampler/logp_gap_max"] < 1e-4
+        assert (record["sampler/capped"], record["sampler/behind"]) == (0, 0)
+        assert record["reward/mean"] == pytest.approx(other["reward/mean"], rel=1e-3)
+
+
+def test_a_sampler_that_disagrees_is_refused(make_config, tmp_path):
+    with pytest.raises(InputError, match="sampler and trainer disagree"):
+        nrt.train(make_config(sampler_tolerance=1e-9))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"overlap": True, "objective.importance_cap": 2.0}, "unset objective.importance_cap"),
+        ({"method": "rlvr", "objective.importance_cap": 2.0}, "rlvr trains on sampled answers too"),
+        ({"method": "rlvr", "vllm.strict": False}, "rlvr trains on sampled answers too"),
+    ],
+)
+def test_corrections_that_cannot_be(make_config, settings, message):
+    with pytest.raises(InputError, match=message):
+        prepare(make_config(**settings))

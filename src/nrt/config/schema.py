@@ -208,6 +208,8 @@ class ObjectiveConfig(Section):
     """PPO clip range: ratios are clipped to [1 − low, 1 + high]."""
     format_on: Literal["all", "unfinished"] | None = None
     """Traces whose markers get the format term."""
+    importance_cap: Annotated[float, Field(gt=0)] | None = None
+    """Weigh each sampled token's trace term by π_trainer/π_sampler, at most this (2.0 is usual); unset: not at all (docs/running.md)."""
     appended_end_acts: bool | None = None
     """An END that was appended takes part in the trace term, as in the authors' release."""
     loss_tokens: Positive | None = None
@@ -223,6 +225,25 @@ class LoraConfig(Section):
     """Their product is scaled by alpha / rank; unset: 2 · rank."""
     targets: Names = ("all-linear",)
     """Names of the layers that get them, such as q_proj,v_proj; all-linear: all but the vocabulary's."""
+
+
+class VLLMConfig(Section):
+    """vLLM as the sampler (docs/running.md)."""
+
+    urls: Names = ()
+    """Rollout servers (`nrt rollout-server`), which share the prompts; none: vLLM runs in this process, on the same device."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of vLLM's weights; unset: `dtype`. This setting and those up to `sleep` are for this process: a server has options."""
+    memory: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of a GPU's memory that vLLM takes, weights included (unset: .3); on a CPU of the machine's, for keys and values (unset: .1)."""
+    context: Positive | None = None
+    """Longest sequence in tokens; unset: prompt, trace and answer at their caps, or what the model can."""
+    sleep: Literal[0, 1, 2] = 1
+    """What vLLM gives back during updates, on a GPU: 1 keys and values, weights wait in the machine's memory; 2 weights too; 0 nothing."""
+    strict: bool = True
+    """Traces sampled under other weights than were pushed end the run; otherwise the ratio takes their own log-probabilities as π_old."""
+    wait: Annotated[float, Field(ge=0)] = 600.0
+    """Seconds to wait for a server that does not answer."""
 
 
 class HeldoutConfig(Section):
@@ -301,10 +322,14 @@ class Config(Section):
     """What runs the updates."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """Under torchrun, `ddp`: each process holds all weights, or `fsdp`: a part of them; `auto`: ddp where it fits (docs/running.md)."""
-    sampler: Literal["hf"] = "hf"
-    """What samples the traces."""
+    sampler: Literal["hf", "vllm"] = "hf"
+    """What samples traces and answers: the trainer's own model, or vLLM (docs/running.md)."""
     sampler_rows: Positive = 512
-    """Most traces decoded together: fewer need less memory for keys and values, and change nothing but the speed."""
+    """Most sequences decoded together: fewer need less memory for keys and values, and change nothing but the speed."""
+    sampler_tolerance: Annotated[float, Field(gt=0)] | None = None
+    """Most mean gap (nats) between sampler's and trainer's log-probabilities at the start; unset: for vllm 1e-3, .05 in bfloat16."""
+    vllm: VLLMConfig = VLLMConfig()
+    """vLLM as the sampler."""
     device: str = "auto"
     """auto: CUDA, else MPS, else CPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"

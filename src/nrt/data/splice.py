@@ -39,7 +39,7 @@ def to_trace(sample: Sample, end_id: int) -> Trace:
     if sample.logps and len(sample.logps) != len(sample.ids):
         raise RunError(f"the sampler returned {len(sample.ids)} ids and {len(sample.logps)} log-probabilities")
     finished = sample.ids[-1:] == (end_id,)
-    return Trace(sample.ids[: len(sample.ids) - finished], finished, sample.logps)
+    return Trace(sample.ids[: len(sample.ids) - finished], finished, sample.logps, sample.version)
 
 
 def trace_row(pair: Pair, trace: Trace, markers: Markers) -> Row:

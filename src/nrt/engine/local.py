@@ -168,6 +168,11 @@ class LocalEngine:
         self.warn(f"out of memory: tokens_per_batch is {self.tokens_per_batch} from now on; the gradient stays the same")
         return self.within_memory(work)
 
+    @property
+    def version(self) -> int:
+        """Of the weights: the updates that they have seen."""
+        return self.scheduler.last_epoch
+
     def halve(self) -> None:
         """Batches of half the tokens from now on."""
         self.halved, self.tokens_per_batch = True, max(1, self.tokens_per_batch // 2)

@@ -21,9 +21,9 @@ class SharedSampler:
     processes: Processes
     whole: Callable[[], AbstractContextManager[None]]  # while the trainer's model has all of its weights
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int | None = None) -> None:
         with self.whole():
-            self.sampler.load_weights(weights)
+            self.sampler.load_weights(weights, version)
 
     def sample(self, request: Request) -> list[list[Sample]]:
         """See `Sampler.sample`."""
@@ -33,3 +33,28 @@ class SharedSampler:
             samples = self.sampler.sample(replace(request, only=mine)) if mine else []
         parts = self.processes.gather(samples)
         return [parts[b % size][b // size] for b in range(prompts)]
+
+    def rest(self) -> None:
+        self.sampler.rest()
+
+
+@dataclass(frozen=True)
+class MainSampler:
+    """A sampler elsewhere, such as rollout servers, that the main process alone speaks to; all of them get all samples."""
+
+    sampler: Sampler
+    processes: Processes
+    whole: Callable[[], AbstractContextManager[None]]  # while the trainer's model has all of its weights
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int | None = None) -> None:
+        with self.whole():
+            if self.processes.main:
+                self.sampler.load_weights(weights, version)
+
+    def sample(self, request: Request) -> list[list[Sample]]:
+        """See `Sampler.sample`."""
+        return self.processes.gather(self.sampler.sample(request) if self.processes.main else [])[0]
+
+    def rest(self) -> None:
+        if self.processes.main:
+            self.sampler.rest()

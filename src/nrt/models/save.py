@@ -39,6 +39,15 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: str | os.PathLike
     shutil.rmtree(old, ignore_errors=True)
 
 
+def save_config(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
+    """Its config.json alone, as the model is now: with rows for the markers."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # what is pushed is not quantised
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+
+
 def _plain(model: PreTrainedModel) -> Any:
     """A model of its form without adapters and without weights in 4 bits, to save merged weights by; itself, where it has neither."""
     if not has_adapters(model):

@@ -5,6 +5,7 @@ from nrt.objective.credit import GroupCredit, RowCredit, Streams, group_credit, 
 from nrt.objective.loss import LossParts, nrt_loss
 from nrt.objective.memory import LearnedWeights, Memory, Scored, StdFilter
 from nrt.objective.methods import METHODS, Method, mixed
+from nrt.objective.mismatch import Mismatch, mismatch, truncated_importance
 from nrt.objective.rewards import REWARDS, Mix, Reward, WeightedSum, token_signal, with_weight_norm
 from nrt.objective.shapes import Facts
 
@@ -17,6 +18,7 @@ __all__ = [
     "LossParts",
     "Memory",
     "Method",
+    "Mismatch",
     "Mix",
     "Reward",
     "RowCredit",
@@ -26,9 +28,11 @@ __all__ = [
     "WeightedSum",
     "group_advantage",
     "group_credit",
+    "mismatch",
     "mixed",
     "nrt_loss",
     "streams",
     "token_signal",
+    "truncated_importance",
     "with_weight_norm",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from nrt.objective.advantage import close, group_advantage
 from nrt.objective.memory import Scored
 from nrt.objective.methods import Method
+from nrt.objective.mismatch import truncated_importance
 from nrt.objective.rewards import capped_share, check_shapes, parts_of, token_signal
 from nrt.objective.shapes import Facts
 from nrt.types import Role, Row
@@ -59,6 +60,7 @@ class RowCredit:
     given_T: Tensor  # what the reward takes beside log c [T]
     old_logp_N: Tensor  # π_old's log-probs [tail length]
     reward: float = 0.0  # the trace's final reward, for methods whose answer weight it is
+    sampler_logp_N: Tensor | None = None  # old_logp_N, but with the sampler's own numbers on what it sampled; None: it gave none
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Streams:
     answer_weight_N: Tensor  # β·S on answer tokens, else 0
     format_weight_N: Tensor  # λ on the markers, else 0
     old_logp_N: Tensor  # log π_old, for the ratio
+    importance_N: Tensor | None = None  # π_old/π_sampler, truncated: weighs the trace term; None: 1
 
 
 def group_credit(
@@ -136,7 +139,17 @@ def streams(method: Method, rows: Sequence[Row], credits: Sequence[RowCredit], l
         answer_weight_N=answer_weight_N,
         format_weight_N=marker_N * float(method.format_coef),
         old_logp_N=torch.cat([c.old_logp_N for c in credits]).to(logp_N.device),
+        importance_N=_importance(method, credits, logp_N.device),
     )
+
+
+def _importance(method: Method, credits: Sequence[RowCredit], device: torch.device) -> Tensor | None:
+    """Truncated weights of packed rows; 1 where nothing was sampled, and in rows of a sampler without log-probabilities."""
+    if method.importance_cap is None:
+        return None
+    old_N = torch.cat([c.old_logp_N for c in credits])
+    sampler_N = torch.cat([c.old_logp_N if c.sampler_logp_N is None else c.sampler_logp_N for c in credits])
+    return truncated_importance(old_N, sampler_N, method.importance_cap).to(device)
 
 
 def _answer_weight(method: Method, rows: Sequence[Row], credits: Sequence[RowCredit], logp_A: Tensor) -> Tensor:

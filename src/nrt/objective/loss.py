@@ -1,9 +1,9 @@
 """The loss from streams and log-probabilities: the only place that divides.
 
-    L = (1/B) Σ_b (1/K) Σ_k (1/N) [ − Σ_t min(ρ_t A, clip(ρ_t) A)  −  β Σ_i S_i log π(y*_i)  +  λ (CE(START) + CE(END)) ]
+    L = (1/B) Σ_b (1/K) Σ_k (1/N) [ − Σ_t w_t min(ρ_t A, clip(ρ_t) A)  −  β Σ_i S_i log π(y*_i)  +  λ (CE(START) + CE(END)) ]
 
 One constant denominator B·K·N (Dr.GRPO, arXiv 2503.20783) for all three sums: the gradient is a sum over rows, so it does
-not depend on how rows are cut into micro-batches.
+not depend on how rows are cut into micro-batches. w_t is 1, or the truncated π_old/π_sampler where a method asks for it.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def nrt_loss(
     ratio_N = (logp_N.detach() - streams.old_logp_N).exp()
     low, high = 1 - ratio_clip[0], 1 + ratio_clip[1]
     trace_N = _trace_term(logp_N, streams, ratio, low, high)
+    if streams.importance_N is not None:
+        trace_N = trace_N * streams.importance_N
     A_N = streams.advantage_N
     binds_N = ((A_N > 0) & (ratio_N > high)) | ((A_N < 0) & (ratio_N < low))
     trace = -(trace_N * streams.sampled_N).sum() / denominator

@@ -42,6 +42,7 @@ class Method:
     keep: Keep | None = None  # groups that fail are dropped and replaced
     ratio: Literal["ppo", "cispo", "none"] = "ppo"
     ratio_clip: tuple[float, float] = (0.2, 0.28)  # Table 6
+    importance_cap: float | None = None  # most that a sampled token's π_old/π_sampler may weigh; None: 1 on every token
     appended_end_acts: bool = False  # an END that was appended takes part in the trace term (the release)
     answer_weight: Literal["signal", "reward"] | float = "signal"  # Eq. 8: ∂R/∂log c; or the trace's final reward; or one number
     trace_coef: float = 1.0  # of the trace term

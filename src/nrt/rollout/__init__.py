@@ -3,7 +3,8 @@
 from nrt.rollout.ahead import AheadSampler
 from nrt.rollout.base import Request, Sampler
 from nrt.rollout.hf import HFSampler
+from nrt.rollout.remote import RemoteSampler
 from nrt.rollout.scripted import ScriptedSampler
 from nrt.rollout.writer import Writer
 
-__all__ = ["AheadSampler", "HFSampler", "Request", "Sampler", "ScriptedSampler", "Writer"]
+__all__ = ["AheadSampler", "HFSampler", "RemoteSampler", "Request", "Sampler", "ScriptedSampler", "Writer"]

@@ -25,10 +25,13 @@ class AheadSampler:
         self._thread = ThreadPoolExecutor(1, "rollout", initializer=lambda: torch.set_num_threads(threads))
         self._ahead: tuple[Request, Future[list[list[Sample]]]] | None = None
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int | None = None) -> None:
         """Waits for what is being sampled, which is kept."""
         self._wait()
-        self._sampler.load_weights(weights)
+        self._sampler.load_weights(weights, version)
+
+    def rest(self) -> None:
+        """Never: it samples while others compute."""
 
     def sample(self, request: Request) -> list[list[Sample]]:
         """See `Sampler.sample`; what was started beforehand is not sampled again."""
@@ -49,7 +52,7 @@ class AheadSampler:
         if self._ahead is None:
             return None
         request, future = self._ahead
-        samples = [[{"ids": sample.ids, "logps": sample.logps} for sample in group] for group in future.result()]
+        samples = [[{"ids": sample.ids, "logps": sample.logps, "version": sample.version} for sample in group] for group in future.result()]
         return {"seed": request.seed, "samples": samples}
 
     def restore(self, request: Request, state: Mapping[str, Any]) -> None:
@@ -57,7 +60,7 @@ class AheadSampler:
         if state["seed"] != request.seed or len(state["samples"]) != len(request.prompts):
             raise ValueError("these samples were drawn for another request")
         future: Future[list[list[Sample]]] = Future()
-        future.set_result([[Sample(tuple(s["ids"]), tuple(s["logps"])) for s in group] for group in state["samples"]])
+        future.set_result([[Sample(tuple(s["ids"]), tuple(s["logps"]), s.get("version")) for s in group] for group in state["samples"]])
         self._ahead = (request, future)
 
     def _wait(self) -> None:

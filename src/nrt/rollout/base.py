@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,17 +31,32 @@ class Request:
         """Places of the prompts to sample for."""
         return range(len(self.prompts)) if self.only is None else self.only
 
+    @property
+    def seeds(self) -> Sequence[int]:
+        """One of each prompt's: as given, or made of the one and the prompt's place."""
+        return [hashed(f"{self.seed}/{place}") for place in range(len(self.prompts))] if isinstance(self.seed, int) else self.seed
+
 
 class Sampler(Protocol):
     """Samples from the model's own logits and what the request says: no top-k, no penalty, no setting of the model's."""
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Takes the policy's new weights, as (name, tensor) under the Hugging Face names."""
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int | None = None) -> None:
+        """Takes the policy's weights, as (name, tensor) under the Hugging Face names; those of a version that is there already may be
+        left alone, those without one may not."""
         ...
 
     def sample(self, request: Request) -> list[list[Sample]]:
         """`n` samples for each prompt, in the order of the prompts (or of `only`)."""
         ...
+
+    def rest(self) -> None:
+        """Nothing more is asked until `load_weights`: memory may be given back."""
+        ...
+
+
+def hashed(text: str) -> int:
+    """56 bits of it."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
 def cut(ids: Sequence[int], stop_ids: frozenset[int], cap: int) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ class HFSampler:
     pad_id: int  # any id of the vocabulary: nothing attends to it
     max_rows: int = 512
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int | None = None) -> None:
         """Copies the weights into the module; where it is the trainer's own, they are there already (one with adapters always is)."""
         if has_adapters(self.model):
             return
@@ -65,6 +65,9 @@ class HFSampler:
                 uniforms = None if uniforms_RC is None else uniforms_RC[rows]
                 samples |= zip(rows, self._decode([owners[row] for row in rows], uniforms, request), strict=True)
         return [[samples[b * n + k] for k in range(n)] for b in range(len(places))]
+
+    def rest(self) -> None:
+        """Holds nothing between two samplings but the module."""
 
     def _decode(self, prompts: Sequence[tuple[int, ...]], uniforms_RC: Tensor | None, request: Request) -> list[Sample]:
         """One sample a prompt. Tokens drawn for a row after it stopped, until it leaves the batch, are cut off at the end."""

@@ -21,8 +21,11 @@ class ScriptedSampler:
 
     script: Script
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int | None = None) -> None:
         """Has no weights."""
+
+    def rest(self) -> None:
+        """Has no memory to give back."""
 
     def sample(self, request: Request) -> list[list[Sample]]:
         """See `Sampler.sample`. Raises InputError where no model could have sampled the script."""

@@ -59,6 +59,7 @@ class Collector:
                 tuple(trace_row(pair, trace, self.policy.markers) for trace in group) for pair, group in zip(pairs, traces, strict=True)
             ]
             replies = self._replies(pairs, rows, reply_seed) if self.method.samples_answers else [()] * len(pairs)
+            self.policy.sampler.rest()
         clock.sampled += sum(trace.n_sampled for group in traces for trace in group)
         return [Draft(*four) for four in zip(pairs, traces, rows, replies, strict=True)]
 
@@ -89,7 +90,7 @@ class Collector:
             logp_KT=torch.stack([_answer(pair, tail) for tail in tails[:-1]]),
             base_T=null_T if readings.base_T is None else readings.base_T,
             replies=draft.replies,
-            behind=self.policy.behind,
+            behind=self.policy.behind or any(trace.version not in (None, self.policy.engine.version) for trace in draft.traces),
         )
         rows = rows_of(pair, draft.traces, draft.replies, markers)
         return build_group(self.method, pair, rows, scores, state), Baselines(null_T, readings.initial_T)

@@ -62,6 +62,11 @@ class Heldout:
 
     def __call__(self, *, seed: int) -> list[HeldoutRecord]:
         self.policy.synchronise()
+        records = self._evaluate(seed)
+        self.policy.sampler.rest()
+        return records
+
+    def _evaluate(self, seed: int) -> list[HeldoutRecord]:
         if not self.with_traces:
             return self._records([bare_row(pair) for pair in self.pairs], {}, None)
         markers = self.policy.markers

@@ -26,6 +26,7 @@ from nrt.training import heldout as held
 from nrt.training.checkpoint import InHand, Progress, load_checkpoint, prune, save_checkpoint
 from nrt.training.measure import trace_record, update_metrics
 from nrt.training.rollout import from_json, to_json
+from nrt.training.sampler import PROBE, check_agreement
 from nrt.training.setup import Parts, check_resumable, prepare, resolve_names
 from nrt.types import Pair
 
@@ -76,6 +77,7 @@ def _train(config: Config, processes: Processes, listener: Listener) -> Run:
             raise InputError(f"{folder} has no checkpoint to resume from; start it again under another name")
         parts = prepare(config, checkpoint=checkpoints[-1], processes=processes)
         state = load_checkpoint(checkpoints[-1], parts.stepper.policy.engine)
+        _check_sampler(parts, config)
         progress = _read_progress(state, parts)
         if ahead := state.get("ahead"):
             sampler = parts.stepper.policy.sampler
@@ -87,6 +89,7 @@ def _train(config: Config, processes: Processes, listener: Listener) -> Run:
     else:
         folder = run_folder(config.run)
         parts = prepare(config, processes=processes)
+        _check_sampler(parts, config)
         memory = parts.stepper.method.memory
         progress = Progress(memory=memory.initial() if memory else None)
         writer = RunWriter.create(folder, config) if processes.main else Bystander(folder, resumed=False)
@@ -120,6 +123,8 @@ class Loop:
         if self.processes.size > 1:
             self.listener.say(f"{self.processes.size} processes: {engine.weights.why}")
         engine.warn = self._warn_of_memory
+        if self.parts.servers:
+            self.parts.servers.say = self._warn_of_servers
         if not self.writer.resumed:
             self._warn_at_start()
             if before := self._evaluate():
@@ -235,6 +240,10 @@ class Loop:
         self.writer.warn("out-of-memory", message, self.progress.step)
         self.listener.say(message)
 
+    def _warn_of_servers(self, message: str) -> None:
+        self.writer.warn("rollout-server", message, self.progress.step)
+        self.listener.say(message)
+
     def _warn_at_start(self) -> None:
         data = self.parts.data
         for kind, count, what in (
@@ -251,6 +260,12 @@ class Loop:
         method = self.parts.names.method
         if method.samples and self.config.traces == 1 and method.centre == "mean":
             self.writer.warn("single-trace", "K = 1: a group of one has no advantage, only answers and markers are trained", 0)
+
+
+def _check_sampler(parts: Parts, config: Config) -> None:
+    """Before anything is written: whether sampler and trainer agree, where they are two or a bound is set."""
+    if parts.names.method.samples and (config.sampler != "hf" or config.sampler_tolerance is not None):
+        check_agreement(parts.stepper.policy, parts.draw(0, min(config.batch, PROBE[0])), config)
 
 
 def next_request(config: Config, parts: Parts, step: int, position: int) -> Request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nrt.engine.local import UpdateStats
-from nrt.objective import Method
+from nrt.objective import Method, mismatch
 from nrt.training.rollout import Group, sampled_mask
 from nrt.types import Role, Row
 
@@ -63,6 +64,7 @@ def rollout_metrics(method: Method, groups: Sequence[Group], baselines: Sequence
         "answer/logp": fmean(group.logp_KT.double().mean().item() for group in groups),
         "answer/logp_null": fmean(b.null_T.double().mean().item() for b in baselines),
         "time/rollout": clock.seconds["rollout"],
+        "time/push": clock.seconds["push"],
         "time/score": clock.seconds["score"],
         "speed/rollout": clock.sampled / max(clock.seconds["rollout"], 1e-9),
         "speed/score": clock.forwarded / max(clock.seconds["score"], 1e-9),
@@ -72,7 +74,7 @@ def rollout_metrics(method: Method, groups: Sequence[Group], baselines: Sequence
     if verdicts := [reply.correct for group in groups for reply in group.replies if reply.correct is not None]:
         metrics["answer/correct"] = fmean(verdicts)
     if any(trace.logps for trace in traces):
-        metrics["sampler/logp_gap"] = _logp_gap(groups)
+        metrics |= _sampler_metrics(method, groups)
     return metrics
 
 
@@ -111,6 +113,7 @@ def trace_record(group: Group, decode: Any) -> dict[str, Any]:
             "text": decode(trace.ids),
             "ids": list(trace.ids),
             "finished": trace.finished,
+            "version": trace.version,
             "reward": reward,
             "final_reward": final,
             "advantage": advantage,
@@ -141,11 +144,16 @@ def _against_initial(method: Method, groups: Sequence[Group], initial: Sequence[
     return {"reward/gain_initial": fmean(gains), "answer/logp_initial": fmean(t.double().mean().item() for t in initial)}
 
 
-def _logp_gap(groups: Sequence[Group]) -> float:
-    """Mean |sampler's − scorer's log-prob| over sampled tokens."""
+def _sampler_metrics(method: Method, groups: Sequence[Group]) -> dict[str, float]:
+    """Sampler against scorer over the tokens of the traces."""
     sampled = torch.tensor([logp for g in groups for trace in g.traces for logp in trace.logps])
     scored = torch.cat([logp[sampled_mask(row)] for g in groups for logp, row in zip(g.logp, g.rows, strict=True)]).cpu()
-    return (sampled - scored).abs().mean().item()
+    found = mismatch(scored, sampled)
+    metrics = {"sampler/logp_gap": found.mean, "sampler/logp_gap_max": found.most, "sampler/kl": found.kl}
+    metrics["sampler/behind"] = fmean(group.behind for group in groups)
+    if method.importance_cap is not None:
+        metrics["sampler/capped"] = (scored - sampled > math.log(method.importance_cap)).double().mean().item()
+    return metrics
 
 
 def _role_mask(row: Row, role: Role) -> Tensor:

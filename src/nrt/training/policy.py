@@ -25,4 +25,4 @@ class Policy(Writer):
 
     def synchronise(self) -> None:
         """Hands the engine's weights to the sampler."""
-        self.sampler.load_weights(self.engine.parameters())
+        self.sampler.load_weights(self.engine.parameters(), self.engine.version)

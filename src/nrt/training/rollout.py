@@ -56,16 +56,19 @@ class Group:
         """What each row takes into the updates."""
         if self.credit is None:  # π_old, A and the null trace play no part: zeros stand for them
             return [RowCredit(0.0, torch.zeros(len(self.pair.answer_ids)), torch.zeros(len(row.tail_ids))) for row in self.rows]
-        numbers = zip(self.advantage_K.tolist(), self._old_logp(), self.credit.final_K.tolist(), strict=True)
-        return [RowCredit(advantage, self.credit.given_T, logp, final) for advantage, logp, final in numbers]
+        reported = [self._reported(*three) for three in zip(self.logp, self.rows, self.traces, strict=True)]
+        old = reported if self.behind else self.logp
+        numbers = zip(self.advantage_K.tolist(), old, self.credit.final_K.tolist(), reported, strict=True)
+        return [RowCredit(advantage, self.credit.given_T, logp, final, said) for advantage, logp, final, said in numbers]
 
-    def _old_logp(self) -> Sequence[Tensor]:
-        if not self.behind:
-            return self.logp
-        old = [logp.clone() for logp in self.logp]
-        for logp, row, trace in zip(old, self.rows, self.traces, strict=True):
-            logp[sampled_mask(row)] = torch.tensor(trace.logps)
-        return old
+    @staticmethod
+    def _reported(logp: Tensor, row: Row, trace: Trace) -> Tensor:
+        """The tail's log-probs, but as the sampler reported them where it sampled."""
+        if not trace.logps:
+            return logp
+        reported = logp.clone()
+        reported[sampled_mask(row)] = torch.tensor(trace.logps)
+        return reported
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,9 @@ def _group_to_json(group: Group) -> dict[str, Any]:
     if group.credit is None:
         return {"traces": []}
     return {
-        "traces": [{"ids": trace.ids, "finished": trace.finished, "logps": trace.logps} for trace in group.traces],
+        "traces": [
+            {"ids": trace.ids, "finished": trace.finished, "logps": trace.logps, "version": trace.version} for trace in group.traces
+        ],
         "behind": group.behind,
         "replies": [{"ids": reply.ids, "ended": reply.ended, "correct": reply.correct} for reply in group.replies],
         "logp": [logp.tolist() for logp in group.logp],
@@ -180,7 +185,7 @@ def _group_to_json(group: Group) -> dict[str, Any]:
 def _scores_from_json(group: Mapping[str, Any]) -> GroupScores:
     rows = zip(group["logp"], group["entropy"], strict=True)
     return GroupScores(
-        traces=tuple(Trace(tuple(trace["ids"]), trace["finished"], tuple(trace["logps"])) for trace in group["traces"]),
+        traces=tuple(Trace(tuple(t["ids"]), t["finished"], tuple(t["logps"]), t.get("version")) for t in group["traces"]),
         behind=group["behind"],
         rows=tuple((torch.tensor(logp), torch.tensor(entropy)) for logp, entropy in rows),
         logp_KT=torch.tensor(group["answer"]),

@@ -17,16 +17,17 @@ from nrt.config import AUTO_TOKENS, Config, ObjectiveConfig
 from nrt.data import Chat, Encoded, Markers, Pairs, Stream, bare_row, ensure_template, find_tables, load_pairs, null_row
 from nrt.engine.local import build_engine, frozen_copy
 from nrt.engine.processes import ALONE, Processes
-from nrt.engine.sampling import SharedSampler
+from nrt.engine.sampling import MainSampler, SharedSampler
 from nrt.errors import InputError, unknown
 from nrt.models import Adapters, add_adapters, add_markers, check_markers, end_token_ids, load_model, pick_device, save_model
 from nrt.objective import METHODS, Method, with_weight_norm
-from nrt.rollout import AheadSampler, HFSampler
+from nrt.rollout import AheadSampler, HFSampler, RemoteSampler, Sampler
 from nrt.trackers import check_trackers
 from nrt.training.collect import Collector, Judge
 from nrt.training.difficulty import ByDifficulty, InOrder
 from nrt.training.heldout import Heldout
 from nrt.training.policy import Policy
+from nrt.training.sampler import vllm_sampler
 from nrt.training.step import Stepper
 from nrt.training.uncertainty import cuts_by_entropy, model_entropies
 from nrt.types import Pair
@@ -57,6 +58,7 @@ class Parts:
     chat: Chat
     tokenizer: Any
     save_model: Callable[[Path], None]
+    servers: RemoteSampler | None = None  # that sample, if there are any
 
     def draw(self, position: int, count: int) -> list[Pair]:
         """The pairs at the stream's positions `position` … `position + count − 1`."""
@@ -78,6 +80,7 @@ def resolve_names(config: Config) -> Names:
         raise InputError("overlap=true samples with a copy of the weights, and lora.rank has none to spare; set overlap=false")
     if config.overlap and (config.data.difficulty.skip_above is not None or config.data.difficulty.pool > 1):
         raise InputError("overlap=true and data.difficulty exclude one another: which prompts come next is not known beforehand")
+    _check_sampler(config, method)
     if method.base_policy == "initial" and not config.initial_reference:
         raise InputError(f"method {method.name} takes its baseline under the initial model; set initial_reference=true")
     if method.checks_answers and not config.heldout.checker:
@@ -86,6 +89,16 @@ def resolve_names(config: Config) -> Names:
     observer = resolve_dotted(config.observer, "observer") if config.observer else None
     check_trackers(config.trackers)
     return Names(method, checker, observer)
+
+
+def _check_sampler(config: Config, method: Method) -> None:
+    if config.overlap and method.importance_cap is not None:
+        raise InputError("under overlap=true the ratio is to what the sampler reported already; unset objective.importance_cap")
+    if not method.samples_answers:
+        return
+    for setting, is_set in (("objective.importance_cap", method.importance_cap is not None), ("vllm.strict=false", not config.vllm.strict)):
+        if is_set:
+            raise InputError(f"{setting} corrects traces, and {method.name} trains on sampled answers too; unset it")
 
 
 def import_plugin(module: str) -> None:
@@ -121,6 +134,7 @@ def resolve_method(name: str, values: ObjectiveConfig) -> Method:
         "answer_coef": values.answer_coef,
         "format_coef": values.format_coef,
         "format_on": values.format_on,
+        "importance_cap": values.importance_cap,
         "appended_end_acts": values.appended_end_acts,
     }
     changes = {key: None if value == "none" and key in ("centre", "scale") else value for key, value in given.items() if value is not None}
@@ -131,7 +145,7 @@ def resolve_method(name: str, values: ObjectiveConfig) -> Method:
 
 FREE_ON_RESUME = {
     "run", "resume", "steps", "eval_every", "save_every", "keep", "log_traces", "trackers", "threads", "device", "tokens_per_batch",
-    "gradient_checkpointing", "parallel", "sampler_rows"
+    "gradient_checkpointing", "parallel", "sampler_rows", "sampler_tolerance", "vllm",
 }  # fmt: skip
 """Settings that may change when a run goes on; any other would make it a different run."""
 
@@ -154,6 +168,8 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     names = resolve_names(config)
     if config.overlap and processes.size > 1:
         raise InputError("overlap=true samples in one process only; set overlap=false, or start nrt without torchrun")
+    if config.sampler == "vllm" and not config.vllm.urls and processes.size > 1:
+        raise InputError("vLLM runs inside one process only; start rollout servers and set vllm.urls (docs/running.md)")
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.model is None:
@@ -200,10 +216,17 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         processes=processes,
         parallel=config.parallel,
     )
-    sampler = HFSampler(model, pad_id, config.sampler_rows)
+    sampler: Sampler = HFSampler(model, pad_id, config.sampler_rows)
+    if config.sampler == "vllm" and names.method.samples:
+        sampler = vllm_sampler(model, config)
+    servers = sampler if isinstance(sampler, RemoteSampler) else None
+    if processes.size > 1:
+        sampler = (MainSampler if servers else SharedSampler)(sampler, processes, engine.weights.whole)
+    elif config.overlap and not isinstance(sampler, HFSampler):
+        sampler = AheadSampler(sampler)
     evaluated = Policy(
         engine=engine,
-        sampler=sampler if processes.size == 1 else SharedSampler(sampler, processes, engine.weights.whole),
+        sampler=sampler,
         markers=Markers(chat.start_id, chat.end_id),
         stop_ids=chat.stop_ids,
         max_trace_tokens=config.max_trace_tokens,
@@ -211,7 +234,8 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     )
     policy = evaluated
     if config.overlap:
-        policy = replace(evaluated, sampler=AheadSampler(HFSampler(frozen_copy(model), pad_id, config.sampler_rows)), behind=True)
+        ahead = sampler if isinstance(sampler, AheadSampler) else AheadSampler(HFSampler(frozen_copy(model), pad_id, config.sampler_rows))
+        policy = replace(evaluated, sampler=ahead, behind=True)
     stepper = Stepper(
         method=names.method,
         policy=policy,
@@ -238,6 +262,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         chat=chat,
         tokenizer=tokenizer,
         save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
+        servers=servers,
     )
 
 

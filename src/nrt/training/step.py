@@ -71,7 +71,8 @@ class Stepper:
         for round in range(MOST_ROUNDS):
             with clock("score"):
                 chosen = self.choose(lambda offset, n, begin=drawn: draw(begin + offset, n), B - len(kept), seed=seed + round)
-            self.policy.synchronise()
+            with clock("push"):
+                self.policy.synchronise()
             drafts = self.collector.sample(chosen.pairs, clock, seed=seed + round, reply_seed=seed + MOST_ROUNDS + round)
             sampled()
             groups = self.collector.score(drafts, self.collector.readings(drafts, clock), clock, state=state)
@@ -108,7 +109,8 @@ class Stepper:
         clock, engine = Clock(), self.policy.engine
         with clock("score"):
             chosen = self.choose(draw, B, seed=seed)
-        self.policy.synchronise()
+        with clock("push"):
+            self.policy.synchronise()
         drafts = self.collector.sample(chosen.pairs, clock, seed=seed, reply_seed=seed)
         sampled()
         readings = self.collector.readings(drafts, clock)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
-import re
 import secrets
 import socket
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 from threading import Lock
 from urllib.parse import parse_qs, quote, urlsplit
@@ -22,13 +19,13 @@ from nrt.analysis.report.data import build_report
 from nrt.analysis.report.groups import Index
 from nrt.analysis.report.page import render_page
 from nrt.errors import InputError, NrtError
+from nrt.network import host_of, is_loopback, token_of
 from nrt.run import run_folder
 
 HOST = "127.0.0.1"
 TOKEN = "NRT_REPORT_TOKEN"
 """The environment variable that holds the token; an option would show in the list of processes."""
 
-GOOD_TOKEN = re.compile("[!-~]{16,}")
 EVERY_ADDRESS = ("", "0.0.0.0", "::")
 
 
@@ -65,9 +62,7 @@ def make_server(names: Sequence[str | Path], *, host: str = HOST, port: int = 0)
     Beyond the loopback interface there is always a token: $NRT_REPORT_TOKEN, else a fresh one. Raises InputError where a run cannot
     be read, the address is not this machine's, the port is taken, or the given token is not fit to keep anyone out.
     """
-    token = os.environ.get(TOKEN, "")
-    if token and not GOOD_TOKEN.fullmatch(token):
-        raise InputError(f"{TOKEN} is not 16 or more visible ASCII characters; give another, or unset it and one is made")
+    token = token_of(TOKEN)
     if not token and not is_loopback(host):
         token = secrets.token_urlsafe()
     page = LivePage(names)
@@ -77,18 +72,6 @@ def make_server(names: Sequence[str | Path], *, host: str = HOST, port: int = 0)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{host} port {port} cannot be served ({reason}); choose another with --host or --port") from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address. A name other than localhost counts as one that others can.
-
-    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("localhost"), is_loopback("0.0.0.0"), is_loopback("")
-    (True, True, True, False, False)
-    """
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class LivePage:
@@ -131,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked, page = urlsplit(self.path), self.server.page
         token = parse_qs(asked.query).get("token", [""])[0]
-        if refusal := self.server.refusal(_host(self.headers.get("Host", "")), token):
+        if refusal := self.server.refusal(host_of(self.headers.get("Host", "")), token):
             self._send(403, "text/plain", f"{refusal}\n")
         elif asked.path == "/version":
             self._send(200, "application/json", json.dumps({"version": page.version()}))
@@ -155,15 +138,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Quiet: the page asks every few seconds, and its address may hold the token."""
-
-
-def _host(header: str) -> str:
-    """The name of a Host header, without the port; empty where it is none.
-
-    >>> _host("localhost:8642"), _host("[::1]:8642"), _host("[")
-    ('localhost', '::1', '')
-    """
-    try:
-        return urlsplit(f"//{header}").hostname or ""
-    except ValueError:
-        return ""
