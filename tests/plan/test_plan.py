@@ -301,7 +301,7 @@ def test_advice_adds_up_and_ends_with_a_run_that_fits():
 def test_where_weights_are_too_much_adapters_are_proposed_first():
     question = Question(build_config({"model": "llama-3.1-8b", "dtype": "bfloat16"}), accelerator("rtx4090"))
     steps = advise(question, make_plan(question))
-    assert [step.change for step in steps][:2] == ["lora.rank=16", "quantize=nf4"]
+    assert [step.change for step in steps][:3] == ["initial_reference=false", "lora.rank=16", "quantize=nf4"]
     assert steps[-1].fits
 
 
