@@ -318,8 +318,14 @@ class Config(Section):
     """Groups a step written to traces.jsonl (the first ones of the batch); 0: none."""
     initial_reference: bool = True
     """Keep a frozen copy of the initial model for the gain against `x y*` under it (one more model in memory)."""
-    engine: Literal["local"] = "local"
-    """What runs the updates."""
+    engine: Literal["local", "verl"] = "local"
+    """What runs the updates: this process, or verl on a Ray cluster (docs/cluster.md)."""
+    nodes: Positive = 1
+    """Machines of the cluster (engine=verl)."""
+    gpus_per_node: Positive = 1
+    """GPUs of each, or processes where device=cpu (engine=verl)."""
+    verl: dict[str, Any] = {}
+    """Settings of verl's own config over what nrt sets there, `verl.actor_rollout_ref.rollout.name=sglang` (engine=verl)."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """Under torchrun, `ddp`: each process holds all weights, or `fsdp`: a part of them; `auto`: ddp where it fits (docs/running.md)."""
     sampler: Literal["hf", "vllm"] = "hf"
