@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nrt.checkers import Checker, resolve_checker, resolve_dotted
-from nrt.config import AUTO_TOKENS, Config, ObjectiveConfig
+from nrt.config import AUTO_TOKENS, Config, ObjectiveConfig, dump_yaml
 from nrt.data import Chat, Encoded, Markers, Pairs, Stream, bare_row, ensure_template, find_tables, load_pairs, null_row
 from nrt.engine.local import build_engine, frozen_copy
 from nrt.engine.processes import ALONE, Processes
@@ -158,6 +159,24 @@ def check_resumable(config: Config, before: Config) -> None:
             raise InputError(
                 f"the run to resume has {key}={old[key]!r}, not {new[key]!r}; `nrt train resume=RUN` takes the run's own settings"
             )
+
+
+def settings_of(config: Config) -> str:
+    """What a run of this config would be told, as YAML: nrt's settings, or with engine=verl those that lie over verl's own defaults.
+
+    Raises InputError for what settings alone show to be wrong; with verl installed also for keys that its config does not have.
+    """
+    method = resolve_names(config).method
+    if config.engine != "verl":
+        return dump_yaml(config)
+    from nrt.engine.verl.bridge import as_yaml, compose, overrides, refuse
+
+    refuse(config)
+    updates = config.steps and config.steps * config.updates_per_rollout
+    values = overrides(config, model=str(config.model), updates=updates, reference=config.initial_reference and method.samples)
+    if find_spec("verl"):
+        compose(values)
+    return as_yaml(values)
 
 
 def check_given(config: Config) -> str:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import yaml
 
 from nrt.config import AUTO_TOKENS, Config, merge
-from nrt.errors import InputError, unknown
+from nrt.errors import InputError
 
 HF_ROLLOUT = "nrt_hf"
 """The rollout of nrt.engine.verl.cpu: transformers in a process of its own."""
@@ -92,6 +93,7 @@ def overrides(config: Config, *, model: str, updates: int | None, reference: boo
                 "enable_gradient_checkpointing": config.gradient_checkpointing,
             },
             "actor": actor,
+            **({"ref": _fsdp(config)} if _strategy(config) == "dp" else {}),  # else verl forwards the initial model in bfloat16
             "rollout": {
                 "name": rollout_name(config),
                 "dtype": config.dtype,
@@ -204,8 +206,9 @@ def _check_known(config: Any, path: tuple[str, ...]) -> None:
     for depth, part in enumerate(path):
         if part.startswith("+") or not isinstance(node, DictConfig):
             return
-        if part not in list(node.keys()):  # `in` does not see what is still to be set
-            name = ".".join(("verl", *path[: depth + 1]))
-            near = [".".join(("verl", *path[:depth], str(key))) for key in node]
-            raise unknown("setting", name, near)
+        known = [str(key) for key in node.keys()]  # noqa: SIM118  (`in` does not see keys that are still to be set)
+        if part not in known:
+            near = get_close_matches(part, known, n=1, cutoff=0.4)
+            hint = f"; did you mean '{'.'.join(('verl', *path[:depth], near[0]))}'?" if near else "."
+            raise InputError(f"verl's config has no key '{'.'.join(path[: depth + 1])}'{hint} Write +{part} to add one")
         node = node._get_node(part)

@@ -52,7 +52,7 @@ class VerlEngine:
         Raises InputError for a cluster that is too small, and RunError, with the mend, where a worker of it fails.
         """
         check_installed(rollout_name(self.config))
-        _choose_platform(self.config)
+        choose_platform(self.config)
         import ray
 
         model = self.prepare_model(folder.resolve())
@@ -126,7 +126,7 @@ class VerlEngine:
         return trainer
 
 
-def _choose_platform(config: Config) -> None:
+def choose_platform(config: Config) -> None:
     """Before verl is imported, here and, as environment variables are handed down, in every worker."""
     if config.device == "cpu":
         os.environ |= {"VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": "nrt.engine.verl.cpu.platform"}
@@ -172,9 +172,10 @@ def _explained(error: Exception, folder: Path) -> NrtError:
     cause = getattr(error, "cause", None)
     if isinstance(cause, NrtError):
         return cause
-    lines = [line.strip() for line in str(cause or error).strip().splitlines() if line.strip()]
-    reason = lines[-1] if cause else lines[0]
+    text = str(cause or error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    reason = lines[-1] if cause or "creation task" in text else lines[0]  # a traceback's last line; else Ray's own sentence
     return RunError(
-        f"a worker of the cluster failed: {type(cause or error).__name__}: {reason:.300}; what was saved is whole, and "
-        f"`nrt train resume={folder}` goes on from there"
+        f"a worker of the cluster failed: {type(cause or error).__name__}: {reason:.300} — what was saved is whole: "
+        f"`nrt train resume={folder}` goes on from the last checkpoint"
     )
