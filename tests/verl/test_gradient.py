@@ -1,5 +1,6 @@
 """The cluster's scores and gradients are the local engine's, however rows are dealt out, cut and padded. Two real workers."""
 
+# pyright: reportMissingImports=false
 import random
 from dataclasses import replace
 from functools import partial
@@ -106,7 +107,7 @@ def test_micro_batches_and_padding_do_not_matter(local, cluster):
         trainer.tokens = tokens
     long = Row(rows[0].prompt_ids, (5,) * 40, (Role.TRACE,) * 40, end_sampled=False)
     padded = [silent(long), *zip(rows, credits, strict=True)]  # every row beside it is padded to its width; 33 rows on two workers
-    assert_close(update(cluster, *zip(*padded, strict=True), method), whole)
+    assert_close(update(cluster, [row for row, _ in padded], [credit for _, credit in padded], method), whole)
     assert_close(update(cluster, rows[::-1], credits[::-1], method), whole)
 
 
