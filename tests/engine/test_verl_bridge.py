@@ -50,6 +50,10 @@ def test_megatron_is_one_setting():
     ("setting", "mend"),
     [
         ("overlap=true", "overlap=false"),
+        ("lora.rank=8", "lora.rank"),
+        ("optimizer.name=adamw-8bit", "set adamw"),
+        ("sampler=vllm", "rollout servers"),
+        ("sampler_tolerance=0.1", "sampler/logp_gap"),
         ("optimizer.schedule=linear", "constant or cosine"),
         ("device=mps", "device=auto"),
         ("data.text.at=entropy", "sentences or stride"),

@@ -94,6 +94,20 @@ def test_every_method_and_profile_has_its_gradient(settings, local, cluster, nam
     assert_close(gradients(cluster), local_gradients(here))
 
 
+def test_weights_of_a_samplers_mismatch_travel_with_the_rows(local, cluster):
+    """objective.importance_cap, with a sampler that was told to be off."""
+    here = local("nrt-gm")
+    method, engine = replace(here.stepper.method, importance_cap=1.5), here.stepper.policy.engine
+    rollout = here.stepper.collect(here.draw, 4, seed=1)
+    rows, credits = [r for g in rollout.groups for r in g.rows], [c for g in rollout.groups for c in g.row_credits()]
+    off = [replace(c, sampler_logp_N=c.old_logp_N - torch.linspace(-1, 1, len(c.old_logp_N))) for c in credits]
+    engine.train(rows, off, method, denominator=len(rows) * (6 + 8))
+    found = update(cluster, rows, off, method)
+    assert_close(found, local_gradients(here))
+    with pytest.raises(AssertionError):
+        assert_close(update(cluster, rows, credits, method), found)
+
+
 def test_micro_batches_and_padding_do_not_matter(local, cluster):
     here = local()
     rollout = here.stepper.collect(here.draw, 4, seed=1)

@@ -82,7 +82,7 @@ def check_metrics(run):
     assert [record["step"] for record in records] == [0, 1, 2, 3, 4]
     last = records[-1]
     assert {"reward/mean", "reward/gain_initial", "loss/trace", "ratio/mean", "optim/lr", "heldout/accuracy", "time/rollout"} <= last.keys()
-    assert (last["optim/updates"], last["sampler/logp_gap"] < 1e-4) == (8, True)
+    assert (last["optim/updates"], last["sampler/logp_gap_max"] < 1e-4) == (8, True)
     assert last["optim/lr"] == pytest.approx(5e-4)
     assert records[1]["optim/lr"] == pytest.approx(5e-4 / 5)  # the second of five updates of warm-up
     assert last["answer/logp"] > records[1]["answer/logp"]

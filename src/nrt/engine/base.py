@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from nrt.engine.local import UpdateStats
+from nrt.engine.processes import Processes
 from nrt.objective import Method, RowCredit
 from nrt.types import Row, TokenScores
 
@@ -19,6 +20,16 @@ class Engine(Protocol):
 
     scorer_why: str  # in words, how rows are forwarded
     warn: Callable[[str], None]
+    processes: Processes  # that steer it together
+
+    @property
+    def version(self) -> int:
+        """Of the weights: the updates that they have seen."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """While the model is saved."""
+        ...
 
     def score(self, rows: Sequence[Row], *, initial: bool = False) -> TokenScores:
         """Log-probabilities and entropies of the rows' tails, without gradient, under the current or the initial model."""

@@ -37,6 +37,9 @@ def update_batch(rows: Sequence[Row], credits: Sequence[RowCredit]) -> dict[str,
         "nrt_roles": _nested([torch.tensor([int(role) for role in row.tail_roles]) for row in rows]),
         "nrt_end_sampled": torch.tensor([row.end_sampled for row in rows]),
         "nrt_old_logp": _nested([credit.old_logp_N.float() for credit in credits]),
+        "nrt_sampler_logp": _nested(
+            [(credit.old_logp_N if credit.sampler_logp_N is None else credit.sampler_logp_N).float() for credit in credits]
+        ),
         "nrt_given": _nested([credit.given_T.double() for credit in credits]),
         "nrt_advantage": torch.tensor([credit.advantage for credit in credits], dtype=torch.float64),
         "nrt_reward": torch.tensor([credit.reward for credit in credits], dtype=torch.float64),
@@ -45,12 +48,12 @@ def update_batch(rows: Sequence[Row], credits: Sequence[RowCredit]) -> dict[str,
 
 def rows_and_credits(data: TensorDict | dict[str, Any]) -> tuple[list[Row], list[RowCredit]]:
     """Rows (without their prompts, which no loss looks at) and credits of a micro-batch."""
-    tails, roles, old, given = (data[key].unbind() for key in ("responses", "nrt_roles", "nrt_old_logp", "nrt_given"))
+    keys = ("responses", "nrt_roles", "nrt_old_logp", "nrt_sampler_logp", "nrt_given")
     scalars = (data[key].tolist() for key in ("nrt_end_sampled", "nrt_advantage", "nrt_reward"))
     rows, credits = [], []
-    for tail, role, logp, weights, end_sampled, advantage, reward in zip(tails, roles, old, given, *scalars, strict=True):
+    for tail, role, logp, said, given, end_sampled, advantage, reward in zip(*(data[key].unbind() for key in keys), *scalars, strict=True):
         rows.append(Row((), tuple(tail.tolist()), tuple(Role(i) for i in role.tolist()), end_sampled))
-        credits.append(RowCredit(advantage, weights.cpu(), logp, reward))
+        credits.append(RowCredit(advantage, given.cpu(), logp, reward, said))
     return rows, credits
 
 

@@ -41,6 +41,18 @@ def refuse(config: Config) -> None:
     """Raises InputError for what this engine does not do, by name."""
     if config.overlap:
         raise InputError("engine=verl does not sample ahead; set overlap=false")
+    if config.lora.rank or config.quantize:
+        raise InputError("adapters and 4-bit weights have not been bridged to verl; unset lora.rank and quantize")
+    if config.optimizer.name != "adamw":
+        raise InputError(f"optimizer.name={config.optimizer.name} has not been bridged; set adamw, or optimizer_offload under verl")
+    if config.sampler != "hf":
+        raise InputError(
+            f"engine=verl samples with verl's rollout servers; unset sampler={config.sampler}, and see rollout.name under verl"
+        )
+    if config.sampler_tolerance is not None:
+        raise InputError(
+            "engine=verl does not probe its sampler before the first step; unset sampler_tolerance, and watch sampler/logp_gap"
+        )
     if config.device not in ("auto", "cuda", "cpu"):
         raise InputError(f"engine=verl trains on cuda or, for trials, on cpu, not on {config.device}; set device=auto")
     if any((text := source.reading(config.data).text) and text.at == "entropy" for source in config.data.sources("train")):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nrt.config import AUTO_TOKENS, Config
 from nrt.engine.local import UpdateStats
+from nrt.engine.processes import ALONE, Processes
 from nrt.engine.verl.bridge import compose, overrides, rollout_name
 from nrt.engine.verl.requirements import check_installed
 from nrt.errors import InputError, NrtError, RunError
@@ -43,6 +44,8 @@ class VerlEngine:
     warn: Callable[[str], None] = print
     checkpoint: Path | None = None  # to go on from
     lr: float | None = None  # of the next update, where verl has told
+    version: int = 0
+    processes: Processes = ALONE
     trainer: Any = field(default=None, repr=False)
 
     @contextmanager
@@ -74,8 +77,12 @@ class VerlEngine:
 
         return ClusterSampler(self.trainer.sample).sample(request)
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int | None = None) -> None:
         """Nothing: servers wake up with the workers' current weights."""
+
+    def rest(self) -> None:
+        """The servers give their memory back to the workers on the same GPUs."""
+        self.trainer.rest()
 
     def parameters(self) -> Iterable[tuple[str, Tensor]]:
         """None leave the cluster."""
@@ -93,7 +100,7 @@ class VerlEngine:
         said = self.trainer.update(rows, credits, denominator=denominator)
         sampled, own = said["nrt/sampled"], self.config.optimizer
         lr = self.lr if self.lr is not None else (0.0 if own.warmup else own.lr)  # verl tells that of the next update
-        self.lr = said["lr"]
+        self.lr, self.version = said["lr"], self.version + 1
         return UpdateStats(
             total=said["nrt/total"],
             trace=said["nrt/trace"],
@@ -111,11 +118,15 @@ class VerlEngine:
         self.trainer.save(folder.resolve() / VERL)
         shutil.move(folder / VERL / "huggingface", folder / "model")
         self.finish_model(folder / "model")
-        return {"lr": self.lr}
+        return {"lr": self.lr, "version": self.version}
 
     def load(self, folder: Path, state: Mapping[str, Any]) -> None:
         """See `Remote.load`."""
-        self.checkpoint, self.lr = folder.resolve() / VERL, state["lr"]
+        self.checkpoint, self.lr, self.version = folder.resolve() / VERL, state["lr"], state["version"]
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Nothing is needed: what is saved was gathered with the last checkpoint."""
+        return nullcontext()
 
     def _build(self, composed: Any) -> Any:
         from nrt.engine.verl.trainer import NrtTrainer

@@ -9,18 +9,16 @@ stop a sample, and the sampled ids come back with their log-probabilities.
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from torch import Tensor
 from verl.experimental.agent_loop import AgentLoopManager
 
 from nrt.errors import RunError
 from nrt.rollout import Request
-from nrt.rollout.base import cut
+from nrt.rollout.base import cut, hashed
 from nrt.types import Sample
 
 
@@ -71,12 +69,9 @@ class TraceLoops(AgentLoopManager):
 
 @dataclass(frozen=True)
 class ClusterSampler:
-    """The rollout servers as a `Sampler`. They take the weights from the workers, not from here."""
+    """What a `Sampler` says to a request, from the rollout servers."""
 
     ask: Callable[[Sequence[Ask]], list[list[Sample]]]
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Nothing: servers wake up with the workers' current weights."""
 
     def sample(self, request: Request) -> list[list[Sample]]:
         """See `Sampler.sample`. Raises RunError for a server that loses the token a sample stopped at, or that went on after it."""
@@ -91,7 +86,7 @@ class ClusterSampler:
 
 
 def asks_of(request: Request) -> list[Ask]:
-    """One ask a prompt. A prompt's seeds come from the request's seed and the prompt's place, or from the prompt's own seed."""
+    """One ask a prompt; a sample's seed comes from its prompt's."""
     settings = {
         "temperature": 0.0 if request.greedy else request.temperature,
         "top_p": request.top_p,
@@ -103,9 +98,8 @@ def asks_of(request: Request) -> list[Ask]:
         "logprobs": True,
     }
     asks = []
-    for place, prompt_ids in enumerate(request.prompts):
-        own = f"{request.seed} {place}" if isinstance(request.seed, int) else str(request.seed[place])
-        chance = random.Random(own)
-        seeds = tuple(chance.getrandbits(31) for _ in range(request.n))
-        asks.append(Ask(f"{own} {place}", prompt_ids, seeds, settings))
+    for place in request.places:
+        seed = request.seeds[place]
+        seeds = tuple(hashed(f"{seed}/{k}") % 2**31 for k in range(request.n))  # vLLM takes no more than 63 bits, others less
+        asks.append(Ask(f"{seed}/{place}", request.prompts[place], seeds, settings))
     return asks

@@ -66,7 +66,7 @@ class NrtTrainer(PPOTrainerSync):
 
     def score(self, rows: Sequence[Row], *, initial: bool) -> list[tuple[Tensor, Tensor]]:
         """(log-probabilities, entropies) of the rows' tails, in the order of the rows."""
-        self._sleep()
+        self.rest()
         filled, order = self._dealt(rows)
         batch = self._batch(score_batch(filled), filled, compute_loss=False, calculate_entropy=True)
         output = self.ref_policy_wg.compute_ref_log_prob(batch) if initial else self.actor_rollout_wg.compute_log_prob(batch)
@@ -77,7 +77,7 @@ class NrtTrainer(PPOTrainerSync):
 
     def update(self, rows: Sequence[Row], credits: Sequence[RowCredit], *, denominator: float) -> dict[str, float]:
         """One optimiser update; verl's metrics of it, and the loss's."""
-        self._sleep()
+        self.rest()
         filled, order = self._dealt(rows)
         pairs = [(row, credits[i]) if i < len(rows) else silent(row) for row, i in zip(filled, order, strict=True)]
         batch = self._batch(
@@ -95,10 +95,11 @@ class NrtTrainer(PPOTrainerSync):
 
     def save(self, folder: Path) -> None:
         """verl's checkpoint, each worker its part, and `folder/huggingface`, the whole model."""
-        self._sleep()
+        self.rest()
         self.actor_rollout_wg.save_checkpoint(str(folder), None, self.global_steps)
 
-    def _sleep(self) -> None:
+    def rest(self) -> None:
+        """Servers give their weights and caches back."""
         if self.awake:
             self.checkpoint_manager.sleep_replicas()
             self.awake = False
