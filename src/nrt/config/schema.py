@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 AUTO_TOKENS = 16384
@@ -14,6 +14,16 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: names.split(",") if isinstance(names, str) else names)]  # a,b or [a, b]
+
+
+class Through(dict[str, Any]):
+    """Settings that are somebody else's; never changed, so that a config stays hashable."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(repr(self))
+
+
+Passed = Annotated[dict[str, Any], AfterValidator(Through)]
 
 
 class Section(BaseModel):
@@ -324,7 +334,7 @@ class Config(Section):
     """Machines of the cluster (engine=verl)."""
     gpus_per_node: Positive = 1
     """GPUs of each, or processes where device=cpu (engine=verl)."""
-    verl: dict[str, Any] = {}
+    verl: Passed = Through()
     """Settings of verl's own config over what nrt sets there, `verl.actor_rollout_ref.rollout.name=sglang` (engine=verl)."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """Under torchrun, `ddp`: each process holds all weights, or `fsdp`: a part of them; `auto`: ddp where it fits (docs/running.md)."""
