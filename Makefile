@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Tiny models run fastest on one thread; two that contend for cores are several times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test lint types test-fast test-slow test-browser test-vllm bench bench-step clean
+.PHONY: help setup demo test lint types test-fast test-slow test-browser test-vllm test-verl bench bench-step clean
 
 help:
 	@echo "make demo       a tiny model learns to reason, in minutes"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow  the miniature's study on three seeds"
 	@echo "make test-browser  the report's page in a real Chromium"
 	@echo "make test-vllm  the real vLLM on a CPU, in an environment of its own"
+	@echo "make test-verl  engine=verl on two workers of a local Ray, in an environment of its own"
 	@echo "make bench      speed and memory, measured; make bench-step: a step against TRL's"
 	@echo "make setup      only install, with all development tools, into .venv"
 
@@ -63,6 +64,16 @@ test-browser: .venv/.dev
 test-vllm: .venv-vllm/.done
 	.venv-vllm/bin/python -m pytest -m vllm tests/vllm
 
+# verl wants an older transformers than everything else here.
+.venv-verl/.done: pyproject.toml constraints-verl.txt
+	test -x .venv-verl/bin/python || $(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-verl.txt -e '.[verl]' pytest hypothesis psutil
+	touch $@
+
+test-verl: .venv-verl/.done
+	.venv-verl/bin/python -m pytest -m verl tests/verl
+
 # Minutes each; they measure, and exit 1 where they fall short of their bars. On a machine that does nothing else.
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.data
@@ -78,4 +89,4 @@ bench-step: .venv/.dev
 	$(BIN)/python -m benchmarks.step
 
 clean:
-	rm -rf .venv .venv-vllm build dist
+	rm -rf .venv .venv-vllm .venv-verl build dist

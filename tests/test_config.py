@@ -71,7 +71,7 @@ def test_the_command_line_may_choose_the_profile(tmp_path):
         ),
         (["eval_every=-1"], "setting eval_every=-1"),
         (["data=file"], "setting data='file': input should be a valid dictionary"),
-        (["engine=verl"], "setting engine='verl': input should be 'local'"),
+        (["engine=horovod"], "setting engine='horovod': input should be 'local' or 'verl'"),
         (["profile=papre"], "unknown profile 'papre'; did you mean 'paper'"),
         (["profile=[1]"], "unknown profile"),
         (["traces=0"], "traces=0: a group needs K ≥ 1 traces; set traces=8"),

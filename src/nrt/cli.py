@@ -31,6 +31,9 @@ def train(
     report: Annotated[
         bool, typer.Option("--report", help="Keep RUN/report.html up to date: after each held-out evaluation and at the end.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the settings and print them (engine=verl: verl's), without a run.")
+    ] = False,
 ) -> None:
     """Train: nrt train gsm8k model=FOLDER data.train=FILE run=NAME; go on with: nrt train resume=RUN. On several GPUs: docs/running.md."""
     from nrt.config import build_config, load_config, parse_overrides
@@ -46,6 +49,11 @@ def train(
         if not resume:
             raise InputError("no recipe given; write nrt train RECIPE key=value …, or nrt train resume=RUN")
         config = build_config(load_run(run_folder(str(resume))).config.model_dump(mode="json"), given)
+    if dry_run:
+        from nrt.training.setup import settings_of
+
+        print(settings_of(config), end="")
+        return
     if launched()[0]:  # the main process speaks
         run_training(config)
         return

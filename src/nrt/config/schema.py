@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 AUTO_TOKENS = 16384
@@ -14,6 +14,16 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: names.split(",") if isinstance(names, str) else names)]  # a,b or [a, b]
+
+
+class Through(dict[str, Any]):
+    """Settings that are somebody else's; never changed, so that a config stays hashable."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(repr(self))
+
+
+Passed = Annotated[dict[str, Any], AfterValidator(Through)]
 
 
 class Section(BaseModel):
@@ -318,8 +328,14 @@ class Config(Section):
     """Groups a step written to traces.jsonl (the first ones of the batch); 0: none."""
     initial_reference: bool = True
     """Keep a frozen copy of the initial model for the gain against `x y*` under it (one more model in memory)."""
-    engine: Literal["local"] = "local"
-    """What runs the updates."""
+    engine: Literal["local", "verl"] = "local"
+    """What runs the updates: this process, or verl on a Ray cluster (docs/cluster.md)."""
+    nodes: Positive = 1
+    """Machines of the cluster (engine=verl)."""
+    gpus_per_node: Positive = 1
+    """GPUs of each, or processes where device=cpu (engine=verl)."""
+    verl: Passed = Through()
+    """Settings of verl's own config over what nrt sets there, `verl.actor_rollout_ref.rollout.name=sglang` (engine=verl)."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """Under torchrun, `ddp`: each process holds all weights, or `fsdp`: a part of them; `auto`: ddp where it fits (docs/running.md)."""
     sampler: Literal["hf", "vllm"] = "hf"

@@ -100,6 +100,14 @@ class LocalEngine:
         logps, entropies = zip(*(tails[i] for i in range(len(rows))), strict=True)
         return TokenScores(torch.cat(logps), torch.cat(entropies), tuple(map(len, logps)))
 
+    def train(self, rows: Sequence[Row], credits: Sequence[RowCredit], method: Method, *, denominator: float) -> UpdateStats:
+        """One optimiser update on the rows."""
+
+        def credit(batch: Sequence[int], scores: TokenScores) -> list[RowCredit]:
+            return [credits[i] for i in batch]
+
+        return self.update(self.within_memory(lambda: self.gradient(rows, credit, method, denominator=denominator)))
+
     def gradient(self, rows: Sequence[Row], credit: Crediting, method: Method, *, denominator: float) -> LossSums:
         """The gradient of all rows, in place of what was there; accumulated over micro-batches and processes.
 
@@ -172,6 +180,10 @@ class LocalEngine:
     def version(self) -> int:
         """Of the weights: the updates that they have seen."""
         return self.scheduler.last_epoch
+
+    def whole(self) -> AbstractContextManager[None]:
+        """While the model is needed with all of its weights."""
+        return self.weights.whole()
 
     def halve(self) -> None:
         """Batches of half the tokens from now on."""

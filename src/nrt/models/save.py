@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from nrt.models.load import quiet
+from nrt.models.load import described, quiet
 from nrt.models.lora import has_adapters, merged
 from nrt.models.markers import end_token_ids
 
@@ -61,7 +61,14 @@ def _plain(model: PreTrainedModel) -> Any:
     return plain.to(next(p.dtype for p in model.parameters() if p.requires_grad))
 
 
-def _generation_config(model: PreTrainedModel, tokenizer: Any) -> GenerationConfig:
+def complete_folder(folder: Path, tokenizer: Any, *, template: str | dict[str, str] | None) -> None:
+    """Writes what `save_model` writes besides weights and config into a folder that holds these already, in place of what is there."""
+    _generation_config(described(str(folder)), tokenizer).save_pretrained(folder)
+    with _replaced(tokenizer, "chat_template", template):
+        tokenizer.save_pretrained(folder)
+
+
+def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
     ends = sorted(end_token_ids(model, tokenizer))
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

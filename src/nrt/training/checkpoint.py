@@ -1,6 +1,7 @@
 """Checkpoints: everything that the rest of a run depends on, as safetensors and JSON by name; nothing is unpickled.
 
     checkpoints/step-000100/  model/ (an ordinary Hugging Face folder)   optimizer.safetensors   rng.safetensors   state.json
+                              with engine=verl, in place of the safetensors: verl/, in verl's own format, which is pickled
 
 A checkpoint is written to a temporary folder and renamed, so one that can be seen is whole.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import AdamW
 
+from nrt.engine.base import Remote
 from nrt.engine.local import LocalEngine, UpdateStats
 from nrt.engine.sharded import gathered, spread_like
 from nrt.training.rollout import Rollout
@@ -49,27 +51,34 @@ class Progress:
 MASTER = "master"
 
 
-def save_checkpoint(folder: Path, engine: LocalEngine, state: Mapping[str, Any], save_model: Any) -> None:
+def save_checkpoint(folder: Path, engine: LocalEngine | Remote, state: Mapping[str, Any], save_model: Any) -> None:
     """Writes `folder`; `save_model(path)` writes the model and tokenizer, `state` is the JSON part.
 
     All processes call it, and the main one writes: whole tensors, so that any number of processes can go on from them.
     """
+    if not isinstance(engine, LocalEngine):
+        _write(folder, lambda path: {**state, **engine.save(path)})
+        return
     tensors, scalars = _flatten(engine)
-    with engine.weights.whole():
+
+    def fill(path: Path) -> dict[str, Any]:
+        save_model(path / "model")
+        save_file(tensors, path / "optimizer.safetensors")
+        save_file(_rng_state(), path / "rng.safetensors")
+        return {**state, "optimizer": scalars, "scheduler": engine.scheduler.state_dict(), "halved": engine.halved}
+
+    with engine.whole():
         if engine.processes.main:
-            document = {**state, "optimizer": scalars, "scheduler": engine.scheduler.state_dict(), "halved": engine.halved}
-            _write(folder, tensors, document, save_model)
+            _write(folder, fill)
     engine.processes.meet()
 
 
-def _write(folder: Path, tensors: dict[str, Tensor], document: Mapping[str, Any], save_model: Any) -> None:
-    """At once or not at all."""
+def _write(folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> None:
+    """At once or not at all; `fill` writes into the folder it is given and returns what state.json holds."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_model(temporary / "model")
-    save_file(tensors, temporary / "optimizer.safetensors")
-    save_file(_rng_state(), temporary / "rng.safetensors")
+    document = fill(temporary)
     (temporary / "state.json").write_text(json.dumps(document, default=_plain), encoding="utf-8")
     for file in temporary.rglob("*"):
         if file.is_file():
@@ -79,9 +88,12 @@ def _write(folder: Path, tensors: dict[str, Tensor], document: Mapping[str, Any]
     temporary.rename(folder)
 
 
-def load_checkpoint(folder: Path, engine: LocalEngine) -> dict[str, Any]:
+def load_checkpoint(folder: Path, engine: LocalEngine | Remote) -> dict[str, Any]:
     """Puts optimiser, schedule and random state back into the engine (its model was loaded from `folder/model`)."""
     document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(engine, LocalEngine):
+        engine.load(folder, document)
+        return document
     _unflatten(engine, folder / "optimizer.safetensors", document["optimizer"])
     engine.scheduler.load_state_dict(document["scheduler"])
     if engine.may_halve and document.get("halved"):

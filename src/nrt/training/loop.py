@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from nrt.config import Config
-from nrt.engine.local import UpdateStats
+from nrt.engine.local import LocalEngine, UpdateStats
 from nrt.engine.processes import Processes, processes_of
 from nrt.errors import InputError, NrtError
 from nrt.models import pick_device
@@ -24,6 +24,7 @@ from nrt.run import Bystander, Run, RunWriter, run_folder, step_name
 from nrt.trackers import open_trackers
 from nrt.training import heldout as held
 from nrt.training.checkpoint import InHand, Progress, load_checkpoint, prune, save_checkpoint
+from nrt.training.cluster import prepare_cluster
 from nrt.training.measure import trace_record, update_metrics
 from nrt.training.rollout import from_json, to_json
 from nrt.training.sampler import PROBE, check_agreement
@@ -75,7 +76,7 @@ def _train(config: Config, processes: Processes, listener: Listener) -> Run:
         checkpoints = before.checkpoints()
         if not checkpoints:
             raise InputError(f"{folder} has no checkpoint to resume from; start it again under another name")
-        parts = prepare(config, checkpoint=checkpoints[-1], processes=processes)
+        parts = _prepare(config, processes, checkpoints[-1])
         state = load_checkpoint(checkpoints[-1], parts.stepper.policy.engine)
         _check_sampler(parts, config)
         progress = _read_progress(state, parts)
@@ -88,17 +89,31 @@ def _train(config: Config, processes: Processes, listener: Listener) -> Run:
         writer = RunWriter.reopen(folder, progress.step, again) if processes.main else Bystander(folder, resumed=True)
     else:
         folder = run_folder(config.run)
-        parts = prepare(config, processes=processes)
+        parts = _prepare(config, processes)
         _check_sampler(parts, config)
         memory = parts.stepper.method.memory
         progress = Progress(memory=memory.initial() if memory else None)
         writer = RunWriter.create(folder, config) if processes.main else Bystander(folder, resumed=False)
-    with writer, _graceful_stop() as stop:
+    with writer, _running(parts, folder), _graceful_stop() as stop:
         if not writer.resumed:
             writer.skipped("train", [asdict(bad) for bad in parts.data.bad])
             writer.skipped("valid", [asdict(bad) for bad in parts.valid.bad] if parts.valid else [])
         Loop(config, parts, writer, progress, listener, stop).run()
     return Run(folder)
+
+
+def _prepare(config: Config, processes: Processes, checkpoint: Path | None = None) -> Parts:
+    if config.engine == "local":
+        return prepare(config, checkpoint=checkpoint, processes=processes)
+    if processes.size > 1:
+        raise InputError("engine=verl starts workers of its own; start nrt without torchrun")
+    return prepare_cluster(config, checkpoint=checkpoint)
+
+
+def _running(parts: Parts, folder: Path) -> AbstractContextManager[None]:
+    """An engine that lives elsewhere, as long as the run goes on."""
+    engine = parts.stepper.policy.engine
+    return nullcontext() if isinstance(engine, LocalEngine) else engine.running(folder)
 
 
 class Loop:
@@ -132,7 +147,7 @@ class Loop:
         while self.progress.step < self.parts.steps:
             self._step()
         self.listener.phase("saving")
-        with engine.weights.whole():
+        with engine.whole():
             if self.processes.main:
                 self.parts.save_model(self.folder / "model")
         self.trackers.close()

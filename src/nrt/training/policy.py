@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from nrt.engine.local import LocalEngine
 from nrt.rollout import Writer
 from nrt.types import Row
 
@@ -16,7 +16,7 @@ from nrt.types import Row
 class Policy(Writer):
     """A writer whose sampler holds the weights of the engine."""
 
-    engine: LocalEngine
+    engine: Any  # `nrt.engine.base.Engine`; what else a LocalEngine can do is up to those who know that it is one
     behind: bool = False  # the sampler may hold earlier weights than the engine: what it reports is π_old then
 
     def score(self, rows: Sequence[Row], *, initial: bool = False) -> list[tuple[Tensor, Tensor]]:

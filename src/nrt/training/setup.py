@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nrt.checkers import Checker, resolve_checker, resolve_dotted
-from nrt.config import AUTO_TOKENS, Config, ObjectiveConfig
+from nrt.config import AUTO_TOKENS, Config, ObjectiveConfig, dump_yaml
 from nrt.data import Chat, Encoded, Markers, Pairs, Stream, bare_row, ensure_template, find_tables, load_pairs, null_row
 from nrt.engine.local import build_engine, frozen_copy
 from nrt.engine.processes import ALONE, Processes
@@ -145,7 +146,7 @@ def resolve_method(name: str, values: ObjectiveConfig) -> Method:
 
 FREE_ON_RESUME = {
     "run", "resume", "steps", "eval_every", "save_every", "keep", "log_traces", "trackers", "threads", "device", "tokens_per_batch",
-    "gradient_checkpointing", "parallel", "sampler_rows", "sampler_tolerance", "vllm",
+    "gradient_checkpointing", "parallel", "sampler_rows", "sampler_tolerance", "vllm", "verl",
 }  # fmt: skip
 """Settings that may change when a run goes on; any other would make it a different run."""
 
@@ -160,6 +161,35 @@ def check_resumable(config: Config, before: Config) -> None:
             )
 
 
+def settings_of(config: Config) -> str:
+    """What a run of this config would be told, as YAML: nrt's settings, or with engine=verl those that lie over verl's own defaults.
+
+    Raises InputError for what settings alone show to be wrong; with verl installed also for keys that its config does not have.
+    """
+    method = resolve_names(config).method
+    if config.engine != "verl":
+        return dump_yaml(config)
+    from nrt.engine.verl.bridge import as_yaml, compose, overrides, refuse
+
+    refuse(config)
+    updates = config.steps and config.steps * config.updates_per_rollout
+    values = overrides(config, model=str(config.model), updates=updates, reference=config.initial_reference and method.samples)
+    if find_spec("verl"):
+        compose(values)
+    return as_yaml(values)
+
+
+def check_given(config: Config) -> str:
+    """The model's name. Raises InputError where model or data are not given, or data are not there, before a large model is loaded."""
+    if config.model is None:
+        raise InputError("no model given; set model=FOLDER (any Hugging Face causal language model)")
+    if config.data.train is None:
+        raise InputError("no training data given; set data.train=FILE (JSONL, JSON, CSV or parquet)")
+    for source in (*config.data.sources("train"), *config.data.sources("valid")):
+        find_tables(source.path)
+    return config.model
+
+
 def prepare(config: Config, *, checkpoint: Path | None = None, processes: Processes = ALONE) -> Parts:
     """Reads data and model and builds the parts; with `checkpoint`, weights come from there. Writes nothing.
 
@@ -172,12 +202,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         raise InputError("vLLM runs inside one process only; start rollout servers and set vllm.urls (docs/running.md)")
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.model is None:
-        raise InputError("no model given; set model=FOLDER (any Hugging Face causal language model)")
-    if config.data.train is None:
-        raise InputError("no training data given; set data.train=FILE (JSONL, JSON, CSV or parquet)")
-    for source in (*config.data.sources("train"), *config.data.sources("valid")):
-        find_tables(source.path)  # what is not there is said before a large model is loaded
+    base = check_given(config)
     device, dtype = processes.place(pick_device(config.device)), getattr(torch, config.dtype)
     load = partial(load_model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code, quantize=config.quantize)
     adapted = config.lora.rank > 0
@@ -185,7 +210,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         model, tokenizer = load(str(checkpoint / "model"))
         check_markers(tokenizer, config.markers)
     else:
-        model, tokenizer = load(config.model)
+        model, tokenizer = load(base)
         add_markers(model, tokenizer, config.markers)
     ensure_template(tokenizer)
     chat = Chat(tokenizer, config.markers, extra_end_ids=end_token_ids(model, tokenizer))
@@ -236,24 +261,53 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     if config.overlap:
         ahead = sampler if isinstance(sampler, AheadSampler) else AheadSampler(HFSampler(frozen_copy(model), pad_id, config.sampler_rows))
         policy = replace(evaluated, sampler=ahead, behind=True)
-    stepper = Stepper(
-        method=names.method,
+    template = chat.exported_template(open_trace=names.method.samples)
+    return assemble(
+        config,
+        names,
+        chat,
+        tokenizer,
+        data=data,
+        valid=valid,
+        steps=steps,
         policy=policy,
-        collector=Collector(
-            names.method, policy, config.traces, keep_initial, judge=_judge(chat, names.checker) if names.checker else None
-        ),
-        loss_tokens=config.objective.loss_tokens or config.max_trace_tokens + config.max_answer_tokens,
-        choose=_chooser(policy, names.method, config),
+        evaluated=evaluated,
+        save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
+        servers=servers,
     )
-    heldout, how = None, config.heldout
+
+
+def assemble(
+    config: Config,
+    names: Names,
+    chat: Chat,
+    tokenizer: Any,
+    *,
+    data: Encoded,
+    valid: Encoded | None,
+    steps: int,
+    policy: Policy,
+    evaluated: Policy,
+    save_model: Callable[[Path], None],
+    servers: RemoteSampler | None = None,
+) -> Parts:
+    """The parts of a run around its policy, whatever its engine and samplers are."""
+    method, how = names.method, config.heldout
+    judge = _judge(chat, names.checker) if names.checker else None
+    heldout = None
     if valid:
         heldout = Heldout(
-            evaluated, valid.pairs[: how.rows], chat, names.checker, how.greedy, with_traces=names.method.samples, with_swapped=how.swapped
+            evaluated, valid.pairs[: how.rows], chat, names.checker, how.greedy, with_traces=method.samples, with_swapped=how.swapped
         )
-    template = chat.exported_template(open_trace=names.method.samples)
     return Parts(
         names=names,
-        stepper=stepper,
+        stepper=Stepper(
+            method=method,
+            policy=policy,
+            collector=Collector(method, policy, config.traces, config.initial_reference and method.samples, judge=judge),
+            loss_tokens=config.objective.loss_tokens or config.max_trace_tokens + config.max_answer_tokens,
+            choose=_chooser(policy, method, config),
+        ),
         heldout=heldout,
         data=data,
         valid=valid,
@@ -261,7 +315,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         steps=steps,
         chat=chat,
         tokenizer=tokenizer,
-        save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
+        save_model=save_model,
         servers=servers,
     )
 

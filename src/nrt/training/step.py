@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nrt.engine.local import LossSums, UpdateStats
+from nrt.engine.local import LocalEngine, LossSums, UpdateStats
 from nrt.objective import Method, RowCredit
 from nrt.training.collect import Collector, Draft, Readings
 from nrt.training.difficulty import ByDifficulty, Draw, InOrder
 from nrt.training.measure import Baselines, Clock, rollout_metrics
 from nrt.training.policy import Policy
 from nrt.training.rollout import Group, Rollout, sft_group
-from nrt.types import TokenScores
+from nrt.types import Row, TokenScores
 
 MOST_ROUNDS = 8
 """A filter that drops groups has them replaced this many times; then dropped ones fill the batch."""
@@ -46,6 +46,11 @@ class OnePass:
             self.groups[g] = self.collector.credit(self.drafts[g], own, self.readings[g], own[:-1], self.state)
             credits |= zip(rows, [*self.groups[g][0].row_credits(), None], strict=True)
         return [credits[i] for i in batch]
+
+
+def _rows_of(groups: Sequence[Group]) -> tuple[list[Row], list[RowCredit]]:
+    """The rows that updates forward, and their credits."""
+    return [row for group in groups for row in group.rows], [credit for group in groups for credit in group.row_credits()]
 
 
 @dataclass(frozen=True)
@@ -91,13 +96,14 @@ class Stepper:
 
     def update(self, groups: Sequence[Group]) -> UpdateStats:
         """One optimiser update on the groups; S comes from the current weights, everything else was frozen by `collect`."""
-        engine = self.policy.engine
-        return engine.update(engine.within_memory(lambda: self._gradient(groups)))
+        rows, credits = _rows_of(groups)
+        return self.policy.engine.train(rows, credits, self.method, denominator=len(rows) * self.loss_tokens)
 
     @property
     def one_pass(self) -> bool:
         """Whether the first update can score its own rollout: no group is dropped, and the rows scored are the rows trained on."""
-        return self.method.samples and self.method.keep is None and not self.method.samples_answers
+        local = isinstance(self.policy.engine, LocalEngine)
+        return local and self.method.samples and self.method.keep is None and not self.method.samples_answers
 
     def collect_and_update(
         self, draw: Draw, B: int, *, seed: int, state: Tensor | None = None, sampled: Callable[[], None] = _nothing
@@ -138,8 +144,7 @@ class Stepper:
         return [groups[g] for g in range(len(drafts))], sums
 
     def _gradient(self, groups: Sequence[Group]) -> LossSums:
-        rows = [row for group in groups for row in group.rows]
-        credits = [credit for group in groups for credit in group.row_credits()]
+        rows, credits = _rows_of(groups)
         denominator = len(rows) * self.loss_tokens
         return self.policy.engine.gradient(rows, lambda batch, _: [credits[i] for i in batch], self.method, denominator=denominator)
 

@@ -1,0 +1,119 @@
+"""A run on two workers as a user starts it: it trains, leaves the run folder of any engine, and survives a worker that is killed."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nrt.lab.base import BaseSettings, Stage, build_base
+from nrt.lab.settings import pairs
+from nrt.run import Run, export_model
+
+pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore:::(?!nrt).*")]
+
+
+@pytest.fixture(scope="module")
+def settings():
+    """The miniature on a base model of a few steps, four steps of few prompts."""
+    quick = BaseSettings(stages=tuple(Stage(stage.mixture, 20, stage.lr, warmup=5) for stage in BaseSettings().stages))
+    few = ["steps=4", "batch=4", "traces=4", "save_every=2", "eval_every=0", "heldout.rows=6", "updates_per_rollout=2"]
+    given = [text for text in pairs(BaseSettings()) if not text.startswith("heldout.rows")]
+    return [f"model={build_base(quick)}", *given, *few, "engine=verl", "gpus_per_node=2", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """(arguments) → a process of `nrt train` in a folder of its own; whatever it leaves running is killed."""
+    folder, processes = tmp_path_factory.mktemp("work"), []
+
+    def start(*arguments):
+        process = psutil.Popen(
+            [sys.executable, "-m", "nrt", "train", *arguments, "--json"],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process, folder
+
+    yield start
+    for process in processes:
+        if process.is_running():
+            process.kill()
+
+
+def test_a_killed_worker_is_an_error_the_run_goes_on_and_nothing_is_left(settings, started):
+    process, folder = started("miniature", *settings, "run=mini")
+    path = folder / "runs" / "mini"
+    wait_for(lambda: steps_of(path) >= 3, process)
+    before = Run(path).metrics()
+    family = process.children(recursive=True)
+    worker = next(child for child in family if "WorkerDict" in " ".join(child.cmdline()))
+    worker.kill()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors[-2000:]
+    said = errors.strip().splitlines()[-1]
+    assert said.startswith("error: a worker of the cluster failed: ")
+    assert f"nrt train resume={Path('runs/mini')}" in said
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+    assert [c.name for c in Run(path).checkpoints()] == ["step-000002"]
+
+    process, _ = started("resume=mini")
+    family = []
+    while process.poll() is None:
+        family = [*{*family, *process.children(recursive=True)}]
+        time.sleep(1)
+    assert process.returncode == 0, process.communicate()[1][-2000:]
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+    run = Run(path)
+    check_metrics(run)
+    for name in ("reward/gain", "trace/length", "loss/total", "optim/grad_norm", "answer/logp"):
+        assert run.metrics()[3][name] == before[3][name], name  # step 3, done again from the checkpoint of step 2
+    check_folder(run, folder)
+
+
+def check_metrics(run):
+    records = run.metrics()
+    assert [record["step"] for record in records] == [0, 1, 2, 3, 4]
+    last = records[-1]
+    assert {"reward/mean", "reward/gain_initial", "loss/trace", "ratio/mean", "optim/lr", "heldout/accuracy", "time/rollout"} <= last.keys()
+    assert (last["optim/updates"], last["sampler/logp_gap_max"] < 1e-4) == (8, True)
+    assert last["optim/lr"] == pytest.approx(5e-4)
+    assert records[1]["optim/lr"] == pytest.approx(5e-4 / 5)  # the second of five updates of warm-up
+    assert last["answer/logp"] > records[1]["answer/logp"]
+
+
+def check_folder(run, folder):
+    """Everything downstream reads it as it reads any run."""
+    assert len(run.traces()) == 4
+    assert run.heldout_steps() == [0, 4]
+    assert len(run.heldout()) == 6
+    assert sorted(path.name for path in run.checkpoints()[-1].iterdir()) == ["model", "state.json", "verl"]
+    assert len(run.environment) == 2
+    out = folder / "exported"
+    export_model(run, out)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    ids = tokenizer.convert_tokens_to_ids(["<|think_start|>", "<|think_end|>"])
+    assert max(ids) < model.get_input_embeddings().weight.shape[0]
+    assert "<|think_start|>" in tokenizer.chat_template
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+
+
+def steps_of(path):
+    file = path / "metrics.jsonl"
+    return len(file.read_text().splitlines()) - 1 if file.is_file() else 0
+
+
+def wait_for(condition, process, seconds=400):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < end, "too slow"
+        time.sleep(0.05)
