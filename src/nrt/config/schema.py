@@ -313,7 +313,11 @@ class Config(Section):
     save_every: Count = 50
     """Steps between checkpoints; 0: only at the end or when interrupted."""
     keep: Positive = 2
-    """Checkpoints kept."""
+    """Checkpoints kept: the latest ones."""
+    keep_best: str | None = None
+    """And the best by this held-out metric, such as heldout/accuracy, which is saved when it is found; a leading `-`: smaller is better."""
+    save_signal: str | None = "SIGUSR1"
+    """Signal at which a checkpoint is saved and the run goes on; null: none (Windows has no SIGUSR1)."""
     log_traces: Count = 1
     """Groups a step written to traces.jsonl (the first ones of the batch); 0: none."""
     initial_reference: bool = True
