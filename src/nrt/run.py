@@ -231,6 +231,9 @@ class RunWriter:
             for later, file in _numbered(path / "heldout", ".jsonl"):
                 if later > step:
                     file.unlink()
+            for file in _entries(path / "skipped"):
+                if (batch := re.match(r"step-(\d+)", file.name)) and int(batch[1]) > step:
+                    file.unlink()
             if config:
                 _write(path / "config.yaml", [dump_yaml(config)])
             writer._describe_start(step)
@@ -259,6 +262,11 @@ class RunWriter:
         if records:
             (self.path / "skipped").mkdir(exist_ok=True)
             _write(self.path / "skipped" / f"{kind}.jsonl", (_line(record) for record in records))
+
+    def skipped_batch(self, name: str, record: Mapping[str, Any]) -> None:
+        """Keeps a batch that was not trained on, as skipped/NAME.json."""
+        (self.path / "skipped").mkdir(exist_ok=True)
+        _write(self.path / "skipped" / f"{name}.json", [_line(record)])
 
     def sync(self) -> None:
         """All that was written is on the disk when this returns."""
@@ -298,6 +306,8 @@ class Bystander(RunWriter):
     def heldout(self, step: int, records: Iterable[Mapping[str, Any]]) -> None: ...
 
     def skipped(self, kind: str, records: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def skipped_batch(self, name: str, record: Mapping[str, Any]) -> None: ...
 
     def sync(self) -> None: ...
 

@@ -51,14 +51,16 @@ class Best:
 
 @dataclass
 class Progress:
-    """Where a run stands: steps done, examples drawn, what the method remembers, the best checkpoint, and the rollout in hand if it was
-    cut between two updates."""
+    """Where a run stands: steps done, examples drawn, what the method remembers, the best checkpoint, updates skipped (and how many
+    of them in a row, up to here), and the rollout in hand if it was cut between two updates."""
 
     step: int = 0
     position: int = 0
     memory: Tensor | None = None
     in_hand: InHand | None = None
     best: Best | None = None
+    skipped: int = 0
+    in_a_row: int = 0
 
     @property
     def name(self) -> str:

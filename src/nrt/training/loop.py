@@ -14,7 +14,7 @@ from nrt.config import Config
 from nrt.durable import point, told_of_disk
 from nrt.engine.local import UpdateStats
 from nrt.engine.processes import Processes, processes_of
-from nrt.errors import InputError, NrtError
+from nrt.errors import InputError, NrtError, RunError
 from nrt.models import pick_device
 from nrt.rollout import AheadSampler, Request
 from nrt.run import Bystander, Run, RunWriter, run_folder
@@ -31,11 +31,13 @@ from nrt.training.checkpoint import (
     save_checkpoint,
     set_aside,
 )
+from nrt.training.guard import in_a_row, report_skipped
 from nrt.training.measure import trace_record, update_metrics
 from nrt.training.rollout import from_json, to_json
 from nrt.training.sampler import PROBE, check_agreement
 from nrt.training.setup import Parts, check_resumable, prepare, resolve_names
 from nrt.training.signals import Signals, heeded
+from nrt.training.watch import Watch
 from nrt.types import Pair
 
 
@@ -143,6 +145,7 @@ class Loop:
         self.config, self.parts, self.writer, self.progress = config, parts, writer, progress
         self.listener, self.signals = listener, signals
         self.saved = progress.name if writer.resumed else ""  # the last checkpoint
+        self.watch = Watch(config.watch, Run(writer.path).metrics() if writer.resumed else ())
         self.folder = writer.path
         sampler = parts.stepper.policy.sampler
         self.ahead = sampler if isinstance(sampler, AheadSampler) else None
@@ -188,12 +191,21 @@ class Loop:
             began = time.perf_counter()
             hand.updates.append(self.parts.stepper.update(parts[len(hand.updates)]))
             hand.seconds += time.perf_counter() - began
+            self._end_if_hopeless(hand)
         memory, statistics = self.parts.stepper.method.memory, hand.rollout.statistics
         state = self.progress.memory
-        if memory is not None and state is not None and statistics is not None:
+        if memory is not None and state is not None and statistics is not None and statistics.isfinite().all():
             state = memory.advance(state, statistics)
+        self._end_if_hopeless(hand)
+        self._report_skipped(hand)
         self.progress = replace(
-            self.progress, step=self.progress.step + 1, position=self.progress.position + hand.rollout.drawn, memory=state, in_hand=None
+            self.progress,
+            step=self.progress.step + 1,
+            position=self.progress.position + hand.rollout.drawn,
+            memory=state,
+            in_hand=None,
+            skipped=self.progress.skipped + sum(update.skipped for update in hand.updates),
+            in_a_row=in_a_row(self.progress.in_a_row, hand.updates),
         )
         self._finish_step(hand, start)
 
@@ -224,7 +236,7 @@ class Loop:
     def _finish_step(self, hand: InHand, start: float) -> None:
         step, config = self.progress.step, self.config
         metrics: dict[str, Any] = {"step": step, **hand.rollout.metrics, **update_metrics(hand.updates, hand.seconds)}
-        metrics["optim/updates"] = step * config.updates_per_rollout
+        metrics["optim/updates"] = step * config.updates_per_rollout - self.progress.skipped
         data = self.parts.data
         metrics |= {
             "data/epoch": self.progress.position / len(data.pairs),
@@ -257,8 +269,33 @@ class Loop:
 
     def _write(self, metrics: dict[str, Any]) -> None:
         self.writer.metrics(metrics)
+        for name, message in self.watch.see(metrics):
+            self.writer.warn("collapse", message, metrics["step"], metric=name)
+            self.listener.say(message)
         self.trackers.log({k: v for k, v in metrics.items() if k != "step"}, metrics["step"])
         self.listener.step(metrics)
+
+    def _end_if_hopeless(self, hand: InHand) -> None:
+        """All processes have the same updates, so they end together."""
+        if in_a_row(self.progress.in_a_row, hand.updates) >= self.config.max_skipped:
+            self._report_skipped(hand)
+            raise RunError(
+                f"max_skipped={self.config.max_skipped} updates in a row had a loss or gradient that is not finite, the last in step "
+                f"{self.progress.step + 1}; nrt.training.replay shows where, for each file in {self.folder / 'skipped'}; a lower "
+                "optimizer.lr or dtype=float32 may help"
+            )
+
+    def _report_skipped(self, hand: InHand) -> None:
+        step = self.progress.step + 1
+        facts = {
+            "seed": self.config.seed,
+            "sampling_seed": seed_of(self.config.seed, step),
+            "checkpoint": self.saved or None,
+            "memory": None if self.progress.memory is None else self.progress.memory.tolist(),
+        }
+        parts = hand.rollout.split(self.config.updates_per_rollout)
+        for message in report_skipped(self.writer, step, hand, parts, facts):
+            self.listener.say(message)
 
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
         """Whether an evaluation was the best so far, which is then remembered."""
@@ -346,6 +383,8 @@ def _progress_json(progress: Progress) -> dict[str, Any]:
         "position": progress.position,
         "memory": None if progress.memory is None else progress.memory.tolist(),
         "best": progress.best and asdict(progress.best),
+        "skipped": progress.skipped,
+        "in_a_row": progress.in_a_row,
         "in_hand": hand
         and {"rollout": to_json(hand.rollout), "seconds": hand.seconds, "updates": [asdict(update) for update in hand.updates]},
     }
@@ -356,7 +395,8 @@ def _read_progress(state: Mapping[str, Any], parts: Parts) -> Progress:
         raise InputError("the training data have changed since this run was interrupted; bring the old files back, or begin a new run")
     memory = None if state["memory"] is None else torch.tensor(state["memory"], dtype=torch.float64)
     best = state.get("best")
-    progress = Progress(state["step"], state["position"], memory, best=best and Best(**best))
+    counts = {name: state.get(name, 0) for name in ("skipped", "in_a_row")}
+    progress = Progress(state["step"], state["position"], memory, best=best and Best(**best), **counts)
     if hand := state["in_hand"]:
         drawn = parts.draw(progress.position, hand["rollout"]["drawn"])
         pairs = [drawn[offset] for offset in hand["rollout"]["offsets"]]

@@ -159,8 +159,8 @@ def _check_keep_best(config: Config, metric: str) -> None:
 
 
 FREE_ON_RESUME = {
-    "run", "resume", "steps", "eval_every", "save_every", "keep", "keep_best", "save_signal", "log_traces", "trackers", "threads", "device",
-    "tokens_per_batch", "gradient_checkpointing", "parallel", "sampler_rows", "sampler_tolerance", "vllm",
+    "run", "resume", "steps", "eval_every", "save_every", "keep", "keep_best", "save_signal", "max_skipped", "watch", "log_traces",
+    "trackers", "threads", "device", "tokens_per_batch", "gradient_checkpointing", "parallel", "sampler_rows", "sampler_tolerance", "vllm",
 }  # fmt: skip
 """Settings that may change when a run goes on; any other would make it a different run."""
 

@@ -92,7 +92,7 @@ class Stepper:
     def update(self, groups: Sequence[Group]) -> UpdateStats:
         """One optimiser update on the groups; S comes from the current weights, everything else was frozen by `collect`."""
         engine = self.policy.engine
-        return engine.update(engine.within_memory(lambda: self._gradient(groups)))
+        return engine.update(engine.within_memory(lambda: self.gradient(groups)))
 
     @property
     def one_pass(self) -> bool:
@@ -129,7 +129,7 @@ class Stepper:
         rows = [self.collector.scored_rows(draft) for draft in drafts]
         if not self.policy.engine.forwards_whole(rows):
             measured = self.collector.score(drafts, readings, clock, state=state)
-            return measured, self._gradient([group for group, _ in measured])
+            return measured, self.gradient([group for group, _ in measured])
         credit = OnePass(self.collector, drafts, readings, state)
         trained = sum(len(draft.rows) for draft in drafts)
         every_row = [row for group in rows for row in group]
@@ -137,7 +137,8 @@ class Stepper:
         groups = {g: measured for part in self.policy.engine.processes.gather(credit.groups) for g, measured in part.items()}
         return [groups[g] for g in range(len(drafts))], sums
 
-    def _gradient(self, groups: Sequence[Group]) -> LossSums:
+    def gradient(self, groups: Sequence[Group]) -> LossSums:
+        """The gradient of an update, left in the weights."""
         rows = [row for group in groups for row in group.rows]
         credits = [credit for group in groups for credit in group.row_credits()]
         denominator = len(rows) * self.loss_tokens
