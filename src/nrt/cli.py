@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -61,6 +62,10 @@ def train(
     pages = _reporting(listener) if report else None
     try:
         run = run_training(config, listener=pages or listener)
+    except KeyboardInterrupt:  # a second SIGINT; the run folder has been given back
+        listener.close()
+        sys.stdout.flush()
+        os._exit(130)  # without waiting for threads that still sample
     finally:
         listener.close()
     if pages:

@@ -20,6 +20,7 @@ from typing import Any
 
 from nrt import lock
 from nrt.config import Config, dump_yaml, parse_yaml
+from nrt.durable import sync
 from nrt.environment import describe_environment
 from nrt.errors import InputError
 
@@ -27,6 +28,7 @@ Record = dict[str, Any]
 
 STREAMS = ("metrics.jsonl", "traces.jsonl", "warnings.jsonl")
 STEP = re.compile(rb'\{"step": (\d+)')
+CHECKPOINT = re.compile(r"step-(\d+)(?:\+(\d+))?")
 TEXT: Any = {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}  # a lone surrogate becomes JSON's own escape of it
 
 
@@ -43,13 +45,13 @@ def run_folder(name_or_path: str | Path) -> Path:
     return Path("runs") / path if bare else path
 
 
-def step_name(step: int) -> str:
-    """Name of a checkpoint folder, or stem of a held-out file.
+def step_name(step: int, updates: int | None = None) -> str:
+    """Name of a checkpoint folder, or stem of a held-out file; with the next step's updates that are done, where one is under way.
 
-    >>> step_name(100)
-    'step-000100'
+    >>> step_name(100), step_name(100, 2)
+    ('step-000100', 'step-000100+2')
     """
-    return f"step-{step:06d}"
+    return f"step-{step:06d}" + ("" if updates is None else f"+{updates}")
 
 
 def document_id(row_id: str) -> str:
@@ -179,8 +181,9 @@ class Run:
         return list(_records(files[step]))
 
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints by step: they are written under another name and renamed."""
-        return [path for _, path in _numbered(self.path / "checkpoints", "") if path.is_dir()]
+        """Complete checkpoints by step, and by the next step's updates: they are written under another name and renamed."""
+        found = ((CHECKPOINT.fullmatch(path.name), path) for path in _entries(self.path / "checkpoints") if path.is_dir())
+        return [path for _, _, path in sorted((int(m[1]), int(m[2] or -1), path) for m, path in found if m)]
 
     @property
     def model_dir(self) -> Path:
@@ -228,6 +231,9 @@ class RunWriter:
             for later, file in _numbered(path / "heldout", ".jsonl"):
                 if later > step:
                     file.unlink()
+            for file in _entries(path / "skipped"):
+                if (batch := re.match(r"step-(\d+)", file.name)) and int(batch[1]) > step:
+                    file.unlink()
             if config:
                 _write(path / "config.yaml", [dump_yaml(config)])
             writer._describe_start(step)
@@ -256,6 +262,17 @@ class RunWriter:
         if records:
             (self.path / "skipped").mkdir(exist_ok=True)
             _write(self.path / "skipped" / f"{kind}.jsonl", (_line(record) for record in records))
+
+    def skipped_batch(self, name: str, record: Mapping[str, Any]) -> None:
+        """Keeps a batch that was not trained on, as skipped/NAME.json."""
+        (self.path / "skipped").mkdir(exist_ok=True)
+        _write(self.path / "skipped" / f"{name}.json", [_line(record)])
+
+    def sync(self) -> None:
+        """All that was written is on the disk when this returns."""
+        files = [self.path / name for name in STREAMS if (self.path / name).is_file()]
+        for path in (*files, *_entries(self.path / "heldout"), *_entries(self.path / "skipped"), self.path):
+            sync(path)
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -289,6 +306,10 @@ class Bystander(RunWriter):
     def heldout(self, step: int, records: Iterable[Mapping[str, Any]]) -> None: ...
 
     def skipped(self, kind: str, records: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def skipped_batch(self, name: str, record: Mapping[str, Any]) -> None: ...
+
+    def sync(self) -> None: ...
 
     def close(self) -> None: ...
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nrt
 from nrt.data import null_row, trace_row
+from nrt.durable import write_manifest
 from nrt.errors import InputError
 from nrt.metrics import describe
 from nrt.training.heldout import summary
@@ -161,6 +162,7 @@ def test_a_resumed_model_without_markers_is_refused(make_config, model_dir, tmp_
     broken = run.checkpoints()[-1] / "model"
     for file in model_dir.iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
+    write_manifest(broken.parent)
     with pytest.raises(nrt.InputError, match="think_start"):
         nrt.train(make_config(run=str(run.path), resume=str(run.path), steps=4))
 

@@ -17,6 +17,7 @@ from nrt.config.schema import (
     Section,
     Source,
     TextConfig,
+    WatchConfig,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Section",
     "Source",
     "TextConfig",
+    "WatchConfig",
     "build_config",
     "dump_yaml",
     "load_config",

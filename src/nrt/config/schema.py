@@ -269,6 +269,19 @@ class HeldoutConfig(Section):
     """Also answer after another question's trace (of the same source, of another document): a control for what the trace says."""
 
 
+class WatchConfig(Section):
+    """One warning a metric whose mean over `steps` steps falls below a share of that of the first ones; 0: none (docs/reliability.md)."""
+
+    length: Fraction = 0.25
+    """Of trace/length."""
+    entropy: Fraction = 0.02
+    """Of trace/entropy, which falls in good runs too."""
+    beats_null: Fraction = 0.25
+    """Of reward/beats_null."""
+    steps: Positive = 20
+    """How many steps both means are over."""
+
+
 class Config(Section):
     """A whole run."""
 
@@ -323,7 +336,15 @@ class Config(Section):
     save_every: Count = 50
     """Steps between checkpoints; 0: only at the end or when interrupted."""
     keep: Positive = 2
-    """Checkpoints kept."""
+    """Checkpoints kept: the latest ones."""
+    keep_best: str | None = None
+    """And the best by this held-out metric, such as heldout/accuracy, which is saved when it is found; a leading `-`: smaller is better."""
+    save_signal: str | None = "SIGUSR1"
+    """Signal at which a checkpoint is saved and the run goes on; null: none (Windows has no SIGUSR1)."""
+    max_skipped: Positive = 3
+    """Updates in a row that are skipped because loss or gradient are not finite before the run ends (docs/reliability.md)."""
+    watch: WatchConfig = WatchConfig()
+    """When to warn that traces collapse."""
     log_traces: Count = 1
     """Groups a step written to traces.jsonl (the first ones of the batch); 0: none."""
     initial_reference: bool = True

@@ -4,6 +4,7 @@ the rows out among themselves, group by group; then all of them call with the sa
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class UpdateStats:
     grad_norm: float
     lr: float
     tokens: int  # of the rows, a shared prompt counted in each
+    skipped: bool = False  # loss or gradient were not finite: nothing was updated
 
 
 T = TypeVar("T")
@@ -133,12 +135,14 @@ class LocalEngine:
         return LossSums(*sums.tolist(), tokens=sum(len(row.ids) for row in rows))
 
     def update(self, sums: LossSums) -> UpdateStats:
-        """One optimiser update by the gradient that is there."""
+        """One optimiser update by the gradient that is there; none, in any process, where it or the loss is not finite in one."""
         grad_norm = gathered(nn.utils.clip_grad_norm_(self.weights.masters.values(), self.max_grad_norm))
         lr = float(self.scheduler.get_last_lr()[0])
-        self.optimizer.step()
-        self.scheduler.step()
-        self.weights.publish()
+        skipped = self.processes.any(not (math.isfinite(sums.total) and math.isfinite(grad_norm)))
+        if not skipped:
+            self.optimizer.step()
+            self.scheduler.step()
+            self.weights.publish()
         return UpdateStats(
             total=sums.total,
             trace=sums.trace,
@@ -149,6 +153,7 @@ class LocalEngine:
             grad_norm=float(grad_norm),
             lr=lr,
             tokens=sums.tokens,
+            skipped=skipped,
         )
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:

@@ -1,30 +1,35 @@
 """Checkpoints: everything that the rest of a run depends on, as safetensors and JSON by name; nothing is unpickled.
 
     checkpoints/step-000100/  model/ (an ordinary Hugging Face folder)   optimizer.safetensors   rng.safetensors   state.json
-                              with engine=verl, in place of the safetensors: verl/, in verl's own format, which is pickled
+                              manifest.json (the hash of every file); with engine=verl, in place of the safetensors: verl/, in verl's
+                              own format, which is pickled
+    checkpoints/latest, best  names of checkpoints
 
-A checkpoint is written to a temporary folder and renamed, so one that can be seen is whole.
+One that is cut between the updates of a rollout is another checkpoint, `step-000100+2`: none is ever written over.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import AdamW
 
+from nrt.durable import damage, disk_error, point, write_folder
 from nrt.engine.base import Remote
 from nrt.engine.local import LocalEngine, UpdateStats
 from nrt.engine.sharded import gathered, spread_like
+from nrt.errors import InputError
+from nrt.run import step_name
 from nrt.training.rollout import Rollout
 
 
@@ -37,15 +42,40 @@ class InHand:
     updates: list[UpdateStats] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Best:
+    """The checkpoint with the best value so far of a held-out metric; `-` before the metric: smaller is better."""
+
+    metric: str
+    checkpoint: str
+    value: float
+
+
 @dataclass
 class Progress:
-    """Where a run stands: steps done, examples drawn, what the method remembers, and the rollout in hand if it was cut
-    between two updates."""
+    """Where a run stands: steps done, examples drawn, what the method remembers, the best checkpoint, updates skipped (and how many
+    of them in a row, up to here), and the rollout in hand if it was cut between two updates."""
 
     step: int = 0
     position: int = 0
     memory: Tensor | None = None
     in_hand: InHand | None = None
+    best: Best | None = None
+    skipped: int = 0
+    in_a_row: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of a checkpoint here."""
+        return step_name(self.step, len(self.in_hand.updates) if self.in_hand else None)
+
+
+def improved(best: Best | None, metric: str, checkpoint: str, metrics: Mapping[str, Any]) -> Best | None:
+    """The new best, if this checkpoint's metrics make it one."""
+    value = metrics[metric.removeprefix("-")]
+    sign = -1 if metric.startswith("-") else 1
+    better = best is None or sign * value > sign * best.value
+    return Best(metric, checkpoint, value) if better and math.isfinite(value) else None
 
 
 MASTER = "master"
@@ -55,37 +85,34 @@ def save_checkpoint(folder: Path, engine: LocalEngine | Remote, state: Mapping[s
     """Writes `folder`; `save_model(path)` writes the model and tokenizer, `state` is the JSON part.
 
     All processes call it, and the main one writes: whole tensors, so that any number of processes can go on from them.
+    Raises OSError, in all of them, where the disk does not take it; what was there before is still there.
     """
-    if not isinstance(engine, LocalEngine):
-        _write(folder, lambda path: {**state, **engine.save(path)})
-        return
-    tensors, scalars = _flatten(engine)
+    tensors, scalars = _flatten(engine) if isinstance(engine, LocalEngine) else ({}, {})
 
-    def fill(path: Path) -> dict[str, Any]:
+    def fill(path: Path) -> Mapping[str, Any]:
+        """Writes into the folder; what state.json is to hold."""
+        if not isinstance(engine, LocalEngine):
+            return {**state, **engine.save(path)}
         save_model(path / "model")
         save_file(tensors, path / "optimizer.safetensors")
         save_file(_rng_state(), path / "rng.safetensors")
         return {**state, "optimizer": scalars, "scheduler": engine.scheduler.state_dict(), "halved": engine.halved}
 
+    failed = None
     with engine.whole():
         if engine.processes.main:
-            _write(folder, fill)
-    engine.processes.meet()
+            try:
+                write_folder(folder, lambda temporary: _write_state(temporary, fill(temporary)))
+                point(folder.with_name("latest"), folder.name)
+            except (OSError, SafetensorError) as error:
+                if (failed := disk_error(error)) is None:
+                    raise
+    if failed := engine.processes.gather(failed)[0]:
+        raise failed
 
 
-def _write(folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> None:
-    """At once or not at all; `fill` writes into the folder it is given and returns what state.json holds."""
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    document = fill(temporary)
-    (temporary / "state.json").write_text(json.dumps(document, default=_plain), encoding="utf-8")
-    for file in temporary.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-    shutil.rmtree(folder, ignore_errors=True)  # an earlier save of the same step, with fewer updates done
-    temporary.rename(folder)
+def _write_state(folder: Path, document: Mapping[str, Any]) -> None:
+    (folder / "state.json").write_text(json.dumps(document, default=_plain), encoding="utf-8")
 
 
 def load_checkpoint(folder: Path, engine: LocalEngine | Remote) -> dict[str, Any]:
@@ -102,10 +129,35 @@ def load_checkpoint(folder: Path, engine: LocalEngine | Remote) -> dict[str, Any
     return document
 
 
-def prune(checkpoints: list[Path], keep: int) -> None:
-    """Deletes all but the `keep` latest of a sorted list."""
+def newest_whole(checkpoints: Sequence[Path]) -> tuple[Path, list[str]]:
+    """The last of a sorted list whose files are what was written, and what is wrong with each one after it.
+
+    Raises InputError where none is.
+    """
+    damages: list[str] = []
+    for folder in reversed(checkpoints):
+        found = damage(folder)
+        if found is None:
+            return folder, damages
+        damages.append(found)
+    raise InputError(f"no checkpoint is whole: {'; '.join(damages)}; bring one back from a copy, or start the run again under another name")
+
+
+def set_aside(checkpoints: Sequence[Path], chosen: Path) -> None:
+    """What comes after the chosen one of a sorted list is damaged: it is kept, under a name that nobody loads. Half-written ones go."""
+    for folder in checkpoints[checkpoints.index(chosen) + 1 :]:
+        aside = folder.with_name(folder.name + ".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    for folder in chosen.parent.glob("step-*.tmp"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def prune(checkpoints: Sequence[Path], keep: int, best: Best | None = None) -> None:
+    """Deletes all but the `keep` latest of a sorted list, and the best."""
     for folder in checkpoints[:-keep]:
-        shutil.rmtree(folder)
+        if best is None or folder.name != best.checkpoint:
+            shutil.rmtree(folder)
 
 
 def _flatten(engine: LocalEngine) -> tuple[dict[str, Tensor], dict[str, Any]]:

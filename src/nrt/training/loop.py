@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
 
 from nrt.config import Config
+from nrt.durable import point, told_of_disk
 from nrt.engine.local import LocalEngine, UpdateStats
 from nrt.engine.processes import Processes, processes_of
-from nrt.errors import InputError, NrtError
+from nrt.errors import InputError, NrtError, RunError
 from nrt.models import pick_device
 from nrt.rollout import AheadSampler, Request
-from nrt.run import Bystander, Run, RunWriter, run_folder, step_name
+from nrt.run import Bystander, Run, RunWriter, run_folder
 from nrt.trackers import open_trackers
 from nrt.training import heldout as held
-from nrt.training.checkpoint import InHand, Progress, load_checkpoint, prune, save_checkpoint
+from nrt.training.checkpoint import (
+    Best,
+    InHand,
+    Progress,
+    improved,
+    load_checkpoint,
+    newest_whole,
+    prune,
+    save_checkpoint,
+    set_aside,
+)
 from nrt.training.cluster import prepare_cluster
+from nrt.training.guard import in_a_row, report_skipped
 from nrt.training.measure import trace_record, update_metrics
 from nrt.training.rollout import from_json, to_json
 from nrt.training.sampler import PROBE, check_agreement
 from nrt.training.setup import Parts, check_resumable, prepare, resolve_names
+from nrt.training.signals import Signals, heeded
+from nrt.training.watch import Watch
 from nrt.types import Pair
 
 
@@ -76,29 +87,41 @@ def _train(config: Config, processes: Processes, listener: Listener) -> Run:
         checkpoints = before.checkpoints()
         if not checkpoints:
             raise InputError(f"{folder} has no checkpoint to resume from; start it again under another name")
-        parts = _prepare(config, processes, checkpoints[-1])
-        state = load_checkpoint(checkpoints[-1], parts.stepper.policy.engine)
+        checkpoint, damages = _newest_whole(checkpoints, processes)
+        parts = _prepare(config, processes, checkpoint)
+        state = load_checkpoint(checkpoint, parts.stepper.policy.engine)
         _check_sampler(parts, config)
         progress = _read_progress(state, parts)
+        best = progress.best
+        if best and (best.metric != config.keep_best or checkpoint.with_name(best.checkpoint) not in checkpoints):
+            progress.best = None  # of another metric, or deleted by hand
         if ahead := state.get("ahead"):
             sampler = parts.stepper.policy.sampler
             assert isinstance(sampler, AheadSampler)
             at = progress.position + (progress.in_hand.rollout.drawn if progress.in_hand else 0)
             sampler.restore(next_request(config, parts, progress.step + (progress.in_hand is not None), at), ahead)
         again = config.model_copy(update={"run": before.config.run, "resume": None})
-        writer = RunWriter.reopen(folder, progress.step, again) if processes.main else Bystander(folder, resumed=True)
+        with told_of_disk(folder):
+            writer = RunWriter.reopen(folder, progress.step, again) if processes.main else Bystander(folder, resumed=True)
+            if processes.main:
+                set_aside(checkpoints, checkpoint)
     else:
-        folder = run_folder(config.run)
+        folder, damages = run_folder(config.run), []
         parts = _prepare(config, processes)
         _check_sampler(parts, config)
         memory = parts.stepper.method.memory
         progress = Progress(memory=memory.initial() if memory else None)
-        writer = RunWriter.create(folder, config) if processes.main else Bystander(folder, resumed=False)
-    with writer, _running(parts, folder), _graceful_stop() as stop:
+        with told_of_disk(folder):
+            writer = RunWriter.create(folder, config) if processes.main else Bystander(folder, resumed=False)
+    with writer, _running(parts, folder), heeded(config.save_signal) as signals, told_of_disk(folder):
+        for found in damages:
+            message = f"damaged checkpoint: {found}; it is set aside, and the run goes on from {checkpoint.name}"
+            writer.warn("damaged-checkpoint", message, progress.step)
+            listener.say(message)
         if not writer.resumed:
             writer.skipped("train", [asdict(bad) for bad in parts.data.bad])
             writer.skipped("valid", [asdict(bad) for bad in parts.valid.bad] if parts.valid else [])
-        Loop(config, parts, writer, progress, listener, stop).run()
+        Loop(config, parts, writer, progress, listener, signals).run()
     return Run(folder)
 
 
@@ -116,14 +139,29 @@ def _running(parts: Parts, folder: Path) -> AbstractContextManager[None]:
     return nullcontext() if isinstance(engine, LocalEngine) else engine.running(folder)
 
 
+def _newest_whole(checkpoints: list[Path], processes: Processes) -> tuple[Path, list[str]]:
+    """See `newest_whole`. The main process reads the files, and the others hear of it."""
+    found = None
+    if processes.main:
+        try:
+            found = newest_whole(checkpoints)
+        except InputError as error:
+            found = error
+    found = processes.gather(found)[0]
+    if isinstance(found, InputError):
+        raise found
+    assert found is not None
+    return found
+
+
 class Loop:
     """One run. Of several processes each goes through it, in the same steps; all but the main one write and say nothing."""
 
-    def __init__(
-        self, config: Config, parts: Parts, writer: RunWriter, progress: Progress, listener: Listener, stop: threading.Event
-    ) -> None:
+    def __init__(self, config: Config, parts: Parts, writer: RunWriter, progress: Progress, listener: Listener, signals: Signals) -> None:
         self.config, self.parts, self.writer, self.progress = config, parts, writer, progress
-        self.listener, self.stop = listener, stop
+        self.listener, self.signals = listener, signals
+        self.saved = progress.name if writer.resumed else ""  # the last checkpoint
+        self.watch = Watch(config.watch, Run(writer.path).metrics() if writer.resumed else ())
         self.folder = writer.path
         sampler = parts.stepper.policy.sampler
         self.ahead = sampler if isinstance(sampler, AheadSampler) else None
@@ -144,6 +182,8 @@ class Loop:
             self._warn_at_start()
             if before := self._evaluate():
                 self._write({"step": 0, **before})
+                if (metric := (self.config.keep_best or "").removeprefix("-")) and metric not in before:
+                    raise InputError(f"keep_best={self.config.keep_best}: the evaluation has no such metric; it has {', '.join(before)}")
         while self.progress.step < self.parts.steps:
             self._step()
         self.listener.phase("saving")
@@ -157,21 +197,32 @@ class Loop:
         """One rollout batch and its updates; stops between updates if asked to."""
         start = time.perf_counter()
         if self.progress.in_hand is None:
-            self._stop_if_asked()
+            self._heed_signals()
             self.progress.in_hand = self._begin()
         hand = self.progress.in_hand
         self.listener.phase("updating")
         parts = hand.rollout.split(self.config.updates_per_rollout)
         while len(hand.updates) < len(parts):
-            self._stop_if_asked()
+            self._heed_signals()
             began = time.perf_counter()
             hand.updates.append(self.parts.stepper.update(parts[len(hand.updates)]))
             hand.seconds += time.perf_counter() - began
+            self._end_if_hopeless(hand)
         memory, statistics = self.parts.stepper.method.memory, hand.rollout.statistics
         state = self.progress.memory
-        if memory is not None and state is not None and statistics is not None:
+        if memory is not None and state is not None and statistics is not None and statistics.isfinite().all():
             state = memory.advance(state, statistics)
-        self.progress = Progress(self.progress.step + 1, self.progress.position + hand.rollout.drawn, state)
+        self._end_if_hopeless(hand)
+        self._report_skipped(hand)
+        self.progress = replace(
+            self.progress,
+            step=self.progress.step + 1,
+            position=self.progress.position + hand.rollout.drawn,
+            memory=state,
+            in_hand=None,
+            skipped=self.progress.skipped + sum(update.skipped for update in hand.updates),
+            in_a_row=in_a_row(self.progress.in_a_row, hand.updates),
+        )
         self._finish_step(hand, start)
 
     def _begin(self) -> InHand:
@@ -201,7 +252,7 @@ class Loop:
     def _finish_step(self, hand: InHand, start: float) -> None:
         step, config = self.progress.step, self.config
         metrics: dict[str, Any] = {"step": step, **hand.rollout.metrics, **update_metrics(hand.updates, hand.seconds)}
-        metrics["optim/updates"] = step * config.updates_per_rollout
+        metrics["optim/updates"] = step * config.updates_per_rollout - self.progress.skipped
         data = self.parts.data
         metrics |= {
             "data/epoch": self.progress.position / len(data.pairs),
@@ -221,7 +272,7 @@ class Loop:
         if last or (config.eval_every and step % config.eval_every == 0):
             metrics |= self._evaluate()
         self._write(metrics)
-        if last or (config.save_every and step % config.save_every == 0):
+        if self._is_best(metrics) or last or (config.save_every and step % config.save_every == 0):
             self._save()
 
     def _evaluate(self) -> dict[str, float]:
@@ -234,21 +285,69 @@ class Loop:
 
     def _write(self, metrics: dict[str, Any]) -> None:
         self.writer.metrics(metrics)
+        for name, message in self.watch.see(metrics):
+            self.writer.warn("collapse", message, metrics["step"], metric=name)
+            self.listener.say(message)
         self.trackers.log({k: v for k, v in metrics.items() if k != "step"}, metrics["step"])
         self.listener.step(metrics)
 
+    def _end_if_hopeless(self, hand: InHand) -> None:
+        """All processes have the same updates, so they end together."""
+        if in_a_row(self.progress.in_a_row, hand.updates) >= self.config.max_skipped:
+            self._report_skipped(hand)
+            raise RunError(
+                f"max_skipped={self.config.max_skipped} updates in a row had a loss or gradient that is not finite, the last in step "
+                f"{self.progress.step + 1}; nrt.training.replay shows where, for each file in {self.folder / 'skipped'}; a lower "
+                "optimizer.lr or dtype=float32 may help"
+            )
+
+    def _report_skipped(self, hand: InHand) -> None:
+        step = self.progress.step + 1
+        facts = {
+            "seed": self.config.seed,
+            "sampling_seed": seed_of(self.config.seed, step),
+            "checkpoint": self.saved or None,
+            "memory": None if self.progress.memory is None else self.progress.memory.tolist(),
+        }
+        parts = hand.rollout.split(self.config.updates_per_rollout)
+        for message in report_skipped(self.writer, step, hand, parts, facts):
+            self.listener.say(message)
+
+    def _is_best(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether an evaluation was the best so far, which is then remembered."""
+        metric = self.config.keep_best
+        if not metric or self.parts.heldout is None or metric.removeprefix("-") not in metrics:
+            return False
+        better = improved(self.progress.best, metric, self.progress.name, metrics)
+        self.progress.best = better or self.progress.best
+        return better is not None
+
     def _save(self) -> None:
+        """Unless this state was saved already."""
+        if self.saved == self.progress.name:
+            return
         self.listener.phase("saving")
-        folder = self.folder / "checkpoints" / step_name(self.progress.step)
+        folder = self.folder / "checkpoints" / self.progress.name
+        if self.processes.main:  # a checkpoint on the disk has its metrics there too
+            folder.parent.mkdir(exist_ok=True)
+            self.writer.sync()
         ahead = self.ahead.state() if self.ahead else None
         state = {**_progress_json(self.progress), "data": self.parts.data.content, "ahead": ahead}
         save_checkpoint(folder, self.parts.stepper.policy.engine, state, self.parts.save_model)
+        self.saved = self.progress.name
         if self.processes.main:
-            prune(Run(self.folder).checkpoints(), self.config.keep)
+            if best := self.progress.best:
+                point(folder.with_name("best"), best.checkpoint)
+            prune(Run(self.folder).checkpoints(), self.config.keep, best)
 
-    def _stop_if_asked(self) -> None:
-        if self.processes.any(self.stop.is_set()):
+    def _heed_signals(self) -> None:
+        """What any process was asked for, all do."""
+        asked = self.processes.gather((self.signals.stop.is_set(), self.signals.save.is_set()))
+        stop, save = map(any, zip(*asked, strict=True))
+        if stop or save:
+            self.signals.save.clear()
             self._save()
+        if stop:
             raise Interrupted(f"interrupted at step {self.progress.step}; go on with resume={self.folder}")
 
     def _warn_of_memory(self, message: str) -> None:
@@ -299,6 +398,9 @@ def _progress_json(progress: Progress) -> dict[str, Any]:
         "step": progress.step,
         "position": progress.position,
         "memory": None if progress.memory is None else progress.memory.tolist(),
+        "best": progress.best and asdict(progress.best),
+        "skipped": progress.skipped,
+        "in_a_row": progress.in_a_row,
         "in_hand": hand
         and {"rollout": to_json(hand.rollout), "seconds": hand.seconds, "updates": [asdict(update) for update in hand.updates]},
     }
@@ -308,31 +410,12 @@ def _read_progress(state: Mapping[str, Any], parts: Parts) -> Progress:
     if state.get("data", parts.data.content) != parts.data.content:
         raise InputError("the training data have changed since this run was interrupted; bring the old files back, or begin a new run")
     memory = None if state["memory"] is None else torch.tensor(state["memory"], dtype=torch.float64)
-    progress = Progress(state["step"], state["position"], memory)
+    best = state.get("best")
+    counts = {name: state.get(name, 0) for name in ("skipped", "in_a_row")}
+    progress = Progress(state["step"], state["position"], memory, best=best and Best(**best), **counts)
     if hand := state["in_hand"]:
         drawn = parts.draw(progress.position, hand["rollout"]["drawn"])
         pairs = [drawn[offset] for offset in hand["rollout"]["offsets"]]
         rollout = from_json(hand["rollout"], pairs, parts.stepper.method, parts.stepper.policy.markers, memory)
         progress.in_hand = InHand(rollout, hand["seconds"], [UpdateStats(**update) for update in hand["updates"]])
     return progress
-
-
-@contextmanager
-def _graceful_stop() -> Iterator[threading.Event]:
-    """Sets the event on the first SIGINT or SIGTERM; the second SIGINT raises KeyboardInterrupt as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python delivers signals to the main thread only
-        return
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        if stop.is_set() and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

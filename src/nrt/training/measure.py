@@ -79,16 +79,18 @@ def rollout_metrics(method: Method, groups: Sequence[Group], baselines: Sequence
 
 
 def update_metrics(updates: Sequence[UpdateStats], seconds: float) -> dict[str, float]:
-    """Means over the updates of one rollout."""
+    """Means over the updates of one rollout, those that were skipped left out if there is another."""
+    done = [u for u in updates if not u.skipped] or updates
     return {
-        "loss/total": fmean(u.total for u in updates),
-        "loss/trace": fmean(u.trace for u in updates),
-        "loss/answer": fmean(u.answer for u in updates),
-        "loss/format": fmean(u.format for u in updates),
-        "ratio/mean": fmean(u.ratio_mean for u in updates),
-        "ratio/clipped": fmean(u.ratio_clipped for u in updates),
-        "optim/grad_norm": fmean(u.grad_norm for u in updates),
+        "loss/total": fmean(u.total for u in done),
+        "loss/trace": fmean(u.trace for u in done),
+        "loss/answer": fmean(u.answer for u in done),
+        "loss/format": fmean(u.format for u in done),
+        "ratio/mean": fmean(u.ratio_mean for u in done),
+        "ratio/clipped": fmean(u.ratio_clipped for u in done),
+        "optim/grad_norm": fmean(u.grad_norm for u in done),
         "optim/lr": updates[-1].lr,
+        "guard/skipped": sum(u.skipped for u in updates),
         "time/update": seconds,
         "speed/update": sum(u.tokens for u in updates) / max(seconds, 1e-9),
     }

@@ -143,7 +143,7 @@ def to_json(rollout: Rollout) -> dict[str, Any]:
         "offsets": rollout.offsets,
         "drawn": rollout.drawn,
         "statistics": None if rollout.statistics is None else rollout.statistics.tolist(),
-        "groups": [_group_to_json(group) for group in rollout.groups],
+        "groups": [group_to_json(group) for group in rollout.groups],
     }
 
 
@@ -166,7 +166,8 @@ def from_json(values: Mapping[str, Any], pairs: Sequence[Pair], method: Method, 
     )
 
 
-def _group_to_json(group: Group) -> dict[str, Any]:
+def group_to_json(group: Group) -> dict[str, Any]:
+    """What π_old said of it; its pair is left out."""
     if group.credit is None:
         return {"traces": []}
     return {

@@ -20,6 +20,7 @@ from nrt.engine.local import build_engine, frozen_copy
 from nrt.engine.processes import ALONE, Processes
 from nrt.engine.sampling import MainSampler, SharedSampler
 from nrt.errors import InputError, unknown
+from nrt.metrics import describe
 from nrt.models import Adapters, add_adapters, add_markers, check_markers, end_token_ids, load_model, pick_device, save_model
 from nrt.objective import METHODS, Method, with_weight_norm
 from nrt.rollout import AheadSampler, HFSampler, RemoteSampler, Sampler
@@ -29,6 +30,7 @@ from nrt.training.difficulty import ByDifficulty, InOrder
 from nrt.training.heldout import Heldout
 from nrt.training.policy import Policy
 from nrt.training.sampler import vllm_sampler
+from nrt.training.signals import check_signal
 from nrt.training.step import Stepper
 from nrt.training.uncertainty import cuts_by_entropy, model_entropies
 from nrt.types import Pair
@@ -89,6 +91,9 @@ def resolve_names(config: Config) -> Names:
     checker = resolve_checker(config.heldout.checker) if config.heldout.checker else None
     observer = resolve_dotted(config.observer, "observer") if config.observer else None
     check_trackers(config.trackers)
+    check_signal(config.save_signal)
+    if config.keep_best:
+        _check_keep_best(config, config.keep_best.removeprefix("-"))
     return Names(method, checker, observer)
 
 
@@ -144,9 +149,20 @@ def resolve_method(name: str, values: ObjectiveConfig) -> Method:
     return replace(method, **changes)
 
 
+def _check_keep_best(config: Config, metric: str) -> None:
+    describe(metric)
+    if not metric.startswith("heldout/"):
+        raise InputError(f"keep_best={config.keep_best} is not a held-out metric; set keep_best=heldout/accuracy or another heldout/…")
+    if not config.data.valid:
+        raise InputError(f"keep_best={config.keep_best} needs held-out rows; set data.valid=FILE")
+    if metric.startswith("heldout/accuracy") and not config.heldout.checker:
+        raise InputError(f"keep_best={config.keep_best} needs a checker; set heldout.checker=exact, last-number or contains")
+
+
 FREE_ON_RESUME = {
-    "run", "resume", "steps", "eval_every", "save_every", "keep", "log_traces", "trackers", "threads", "device", "tokens_per_batch",
-    "gradient_checkpointing", "parallel", "sampler_rows", "sampler_tolerance", "vllm", "verl",
+    "run", "resume", "steps", "eval_every", "save_every", "keep", "keep_best", "save_signal", "max_skipped", "watch", "log_traces",
+    "trackers", "threads", "device", "tokens_per_batch", "gradient_checkpointing", "parallel", "sampler_rows", "sampler_tolerance", "vllm",
+    "verl",
 }  # fmt: skip
 """Settings that may change when a run goes on; any other would make it a different run."""
 

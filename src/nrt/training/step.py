@@ -135,7 +135,7 @@ class Stepper:
         rows = [self.collector.scored_rows(draft) for draft in drafts]
         if not self.policy.engine.forwards_whole(rows):
             measured = self.collector.score(drafts, readings, clock, state=state)
-            return measured, self._gradient([group for group, _ in measured])
+            return measured, self.gradient([group for group, _ in measured])
         credit = OnePass(self.collector, drafts, readings, state)
         trained = sum(len(draft.rows) for draft in drafts)
         every_row = [row for group in rows for row in group]
@@ -143,7 +143,8 @@ class Stepper:
         groups = {g: measured for part in self.policy.engine.processes.gather(credit.groups) for g, measured in part.items()}
         return [groups[g] for g in range(len(drafts))], sums
 
-    def _gradient(self, groups: Sequence[Group]) -> LossSums:
+    def gradient(self, groups: Sequence[Group]) -> LossSums:
+        """The gradient of an update, left in the weights."""
         rows, credits = _rows_of(groups)
         denominator = len(rows) * self.loss_tokens
         return self.policy.engine.gradient(rows, lambda batch, _: [credits[i] for i in batch], self.method, denominator=denominator)
