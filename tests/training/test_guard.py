@@ -1,7 +1,6 @@
 """Updates that are not finite are skipped, kept and replayed; traces that collapse are told of."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from safetensors.torch import load_file, save_file
 import nrt
 from nrt.config import WatchConfig
 from nrt.errors import RunError
-from nrt.objective import METHODS, REWARDS
+from nrt.objective import METHODS
 from nrt.training import replay
 from nrt.training.loop import Interrupted
 from nrt.training.setup import prepare
@@ -19,26 +18,20 @@ from tests.training.conftest import write_pairs
 from tests.training.test_several import in_both
 from tests.training.test_train import InterruptAt, assert_same_run, weights
 
-LONG = 6
-"""Answer tokens at which the method below gives NaN: "the sum is so two" and the end of the turn."""
-
-
-def broken_on_long(logp_KT, base_T):
-    return REWARDS["geometric-mean"](logp_KT, base_T) * (float("nan") if logp_KT.shape[1] == LONG else 1.0)
-
-
-METHODS["breaks"] = replace(METHODS["nrt-gm"], name="breaks", reward=broken_on_long)
-"""`plugins: tests.training.test_guard` brings it into every process."""
-
 
 @pytest.fixture
-def bad(make_config, tmp_path):
+def bad(make_config, tmp_path, monkeypatch):
     """bad(*rows with a long answer, **settings) → a config whose batches of 2 come in order."""
+
+    from tests.training.breaks import BREAKS
+
+    METHODS.pop(BREAKS.name, None)  # its import brought it, and it must be gone afterwards
+    monkeypatch.setitem(METHODS, BREAKS.name, BREAKS)
 
     def make(*long, rows=8, **settings):
         answers = ["the sum is so two" if i in long else "two" for i in range(rows)]
         data = [{"question": f"what is {['one', 'two'][i % 2]} ?", "answer": answer} for i, answer in enumerate(answers)]
-        values = {"batch": 2, "steps": rows // 2, "method": "breaks", "plugins": "tests.training.test_guard", "eval_every": 0}
+        values = {"batch": 2, "steps": rows // 2, "method": "breaks", "plugins": "tests.training.breaks", "eval_every": 0}
         values |= {"data.train": str(write_pairs(tmp_path / "rows.jsonl", data)), "data.columns.source": None, "data.shuffle": False}
         return make_config(**values | settings)
 
