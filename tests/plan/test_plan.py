@@ -310,6 +310,16 @@ def test_what_no_setting_mends_is_said():
     assert not any(step.fits for step in advise(question, make_plan(question)))
 
 
+def test_vllm_keeps_weights_of_its_own_here_or_elsewhere():
+    values = {"model": "llama-3.2-1b", "dtype": "bfloat16", "batch": 16, "sampler": "vllm", "sampler_rows": 32}
+    here, away = (build_config(values, {"vllm": {"urls": urls}}) for urls in ((), ("http://there:1",)))
+    one, other = (make_plan(Question(config, accelerator("h100"))).memory for config in (here, away))
+    assert (one.resident.sampler, other.resident.sampler) == (one.resident.weights, 0)
+    assert one.rollout is not None
+    assert other.rollout is not None
+    assert (one.rollout.rows, one.rollout.cache > 0, other.rollout.total) == (32, True, 0)
+
+
 def test_hours_follow_from_steps_and_seconds():
     config = build_config({"model": "llama-3.2-3b", "dtype": "bfloat16", "batch": 256})
     plan = make_plan(Question(config, accelerator("h100"), gpus=8, rows=204_800, price=2.0))

@@ -113,6 +113,8 @@ def memory_of(
     cut = parallel == "fsdp" and gpus > 1
     update = _step(model, config, method, lengths, max(1, prompts // config.updates_per_rollout), gpu.kind, cut)
     rollout = _rollout(model, config, lengths, token, prompts, cut) if method.samples else None
+    if rollout and config.sampler == "vllm" and config.vllm.urls:  # on other GPUs
+        rollout = Rollout(rollout.rows, cache=0, prompts=0, prefill=0, distribution=0, gathered=0)
     reserve = RESERVE + int(GAPS * gpu.memory) if gpu.kind == "cuda" else 0
     return Memory(resident(model, config, method, gpus=gpus, parallel=parallel), rollout, update, reserve)
 
@@ -130,7 +132,7 @@ def resident(model: Any, config: Config, method: Method, *, gpus: int, parallel:
     """`ddp`: all of it on each GPU. `fsdp`: divided by the GPUs, and no weights beside the float32 ones."""
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     trained, whole, shards = sum(sizes), weight_bytes(model, config), gpus if parallel == "fsdp" else 1
-    short, own = config.dtype != "float32", config.overlap or str(config.sampler) == "vllm"
+    short, own = config.dtype != "float32", config.overlap or (config.sampler == "vllm" and not config.vllm.urls)
     kept = config.initial_reference and method.samples and not config.lora.rank  # with adapters: the model itself, without them
     return Resident(
         weights=0 if short and shards > 1 else whole // shards,
@@ -171,7 +173,7 @@ def _gathered(model: Any, config: Config) -> int:
 
 def _rollout(model: Any, config: Config, lengths: Lengths, token: Token, prompts: int, cut: bool) -> Rollout:
     width, vocabulary = WIDTH[config.dtype], model.get_output_embeddings().weight.shape[0]
-    rows = min(_rows_at_once(config), prompts * config.traces)
+    rows = min(config.sampler_rows, prompts * config.traces)
     read = min(prompts, -(-rows // config.traces))
     opening = lengths.prompt + (config.markers.start is not None)
     prompt_cache = read * opening * token.cache_bytes(width)
@@ -184,12 +186,6 @@ def _rollout(model: Any, config: Config, lengths: Lengths, token: Token, prompts
         distribution=rows * vocabulary * (width + 4 + 4 + 8),
         gathered=weight_bytes(model, config) if cut else 0,
     )
-
-
-def _rows_at_once(config: Config) -> int:
-    if str(config.sampler) == "vllm":
-        return getattr(getattr(config, "vllm", None), "rows", 256)
-    return config.sampler_rows
 
 
 def _step(model: Any, config: Config, method: Method, lengths: Lengths, prompts: int, kind: str, cut: bool) -> Step:

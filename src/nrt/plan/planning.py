@@ -122,11 +122,11 @@ def _rollout_seconds(question: Question, model: Any, method: Method, token: Toke
     waves = -(-config.batch * config.traces // (question.gpus * rows))
     steps = config.max_trace_tokens + (config.max_answer_tokens if method.samples_answers else 0)
     running = min(1.0, mean.trace / config.max_trace_tokens)
-    shared = prompts if str(config.sampler) == "hf" else rows
+    shared = prompts if config.sampler == "hf" else rows
     cached = token.cache_bytes(width) * running * (shared * mean.prompt + rows * mean.trace / 2)
     weights = weight_bytes(model, config)
     reading = (weights + cached) / (gpu.bandwidth * gpu.bandwidth_share)
-    issuing = token.operations * gpu.call_seconds if str(config.sampler) == "hf" else 0.0
+    issuing = token.operations * gpu.call_seconds if config.sampler == "hf" else 0.0
     arithmetic = flops.rollout / (gpu.flops(config.dtype) * gpu.mfu * question.gpus)
     return max(waves * steps * max(reading, issuing), arithmetic)
 
@@ -148,8 +148,9 @@ def _assumptions(question: Question, method: Method, parallel: Parallel) -> list
     if question.gpus > 1:
         shards = "float32 parameters, gradients and state in shards; the model is whole while it samples and scores, a layer while it runs"
         said.append(f"{question.gpus} GPUs, {parallel}: " + (shards if parallel == "fsdp" else "a replica on each"))
-    if str(config.sampler) == "vllm":
-        said.append("sampler vllm: a copy of the weights in the same GPU, and no more cache than the rows need")
+    if config.sampler == "vllm":
+        here = "a copy of the weights in the same GPU, and as much cache as sampler_rows need (it takes vllm.memory)"
+        said.append("sampler vllm: " + ("servers on as many GPUs of their own, which the cost leaves out" if config.vllm.urls else here))
     if config.quantize:
         said.append("nf4: .516 bytes a number of the layers' frozen matrices; the time to unpack them is not counted")
     if config.optimizer.name != "adamw":
