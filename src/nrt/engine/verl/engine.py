@@ -90,6 +90,8 @@ class VerlEngine:
 
     def score(self, rows: Sequence[Row], *, initial: bool = False) -> TokenScores:
         """See `Engine.score`."""
+        if initial and not self.config.initial_reference:
+            raise InputError("the initial model was not kept; set initial_reference=true")
         logp, entropy = zip(*self.trainer.score(rows, initial=initial), strict=True)
         return TokenScores(torch.cat(logp).float(), torch.cat(entropy).float(), tuple(len(row.tail_ids) for row in rows))
 

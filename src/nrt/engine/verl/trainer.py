@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
@@ -119,8 +118,3 @@ class NrtTrainer(PPOTrainerSync):
         longest = max(len(row.ids) for row in rows)
         settings |= {"max_token_len_per_gpu": max(self.tokens, longest), "temperature": 1.0}
         return tu.get_tensordict(tensors, settings)
-
-
-def total(values: Any) -> float:
-    """verl hands a metric over as a number, or as a list of one."""
-    return float(torch.as_tensor(values).double().mean())
