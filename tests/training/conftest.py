@@ -9,6 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nrt.config import build_config
 
+collect_ignore = ["breaks.py"]  # a plugin: looking for doctests would import it, and its method be everybody's
+
 WORDS = "what is one two three four plus ? the sum so we add them to get".split()
 
 
