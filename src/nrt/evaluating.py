@@ -56,7 +56,7 @@ def evaluate_models(
     records: dict[str, list[Record]] = {}
     for source in sources:
         folder = output or eval_folder(source)
-        asked = plan if source.thinks else Plan({name: rows for name, rows in plan.asked.items() if name != "truthfulqa-null"})
+        asked = plan if source.thinks else plan.without_null()
         replies = Replies(folder / "replies" / fingerprint(source, machine.backend))
         _ask(console, source, asked, replies, machine)
         with console.status(f"{source.name}: grading"):

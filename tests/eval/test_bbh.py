@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
-from lm_eval.api.task import ConfigurableTask
 
 from nrt.eval.tasks.bbh import ANSWERS, answer_of, configs, extract, process_results
+from tests.eval.chats import chat_of, task_of
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "bbh"
 STEPS = "A: Let's think step by step."
@@ -184,12 +183,9 @@ def test_the_worked_examples_answers_are_found(config: dict[str, Any]) -> None:
 
 
 def chat(config: dict[str, Any], doc: dict[str, str]) -> list[dict[str, str]]:
-    task = ConfigurableTask(config={**config, "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list([doc])}})
-    built = task.fewshot_context(
-        doc, 3, apply_chat_template=True, fewshot_as_multiturn=True, chat_template=lambda messages, **_: json.dumps(messages)
-    )
-    assert isinstance(built, str)
-    return json.loads(built)
+    task = task_of(config, [doc])
+    assert task.config.num_fewshot == 3
+    return chat_of(task, doc)
 
 
 def test_a_chat() -> None:
@@ -224,7 +220,7 @@ def test_the_chat_is_the_benchmarks_own_prompt(config: dict[str, Any]) -> None:
 def test_lm_eval_scores_a_row() -> None:
     doc = {"input": "1 + 1", "target": "2"}
     config = next(config for config in configs() if config["task"] == "nrt_bbh_object_counting")
-    task = ConfigurableTask(config={**config, "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list([doc])}})
+    task = task_of(config, [doc])
     task.build_all_requests(apply_chat_template=True, fewshot_as_multiturn=True, chat_template=lambda messages, **_: json.dumps(messages))
     (instance,) = task.instances
     instance.resps.append("So the answer is 2.")

@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
-from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from nrt.eval.tasks import drop
 from nrt.eval.tasks.drop import extract, process_results, said, spans_of
+from tests.eval.chats import chat_of, task_of
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "drop" / "drop_validation_olmes1000.jsonl.gz"
 CONFIG = Path(drop.__file__).with_suffix(".yaml")
@@ -101,11 +100,7 @@ def test_the_filter_keeps_all_answers_of_every_row() -> None:
 
 def test_the_prompt_the_settings_and_through_lm_eval() -> None:
     doc: dict[str, Any] = {"query_id": "q", "passage": " They lost 3-0.", "question": "Who won? ", "answers": [["They"], ["3", "0"]]}
-    task = ConfigurableTask(config={**load_yaml(CONFIG), "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list([doc])}})
-    chat = task.fewshot_context(
-        doc, num_fewshot=0, apply_chat_template=True, fewshot_as_multiturn=True, chat_template=lambda messages, **_: json.dumps(messages)
-    )
-    assert isinstance(chat, str)
+    task = task_of(load_yaml(CONFIG), [doc])
     asked = (
         "Read the following passage carefully, then answer the reading comprehension question that follows.\n"
         "Passage:  They lost 3-0.\n"
@@ -117,10 +112,11 @@ def test_the_prompt_the_settings_and_through_lm_eval() -> None:
         "- Span from passage enclosed in <..>, e.g.: <the Pentagon report>\n"
         "- List of spans from passage, e.g.: <Adam>, <Albert>, <Bob>"
     )
-    assert json.loads(chat) == [{"role": "user", "content": asked}]
+    chat = chat_of(task, doc)
+    assert chat == [{"role": "user", "content": asked}]
     assert (task.config.num_fewshot, task.config.repeats) == (0, 1)
     assert task.config.generation_kwargs == {"until": [], "do_sample": False, "temperature": 0.0, "max_gen_toks": 512}
-    request = task.construct_requests(doc, chat, metadata=("nrt_drop", 0, 1))
+    request = task.construct_requests(doc, json.dumps(chat), metadata=("nrt_drop", 0, 1))
     assert not isinstance(request, list)
     request.resps = ["The answer is <3>, <0>."]
     task._instances = [request]

@@ -5,15 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Any
 
-import datasets
 import pytest
-from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from nrt.eval.tasks import gsm8k
 from nrt.eval.tasks.gsm8k import extract, number_of, process_results
+from tests.eval.chats import chat_of, task_of
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl.gz"
 CONFIG = Path(gsm8k.__file__).with_suffix(".yaml")
@@ -80,25 +78,17 @@ def test_the_filter_keeps_all_answers_of_every_row() -> None:
     assert extract(iter([["a 1", "b"], ["1,000 c"]]), [{}, {}]) == [["1", ""], ["1000"]]
 
 
-def task_of(rows: list[dict[str, Any]]) -> ConfigurableTask:
-    return ConfigurableTask(config={**load_yaml(CONFIG), "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)}})
-
-
 def test_the_prompt_and_the_settings() -> None:
     doc = {"question": "How many are 2 and 3? ", "answer": "2+3=<<2+3=5>>5\n#### 5"}
-    task = task_of([doc])
-    chat = task.fewshot_context(
-        doc, num_fewshot=0, apply_chat_template=True, fewshot_as_multiturn=True, chat_template=lambda messages, **_: json.dumps(messages)
-    )
-    assert isinstance(chat, str)
-    assert json.loads(chat) == [{"role": "user", "content": "Question: How many are 2 and 3? \nAnswer:"}]
+    task = task_of(load_yaml(CONFIG), [doc])
+    assert chat_of(task, doc) == [{"role": "user", "content": "Question: How many are 2 and 3? \nAnswer:"}]
     assert (task.config.num_fewshot, task.config.repeats) == (0, 1)
     assert task.config.generation_kwargs == {"until": [], "do_sample": False, "temperature": 0.0, "max_gen_toks": 2048}
 
 
 def test_through_lm_eval() -> None:
     doc = {"question": "How many are 2 and 3?", "answer": "2+3=<<2+3=5>>5\n#### 5"}
-    task = task_of([doc])
+    task = task_of(load_yaml(CONFIG), [doc])
     request = task.construct_requests(doc, "", metadata=("nrt_gsm8k", 0, 1))
     assert not isinstance(request, list)
     request.resps = ["2 and 3 are 5."]

@@ -7,13 +7,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import datasets
 import pytest
-from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from nrt.eval.tasks import hendrycks_math
 from nrt.eval.tasks.hendrycks_math import boxed, equal, extract, process_results
+from tests.eval.chats import chat_of, task_of
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "fixtures" / "math.jsonl").read_text(encoding="utf-8").splitlines()]
 """Of this project's own making."""
@@ -133,17 +132,14 @@ def test_the_filter_keeps_all_answers_of_every_row() -> None:
 
 
 def test_the_prompt_the_settings_and_through_lm_eval() -> None:
-    task = ConfigurableTask(config={**load_yaml(CONFIG), "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(ROWS)}})
+    task = task_of(load_yaml(CONFIG), ROWS)
     doc: dict[str, Any] = ROWS[0]
-    chat = task.fewshot_context(
-        doc, num_fewshot=0, apply_chat_template=True, fewshot_as_multiturn=True, chat_template=lambda messages, **_: json.dumps(messages)
-    )
-    assert isinstance(chat, str)
     asked = "If $4t-9=27$, what is $t$?\n\nPresent the answer in LaTex format: \\boxed{Your answer}"
-    assert json.loads(chat) == [{"role": "user", "content": asked}]
+    chat = chat_of(task, doc)
+    assert chat == [{"role": "user", "content": asked}]
     assert (task.config.num_fewshot, task.config.repeats) == (0, 1)
     assert task.config.generation_kwargs == {"until": [], "do_sample": False, "temperature": 0.0, "max_gen_toks": 2048}
-    request = task.construct_requests(doc, chat, metadata=("nrt_math", 0, 1))
+    request = task.construct_requests(doc, json.dumps(chat), metadata=("nrt_math", 0, 1))
     assert not isinstance(request, list)
     request.resps = [r"So $t=\boxed{\frac{18}{2}}$."]
     task._instances = [request]

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from nrt.eval.tasks import mmlu
 from nrt.eval.tasks.mmlu import extract, letter_of, process_results
+from tests.eval.chats import chat_of, task_of
 
 YAML = Path(mmlu.__file__).with_suffix(".yaml")
 
@@ -99,15 +99,11 @@ def test_the_filter_keeps_all_answers_of_every_row() -> None:
 
 
 def task() -> ConfigurableTask:
-    return ConfigurableTask(config={**load_yaml(YAML), "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list([DOC])}})
+    return task_of(load_yaml(YAML), [DOC])
 
 
 def test_the_prompt() -> None:
-    chat = task().fewshot_context(
-        DOC, 0, apply_chat_template=True, fewshot_as_multiturn=True, chat_template=lambda messages, **_: json.dumps(messages)
-    )
-    assert isinstance(chat, str)
-    assert json.loads(chat) == [
+    assert chat_of(task(), DOC) == [
         {
             "role": "user",
             "content": "Answer the following multiple-choice question by giving the correct answer letter in parentheses. Provide CONCISE "

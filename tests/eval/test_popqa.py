@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from nrt.eval.tasks import popqa
 from nrt.eval.tasks.popqa import process_results
+from tests.eval.chats import chat_of, task_of
 
 CONFIG = Path(popqa.__file__).with_suffix(".yaml")
 
@@ -73,23 +72,11 @@ DOC: dict[str, Any] = {"question": "What is the capital of France?", "possible_a
 
 @pytest.fixture(scope="module")
 def task() -> ConfigurableTask:
-    return ConfigurableTask(config={**load_yaml(CONFIG), "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list([DOC])}})
-
-
-def chat_of(task: ConfigurableTask, *, turns: bool) -> list[dict[str, str]]:
-    chat = task.fewshot_context(
-        DOC,
-        num_fewshot=task.config.num_fewshot or 0,
-        apply_chat_template=True,
-        fewshot_as_multiturn=turns,
-        chat_template=lambda messages, **_: json.dumps(messages),
-    )
-    assert isinstance(chat, str)
-    return json.loads(chat)
+    return task_of(load_yaml(CONFIG), [DOC])
 
 
 def test_the_examples_are_turns_of_the_chat(task: ConfigurableTask) -> None:
-    chat = chat_of(task, turns=True)
+    chat = chat_of(task, DOC, turns=True)
     assert [message["role"] for message in chat] == ["user", "assistant"] * 15 + ["user"]
     assert [message["content"] for message in chat[:4]] == [
         "Q: What is Thomas Widdrington's occupation? A:", "politician", "Q: In what city was Glover Morrill Allen born? A:", "Walpole",
@@ -98,11 +85,11 @@ def test_the_examples_are_turns_of_the_chat(task: ConfigurableTask) -> None:
         "Q: Who is the author of B²FH paper? A:", "William Alfred Fowler", "Q: Who is the mother of Terry Fox? A:", "Betty Fox",
         "Q: What is the capital of France? A:",
     ]  # fmt: skip
-    assert chat_of(task, turns=True) == chat  # in this order always
+    assert chat_of(task, DOC, turns=True) == chat  # in this order always
 
 
 def test_without_turns_they_are_one_text(task: ConfigurableTask) -> None:
-    (message,) = chat_of(task, turns=False)
+    (message,) = chat_of(task, DOC, turns=False)
     assert message["content"].startswith("Q: What is Thomas Widdrington's occupation? A: politician\n\nQ: In what city")
     assert message["content"].endswith("Terry Fox? A: Betty Fox\n\nQ: What is the capital of France? A:")
 

@@ -16,8 +16,8 @@ import yaml
 import nrt
 from nrt import durable
 from nrt.errors import RunError
-from nrt.training.checkpoint import Best, improved
 from nrt.training.loop import Silent
+from nrt.training.progress import Best, improved
 from tests.training.test_train import assert_same_run
 
 ROOT = Path(__file__).parents[2]

@@ -66,6 +66,11 @@ Crediting = Callable[[Sequence[int], TokenScores], Sequence[RowCredit | None]]
 """(which rows were forwarded together, their scores) → the credit of each; None: the row takes no part in the loss."""
 
 
+def known(credits: Sequence[RowCredit]) -> Crediting:
+    """Credit that was there before the rows were forwarded."""
+    return lambda batch, scores: [credits[i] for i in batch]
+
+
 @dataclass
 class LocalEngine:
     """Scores and updates `model`. `reference` is the frozen initial model, or None."""
@@ -104,11 +109,7 @@ class LocalEngine:
 
     def train(self, rows: Sequence[Row], credits: Sequence[RowCredit], method: Method, *, denominator: float) -> UpdateStats:
         """One optimiser update on the rows."""
-
-        def credit(batch: Sequence[int], scores: TokenScores) -> list[RowCredit]:
-            return [credits[i] for i in batch]
-
-        return self.update(self.within_memory(lambda: self.gradient(rows, credit, method, denominator=denominator)))
+        return self.update(self.within_memory(lambda: self.gradient(rows, known(credits), method, denominator=denominator)))
 
     def gradient(self, rows: Sequence[Row], credit: Crediting, method: Method, *, denominator: float) -> LossSums:
         """The gradient of all rows, in place of what was there; accumulated over micro-batches and processes.

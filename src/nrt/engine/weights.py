@@ -28,7 +28,7 @@ class Weights:
     lockstep = False  # whether all processes must forward and go backward equally often
 
     def __init__(self, model: nn.Module, processes: Processes = ALONE) -> None:
-        self.module, self._processes = model, processes
+        self.module, self._processes, self._adapted = model, processes, has_adapters(model)
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters: dict[str, Tensor] = {name: _master(p) for name, p in self._parameters.items()}
         self._master_of = {id(p): self.masters[name] for name, p in self._parameters.items()}
@@ -39,8 +39,7 @@ class Weights:
     @property
     def copies(self) -> dict[str, Tensor]:
         """The masters that a saved model does not tell: those that are no parameters themselves, and all where adapters were merged."""
-        adapted = has_adapters(self.module)
-        return {name: master for name, master in self.masters.items() if adapted or master is not self._parameters[name]}
+        return {name: master for name, master in self.masters.items() if self._adapted or master is not self._parameters[name]}
 
     def whole(self) -> AbstractContextManager[None]:
         """While the model is needed with all of its weights."""
@@ -68,8 +67,9 @@ class Weights:
     @torch.no_grad()
     def publish(self) -> None:
         """Rounds the masters into the model's parameters."""
-        for name, master in self.copies.items():
-            self._parameters[name].copy_(master)
+        for name, parameter in self._parameters.items():
+            if (master := self.masters[name]) is not parameter:
+                parameter.copy_(master)
 
     def _move_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:

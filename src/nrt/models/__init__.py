@@ -2,14 +2,16 @@
 
 from nrt.models.load import described, load_model, load_tokenizer, pick_device, quiet
 from nrt.models.lora import Adapters, add_adapters, has_adapters, initial, merged, trained_rows
-from nrt.models.markers import add_marker_tokens, add_markers, check_markers, end_token_ids
-from nrt.models.save import complete_folder, save_config, save_model
+from nrt.models.markers import absent_markers, add_marker_tokens, add_markers, check_markers, end_token_ids
+from nrt.models.save import at_once, complete_folder, save_config, save_model
 
 __all__ = [
     "Adapters",
+    "absent_markers",
     "add_adapters",
     "add_marker_tokens",
     "add_markers",
+    "at_once",
     "check_markers",
     "complete_folder",
     "described",

@@ -49,11 +49,16 @@ def add_marker_tokens(tokenizer: Any, markers: MarkersConfig) -> None:
 
 def check_markers(tokenizer: Any, markers: MarkersConfig) -> None:
     """Raises InputError where a marker is no token of the tokenizer: of a model to resume, to chat with or to evaluate."""
-    absent = [text for text in (markers.start, markers.end) if text is not None and text not in tokenizer.get_vocab()]
-    if absent:
+    if absent := absent_markers(tokenizer, markers):
         raise InputError(
             f"the tokenizer has no token {' and no '.join(absent)}; set markers.start and markers.end to those it was trained with"
         )
+
+
+def absent_markers(tokenizer: Any, markers: MarkersConfig) -> list[str]:
+    """Those that are no tokens of the tokenizer."""
+    known = tokenizer.get_vocab()
+    return [text for text in (markers.start, markers.end) if text is not None and text not in known]
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:

@@ -24,14 +24,24 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: str | os.PathLike
     The generation config names every end token and nothing else: sampling defaults of the base would hide what was trained. The folder
     appears, or is replaced, by a rename: a half-written one is never seen under its name. Model and tokenizer stay as they are.
     """
-    folder = Path(folder)
+    generation = _generation_config(model, tokenizer)
+    with (
+        at_once(Path(folder)) as new,
+        quiet(),
+        _replaced(model, "generation_config", generation),
+        _replaced(tokenizer, "chat_template", template),
+    ):
+        _plain(model).save_pretrained(new, state_dict=dict(merged(model)) if has_adapters(model) else None)
+        tokenizer.save_pretrained(new)
+
+
+@contextmanager
+def at_once(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which then appears as `folder`, or replaces it, by a rename. It is left behind on an error."""
     new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    generation = _generation_config(model, tokenizer)
-    with quiet(), _replaced(model, "generation_config", generation), _replaced(tokenizer, "chat_template", template):
-        _plain(model).save_pretrained(new, state_dict=dict(merged(model)) if has_adapters(model) else None)
-        tokenizer.save_pretrained(new)
+    yield new
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
@@ -41,9 +51,7 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: str | os.PathLike
 
 def save_config(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
     """Its config.json alone, as the model is now: with rows for the markers."""
-    config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # what is pushed is not quantised
+    config = _unquantised(model.config)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
 
@@ -52,13 +60,18 @@ def _plain(model: PreTrainedModel) -> Any:
     """A model of its form without adapters and without weights in 4 bits, to save merged weights by; itself, where it has neither."""
     if not has_adapters(model):
         return model
-    config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
     with torch.device("meta"):
-        plain = type(model)(config)
+        plain = type(model)(_unquantised(model.config))
     plain.generation_config = model.generation_config
     return plain.to(next(p.dtype for p in model.parameters() if p.requires_grad))
+
+
+def _unquantised(config: Any) -> Any:
+    """A copy that claims no weights in 4 bits: what is saved and pushed has none."""
+    config = copy.deepcopy(config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
 
 
 def complete_folder(folder: Path, tokenizer: Any, *, template: str | dict[str, str] | None) -> None:

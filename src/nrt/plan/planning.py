@@ -13,8 +13,8 @@ from nrt.plan.counting import Token, count_token
 from nrt.plan.hardware import Accelerator
 from nrt.plan.memory import GAPS, RESERVE, WIDTH, Memory, Parallel, layout, memory_of, weight_bytes
 from nrt.plan.shapes import empty_model
-from nrt.plan.work import Flops, Lengths, Tokens, count_flops, count_tokens
-from nrt.training.setup import import_plugin, resolve_method
+from nrt.plan.work import Lengths, Phases, Tokens, count_flops, count_tokens
+from nrt.training.setup import import_plugin, resolve_method, steps_of
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,6 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """One step, on the clock."""
-
-    rollout: float
-    scoring: float
-    update: float
-
-    @property
-    def total(self) -> float:
-        return self.rollout + self.scoring + self.update
-
-
-@dataclass(frozen=True)
 class Plan:
     """The answer."""
 
@@ -60,8 +47,8 @@ class Plan:
     memory: Memory
     capacity: int  # bytes of a GPU
     tokens: Tokens
-    flops: Flops
-    seconds: Seconds
+    flops: Phases  # floating-point operations of a step, over all GPUs, as they are executed: what is computed again counts again
+    seconds: Phases  # of a step, on the clock
     steps: int | None  # None: neither `steps` nor the rows of the data were given
     cost: float | None  # of the run, in the price's currency
     assumptions: tuple[str, ...]
@@ -89,7 +76,7 @@ def make_plan(question: Question) -> Plan:
     frozen = not model.get_output_embeddings().weight.requires_grad
     flops = count_flops(config, method, question.mean, token, frozen_head=frozen)
     seconds = _seconds(question, model, method, token, memory, flops)
-    steps = config.steps or (max(1, question.rows // config.batch) if question.rows else None)
+    steps = steps_of(config, question.rows) if question.rows else config.steps
     run = None if steps is None else steps * seconds.total / 3600 * question.gpus
     return Plan(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -105,13 +92,13 @@ def make_plan(question: Question) -> Plan:
     )
 
 
-def _seconds(question: Question, model: Any, method: Method, token: Token, memory: Memory, flops: Flops) -> Seconds:
+def _seconds(question: Question, model: Any, method: Method, token: Token, memory: Memory, flops: Phases) -> Phases:
     rate = question.gpu.flops(question.config.dtype) * question.gpu.mfu * question.gpus
     rollout = _rollout_seconds(question, model, method, token, memory, flops)
-    return Seconds(rollout, flops.scoring / rate, flops.update / rate)
+    return Phases(rollout, flops.scoring / rate, flops.update / rate)
 
 
-def _rollout_seconds(question: Question, model: Any, method: Method, token: Token, memory: Memory, flops: Flops) -> float:
+def _rollout_seconds(question: Question, model: Any, method: Method, token: Token, memory: Memory, flops: Phases) -> float:
     """Waves of rows in lock step, each as long as the cap. A decoding step reads the weights, and what is cached of the rows that still
     run, and issues its kernels; whichever of reading, arithmetic and issuing takes longest is what it takes."""
     if memory.rollout is None:

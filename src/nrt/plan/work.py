@@ -50,8 +50,8 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Flops:
-    """Floating-point operations of one step, over all GPUs, as they are executed: what is computed again counts again."""
+class Phases:
+    """One number for each phase of a step."""
 
     rollout: float
     scoring: float
@@ -123,7 +123,7 @@ def count_tokens(config: Config, method: Method, lengths: Lengths) -> Tokens:
     )
 
 
-def count_flops(config: Config, method: Method, lengths: Lengths, token: Token, *, frozen_head: bool = False) -> Flops:
+def count_flops(config: Config, method: Method, lengths: Lengths, token: Token, *, frozen_head: bool = False) -> Phases:
     """Of one step. Backward: two and a half times the forward for attention, three times for the head, whose logits are made again."""
     B, rows = config.batch, group_rows(config, method, lengths)
     again = config.gradient_checkpointing
@@ -131,7 +131,7 @@ def count_flops(config: Config, method: Method, lengths: Lengths, token: Token, 
     pool = round(config.data.difficulty.pool)
     scoring = sum(_pass(part, config, token) for part in (rows.scored, rows.initial, *([rows.weighed] * pool)))
     update = _pass(rows.trained, config, trained, attention=3.5 + again, head=4 - frozen_head)
-    return Flops(B * _rollout(config, method, lengths, token), B * scoring, B * update)
+    return Phases(B * _rollout(config, method, lengths, token), B * scoring, B * update)
 
 
 def forwarded(rows: Sequence[Row]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ class Packed:
     asked: list[tuple[Any, int | None]] = field(default_factory=list)  # the modules that called, and the windows they told
     block_masks: dict[int | None, BlockMask] = field(default_factory=dict)  # by window; filled by the first layer that needs it
 
+    @cached_property
+    def parts(self) -> list[tuple[slice, slice]]:
+        """See `_parts`: the same for all layers."""
+        return _parts(self.layout.groups)
+
     def __call__(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
@@ -41,7 +47,7 @@ class Packed:
         if query.device.type in FLEX:
             out = _flex(query, key, value, self._block_mask(window, query.device), scale, softcap)
         elif window is None and softcap is None and query.shape[-1] == value.shape[-1] and query.device.type == "cpu":
-            out = _SharedPrompt.apply(query, key, value, self.layout.groups, scale)
+            out = _SharedPrompt.apply(query, key, value, self.parts, scale)
         else:
             out = _plain(query, key, value, self.layout.groups, scale, window, softcap)
         return out.transpose(1, 2)
@@ -62,10 +68,9 @@ class _SharedPrompt(torch.autograd.Function):
     exp(score − lse), and its rowsum(dO ∘ O), are those of the whole, and the parts' gradients add up."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...], scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: list[tuple[slice, slice]], scale: float) -> Tensor:
         out = torch.empty_like(q.transpose(1, 2)).transpose(1, 2)  # contiguous as [1, N, H, D]
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-        parts = _parts(groups)
         for queries, keys in parts:
             seen, seen_lse = _flash(q[:, :, queries], k[:, :, keys], v[:, :, keys], is_causal=queries == keys, scale=scale)
             if queries == keys:

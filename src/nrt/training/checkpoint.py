@@ -11,10 +11,8 @@ One that is cut between the updates of a rollout is another checkpoint, `step-00
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,57 +24,10 @@ from torch.optim import AdamW
 
 from nrt.durable import damage, disk_error, point, write_folder
 from nrt.engine.base import Remote
-from nrt.engine.local import LocalEngine, UpdateStats
+from nrt.engine.local import LocalEngine
 from nrt.engine.sharded import gathered, spread_like
 from nrt.errors import InputError
-from nrt.run import step_name
-from nrt.training.rollout import Rollout
-
-
-@dataclass
-class InHand:
-    """A rollout whose updates are not all done."""
-
-    rollout: Rollout
-    seconds: float = 0.0  # spent in updates so far
-    updates: list[UpdateStats] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Best:
-    """The checkpoint with the best value so far of a held-out metric; `-` before the metric: smaller is better."""
-
-    metric: str
-    checkpoint: str
-    value: float
-
-
-@dataclass
-class Progress:
-    """Where a run stands: steps done, examples drawn, what the method remembers, the best checkpoint, updates skipped (and how many
-    of them in a row, up to here), and the rollout in hand if it was cut between two updates."""
-
-    step: int = 0
-    position: int = 0
-    memory: Tensor | None = None
-    in_hand: InHand | None = None
-    best: Best | None = None
-    skipped: int = 0
-    in_a_row: int = 0
-
-    @property
-    def name(self) -> str:
-        """Of a checkpoint here."""
-        return step_name(self.step, len(self.in_hand.updates) if self.in_hand else None)
-
-
-def improved(best: Best | None, metric: str, checkpoint: str, metrics: Mapping[str, Any]) -> Best | None:
-    """The new best, if this checkpoint's metrics make it one."""
-    value = metrics[metric.removeprefix("-")]
-    sign = -1 if metric.startswith("-") else 1
-    better = best is None or sign * value > sign * best.value
-    return Best(metric, checkpoint, value) if better and math.isfinite(value) else None
-
+from nrt.training.progress import Best
 
 MASTER = "master"
 

@@ -9,13 +9,23 @@ from typing import Any
 import torch
 
 from nrt.config import Config
-from nrt.data import Chat, Markers, ensure_template, load_pairs
+from nrt.data import Chat, ensure_template, load_pairs
 from nrt.engine.verl.bridge import refuse
 from nrt.engine.verl.engine import VerlEngine
-from nrt.models import add_marker_tokens, add_markers, complete_folder, described, end_token_ids, load_model, load_tokenizer, save_model
+from nrt.models import (
+    absent_markers,
+    add_marker_tokens,
+    add_markers,
+    at_once,
+    complete_folder,
+    described,
+    end_token_ids,
+    load_model,
+    load_tokenizer,
+    save_model,
+)
 from nrt.run import Run
-from nrt.training.policy import Policy
-from nrt.training.setup import Parts, assemble, check_given, resolve_names
+from nrt.training.setup import Parts, assemble, check_given, make_policy, resolve_names, steps_of
 
 BASE = "base"
 """In the run folder, the initial model with its markers, where the model that was given has none."""
@@ -27,28 +37,21 @@ def prepare_cluster(config: Config, *, checkpoint: Path | None = None) -> Parts:
     refuse(config)
     name = check_given(config)
     tokenizer = load_tokenizer(name, config.trust_remote_code)
-    model = described(name)
+    model, knows_markers = described(name), not absent_markers(tokenizer, config.markers)
     add_marker_tokens(tokenizer, config.markers)
     ensure_template(tokenizer)
     chat = Chat(tokenizer, config.markers, extra_end_ids=end_token_ids(model, tokenizer))
     template = chat.exported_template(open_trace=names.method.samples)
     data = load_pairs(config, "train", chat)
-    steps = config.steps or max(1, len(data.pairs) // config.batch)
+    steps = steps_of(config, len(data.pairs))
     engine = VerlEngine(
         config=config,
         method=names.method,
         updates=steps * config.updates_per_rollout,
-        prepare_model=lambda run: _initial_model(config, chat, model, run),
+        prepare_model=lambda run: _initial_model(config, chat, model, run, knows_markers=knows_markers),
         finish_model=lambda folder: complete_folder(folder, tokenizer, template=template),
     )
-    policy = Policy(
-        engine=engine,
-        sampler=engine,
-        markers=Markers(chat.start_id, chat.end_id),
-        stop_ids=chat.stop_ids,
-        max_trace_tokens=config.max_trace_tokens,
-        max_answer_tokens=config.max_answer_tokens,
-    )
+    policy = make_policy(config, chat, engine, sampler=engine)
     return assemble(
         config,
         names,
@@ -63,11 +66,11 @@ def prepare_cluster(config: Config, *, checkpoint: Path | None = None) -> Parts:
     )
 
 
-def _initial_model(config: Config, chat: Chat, model: Any, run: Path) -> Path:
+def _initial_model(config: Config, chat: Chat, model: Any, run: Path, *, knows_markers: bool) -> Path:
     """Folder of the initial model: the one that was given if it has rows for the markers, else a copy with them in the run."""
     given, base = Path(str(config.model)).expanduser(), run / BASE
     rows = model.config.get_text_config().vocab_size
-    if given.is_dir() and max(chat.end_id, chat.start_id or 0) < rows and _knows_markers(config):
+    if given.is_dir() and max(chat.end_id, chat.start_id or 0) < rows and knows_markers:
         return given.resolve()
     if not base.is_dir():
         weights, tokenizer = load_model(
@@ -79,15 +82,7 @@ def _initial_model(config: Config, chat: Chat, model: Any, run: Path) -> Path:
     return base
 
 
-def _knows_markers(config: Config) -> bool:
-    known = load_tokenizer(str(config.model), config.trust_remote_code).get_vocab()
-    return all(text in known for text in (config.markers.start, config.markers.end) if text is not None)
-
-
 def _copy_last_checkpoint(folder: Path) -> None:
     """The run's model: that of its last step's checkpoint, which is there when the run ends."""
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(Run(folder.parent).checkpoints()[-1] / "model", new)
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    with at_once(folder) as new:
+        shutil.copytree(Run(folder.parent).checkpoints()[-1] / "model", new, dirs_exist_ok=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from nrt.engine.local import UpdateStats
 from nrt.run import RunWriter, step_name
-from nrt.training.checkpoint import InHand
+from nrt.training.progress import InHand
 from nrt.training.rollout import Group, group_to_json
 
 

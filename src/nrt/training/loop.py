@@ -1,44 +1,27 @@
-"""The loop: collect, update, write, evaluate, save; and go on exactly where an interrupted run stopped."""
+"""The loop: collect, update, write, evaluate, save."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from nrt.config import Config
-from nrt.durable import point, told_of_disk
-from nrt.engine.local import LocalEngine, UpdateStats
-from nrt.engine.processes import Processes, processes_of
+from nrt.durable import point
 from nrt.errors import InputError, NrtError, RunError
-from nrt.models import pick_device
 from nrt.rollout import AheadSampler, Request
-from nrt.run import Bystander, Run, RunWriter, run_folder
+from nrt.run import Run, RunWriter
 from nrt.trackers import open_trackers
 from nrt.training import heldout as held
-from nrt.training.checkpoint import (
-    Best,
-    InHand,
-    Progress,
-    improved,
-    load_checkpoint,
-    newest_whole,
-    prune,
-    save_checkpoint,
-    set_aside,
-)
-from nrt.training.cluster import prepare_cluster
+from nrt.training.checkpoint import prune, save_checkpoint
 from nrt.training.guard import in_a_row, report_skipped
 from nrt.training.measure import trace_record, update_metrics
-from nrt.training.rollout import from_json, to_json
-from nrt.training.sampler import PROBE, check_agreement
-from nrt.training.setup import Parts, check_resumable, prepare, resolve_names
-from nrt.training.signals import Signals, heeded
+from nrt.training.progress import InHand, Progress, improved, progress_json
+from nrt.training.setup import Parts
+from nrt.training.signals import Signals
 from nrt.training.watch import Watch
 from nrt.types import Pair
 
@@ -67,93 +50,6 @@ class Silent:
     def step(self, metrics: Mapping[str, float]) -> None: ...
 
 
-def train(config: Config, *, listener: Listener | None = None) -> Run:
-    """Trains as the config says and returns the finished run.
-
-    Raises InputError (nothing was written) for anything in config, data or model that cannot be used, and Interrupted after
-    SIGINT or SIGTERM, with a checkpoint saved; `train(config with resume=run)` then goes on as if nothing had happened.
-    Under torchrun each process calls it; they train together, and the main one writes and has a listener.
-    """
-    resolve_names(config)
-    with processes_of(pick_device(config.device)) as processes:
-        return _train(config, processes, listener if listener and processes.main else Silent())
-
-
-def _train(config: Config, processes: Processes, listener: Listener) -> Run:
-    if config.resume:
-        folder = run_folder(config.resume)
-        before = Run(folder)
-        check_resumable(config, before.config)
-        checkpoints = before.checkpoints()
-        if not checkpoints:
-            raise InputError(f"{folder} has no checkpoint to resume from; start it again under another name")
-        checkpoint, damages = _newest_whole(checkpoints, processes)
-        parts = _prepare(config, processes, checkpoint)
-        state = load_checkpoint(checkpoint, parts.stepper.policy.engine)
-        _check_sampler(parts, config)
-        progress = _read_progress(state, parts)
-        best = progress.best
-        if best and (best.metric != config.keep_best or checkpoint.with_name(best.checkpoint) not in checkpoints):
-            progress.best = None  # of another metric, or deleted by hand
-        if ahead := state.get("ahead"):
-            sampler = parts.stepper.policy.sampler
-            assert isinstance(sampler, AheadSampler)
-            at = progress.position + (progress.in_hand.rollout.drawn if progress.in_hand else 0)
-            sampler.restore(next_request(config, parts, progress.step + (progress.in_hand is not None), at), ahead)
-        again = config.model_copy(update={"run": before.config.run, "resume": None})
-        with told_of_disk(folder):
-            writer = RunWriter.reopen(folder, progress.step, again) if processes.main else Bystander(folder, resumed=True)
-            if processes.main:
-                set_aside(checkpoints, checkpoint)
-    else:
-        folder, damages = run_folder(config.run), []
-        parts = _prepare(config, processes)
-        _check_sampler(parts, config)
-        memory = parts.stepper.method.memory
-        progress = Progress(memory=memory.initial() if memory else None)
-        with told_of_disk(folder):
-            writer = RunWriter.create(folder, config) if processes.main else Bystander(folder, resumed=False)
-    with writer, _running(parts, folder), heeded(config.save_signal) as signals, told_of_disk(folder):
-        for found in damages:
-            message = f"damaged checkpoint: {found}; it is set aside, and the run goes on from {checkpoint.name}"
-            writer.warn("damaged-checkpoint", message, progress.step)
-            listener.say(message)
-        if not writer.resumed:
-            writer.skipped("train", [asdict(bad) for bad in parts.data.bad])
-            writer.skipped("valid", [asdict(bad) for bad in parts.valid.bad] if parts.valid else [])
-        Loop(config, parts, writer, progress, listener, signals).run()
-    return Run(folder)
-
-
-def _prepare(config: Config, processes: Processes, checkpoint: Path | None = None) -> Parts:
-    if config.engine == "local":
-        return prepare(config, checkpoint=checkpoint, processes=processes)
-    if processes.size > 1:
-        raise InputError("engine=verl starts workers of its own; start nrt without torchrun")
-    return prepare_cluster(config, checkpoint=checkpoint)
-
-
-def _running(parts: Parts, folder: Path) -> AbstractContextManager[None]:
-    """An engine that lives elsewhere, as long as the run goes on."""
-    engine = parts.stepper.policy.engine
-    return nullcontext() if isinstance(engine, LocalEngine) else engine.running(folder)
-
-
-def _newest_whole(checkpoints: list[Path], processes: Processes) -> tuple[Path, list[str]]:
-    """See `newest_whole`. The main process reads the files, and the others hear of it."""
-    found = None
-    if processes.main:
-        try:
-            found = newest_whole(checkpoints)
-        except InputError as error:
-            found = error
-    found = processes.gather(found)[0]
-    if isinstance(found, InputError):
-        raise found
-    assert found is not None
-    return found
-
-
 class Loop:
     """One run. Of several processes each goes through it, in the same steps; all but the main one write and say nothing."""
 
@@ -175,9 +71,9 @@ class Loop:
         self.listener.say(engine.scorer_why)
         if self.processes.size > 1:
             self.listener.say(f"{self.processes.size} processes: {engine.weights.why}")
-        engine.warn = self._warn_of_memory
+        engine.warn = partial(self._warn, "out-of-memory")
         if self.parts.servers:
-            self.parts.servers.say = self._warn_of_servers
+            self.parts.servers.say = partial(self._warn, "rollout-server")
         if not self.writer.resumed:
             self._warn_at_start()
             if before := self._evaluate():
@@ -286,8 +182,7 @@ class Loop:
     def _write(self, metrics: dict[str, Any]) -> None:
         self.writer.metrics(metrics)
         for name, message in self.watch.see(metrics):
-            self.writer.warn("collapse", message, metrics["step"], metric=name)
-            self.listener.say(message)
+            self._warn("collapse", message, metric=name)
         self.trackers.log({k: v for k, v in metrics.items() if k != "step"}, metrics["step"])
         self.listener.step(metrics)
 
@@ -332,7 +227,7 @@ class Loop:
             folder.parent.mkdir(exist_ok=True)
             self.writer.sync()
         ahead = self.ahead.state() if self.ahead else None
-        state = {**_progress_json(self.progress), "data": self.parts.data.content, "ahead": ahead}
+        state = {**progress_json(self.progress), "data": self.parts.data.content, "ahead": ahead}
         save_checkpoint(folder, self.parts.stepper.policy.engine, state, self.parts.save_model)
         self.saved = self.progress.name
         if self.processes.main:
@@ -350,12 +245,8 @@ class Loop:
         if stop:
             raise Interrupted(f"interrupted at step {self.progress.step}; go on with resume={self.folder}")
 
-    def _warn_of_memory(self, message: str) -> None:
-        self.writer.warn("out-of-memory", message, self.progress.step)
-        self.listener.say(message)
-
-    def _warn_of_servers(self, message: str) -> None:
-        self.writer.warn("rollout-server", message, self.progress.step)
+    def _warn(self, kind: str, message: str, **details: Any) -> None:
+        self.writer.warn(kind, message, self.progress.step, **details)
         self.listener.say(message)
 
     def _warn_at_start(self) -> None:
@@ -376,12 +267,6 @@ class Loop:
             self.writer.warn("single-trace", "K = 1: a group of one has no advantage, only answers and markers are trained", 0)
 
 
-def _check_sampler(parts: Parts, config: Config) -> None:
-    """Before anything is written: whether sampler and trainer agree, where they are two or a bound is set."""
-    if parts.names.method.samples and (config.sampler != "hf" or config.sampler_tolerance is not None):
-        check_agreement(parts.stepper.policy, parts.draw(0, min(config.batch, PROBE[0])), config)
-
-
 def next_request(config: Config, parts: Parts, step: int, position: int) -> Request:
     """What the step after `step` will ask of the sampler, if it begins at `position` of the stream."""
     return parts.stepper.policy.trace_request(parts.draw(position, config.batch), config.traces, seed=seed_of(config.seed, step + 1))
@@ -390,32 +275,3 @@ def next_request(config: Config, parts: Parts, step: int, position: int) -> Requ
 def seed_of(seed: int, step: int) -> int:
     """A sampling seed of its own for each step, so that no random state has to survive an interruption."""
     return (seed * 1_000_003 + step * 7_919) % 2**63
-
-
-def _progress_json(progress: Progress) -> dict[str, Any]:
-    hand = progress.in_hand
-    return {
-        "step": progress.step,
-        "position": progress.position,
-        "memory": None if progress.memory is None else progress.memory.tolist(),
-        "best": progress.best and asdict(progress.best),
-        "skipped": progress.skipped,
-        "in_a_row": progress.in_a_row,
-        "in_hand": hand
-        and {"rollout": to_json(hand.rollout), "seconds": hand.seconds, "updates": [asdict(update) for update in hand.updates]},
-    }
-
-
-def _read_progress(state: Mapping[str, Any], parts: Parts) -> Progress:
-    if state.get("data", parts.data.content) != parts.data.content:
-        raise InputError("the training data have changed since this run was interrupted; bring the old files back, or begin a new run")
-    memory = None if state["memory"] is None else torch.tensor(state["memory"], dtype=torch.float64)
-    best = state.get("best")
-    counts = {name: state.get(name, 0) for name in ("skipped", "in_a_row")}
-    progress = Progress(state["step"], state["position"], memory, best=best and Best(**best), **counts)
-    if hand := state["in_hand"]:
-        drawn = parts.draw(progress.position, hand["rollout"]["drawn"])
-        pairs = [drawn[offset] for offset in hand["rollout"]["offsets"]]
-        rollout = from_json(hand["rollout"], pairs, parts.stepper.method, parts.stepper.policy.markers, memory)
-        progress.in_hand = InHand(rollout, hand["seconds"], [UpdateStats(**update) for update in hand["updates"]])
-    return progress

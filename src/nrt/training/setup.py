@@ -16,6 +16,7 @@ import torch
 from nrt.checkers import Checker, resolve_checker, resolve_dotted
 from nrt.config import AUTO_TOKENS, Config, ObjectiveConfig, dump_yaml
 from nrt.data import Chat, Encoded, Markers, Pairs, Stream, bare_row, ensure_template, find_tables, load_pairs, null_row
+from nrt.engine.base import Engine
 from nrt.engine.local import build_engine, frozen_copy
 from nrt.engine.processes import ALONE, Processes
 from nrt.engine.sampling import MainSampler, SharedSampler
@@ -240,7 +241,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     with processes.main_first():
         data = load_pairs(config, "train", chat, entropies)
         valid = load_pairs(config, "valid", chat, entropies) if config.data.valid else None
-    steps = config.steps or max(1, len(data.pairs) // config.batch)
+    steps = steps_of(config, len(data.pairs))
     keep_initial = config.initial_reference and names.method.samples
     reference = None
     if keep_initial:
@@ -262,18 +263,10 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         sampler = vllm_sampler(model, config)
     servers = sampler if isinstance(sampler, RemoteSampler) else None
     if processes.size > 1:
-        sampler = (MainSampler if servers else SharedSampler)(sampler, processes, engine.weights.whole)
+        sampler = (MainSampler if servers else SharedSampler)(sampler, processes, engine.whole)
     elif config.overlap and not isinstance(sampler, HFSampler):
         sampler = AheadSampler(sampler)
-    evaluated = Policy(
-        engine=engine,
-        sampler=sampler,
-        markers=Markers(chat.start_id, chat.end_id),
-        stop_ids=chat.stop_ids,
-        max_trace_tokens=config.max_trace_tokens,
-        max_answer_tokens=config.max_answer_tokens,
-    )
-    policy = evaluated
+    policy = evaluated = make_policy(config, chat, engine, sampler)
     if config.overlap:
         ahead = sampler if isinstance(sampler, AheadSampler) else AheadSampler(HFSampler(frozen_copy(model), pad_id, config.sampler_rows))
         policy = replace(evaluated, sampler=ahead, behind=True)
@@ -290,6 +283,23 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         evaluated=evaluated,
         save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
         servers=servers,
+    )
+
+
+def steps_of(config: Config, rows: int) -> int:
+    """Those that were asked for, else one epoch."""
+    return config.steps or max(1, rows // config.batch)
+
+
+def make_policy(config: Config, chat: Chat, engine: Engine, sampler: Sampler) -> Policy:
+    """What is written by this sampler is laid out and cut as the config says."""
+    return Policy(
+        engine=engine,
+        sampler=sampler,
+        markers=Markers(chat.start_id, chat.end_id),
+        stop_ids=chat.stop_ids,
+        max_trace_tokens=config.max_trace_tokens,
+        max_answer_tokens=config.max_answer_tokens,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nrt.engine.local import LocalEngine, LossSums, UpdateStats
+from nrt.engine.local import LocalEngine, LossSums, UpdateStats, known
 from nrt.objective import Method, RowCredit
 from nrt.training.collect import Collector, Draft, Readings
 from nrt.training.difficulty import ByDifficulty, Draw, InOrder
@@ -147,7 +147,7 @@ class Stepper:
         """The gradient of an update, left in the weights."""
         rows, credits = _rows_of(groups)
         denominator = len(rows) * self.loss_tokens
-        return self.policy.engine.gradient(rows, lambda batch, _: [credits[i] for i in batch], self.method, denominator=denominator)
+        return self.policy.engine.gradient(rows, known(credits), self.method, denominator=denominator)
 
     def _skipped(self, certain: int, drawn: int) -> dict[str, float]:
         return {"data/skipped": certain / drawn} if isinstance(self.choose, ByDifficulty) else {}

@@ -1,0 +1,134 @@
+"""`train`: a run begins, or goes on from its newest whole checkpoint."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nrt.config import Config
+from nrt.durable import told_of_disk
+from nrt.engine.local import LocalEngine
+from nrt.engine.processes import Processes, processes_of
+from nrt.errors import InputError
+from nrt.models import pick_device
+from nrt.rollout import AheadSampler
+from nrt.run import Bystander, Run, RunWriter, run_folder
+from nrt.training.checkpoint import load_checkpoint, newest_whole, set_aside
+from nrt.training.cluster import prepare_cluster
+from nrt.training.loop import Listener, Loop, Silent, next_request
+from nrt.training.progress import Progress, read_progress
+from nrt.training.sampler import PROBE, check_agreement
+from nrt.training.setup import Parts, check_resumable, prepare, resolve_names
+from nrt.training.signals import heeded
+
+
+def train(config: Config, *, listener: Listener | None = None) -> Run:
+    """Trains as the config says and returns the finished run.
+
+    Raises InputError (nothing was written) for anything in config, data or model that cannot be used, and Interrupted after
+    SIGINT or SIGTERM, with a checkpoint saved; `train(config with resume=run)` then goes on as if nothing had happened.
+    Under torchrun each process calls it; they train together, and the main one writes and has a listener.
+    """
+    resolve_names(config)
+    with processes_of(pick_device(config.device)) as processes:
+        return _train(config, processes, listener if listener and processes.main else Silent())
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run that can be gone through."""
+
+    parts: Parts
+    progress: Progress
+    writer: RunWriter
+    damages: list[str]  # what is wrong with the checkpoints that were passed over
+    checkpoint: str = ""  # the one that it goes on from
+
+
+def _train(config: Config, processes: Processes, listener: Listener) -> Run:
+    run = _resumed(config, config.resume, processes) if config.resume else _begun(config, processes)
+    folder = run.writer.path
+    with run.writer as writer, _running(run.parts, folder), heeded(config.save_signal) as signals, told_of_disk(folder):
+        for found in run.damages:
+            message = f"damaged checkpoint: {found}; it is set aside, and the run goes on from {run.checkpoint}"
+            writer.warn("damaged-checkpoint", message, run.progress.step)
+            listener.say(message)
+        if not writer.resumed:
+            writer.skipped("train", [asdict(bad) for bad in run.parts.data.bad])
+            writer.skipped("valid", [asdict(bad) for bad in run.parts.valid.bad] if run.parts.valid else [])
+        Loop(config, run.parts, writer, run.progress, listener, signals).run()
+    return Run(folder)
+
+
+def _begun(config: Config, processes: Processes) -> Started:
+    folder, parts = run_folder(config.run), _prepare(config, processes)
+    _check_sampler(parts, config)
+    memory = parts.stepper.method.memory
+    progress = Progress(memory=memory.initial() if memory else None)
+    with told_of_disk(folder):
+        writer = RunWriter.create(folder, config) if processes.main else Bystander(folder, resumed=False)
+    return Started(parts, progress, writer, [])
+
+
+def _resumed(config: Config, name: str, processes: Processes) -> Started:
+    folder = run_folder(name)
+    before = Run(folder)
+    check_resumable(config, before.config)
+    checkpoints = before.checkpoints()
+    if not checkpoints:
+        raise InputError(f"{folder} has no checkpoint to resume from; start it again under another name")
+    checkpoint, damages = _newest_whole(checkpoints, processes)
+    parts = _prepare(config, processes, checkpoint)
+    state = load_checkpoint(checkpoint, parts.stepper.policy.engine)
+    _check_sampler(parts, config)
+    progress = read_progress(state, parts)
+    best = progress.best
+    if best and (best.metric != config.keep_best or checkpoint.with_name(best.checkpoint) not in checkpoints):
+        progress.best = None  # of another metric, or deleted by hand
+    if ahead := state.get("ahead"):
+        sampler = parts.stepper.policy.sampler
+        assert isinstance(sampler, AheadSampler)
+        at = progress.position + (progress.in_hand.rollout.drawn if progress.in_hand else 0)
+        sampler.restore(next_request(config, parts, progress.step + (progress.in_hand is not None), at), ahead)
+    again = config.model_copy(update={"run": before.config.run, "resume": None})
+    with told_of_disk(folder):
+        writer = RunWriter.reopen(folder, progress.step, again) if processes.main else Bystander(folder, resumed=True)
+        if processes.main:
+            set_aside(checkpoints, checkpoint)
+    return Started(parts, progress, writer, damages, checkpoint.name)
+
+
+def _prepare(config: Config, processes: Processes, checkpoint: Path | None = None) -> Parts:
+    if config.engine == "local":
+        return prepare(config, checkpoint=checkpoint, processes=processes)
+    if processes.size > 1:
+        raise InputError("engine=verl starts workers of its own; start nrt without torchrun")
+    return prepare_cluster(config, checkpoint=checkpoint)
+
+
+def _running(parts: Parts, folder: Path) -> AbstractContextManager[None]:
+    """An engine that lives elsewhere, as long as the run goes on."""
+    engine = parts.stepper.policy.engine
+    return nullcontext() if isinstance(engine, LocalEngine) else engine.running(folder)
+
+
+def _newest_whole(checkpoints: list[Path], processes: Processes) -> tuple[Path, list[str]]:
+    """See `newest_whole`. The main process reads the files, and the others hear of it."""
+    found = None
+    if processes.main:
+        try:
+            found = newest_whole(checkpoints)
+        except InputError as error:
+            found = error
+    found = processes.gather(found)[0]
+    if isinstance(found, InputError):
+        raise found
+    assert found is not None
+    return found
+
+
+def _check_sampler(parts: Parts, config: Config) -> None:
+    """Before anything is written: whether sampler and trainer agree, where they are two or a bound is set."""
+    if parts.names.method.samples and (config.sampler != "hf" or config.sampler_tolerance is not None):
+        check_agreement(parts.stepper.policy, parts.draw(0, min(config.batch, PROBE[0])), config)
