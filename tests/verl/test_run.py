@@ -93,7 +93,7 @@ def check_folder(run, folder):
     assert len(run.traces()) == 4
     assert run.heldout_steps() == [0, 4]
     assert len(run.heldout()) == 6
-    assert sorted(path.name for path in run.checkpoints()[-1].iterdir()) == ["model", "state.json", "verl"]
+    assert sorted(path.name for path in run.checkpoints()[-1].iterdir()) == ["manifest.json", "model", "state.json", "verl"]
     assert len(run.environment) == 2
     out = folder / "exported"
     export_model(run, out)
