@@ -175,6 +175,16 @@ def test_a_later_schema_is_refused():
         parse_yaml("schema_version: 2\n", "config.yaml")
 
 
+def test_the_config_of_a_run_is_a_recipe(tmp_path):
+    config = build_config({"batch": 3, "run": "first"})
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_yaml(config))
+    assert load_config(str(file), ["run=second"]) == config.model_copy(update={"run": "second"})
+    file.write_text("schema_version: 2\n")
+    with pytest.raises(InputError, match="schema version 2"):
+        load_config(str(file))
+
+
 def test_frozen():
     config = Config()
     for section in (config, config.data, config.data.columns):

@@ -18,11 +18,12 @@ from nrt.objective import METHODS
 from nrt.plan import Lengths, Question, advise, make_plan
 from nrt.plan.counting import Meter, count_token, count_update
 from nrt.plan.hardware import accelerator
-from nrt.plan.memory import resident
+from nrt.plan.memory import Rollout, Vllm, resident
 from nrt.plan.shapes import NAMED, empty_model
 from nrt.plan.work import count_flops, count_tokens, forwarded, group_rows, micro_batch
 from nrt.rollout.shared import SharedDecoder
 from nrt.scoring import choose_scorer
+from nrt.training.sampler import bytes_to_come
 from tests.tiny import tiny_model
 
 METHOD = METHODS["nrt-ws-neg-log-p"]
@@ -187,7 +188,7 @@ def test_keys_and_values_are_the_decoders(described):
     with torch.no_grad():
         decoder = SharedDecoder(model, prompts, 0, config.max_trace_tokens)
         decoder.advance(torch.zeros(len(prompts), dtype=torch.long))
-    assert plan.memory.rollout is not None
+    assert isinstance(plan.memory.rollout, Rollout)
     assert plan.memory.rollout.rows == len(prompts)
     assert plan.memory.rollout.prompts == sum(size([layer.prompt_keys, layer.prompt_values]) for layer in decoder._layers)
     assert plan.memory.rollout.cache == sum(size([layer.own_keys, layer.own_values]) for layer in decoder._layers)
@@ -310,14 +311,56 @@ def test_what_no_setting_mends_is_said():
     assert not any(step.fits for step in advise(question, make_plan(question)))
 
 
-def test_vllm_keeps_weights_of_its_own_here_or_elsewhere():
-    values = {"model": "llama-3.2-1b", "dtype": "bfloat16", "batch": 16, "sampler": "vllm", "sampler_rows": 32}
-    here, away = (build_config(values, {"vllm": {"urls": urls}}) for urls in ((), ("http://there:1",)))
-    one, other = (make_plan(Question(config, accelerator("h100"))).memory for config in (here, away))
-    assert (one.resident.sampler, other.resident.sampler) == (one.resident.weights, 0)
-    assert one.rollout is not None
-    assert other.rollout is not None
-    assert (one.rollout.rows, one.rollout.cache > 0, other.rollout.total) == (32, True, 0)
+def vllm_plan(gpu="h100", gpus=1, **settings):
+    values = {"model": "llama-3.2-1b", "dtype": "bfloat16", "batch": 16, "sampler": "vllm", "gradient_checkpointing": True}
+    return make_plan(Question(build_config(values | settings), accelerator(gpu), gpus))
+
+
+def test_vllm_takes_what_the_trainer_leaves():
+    plan = vllm_plan()
+    rollout, stays = plan.memory.rollout, plan.memory.resident
+    assert isinstance(rollout, Vllm)
+    assert rollout.weights == stays.weights
+    assert stays.sampler == 0, "it sleeps during updates"
+    assert rollout.taken == pytest.approx(rollout.share * plan.capacity, abs=1)
+    assert 0.98 * plan.capacity < plan.memory.sampling <= plan.capacity
+    assert plan.memory.updating == vllm_plan(sampler="hf").memory.updating
+
+
+def test_vllm_that_does_not_sleep_has_half_of_it_all_the_time():
+    awake, asleep = vllm_plan(vllm={"sleep": 0}).memory, vllm_plan().memory
+    assert isinstance(awake.rollout, Vllm)
+    assert isinstance(asleep.rollout, Vllm)
+    assert awake.rollout.share == pytest.approx(asleep.rollout.share / 2, abs=0.01)
+    assert awake.resident.sampler == awake.rollout.taken
+    assert awake.sampling == awake.resident.total + awake.reserve
+
+
+def test_servers_take_nothing_here():
+    plan = vllm_plan(vllm={"urls": ("http://there:1",)})
+    assert plan.memory.rollout is None
+    assert plan.memory.resident.sampler == 0
+    assert plan.seconds.rollout > 0
+
+
+def test_a_share_that_is_too_large_is_mended():
+    values = {"model": "llama-3.2-3b", "dtype": "bfloat16", "sampler": "vllm", "gradient_checkpointing": True, "vllm": {"memory": 0.6}}
+    question = Question(build_config(values), accelerator("h100"))
+    steps = advise(question, make_plan(question))
+    assert [step.change for step in steps] == ["vllm.memory=null"]
+    assert steps[0].fits
+
+
+def test_where_vllm_has_no_room_the_plan_does_not_fit():
+    plan = vllm_plan(model="llama-3.1-8b", gpu="h200")
+    assert not plan.fits
+
+
+def test_the_run_expects_of_its_first_update_what_the_plan_does(described):
+    model, config = described("3m", "bfloat16")
+    stepper, _ = stepper_of(model, config)
+    planned = resident(empty_model(config), config, METHOD, gpus=1, parallel="ddp")
+    assert bytes_to_come(stepper.policy.engine, "adamw") == planned.gradients + planned.optimizer
 
 
 def test_hours_follow_from_steps_and_seconds():

@@ -63,9 +63,10 @@ def test_quotations_are_the_papers(recipe):
 
 
 def test_sft_then_nrt(model_dir, pairs_file, tmp_path):  # noqa: F811
-    """The two commands of the headers, with a tiny model and few pairs."""
+    """The two commands of the headers, with a tiny model, few pairs and no vLLM."""
     small = [f"data.train={pairs_file}", "data.columns.messages=null", "data.columns.source=kind", "batch=4", "steps=2", "traces=2",
-             "max_prompt_tokens=16", "max_trace_tokens=5", "max_answer_tokens=8", "threads=1", "eval_every=0", "device=cpu"]  # fmt: skip
+             "max_prompt_tokens=16", "max_trace_tokens=5", "max_answer_tokens=8", "threads=1", "eval_every=0", "device=cpu",
+             "sampler=hf"]  # fmt: skip
     sft = train(load_config("llama-3.2-3b", [f"model={model_dir}", "method=sft", *small, f"run={tmp_path / 'sft'}"]))
     nrt = train(load_config("llama-3.2-3b", [f"model={sft.model_dir}", *small, f"run={tmp_path / 'nrt'}"]))
     assert load_run(nrt.path).config.method == "nrt-ws-neg-log-p"

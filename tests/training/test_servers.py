@@ -13,7 +13,7 @@ from nrt.rollout import RemoteSampler
 from nrt.training.loop import Interrupted
 from nrt.training.setup import prepare
 from tests.rollout.test_remote import served
-from tests.training.test_several import assert_like, in_both, refuse
+from tests.training.test_several import assert_like, in_both
 from tests.training.test_train import InterruptAt, assert_same_run
 
 
@@ -74,13 +74,6 @@ def test_sampled_ahead(config_of, tmp_path):
 def test_several_processes_have_one_that_speaks_to_the_server(gang, config_of, tmp_path, parallel):
     one = nrt.train(config_of(run=str(tmp_path / "one")))
     assert_like(in_both(gang, config_of(run=str(tmp_path / "two"), parallel=parallel)), one)
-
-
-def test_vllm_itself_is_not_for_several(gang, make_config):
-    assert (
-        gang(refuse, make_config(sampler="vllm"))
-        == ["vLLM runs inside one process only; start rollout servers and set vllm.urls (docs/running.md)"] * 2
-    )
 
 
 @pytest.mark.parametrize("strict", [True, False])

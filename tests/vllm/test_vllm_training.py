@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import nrt
+from nrt.config import dump_yaml
 from nrt.errors import InputError, RunError
 from nrt.models import save_config
 from nrt.rollout import Request
@@ -20,6 +25,8 @@ pytestmark = pytest.mark.vllm
 pytest.importorskip("vllm")
 
 from nrt.rollout.vllm import VLLMSampler  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
 
 LONG = tuple(3 + (7 * i + i * i) % 38 for i in range(300))
 """More than two blocks of vLLM's cache on a CPU, which have 128 tokens."""
@@ -153,6 +160,39 @@ def test_overlap(trainable, tmp_path):
     assert [group["traces"][0]["version"] for group in run.traces()] == [0, 0, 1, 2, 3, 4]
     gaps = [record["sampler/logp_gap"] for record in run.metrics()[1:]]
     assert gaps[0] < 1e-4 < min(gaps[1:])
+
+
+def torchrun(recipe) -> subprocess.CompletedProcess[str]:
+    """Two processes of the command, to their end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "nrt", "train", str(recipe)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_under_torchrun_each_process_has_an_engine(trainable, tmp_path):
+    """Each samples for its prompts, while the trainer's weights are in shards; the traces are those of one process."""
+    config = make_config(trainable, tmp_path)
+    alone = nrt.train(config)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_yaml(config.model_copy(update={"run": str(tmp_path / "two"), "parallel": "fsdp"})))
+    said = torchrun(recipe)
+    assert said.returncode == 0, said.stderr
+    assert "Traceback" not in said.stderr
+    run = nrt.load_run(tmp_path / "two")
+    assert [ids(group) for group in run.traces()] == [ids(group) for group in alone.traces()]
+    assert all(record["sampler/logp_gap_max"] < 1e-4 for record in run.metrics()[1:])
+
+
+def test_under_torchrun_a_pair_that_disagrees_is_refused_in_one_line(trainable, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_yaml(make_config(trainable, tmp_path, sampler_tolerance=1e-9)))
+    said = torchrun(recipe)
+    assert said.stderr.count("error: sampler and trainer disagree") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def ids(group):
+    return [trace["ids"] for trace in group["traces"]]
 
 
 def test_two_types_are_measured_and_corrected(trainable, tmp_path):

@@ -16,7 +16,7 @@ from nrt.errors import InputError, unknown
 
 
 def load_config(recipe: str, overrides: Iterable[str] = ()) -> Config:
-    """Reads a recipe (a packaged name or a YAML path) and `key=value` overrides.
+    """Reads a recipe (a packaged name or a YAML path, also a run's config.yaml) and `key=value` overrides.
 
     Raises InputError for an unknown recipe, an unknown setting (with the nearest known one) or a value of the wrong type.
     """
@@ -40,11 +40,7 @@ def dump_yaml(config: Config) -> str:
 
 def parse_yaml(text: str, source: str) -> Config:
     """The inverse of `dump_yaml`. Raises InputError when a later nrt wrote it."""
-    values = dict(_mapping(text, source))
-    version = values.pop("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
-        raise InputError(f"{source} has schema version {version}, this nrt reads {SCHEMA_VERSION}; install the nrt that wrote it")
-    return validate(values)
+    return validate(_settings(text, source))
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
@@ -99,21 +95,22 @@ def _read_layer(recipe: str) -> Mapping[str, Any]:
         path = Path(recipe)
         if not path.is_file():
             raise InputError(f"recipe {recipe}: no such file")
-        return _mapping(path.read_text(encoding="utf-8"), recipe)
+        return _settings(path.read_text(encoding="utf-8"), recipe)
     known = packaged()
     if recipe not in known:
         raise unknown("recipe", recipe, known)
-    return _mapping(known[recipe].read_text(encoding="utf-8"), recipe)
+    return _settings(known[recipe].read_text(encoding="utf-8"), recipe)
 
 
 def _read_profile(name: str) -> Mapping[str, Any]:
     known = packaged("profiles")
     if name not in known:
         raise unknown("profile", name, known)
-    return _mapping(known[name].read_text(encoding="utf-8"), f"profile {name}")
+    return _settings(known[name].read_text(encoding="utf-8"), f"profile {name}")
 
 
-def _mapping(text: str, source: str) -> Mapping[str, Any]:
+def _settings(text: str, source: str) -> Mapping[str, Any]:
+    """What a YAML file sets. A run's config.yaml can be used as a recipe: its schema version is checked and left out."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -122,7 +119,9 @@ def _mapping(text: str, source: str) -> Mapping[str, Any]:
         return {}
     if not isinstance(values, Mapping):
         raise InputError(f"{source} must hold settings (key: value), not {type(values).__name__}")
-    return values
+    if (version := values.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+        raise InputError(f"{source} has schema version {version}, this nrt reads {SCHEMA_VERSION}; install the nrt that wrote it")
+    return {key: value for key, value in values.items() if key != "schema_version"}
 
 
 def _scalar(text: str) -> Any:

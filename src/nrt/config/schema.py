@@ -245,7 +245,8 @@ class VLLMConfig(Section):
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of vLLM's weights; unset: `dtype`. This setting and those up to `sleep` are for this process: a server has options."""
     memory: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of a GPU's memory that vLLM takes, weights included (unset: .3); on a CPU of the machine's, for keys and values (unset: .1)."""
+    """Share of a GPU's memory that vLLM takes, weights included (unset: what the trainer leaves); on a CPU of the machine's, for keys and
+    values (unset: .1)."""
     context: Positive | None = None
     """Longest sequence in tokens; unset: prompt, trace and answer at their caps, or what the model can."""
     sleep: Literal[0, 1, 2] = 1

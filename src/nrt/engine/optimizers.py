@@ -27,3 +27,9 @@ def make_optimizer(config: OptimizerConfig, masters: Sequence[Tensor]) -> Optimi
         raise InputError(f"optimizer.name={config.name} needs bitsandbytes ({error}): pip install 'native-reasoning[lora]'") from None
     kind = PagedAdamW8bit if config.name == "paged-adamw-8bit" else AdamW8bit
     return kind(masters, **settings)
+
+
+def state_bytes(n: int, name: str) -> int:
+    """Of `n` parameters: two moments, float32 or 8 bits with a scale for each 256 numbers, and a count of updates. Small tensors stay in
+    float32."""
+    return 8 * n + 4 if name == "adamw" or n < 4096 else 2 * n + 8 * -(-n // 256)

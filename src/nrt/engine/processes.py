@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -57,6 +57,9 @@ class Processes:
     def meet(self) -> None:
         """Nobody goes on before all are here."""
 
+    def at_end(self, close: Callable[[], None]) -> None:
+        """`close` is called before the processes part."""
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process."""
         return any(self.gather(flag))
@@ -97,6 +100,7 @@ class Launched(Processes):
 
     local_rank: int  # on this node
     control: Any  # a group on the CPU, for what are no device's tensors
+    ending: ExitStack
 
     def place(self, device: torch.device) -> torch.device:
         return torch.device("cuda", self.local_rank) if device.type == "cuda" else device
@@ -121,6 +125,9 @@ class Launched(Processes):
         with _lost():
             dist.barrier(group=self.control)
 
+    def at_end(self, close: Callable[[], None]) -> None:
+        self.ending.callback(close)
+
     def _group(self, tensor: Tensor) -> Any:
         return self.control if tensor.device.type == "cpu" else None
 
@@ -144,9 +151,10 @@ def processes_of(device: torch.device) -> Iterator[Processes]:
         with _lost():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield Launched(rank, size, local_rank=local_rank, control=dist.new_group(backend="gloo", timeout=TIMEOUT))
+        with ExitStack() as ending:
+            yield Launched(rank, size, local_rank=local_rank, control=dist.new_group(backend="gloo", timeout=TIMEOUT), ending=ending)
     finally:
-        if begun:
+        if begun and dist.is_initialized():
             dist.destroy_process_group()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -20,6 +20,7 @@ class SharedSampler:
     sampler: Sampler
     processes: Processes
     whole: Callable[[], AbstractContextManager[None]]  # while the trainer's model has all of its weights
+    lent: bool  # it is the trainer's model that samples
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int | None = None) -> None:
         with self.whole():
@@ -29,7 +30,7 @@ class SharedSampler:
         """See `Sampler.sample`."""
         size, prompts = self.processes.size, len(request.prompts)
         mine = range(self.processes.rank, prompts, size)
-        with self.whole():
+        with self.whole() if self.lent else nullcontext():
             samples = self.sampler.sample(replace(request, only=mine)) if mine else []
         parts = self.processes.gather(samples)
         return [parts[b % size][b // size] for b in range(prompts)]

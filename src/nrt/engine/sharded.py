@@ -126,6 +126,11 @@ def gathered(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def spread_like(tensor: Tensor, other: Tensor) -> Tensor:
     """A whole tensor, of which this process holds the same part as of `other`."""
     if not isinstance(other, DTensor):

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from nrt.config import Config
+from nrt.plan.memory import Rollout
 from nrt.plan.planning import Plan, Question, make_plan
 from nrt.plan.work import group_rows, limit
 from nrt.training.setup import resolve_method
@@ -29,7 +30,7 @@ def advise(question: Question, plan: Plan) -> list[Step]:
     Where what stays in memory is too much already, that comes first.
     """
     steps: list[Step] = []
-    passing, staying = (_rows, _recompute, _tokens), (_reference, _overlap, _short, _shards, _adapters)
+    passing, staying = (_share, _rows, _recompute, _tokens), (_reference, _overlap, _short, _shards, _adapters)
     too_much = plan.memory.resident.total + plan.memory.reserve > plan.capacity
     for suggest in (*staying, *passing) if too_much else (*passing, *staying):
         for change, changed, price in () if plan.fits else suggest(question, plan):
@@ -63,9 +64,15 @@ def _with(question: Question, change: str, price: str, **values: Any) -> Suggest
     return change, replace(question, config=config), price
 
 
+def _share(question: Question, plan: Plan) -> Iterator[Suggestion]:
+    if question.config.vllm.memory is not None and plan.memory.sampling > plan.capacity:
+        own = question.config.vllm.model_copy(update={"memory": None})
+        yield _with(question, "vllm.memory=null", "fewer traces at a time", vllm=own.model_dump())
+
+
 def _rows(question: Question, plan: Plan) -> Iterator[Suggestion]:
     """Halved for as long as the rollout does not fit, down to one prompt's traces."""
-    rows = plan.memory.rollout.rows if plan.memory.rollout else 0
+    rows = plan.memory.rollout.rows if isinstance(plan.memory.rollout, Rollout) else 0
     while plan.memory.sampling > plan.capacity and rows > question.config.traces:
         rows = max(question.config.traces, rows // 2)
         suggestion = _with(question, f"sampler_rows={rows}", "a slower rollout", sampler_rows=rows)

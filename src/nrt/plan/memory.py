@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
 from nrt.config import Config
+from nrt.engine.optimizers import state_bytes
 from nrt.engine.sharded import MOST
 from nrt.engine.weights import layers_of
 from nrt.models import trained_rows
@@ -15,6 +16,7 @@ from nrt.objective import Method
 from nrt.plan.counting import Token, count_update
 from nrt.plan.hardware import Accelerator
 from nrt.plan.work import Lengths, forwarded, micro_batch
+from nrt.rollout.vllm import GAPS, share_beside
 from nrt.scoring.head import TILE
 
 Parallel = Literal["ddp", "fsdp"]
@@ -23,8 +25,9 @@ scores, or a layer of it runs (torch's FSDP2)."""
 
 WIDTH = {"float32": 4, "bfloat16": 2}
 RESERVE = 2**30
-"""The device's context and kernels; beyond it a share of all memory is left to the allocator's gaps."""
-GAPS = 0.04
+"""The device's context and kernels; beyond it a share of all memory is left to the allocator's gaps (GAPS)."""
+VLLM_TOKENS = 16_384
+"""Most that vLLM forwards at once, on large GPUs (its max_num_batched_tokens)."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Resident:
     gradients: int
     optimizer: int
     reference: int  # the initial model
-    sampler: int  # weights of its own
+    sampler: int  # weights of its own; vLLM as a whole, where it does not sleep
 
     @property
     def total(self) -> int:
@@ -57,6 +60,27 @@ class Rollout:
     @property
     def total(self) -> int:
         return self.gathered + self.cache + self.prompts + max(self.prefill, self.distribution)
+
+
+@dataclass(frozen=True)
+class Vllm:
+    """While vLLM samples on the trainer's GPU, on top of what is resident."""
+
+    rows: int  # traces decoded together: what keys and values have room for, at mean lengths
+    share: float  # of the GPU, that vLLM takes (vllm.memory)
+    weights: int
+    working: int  # activations of its longest forward, and logits
+    cache: int  # keys and values: the rest of its share, and no less than the longest sequence
+    gathered: int  # fsdp: the trainer's whole model, for the push, when keys and values are not there yet
+    stays: bool  # during updates too, and so it is counted with what is resident
+
+    @property
+    def taken(self) -> int:
+        return self.weights + self.working + self.cache
+
+    @property
+    def total(self) -> int:
+        return max(0 if self.stays else self.taken, self.gathered + (0 if self.stays else self.weights))
 
 
 @dataclass(frozen=True)
@@ -86,7 +110,7 @@ class Memory:
     """Bytes on each GPU."""
 
     resident: Resident
-    rollout: Rollout | None  # None: nothing is sampled
+    rollout: Rollout | Vllm | None  # None: nothing is sampled here
     update: Step
     reserve: int
 
@@ -112,11 +136,19 @@ def memory_of(
     prompts = -(-config.batch // gpus)
     cut = parallel == "fsdp" and gpus > 1
     update = _step(model, config, method, lengths, max(1, prompts // config.updates_per_rollout), gpu.kind, cut)
-    rollout = _rollout(model, config, lengths, token, prompts, cut) if method.samples else None
-    if rollout and config.sampler == "vllm" and config.vllm.urls:  # on other GPUs
-        rollout = Rollout(rollout.rows, cache=0, prompts=0, prefill=0, distribution=0, gathered=0)
     reserve = RESERVE + int(GAPS * gpu.memory) if gpu.kind == "cuda" else 0
-    return Memory(resident(model, config, method, gpus=gpus, parallel=parallel), rollout, update, reserve)
+    stays = resident(model, config, method, gpus=gpus, parallel=parallel)
+    if not method.samples or vllm_elsewhere(config):
+        return Memory(stays, None, update, reserve)
+    if config.sampler == "hf":
+        return Memory(stays, _rollout(model, config, lengths, token, prompts, cut), update, reserve)
+    rollout = _vllm(model, config, lengths, token, prompts, cut, stays.total, gpu)
+    return Memory(replace(stays, sampler=rollout.taken if rollout.stays else 0), rollout, update, reserve)
+
+
+def vllm_elsewhere(config: Config) -> bool:
+    """Whether rollout servers sample, on other GPUs."""
+    return config.sampler == "vllm" and bool(config.vllm.urls)
 
 
 def layout(model: Any, config: Config, method: Method, gpus: int, gpu: Accelerator) -> Parallel:
@@ -132,13 +164,13 @@ def resident(model: Any, config: Config, method: Method, *, gpus: int, parallel:
     """`ddp`: all of it on each GPU. `fsdp`: divided by the GPUs, and no weights beside the float32 ones."""
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     trained, whole, shards = sum(sizes), weight_bytes(model, config), gpus if parallel == "fsdp" else 1
-    short, own = config.dtype != "float32", config.overlap or (config.sampler == "vllm" and not config.vllm.urls)
+    short, own = config.dtype != "float32", config.overlap and config.sampler == "hf"
     kept = config.initial_reference and method.samples and not config.lora.rank  # with adapters: the model itself, without them
     return Resident(
         weights=0 if short and shards > 1 else whole // shards,
         masters=4 * trained // shards if short else 0,
         gradients=4 * trained // shards,
-        optimizer=sum(_state_bytes(n, config.optimizer.name) for n in sizes) // shards,
+        optimizer=sum(state_bytes(n, config.optimizer.name) for n in sizes) // shards,
         reference=whole // shards if kept else 0,
         sampler=whole if own and method.samples else 0,
     )
@@ -156,11 +188,6 @@ def _linear(model: Any) -> dict[int, int]:
     """Numbers in the frozen matrices that are held in 4 bits: all but the head's."""
     linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear) and module is not model.get_output_embeddings()]
     return {id(weight): weight.numel() for weight in linear if not weight.requires_grad}
-
-
-def _state_bytes(n: int, optimizer: str) -> int:
-    """Two moments, float32 or 8 bits with a scale for each 256 numbers, and a count of updates. Small tensors stay in float32."""
-    return 8 * n + 4 if optimizer == "adamw" or n < 4096 else 2 * n + 8 * -(-n // 256)
 
 
 def _gathered(model: Any, config: Config) -> int:
@@ -185,6 +212,32 @@ def _rollout(model: Any, config: Config, lengths: Lengths, token: Token, prompts
         prefill=int(1.5 * prompt_cache) + 4 * read * opening * inner * width,
         distribution=rows * vocabulary * (width + 4 + 4 + 8),
         gathered=weight_bytes(model, config) if cut else 0,
+    )
+
+
+def _vllm(model: Any, config: Config, lengths: Lengths, token: Token, prompts: int, cut: bool, stays: int, gpu: Accelerator) -> Vllm:
+    """vLLM's share as the run sets it, where the config does not (`training.sampler`)."""
+    width, sleeps = WIDTH[config.vllm.dtype or config.dtype], gpu.kind == "cuda" and config.vllm.sleep > 0 and not config.overlap
+    numbers, rows = sum(p.numel() for p in model.parameters()), min(config.sampler_rows, prompts * config.traces)
+    table = model.get_output_embeddings().weight.shape
+    inner = max((p.shape[0] for layer in layers_of(model) for p in layer.parameters() if p.ndim == 2), default=0)
+    weights, working = width * numbers, width * VLLM_TOKENS * (2 * inner + 4 * table[1]) + 8 * rows * table[0]
+    if gpu.kind == "cpu":
+        share, cache = 0.0, int((config.vllm.memory or 0.1) * gpu.memory)
+    else:
+        share = config.vllm.memory or max(0.0, share_beside(stays + RESERVE, gpu.memory, sleeps=sleeps))
+        cache = int(share * gpu.memory) - weights - working
+    each = token.cache_bytes(width) * (lengths.trace + lengths.prompt / config.traces)
+    longest = token.cache_bytes(width) * (config.max_prompt_tokens + config.max_trace_tokens + 1)
+    cache = max(cache, longest)
+    return Vllm(
+        rows=max(1, min(rows, int(cache / each))),
+        share=share,
+        weights=weights,
+        working=working,
+        cache=cache,
+        gathered=weight_bytes(model, config) if cut else 0,
+        stays=not sleeps,
     )
 
 

@@ -11,7 +11,7 @@ from nrt.errors import InputError
 from nrt.objective import Method
 from nrt.plan.counting import Token, count_token
 from nrt.plan.hardware import Accelerator
-from nrt.plan.memory import GAPS, RESERVE, WIDTH, Memory, Parallel, layout, memory_of, weight_bytes
+from nrt.plan.memory import GAPS, RESERVE, WIDTH, Memory, Parallel, layout, memory_of, vllm_elsewhere, weight_bytes
 from nrt.plan.shapes import empty_model
 from nrt.plan.work import Lengths, Phases, Tokens, count_flops, count_tokens
 from nrt.training.setup import import_plugin, resolve_method, steps_of
@@ -99,23 +99,25 @@ def _seconds(question: Question, model: Any, method: Method, token: Token, memor
 
 
 def _rollout_seconds(question: Question, model: Any, method: Method, token: Token, memory: Memory, flops: Phases) -> float:
-    """Waves of rows in lock step, each as long as the cap. A decoding step reads the weights, and what is cached of the rows that still
-    run, and issues its kernels; whichever of reading, arithmetic and issuing takes longest is what it takes."""
-    if memory.rollout is None:
-        return 0.0
+    """A decoding step reads the weights, and what is cached of the rows that run, and issues its kernels; whichever of reading,
+    arithmetic and issuing takes longest is what it takes. The Hugging Face sampler decodes waves of rows in lock step, each as long as
+    the cap; vLLM fills a row's place when it ends, and no trace is shorter than it is."""
     config, gpu, mean = question.config, question.gpu, question.mean
-    width = WIDTH[config.dtype]
-    rows, prompts = memory.rollout.rows, -(-memory.rollout.rows // config.traces)
-    waves = -(-config.batch * config.traces // (question.gpus * rows))
-    steps = config.max_trace_tokens + (config.max_answer_tokens if method.samples_answers else 0)
-    running = min(1.0, mean.trace / config.max_trace_tokens)
-    shared = prompts if config.sampler == "hf" else rows
+    if not method.samples:
+        return 0.0
+    width, each = WIDTH[config.dtype], -(-config.batch * config.traces // question.gpus)
+    rows = memory.rollout.rows if memory.rollout else min(config.sampler_rows, each)
+    longest = config.max_trace_tokens + (config.max_answer_tokens if method.samples_answers else 0)
+    if config.sampler == "hf":
+        steps, shared = -(-each // rows) * longest, -(-rows // config.traces)
+        running, issuing = min(1.0, mean.trace / config.max_trace_tokens), token.operations * gpu.call_seconds
+    else:
+        sampled = mean.trace + (mean.answer if method.samples_answers else 0)
+        steps, shared, running, issuing = max(longest, each * sampled / rows), rows, 1.0, 0.0
     cached = token.cache_bytes(width) * running * (shared * mean.prompt + rows * mean.trace / 2)
-    weights = weight_bytes(model, config)
-    reading = (weights + cached) / (gpu.bandwidth * gpu.bandwidth_share)
-    issuing = token.operations * gpu.call_seconds if config.sampler == "hf" else 0.0
+    reading = (weight_bytes(model, config) + cached) / (gpu.bandwidth * gpu.bandwidth_share)
     arithmetic = flops.rollout / (gpu.flops(config.dtype) * gpu.mfu * question.gpus)
-    return max(waves * steps * max(reading, issuing), arithmetic)
+    return max(steps * max(reading, issuing), arithmetic)
 
 
 def _assumptions(question: Question, method: Method, parallel: Parallel) -> list[str]:
@@ -126,8 +128,9 @@ def _assumptions(question: Question, method: Method, parallel: Parallel) -> list
         "memory: counted on torch's meta device with attention as fused kernels keep it (Flash, FlexAttention); traces' keys and values "
         f"up to max_trace_tokens; reserved: {RESERVE / 2**30:.0f} GiB for the device's context and {GAPS:.0%} for the allocator's gaps",
         f"update and scoring at {gpu.mfu:.0%} of {gpu.flops(config.dtype) / 1e12:g} TFLOP/s ({config.dtype}, the vendor's dense peak)",
-        f"rollout: waves of rows in lock step up to the cap; each decoding step reads weights and cache at {gpu.bandwidth_share:.0%} of "
-        f"{gpu.bandwidth / 1e12:g} TB/s, or issues its operations {gpu.call_seconds * 1e6:g} µs apart (sampler hf), whichever is longer",
+        f"rollout: {_sampling(config)}; each decoding step reads weights and cache at {gpu.bandwidth_share:.0%} of "
+        f"{gpu.bandwidth / 1e12:g} TB/s"
+        + (f", or issues its operations {gpu.call_seconds * 1e6:g} µs apart, whichever is longer" if config.sampler == "hf" else ""),
         "not counted: held-out evaluation, checkpoints, reading data, traffic between GPUs, prompts that a filter replaces",
     ]
     if gpu.kind == "cpu":
@@ -135,9 +138,12 @@ def _assumptions(question: Question, method: Method, parallel: Parallel) -> list
     if question.gpus > 1:
         shards = "float32 parameters, gradients and state in shards; the model is whole while it samples and scores, a layer while it runs"
         said.append(f"{question.gpus} GPUs, {parallel}: " + (shards if parallel == "fsdp" else "a replica on each"))
-    if config.sampler == "vllm":
-        here = "a copy of the weights in the same GPU, and as much cache as sampler_rows need (it takes vllm.memory)"
-        said.append("sampler vllm: " + ("servers on as many GPUs of their own, which the cost leaves out" if config.vllm.urls else here))
+    if vllm_elsewhere(config):
+        said.append("sampler vllm: servers on as many GPUs of their own, which the cost leaves out")
+    elif config.sampler == "vllm":
+        said.append(
+            "sampler vllm: activations of 16,384 tokens and logits of all rows beside its weights; the rest of its share is keys and values"
+        )
     if config.quantize:
         said.append("nf4: .516 bytes a number of the layers' frozen matrices; the time to unpack them is not counted")
     if config.optimizer.name != "adamw":
@@ -145,3 +151,9 @@ def _assumptions(question: Question, method: Method, parallel: Parallel) -> list
     if method.keep is not None:
         said.append(f"{method.name} drops groups and draws others: its rollouts are longer than planned")
     return said
+
+
+def _sampling(config: Config) -> str:
+    if config.sampler == "hf":
+        return "waves of rows in lock step up to the cap"
+    return "as many rows as keys and values have room for, a new one when one ends, and one trace as long as the cap"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nrt.plan.advice import Step
-from nrt.plan.memory import Memory
+from nrt.plan.memory import Memory, Vllm
 from nrt.plan.planning import Plan, Question
 
 GIB = 2**30
@@ -76,12 +76,22 @@ def _memory_table(question: Question, memory: Memory) -> Table:
         ("gradients", stays.gradients, "float32"),
         ("optimiser state", stays.optimizer, "AdamW, float32"),
         ("initial reference model", stays.reference, "initial_reference=true"),
-        ("sampler's own weights", stays.sampler, ""),
+        ("vLLM" if isinstance(rollout, Vllm) else "sampler's own weights", stays.sampler, "it does not sleep"),
         ("reserved", memory.reserve, ""),
     ):
         if size:
             table.add_row(name, _gib(size), note)
-    if rollout:
+    if isinstance(rollout, Vllm):
+        table.add_section()
+        asleep = "all the time" if rollout.stays else "asleep during updates"
+        table.add_row("vLLM", _gib(rollout.taken), f"vllm.memory={rollout.share:g}, {asleep}" if rollout.share else asleep)
+        table.add_row("of this, weights", _gib(rollout.weights), "")
+        table.add_row("of this, working", _gib(rollout.working), "")
+        table.add_row("of this, keys and values", _gib(rollout.cache), f"{rollout.rows:,} traces at a time, at mean lengths")
+        if rollout.gathered:
+            table.add_row("the model, gathered for the push", _gib(rollout.gathered), "")
+        table.add_row("rollout at the highest", _gib(memory.sampling), "", style="bold")
+    elif rollout:
         table.add_section()
         table.add_row("keys and values of traces", _gib(rollout.cache), f"{rollout.rows:,} traces at a time (sampler_rows)")
         table.add_row("keys and values of prompts", _gib(rollout.prompts), "once for all traces of a prompt")

@@ -5,6 +5,7 @@ Every sampling parameter is given, so no generation_config leaks in; ids come ba
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,9 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nrt.environment import launched
 from nrt.errors import InputError, RunError
 from nrt.rollout.base import Request, hashed
 from nrt.types import Row, Sample
+
+GAPS = 0.04
+"""Share of a GPU's memory that is left to the allocators' gaps."""
 
 
 class VLLMSampler:
@@ -22,8 +27,8 @@ class VLLMSampler:
 
     context    the longest sequence in tokens; None: the model's own
     rows       how many are decoded together
-    memory     share of a GPU's memory that vLLM takes, weights included (None: .9); without a GPU, share of the machine's for keys and
-               values alone (None: .1)
+    memory     share of a GPU's memory that vLLM takes, weights included (None: .9; `share_beside` a trainer); without a GPU, share of
+               the machine's for keys and values alone (None: .1)
     dummy      the folder has a configuration only: weights are what `load_weights` brings
     sleep      what `rest` gives back where the platform can (a GPU, not a CPU): 1 keys and values, with the weights moved to the
                machine's memory; 2 the weights too, which the next `load_weights` brings again; 0 nothing
@@ -45,28 +50,25 @@ class VLLMSampler:
         from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
         self._sleep = sleep if current_platform.is_sleep_mode_available() else 0
-        self._asleep = False
+        self._asleep: set[str] = set()  # weights, kv_cache
         self._loaded, self.version = not dummy, None  # of the weights, if whoever brought them said
         self.llm = vllm.LLM(
             model, dtype=dtype, max_model_len=context, max_num_seqs=rows, skip_tokenizer_init=True, generation_config="vllm",
             enable_prefix_caching=True, seed=0, disable_log_stats=True, enforce_eager=not on_gpu, logprobs_mode="processed_logprobs",
             load_format="dummy" if dummy else "auto", enable_sleep_mode=bool(self._sleep), trust_remote_code=trust_remote_code,
+            distributed_executor_backend="external_launcher" if launched()[1] > 1 else None,  # one engine in each of torchrun's processes
             **({"gpu_memory_utilization": memory or 0.9} if on_gpu else {"kv_cache_memory_bytes": int((memory or 0.1) * _machine_bytes())}),
         )  # fmt: skip
         self.context: int = self.llm.llm_engine.model_config.max_model_len
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int | None = None) -> None:
         """In memory, then the prefix cache is emptied: its keys and values are the old weights'."""
-        lost = self._asleep and self._sleep == 2
-        if self._asleep:
-            self.llm.wake_up(tags=["weights"])
+        lost = self._sleep == 2 and "weights" in self._asleep
+        self._wake("weights")
         if lost or version is None or version != self.version:
             self._loaded, self.version = False, None  # until all are there
             self.llm.collective_rpc(_reload, args=(list(weights),))
             self._loaded, self.version = True, version
-        if self._asleep:
-            self.llm.wake_up(tags=["kv_cache"])
-            self._asleep = False
         self.llm.reset_prefix_cache()
 
     def sample(self, request: Request) -> list[list[Sample]]:
@@ -74,8 +76,9 @@ class VLLMSampler:
 
         Raises RunError without weights, InputError for a prompt that leaves no room for `cap` tokens.
         """
-        if not self._loaded or self._asleep:
+        if not self._loaded or "weights" in self._asleep:
             raise RunError("vLLM has no weights: load_weights comes first")
+        self._wake("kv_cache")
         if (longest := max((len(request.prompts[b]) for b in request.places), default=0)) + request.cap > self.context:
             raise InputError(
                 f"a prompt of {longest} tokens and {request.cap} new ones do not fit into vLLM's context of {self.context}; "
@@ -90,7 +93,11 @@ class VLLMSampler:
         """Gives back what `sleep` says."""
         if self._sleep and not self._asleep:
             self.llm.sleep(level=self._sleep)
-            self._asleep = True
+            self._asleep = {"weights", "kv_cache"}
+
+    def close(self) -> None:
+        """Ends the engine. Under torchrun vLLM then ends torch.distributed too, the trainer's part of it included."""
+        self.llm.llm_engine.engine_core.shutdown()
 
     def score(self, rows: Sequence[Row]) -> list[list[float]]:
         """Log-probability of each tail token, nats."""
@@ -102,6 +109,13 @@ class VLLMSampler:
             places = range(first, len(row.ids))
             found.append([output.prompt_logprobs[place][row.ids[place]].logprob for place in places])
         return found
+
+    def _wake(self, part: str) -> None:
+        """Weights first, for the push, and keys and values when they are needed: the trainer may hold its whole model in between."""
+        if part in self._asleep:
+            torch.cuda.empty_cache()  # what torch's allocator holds for the trainer without need
+            self.llm.wake_up(tags=[part])
+            self._asleep.remove(part)
 
     def _sample(self, output: Any) -> Sample:
         return Sample(tuple(output.token_ids), tuple(output.logprobs.logprobs), self.version)
@@ -117,6 +131,16 @@ def _vllm() -> Any:
     except ImportError as error:
         raise InputError(f"this needs vLLM ({error}); install it beside nrt, or take hf instead of vllm") from None
     return vllm
+
+
+def share_beside(used: int, total: int, *, sleeps: bool) -> float:
+    """Share of a GPU's `total` bytes for vLLM, where a trainer keeps `used`: all the rest if it sleeps during updates, else half of it.
+
+    >>> share_beside(50, 100, sleeps=True), share_beside(50, 100, sleeps=False)
+    (0.46, 0.23)
+    """
+    left = (1 - GAPS) * total - used
+    return math.floor(100 * (left if sleeps else left / 2) / total) / 100
 
 
 def _machine_bytes() -> int:

@@ -10,6 +10,9 @@ import torch
 
 from nrt.config import Config
 from nrt.data import trace_row
+from nrt.engine.local import LocalEngine
+from nrt.engine.optimizers import state_bytes
+from nrt.engine.sharded import local
 from nrt.errors import InputError
 from nrt.models import save_config
 from nrt.objective import Mismatch, mismatch
@@ -24,24 +27,54 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 """Nats; most that log-probabilities may differ in the mean, by the shorter of the two types."""
 
 
-def vllm_sampler(model: Any, config: Config) -> Sampler:
-    """vLLM in this process, or servers of it; without weights yet. Here it starts from a folder with the model's configuration alone."""
+def vllm_sampler(engine: LocalEngine, config: Config) -> Sampler:
+    """vLLM in this process, or servers of it; without weights yet. Here it starts from a folder with the model's configuration alone.
+
+    Raises InputError where the trainer leaves it no room on a GPU.
+    """
     from nrt.rollout.vllm import VLLMSampler
 
-    how, on_gpu = config.vllm, torch.cuda.is_available()
+    how = config.vllm
     if how.urls:
         return RemoteSampler(how.urls, strict=how.strict, wait=how.wait)
+    sleep = 0 if config.overlap else how.sleep
     with tempfile.TemporaryDirectory() as folder:
-        save_config(model, folder)
-        return VLLMSampler(
+        save_config(engine.model, folder)
+        sampler = VLLMSampler(
             folder,
             dtype=how.dtype or config.dtype,
-            context=how.context or _context(model, config),
+            context=how.context or _context(engine.model, config),
             rows=config.sampler_rows,
-            memory=how.memory or (0.3 if on_gpu else None),
+            memory=how.memory or (_share(engine, config, sleeps=sleep > 0) if torch.cuda.is_available() else None),
             dummy=True,
-            sleep=0 if config.overlap else how.sleep,
+            sleep=sleep,
         )
+    engine.processes.at_end(sampler.close)
+    return sampler
+
+
+def _share(engine: LocalEngine, config: Config, *, sleeps: bool) -> float:
+    """Of this GPU's memory, what will be free when gradients and the optimiser's state are there too."""
+    from nrt.rollout.vllm import share_beside
+
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    share = share_beside(total - free + bytes_to_come(engine, config.optimizer.name), total, sleeps=sleeps)
+    numbers = max(sum(p.numel() for p in engine.model.parameters()), sum(p.numel() for p in engine.weights.masters.values()))
+    weights = numbers * getattr(torch, config.vllm.dtype or config.dtype).itemsize
+    if share * total < weights:
+        raise InputError(
+            f"beside the trainer vLLM has {share * total / 2**30:.1f} GiB of this GPU, and its weights alone take {weights / 2**30:.1f}: "
+            "train adapters (lora.rank=16), start more processes with parallel=fsdp, or let rollout servers sample (vllm.urls); "
+            "nrt plan adds it up"
+        )
+    return share
+
+
+def bytes_to_come(engine: LocalEngine, optimizer: str) -> int:
+    """What the first update adds in this process: float32 gradients and the optimiser's state."""
+    sizes = [local(master).numel() for master in engine.weights.masters.values()]
+    return sum(4 * n + state_bytes(n, optimizer) for n in sizes)
 
 
 def check_agreement(policy: Policy, pairs: list[Pair], config: Config) -> Mismatch:

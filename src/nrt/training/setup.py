@@ -215,8 +215,6 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     names = resolve_names(config)
     if config.overlap and processes.size > 1:
         raise InputError("overlap=true samples in one process only; set overlap=false, or start nrt without torchrun")
-    if config.sampler == "vllm" and not config.vllm.urls and processes.size > 1:
-        raise InputError("vLLM runs inside one process only; start rollout servers and set vllm.urls (docs/running.md)")
     if config.threads:
         torch.set_num_threads(config.threads)
     base = check_given(config)
@@ -260,10 +258,12 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     )
     sampler: Sampler = HFSampler(model, pad_id, config.sampler_rows)
     if config.sampler == "vllm" and names.method.samples:
-        sampler = vllm_sampler(model, config)
+        sampler = vllm_sampler(engine, config)
     servers = sampler if isinstance(sampler, RemoteSampler) else None
-    if processes.size > 1:
-        sampler = (MainSampler if servers else SharedSampler)(sampler, processes, engine.whole)
+    if servers and processes.size > 1:
+        sampler = MainSampler(sampler, processes, engine.whole)
+    elif processes.size > 1:
+        sampler = SharedSampler(sampler, processes, engine.whole, lent=isinstance(sampler, HFSampler))
     elif config.overlap and not isinstance(sampler, HFSampler):
         sampler = AheadSampler(sampler)
     policy = evaluated = make_policy(config, chat, engine, sampler)
