@@ -76,9 +76,9 @@ test-vllm: .venv-vllm/.done
 test-verl: .venv-verl/.done
 	.venv-verl/bin/python -m pytest -m verl tests/verl
 
-# Nothing is fetched, and the pages fetch nothing either: python -m http.server -d build/docs
+# Without --quiet, which would hide warnings from --strict too. Nothing is fetched, nor do the pages fetch anything: python -m http.server -d build/docs
 docs: .venv/.dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The wheel is made from the sdist. PIP_CONSTRAINT holds the build's own environment to the pins.
 dist: .venv/.dev
