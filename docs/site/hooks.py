@@ -88,7 +88,7 @@ def _link(match: re.Match[str], path: str, linked: set[str]) -> str:
 def _listing(file: Path) -> str:
     name = file.relative_to(ROOT).as_posix()
     text = file.read_text(encoding="utf-8").rstrip()
-    return f"# {name}\n\n````{FENCE.get(file.suffix, 'text')}\n{text}\n````\n"
+    return f"---\nhide: [toc]\n---\n\n# {name}\n\n````{FENCE.get(file.suffix, 'text')}\n{text}\n````\n"
 
 
 def _notebook(file: Path) -> str:
