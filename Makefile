@@ -85,7 +85,7 @@ dist: .venv/.dev
 	rm -rf dist
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*
-	TORCH='$(TORCH)' $(BIN)/python -m pytest -m dist tests/dist -v
+	TORCH='$(TORCH)' $(BIN)/python -m pytest -m dist tests/wheel -v
 
 # Minutes each; they measure, and exit 1 where they fall short of their bars. On a machine that does nothing else.
 bench: .venv/.dev
