@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Tiny models run fastest on one thread; two that contend for cores are several times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test lint types test-fast test-slow test-browser test-vllm test-verl bench bench-step clean
+.PHONY: help setup demo test lint types test-fast test-slow test-browser test-vllm test-verl docs dist bench bench-step clean
 
 help:
 	@echo "make demo       a tiny model learns to reason, in minutes"
@@ -14,6 +14,8 @@ help:
 	@echo "make test-browser  the report's page in a real Chromium"
 	@echo "make test-vllm  the real vLLM on a CPU, in an environment of its own"
 	@echo "make test-verl  engine=verl on two workers of a local Ray, in an environment of its own"
+	@echo "make docs       the documentation as a site in build/docs; broken links are errors"
+	@echo "make dist       wheel and sdist in dist, installed and tried in an environment of their own"
 	@echo "make bench      speed and memory, measured; make bench-step: a step against TRL's"
 	@echo "make setup      only install, with all development tools, into .venv"
 
@@ -73,6 +75,17 @@ test-vllm: .venv-vllm/.done
 
 test-verl: .venv-verl/.done
 	.venv-verl/bin/python -m pytest -m verl tests/verl
+
+# Without --quiet, which would hide warnings from --strict too. Nothing is fetched, nor do the pages fetch anything: python -m http.server -d build/docs
+docs: .venv/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The wheel is made from the sdist. PIP_CONSTRAINT holds the build's own environment to the pins.
+dist: .venv/.dev
+	rm -rf dist
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	TORCH='$(TORCH)' $(BIN)/python -m pytest -m dist tests/wheel -v
 
 # Minutes each; they measure, and exit 1 where they fall short of their bars. On a machine that does nothing else.
 bench: .venv/.dev

@@ -7,6 +7,7 @@ import sys
 import pytest
 from transformers import BertConfig, BertModel
 
+import nrt
 from nrt import cli
 from tests.runs import write_run
 from tests.training.conftest import make_config, model_dir, pairs_file, write_pairs  # noqa: F401
@@ -36,6 +37,10 @@ def small(model_dir, pairs_file):  # noqa: F811
     """Settings of a run of seconds."""
     return ["gsm8k", f"model={model_dir}", f"data.train={pairs_file}", "data.answer=whole", "steps=2", "batch=4", "traces=2",
             "max_trace_tokens=5", "max_answer_tokens=8", "run=mine", "threads=1"]  # fmt: skip
+
+
+def test_version(nrt_command):
+    assert nrt_command("--version") == (0, f"nrt {nrt.__version__}\n", "")
 
 
 def test_train_resume_export_chat(nrt_command, small, tmp_path):

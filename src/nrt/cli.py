@@ -25,6 +25,22 @@ app.add_typer(cli_data.app, name="data", help="Prepare and look at data files.")
 JsonFlag = Annotated[bool, typer.Option("--json", help="JSON lines for machines instead of the live line.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from nrt import __version__
+
+        print(f"nrt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and leave.")
+    ] = False,
+) -> None: ...
+
+
 @app.command()
 def train(
     settings: Annotated[list[str], typer.Argument(metavar="RECIPE [key=value …]", help="A recipe or YAML path, then settings.")],

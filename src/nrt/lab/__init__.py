@@ -1,23 +1,31 @@
 """The miniature: a synthetic world and a tiny model in which Native Reasoning Training shows its effect within minutes on one CPU thread.
 
-`world` makes problems, `corpus` the documents that the base model reads, `base` that model, `observe` its own metrics in a run.
+`world` makes problems, `corpus` the documents that the base model reads, `base` that model, `settings` what the packaged recipes need of
+both, `observe` its own metrics in a run.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nrt.lab.base import BaseSettings, build_base, readout
+    from nrt.lab.observe import observe
+    from nrt.lab.settings import prepare
+    from nrt.lab.world import Problem, write_pairs
 
 _HOME = {
-    "Problem": "world",
-    "write_pairs": "world",
     "BaseSettings": "base",
+    "Problem": "world",
     "build_base": "base",
-    "readout": "base",
     "observe": "observe",
+    "prepare": "settings",
+    "readout": "base",
+    "write_pairs": "world",
 }
 
-__all__ = ["BaseSettings", "Problem", "build_base", "observe", "readout", "write_pairs"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["BaseSettings", "Problem", "build_base", "observe", "prepare", "readout", "write_pairs"]
 
 
 def __getattr__(name: str) -> Any:

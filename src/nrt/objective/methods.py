@@ -117,3 +117,4 @@ METHODS: dict[str, Method] = {
         Method("sft", reward=None, answer_weight=1.0, format_coef=0.0),
     )
 }  # fmt: skip
+"""Methods by name (docs/methods.md)."""

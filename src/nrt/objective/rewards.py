@@ -17,6 +17,8 @@ from torch import Tensor
 from nrt.errors import InputError
 
 Reward = Callable[[Tensor, Tensor], Tensor]
+"""(logp_KT [K, T], base_T [T]) in nats → R_K [K], float64, differentiable in logp_KT."""
+
 WeightNorm = Literal["length", "sum", "none"]
 
 CAP_NATS = 20.0
@@ -142,6 +144,7 @@ REWARDS: dict[str, Reward] = {
     "inverse-prob": WeightedSum(inverse_prob_weights),
     "neg-log-prob": WeightedSum(neg_log_prob_weights),
 }
+"""Rewards by name (docs/methods.md)."""
 
 
 def token_signal(reward: Reward, logp_KT: Tensor, base_T: Tensor) -> Tensor:
