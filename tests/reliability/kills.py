@@ -1,0 +1,274 @@
+"""`python -m tests.reliability.kills FOLDER [--each N] [--log FILE] …`: kills real runs with SIGKILL, N times in each phase,
+resumes them, and holds what they leave to what an uninterrupted run left, byte for byte. Exits 1 where anything differs.
+
+This process imports nrt once and forks a child for each attempt, which calls the command (`nrt.cli.main`). A chain is one run folder:
+`nrt train RECIPE`, killed, `nrt train resume=RUN`, killed, …, and to its end. After each kill the folder is looked over (`checks.py`).
+The log has one line a kill; `--only CHAIN` repeats one chain with the same instants (those by the clock come as close as the clock allows).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+import nrt.analysis.report.data
+import nrt.analysis.report.page
+import nrt.cli
+import nrt.reporting
+import nrt.serving.export
+import nrt.training.setup
+from tests.reliability import armed
+from tests.reliability.armed import HOW, PHASES, Instant, Usual
+from tests.reliability.checks import differences, faults, left_behind, step_of
+from tests.training.conftest import tiny_config, write_model, write_sums
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "one-pass": {},  # one forward for scores and gradient
+    "two-updates": {"updates_per_rollout": 2, "profile": "paper", "save_every": 1, "keep": 2, "keep_best": "heldout/logp"},
+    "overlap": {"overlap": True, "updates_per_rollout": 2},  # traces sampled ahead are in the checkpoint
+    "memory": {"method": "nrt-learned", "save_every": 3, "keep": 1, "keep_best": "-heldout/length"},
+    "sft": {"method": "sft", "save_every": 3, "eval_every": 1},
+}
+TRAINING = ("start", "rollout", "scoring", "update", "logging", "checkpoint", "evaluation", "report")
+MOST_ENTRIES = {"start": 1, "checkpoint": 2, "evaluation": 2, "report": 2, "logging": 8, "update": 6}
+CHAIN = 5
+"""Kills on one run folder."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One line of the log."""
+
+    number: int
+    chain: int
+    variant: str
+    command: str
+    phase: str
+    entry: int
+    instant: str
+    step: str  # the last one in metrics.jsonl
+    left: str  # what was there that no finished run has
+    went_on: str  # the step that the next start went on from; – where that was killed before it said so
+
+    def __str__(self) -> str:
+        return "\t".join(map(str, astuple(self)))
+
+
+@dataclass(frozen=True)
+class Ended:
+    status: int
+    killed: bool
+    spans: list[dict[str, Any]]
+
+
+class Killer:
+    """Chains of kills in a folder, until each phase has had its number."""
+
+    def __init__(self, folder: Path, given: argparse.Namespace) -> None:
+        self.folder, self.seed, self.only, self.most = folder, given.seed, given.only, given.most
+        self.variants = {name: VARIANTS[name] for name in given.variants.split(",")}
+        self.todo = Counter(dict.fromkeys(PHASES, given.each))
+        self.kills: list[Kill] = []
+        self.wrong: list[str] = []
+        self.log = given.log.open("w", encoding="utf-8") if given.log else None
+        self.say("\t".join(field.name for field in fields(Kill)))
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+        if self.log:
+            print(line, file=self.log, flush=True)
+
+    def prepare(self) -> None:
+        """The recipes, an uninterrupted run of each, and what their phases take."""
+        model, pairs = write_model(self.folder / "tiny"), write_sums(self.folder / "pairs.jsonl")
+        self.usual: dict[str, dict[str, Usual]] = {}
+        nrt.training.setup.prepare(tiny_config(model, pairs, self.folder))  # what is loaded and compiled on the way need not be again
+        for name, settings in self.variants.items():
+            place = self.folder / name
+            place.mkdir()
+            values = {"steps": 6, "log_traces": 2, **settings}
+            config = tiny_config(model, pairs, place / "run", **values).model_dump(mode="json")
+            (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+            self.usual[name] = self.uninterrupted(["train", "--report", str(self.folder / f"{name}.yaml")], place / "run")
+        whole = self.folder / next(iter(self.variants)) / "run"
+        for command in ("export", "report"):
+            place = self.folder / command
+            shutil.copytree(whole, place / "run")
+            self.usual[command] = self.uninterrupted(self.outward(command, place), place / "run")
+
+    def uninterrupted(self, command: list[str], run: Path) -> dict[str, Usual]:
+        ended = self.attempt(command, run, None, {})
+        assert ended.status == 0, (run.parent / "log").read_text()
+        spans = defaultdict(list)
+        for span in ended.spans:
+            spans[span["phase"]].append(span)
+        return {phase: Usual(*(fmean(span[key] for span in some) for key in ("seconds", "calls"))) for phase, some in spans.items()}
+
+    def outward(self, command: str, place: Path) -> list[str]:
+        return [command, str(place / "run"), *([str(place / "out")] if command == "export" else ["-o", str(place / "page.html")])]
+
+    def attempt(self, command: list[str], run: Path, instant: Instant | None, usual: dict[str, Usual]) -> Ended:
+        """`nrt COMMAND` in a child; killed from here where its instant is one by the clock, else by itself."""
+        back, out = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(back)
+            armed.run(command, instant, usual, run, out, run.parent / "log")
+        os.close(out)
+        spans = []
+        with os.fdopen(back) as pipe:
+            for line in pipe:
+                message = json.loads(line)
+                if "kill" in message:
+                    time.sleep(message["kill"])
+                    os.kill(pid, signal.SIGKILL)
+                else:
+                    spans.append(message)
+        _, status = os.waitpid(pid, 0)
+        return Ended(os.waitstatus_to_exitcode(status), os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, spans)
+
+    def run(self) -> None:
+        for chain in range(10_000):
+            if not +self.todo or len(self.kills) >= self.most:
+                break
+            rng = random.Random(f"{self.seed} {chain}")
+            if self.only is not None and chain != self.only:
+                continue
+            place = self.folder / f"chain-{chain}"
+            place.mkdir()
+            before = len(self.wrong)
+            outward = [command for command in ("export", "report") if self.todo[command] > 0]
+            if chain % 3 == 2 and outward:
+                self.outward_chain(rng, chain, outward[chain // 3 % len(outward)], place)
+            else:
+                self.training_chain(rng, chain, list(self.variants)[chain % len(self.variants)], place)
+            if len(self.wrong) == before:
+                shutil.rmtree(place)
+
+    def training_chain(self, rng: random.Random, chain: int, variant: str, place: Path) -> None:
+        """One run, killed up to `CHAIN` times and then let be."""
+        run, waiting = place / "run", None
+        for instant in (*self.instants(rng, variant), None):
+            command = self.training_command(variant, run)
+            starts = self.starts(run)
+            ended = self.attempt(command, run, instant, self.usual[variant])
+            if waiting:
+                self.note(*waiting, went_on=str(self.starts(run)[-1]["step"]) if len(self.starts(run)) > len(starts) else "–")
+            waiting = None
+            if not ended.killed:
+                break
+            assert instant is not None
+            self.check(chain, instant, faults(self.folder / variant / "run", run))
+            self.todo[instant.phase] -= 1
+            waiting = chain, variant, command, instant, step_of(run), left_behind(run)
+        if ended.status:
+            self.check(chain, None, [f"status {ended.status}: {(place / 'log').read_text()[-2000:]}"])
+            return
+        self.check(chain, None, differences(self.folder / variant / "run", run))
+
+    def instants(self, rng: random.Random, variant: str) -> Iterator[Instant]:
+        """Phases by how much they still lack; the last save of the model, which ends a run, at the end."""
+        phases = [phase for phase in TRAINING if phase in self.usual[variant] or phase == "start"]
+        for place in range(CHAIN):
+            lacking = [phase for phase in phases if self.todo[phase] > 0]
+            if place == CHAIN - 1 and self.todo["export"] > 0:
+                yield self.instant(rng, "export", 1)
+            elif lacking:
+                phase = rng.choices(lacking, [self.todo[phase] for phase in lacking])[0]
+                yield self.instant(rng, phase, rng.randint(1, MOST_ENTRIES.get(phase, 3)))
+
+    def instant(self, rng: random.Random, phase: str, entry: int) -> Instant:
+        return Instant(phase, entry, rng.choices(list(HOW), list(HOW.values()))[0], rng.random())
+
+    def training_command(self, variant: str, run: Path) -> list[str]:
+        """As a user would: resume what has begun."""
+        if (run / "config.yaml").exists():
+            return ["train", "--report", f"resume={run}"]
+        return ["train", "--report", str(self.folder / f"{variant}.yaml"), f"run={run}"]
+
+    def starts(self, run: Path) -> list[dict[str, Any]]:
+        file = run / "environment.json"
+        return json.loads(file.read_text()) if file.exists() else []
+
+    def outward_chain(self, rng: random.Random, chain: int, command: str, place: Path) -> None:
+        """Export and report of a finished run: after each kill the target is not there, or whole; the report's old page stands."""
+        shutil.copytree(self.folder / next(iter(self.variants)) / "run", place / "run")
+        target, whole = (root / ("out" if command == "export" else "page.html") for root in (place, self.folder / command))
+        old = "the old page"
+        if command == "report":
+            target.write_text(old)
+        for _ in range(CHAIN):
+            if command == "export" and target.exists():
+                shutil.rmtree(target)
+            instant = self.instant(rng, command, 1)
+            ended = self.attempt(self.outward(command, place), place / "run", instant, self.usual[command])
+            assert ended.killed
+            self.todo[command] -= 1
+            as_before = not target.exists() if command == "export" else target.read_text() == old
+            self.check(chain, instant, [] if as_before else differences(whole, target))
+            self.note(
+                chain,
+                next(iter(self.variants)),
+                self.outward(command, place),
+                instant,
+                step_of(place / "run"),
+                left_behind(place),
+                went_on="–",
+            )
+        if command == "export" and target.exists():
+            shutil.rmtree(target)
+        ended = self.attempt(self.outward(command, place), place / "run", None, {})
+        if ended.status:
+            self.check(chain, None, [f"status {ended.status}: {(place / 'log').read_text()[-2000:]}"])
+        else:
+            self.check(chain, None, differences(whole, target))
+            self.check(chain, None, [f"left: {name}" for name in left_behind(place).split()])
+
+    def check(self, chain: int, instant: Instant | None, found: list[str]) -> None:
+        for one in found:
+            self.wrong.append(f"chain {chain}, {f'after {instant.phase} {instant}' if instant else 'at the end'}: {one}")
+            print(self.wrong[-1], file=sys.stderr, flush=True)
+
+    def note(self, chain: int, variant: str, command: list[str], instant: Instant, step: str, left: str, *, went_on: str) -> None:
+        words = " ".join(word.split("=")[0] for word in command[:3] if "/" not in word.split("=")[0])
+        kill = Kill(len(self.kills) + 1, chain, variant, words, instant.phase, instant.entry, str(instant), step, left or "–", went_on)
+        self.kills.append(kill)
+        self.say(str(kill))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="must not exist yet")
+    parser.add_argument("--each", type=int, default=25, help="kills in each phase")
+    parser.add_argument("--most", type=int, default=10**6, help="kills in all")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="names of `VARIANTS`")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("--only", type=int, help="this chain alone")
+    given = parser.parse_args()
+    folder = given.folder.absolute()
+    folder.mkdir(parents=True)
+    os.environ["NRT_CACHE"] = str(folder / "cache")
+    killer = Killer(folder, given)
+    killer.prepare()
+    killer.run()
+    print(dict(Counter(kill.phase for kill in killer.kills)), f"{len(killer.wrong)} faults")
+    sys.exit(bool(killer.wrong))
+
+
+if __name__ == "__main__":
+    main()
