@@ -33,9 +33,6 @@ PHASES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What `nrt train`, `nrt export` and `nrt report` do, by the functions that do it."""
 
-EVAL = ("nrt.eval.asking:answer_all", "nrt.eval.questions:Replies.add", "nrt.evaluating:write_rows", "nrt.evaluating:write_scores")
-"""The evaluation of `nrt eval`."""
-
 HOW = {"during": 0.35, "call": 0.3, "torn": 0.15, "before": 0.1, "after": 0.1}
 """Share of the kills: amid the phase, by the clock; before one of its calls to the disk; the same, with what was written last cut in
 half; as it begins; as it ends."""
@@ -54,7 +51,13 @@ class Instant:
     share: float
 
     def __str__(self) -> str:
-        return f"{self.how} {self.share:.3f}" if self.how in ("during", "call", "torn") else self.how
+        return f"{self.how} {self.share}" if self.how in ("during", "call", "torn") else self.how
+
+    @classmethod
+    def parse(cls, phase: str, entry: str, instant: str) -> Instant:
+        """From a log."""
+        how, _, share = instant.partition(" ")
+        return cls(phase, int(entry), how, float(share or 0))
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,12 @@ class Usual:
 class Armed:
     """The phases of this process; `said` gets a line for each one that ends, and one that asks to be killed in so many seconds."""
 
-    def __init__(
-        self, phases: dict[str, tuple[str, ...]], instant: Instant | None, usual: dict[str, Usual], folder: Path, say: Callable[[Any], None]
-    ) -> None:
+    def __init__(self, instant: Instant | None, usual: dict[str, Usual], folder: Path, say: Callable[[Any], None]) -> None:
         self.instant, self.usual, self.folder, self.say = instant, usual, folder, say
         self.here = threading.local()  # traces are sampled ahead in another thread
         self.entries: dict[str, int] = {}
         self.synced: set[str] = set()
-        for phase, names in phases.items():
+        for phase, names in PHASES.items():
             for name in names:
                 self._wrap(phase, name)
         self._count_calls()
@@ -171,8 +172,7 @@ def run(command: list[str], instant: Instant | None, usual: dict[str, Usual], fo
     os.dup2(out, 2)
     status = 1
     try:
-        phases: dict[str, tuple[str, ...]] = {"evaluation": EVAL} if command[0] == "eval" else PHASES
-        Armed(phases, instant, usual, folder, lambda message: void(os.write(pipe, json.dumps(message).encode() + b"\n")))
+        Armed(instant, usual, folder, lambda message: void(os.write(pipe, json.dumps(message).encode() + b"\n")))
         from nrt.cli import main
 
         sys.argv = ["nrt", *command]

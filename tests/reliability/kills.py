@@ -3,12 +3,13 @@ resumes them, and holds what they leave to what an uninterrupted run left, byte 
 
 This process imports nrt once and forks a child for each attempt, which calls the command (`nrt.cli.main`). A chain is one run folder:
 `nrt train RECIPE`, killed, `nrt train resume=RUN`, killed, …, and to its end. After each kill the folder is looked over (`checks.py`).
-The log has one line a kill; `--only CHAIN` repeats one chain with the same instants (those by the clock come as close as the clock allows).
+The log has one line a kill; `--again LOG --seed S --chain C` repeats one chain of it (kills by the clock as closely as the clock allows).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -43,6 +44,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "memory": {"method": "nrt-learned", "save_every": 3, "keep": 1, "keep_best": "-heldout/length"},
     "sft": {"method": "sft", "save_every": 3, "eval_every": 1},
 }
+REPORTED = {"one-pass", "sft"}
+"""These run with `--report`."""
 TRAINING = ("start", "rollout", "scoring", "update", "logging", "checkpoint", "evaluation", "report")
 MOST_ENTRIES = {"start": 1, "checkpoint": 2, "evaluation": 2, "report": 2, "logging": 8, "update": 6}
 CHAIN = 5
@@ -54,6 +57,7 @@ class Kill:
     """One line of the log."""
 
     number: int
+    seed: int
     chain: int
     variant: str
     command: str
@@ -79,7 +83,7 @@ class Killer:
     """Chains of kills in a folder, until each phase has had its number."""
 
     def __init__(self, folder: Path, given: argparse.Namespace) -> None:
-        self.folder, self.seed, self.only, self.most = folder, given.seed, given.only, given.most
+        self.folder, self.seed, self.most = folder, given.seed, given.most
         self.variants = {name: VARIANTS[name] for name in given.variants.split(",")}
         self.todo = Counter(dict.fromkeys(PHASES, given.each))
         self.kills: list[Kill] = []
@@ -103,7 +107,7 @@ class Killer:
             values = {"steps": 6, "log_traces": 2, **settings}
             config = tiny_config(model, pairs, place / "run", **values).model_dump(mode="json")
             (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-            self.usual[name] = self.uninterrupted(["train", "--report", str(self.folder / f"{name}.yaml")], place / "run")
+            self.usual[name] = self.uninterrupted(self.training_command(name, place / "run"), place / "run")
         whole = self.folder / next(iter(self.variants)) / "run"
         for command in ("export", "report"):
             place = self.folder / command
@@ -146,23 +150,40 @@ class Killer:
             if not +self.todo or len(self.kills) >= self.most:
                 break
             rng = random.Random(f"{self.seed} {chain}")
-            if self.only is not None and chain != self.only:
-                continue
-            place = self.folder / f"chain-{chain}"
-            place.mkdir()
-            before = len(self.wrong)
             outward = [command for command in ("export", "report") if self.todo[command] > 0]
             if chain % 3 == 2 and outward:
-                self.outward_chain(rng, chain, outward[chain // 3 % len(outward)], place)
+                command = outward[chain // 3 % len(outward)]
+                self.outward_chain(chain, command, (self.instant(rng, command, 1) for _ in range(CHAIN)))
             else:
-                self.training_chain(rng, chain, list(self.variants)[chain % len(self.variants)], place)
-            if len(self.wrong) == before:
-                shutil.rmtree(place)
+                variant = list(self.variants)[chain % len(self.variants)]
+                self.training_chain(chain, variant, self.instants(rng, variant))
 
-    def training_chain(self, rng: random.Random, chain: int, variant: str, place: Path) -> None:
-        """One run, killed up to `CHAIN` times and then let be."""
+    def repeat(self, log: Path, chain: int) -> None:
+        """A chain of a log, with its instants."""
+        names, *lines = (line.split("\t") for line in log.read_text(encoding="utf-8").splitlines())
+        rows = [dict(zip(names, line, strict=True)) for line in lines]
+        rows = [row for row in rows if (row["seed"], row["chain"]) == (str(self.seed), str(chain))]
+        instants = iter([Instant.parse(row["phase"], row["entry"], row["instant"]) for row in rows])
+        command = rows[0]["command"].split()[0]
+        if command == "train":
+            self.training_chain(chain, rows[0]["variant"], instants)
+        else:
+            self.outward_chain(chain, command, instants)
+
+    def place(self, chain: int) -> Path:
+        """A fresh folder; that of a chain without a fault is not kept."""
+        for path in self.folder.glob("chain-*"):
+            if not any(wrong.startswith(f"{path.name}, ") for wrong in self.wrong):
+                shutil.rmtree(path)
+        place = self.folder / f"chain-{chain}"
+        place.mkdir()
+        return place
+
+    def training_chain(self, chain: int, variant: str, instants: Iterator[Instant]) -> None:
+        """One run, killed at each instant and then let be."""
+        place = self.place(chain)
         run, waiting = place / "run", None
-        for instant in (*self.instants(rng, variant), None):
+        for instant in itertools.chain(instants, [None]):
             command = self.training_command(variant, run)
             starts = self.starts(run)
             ended = self.attempt(command, run, instant, self.usual[variant])
@@ -192,29 +213,29 @@ class Killer:
                 yield self.instant(rng, phase, rng.randint(1, MOST_ENTRIES.get(phase, 3)))
 
     def instant(self, rng: random.Random, phase: str, entry: int) -> Instant:
-        return Instant(phase, entry, rng.choices(list(HOW), list(HOW.values()))[0], rng.random())
+        return Instant(phase, entry, rng.choices(list(HOW), list(HOW.values()))[0], round(rng.random(), 4))
 
     def training_command(self, variant: str, run: Path) -> list[str]:
         """As a user would: resume what has begun."""
-        if (run / "config.yaml").exists():
-            return ["train", "--report", f"resume={run}"]
-        return ["train", "--report", str(self.folder / f"{variant}.yaml"), f"run={run}"]
+        begun = (run / "config.yaml").exists()
+        given = [f"resume={run}"] if begun else [str(self.folder / f"{variant}.yaml"), f"run={run}"]
+        return ["train", *(["--report"] if variant in REPORTED else []), *given]
 
     def starts(self, run: Path) -> list[dict[str, Any]]:
         file = run / "environment.json"
         return json.loads(file.read_text()) if file.exists() else []
 
-    def outward_chain(self, rng: random.Random, chain: int, command: str, place: Path) -> None:
+    def outward_chain(self, chain: int, command: str, instants: Iterator[Instant]) -> None:
         """Export and report of a finished run: after each kill the target is not there, or whole; the report's old page stands."""
+        place = self.place(chain)
         shutil.copytree(self.folder / next(iter(self.variants)) / "run", place / "run")
         target, whole = (root / ("out" if command == "export" else "page.html") for root in (place, self.folder / command))
         old = "the old page"
         if command == "report":
             target.write_text(old)
-        for _ in range(CHAIN):
+        for instant in instants:
             if command == "export" and target.exists():
                 shutil.rmtree(target)
-            instant = self.instant(rng, command, 1)
             ended = self.attempt(self.outward(command, place), place / "run", instant, self.usual[command])
             assert ended.killed
             self.todo[command] -= 1
@@ -240,12 +261,14 @@ class Killer:
 
     def check(self, chain: int, instant: Instant | None, found: list[str]) -> None:
         for one in found:
-            self.wrong.append(f"chain {chain}, {f'after {instant.phase} {instant}' if instant else 'at the end'}: {one}")
+            self.wrong.append(f"chain-{chain}, {f'after {instant.phase} {instant}' if instant else 'at the end'}: {one}")
             print(self.wrong[-1], file=sys.stderr, flush=True)
 
     def note(self, chain: int, variant: str, command: list[str], instant: Instant, step: str, left: str, *, went_on: str) -> None:
         words = " ".join(word.split("=")[0] for word in command[:3] if "/" not in word.split("=")[0])
-        kill = Kill(len(self.kills) + 1, chain, variant, words, instant.phase, instant.entry, str(instant), step, left or "–", went_on)
+        kill = Kill(
+            len(self.kills) + 1, self.seed, chain, variant, words, instant.phase, instant.entry, str(instant), step, left or "–", went_on
+        )
         self.kills.append(kill)
         self.say(str(kill))
 
@@ -258,14 +281,18 @@ def main() -> None:
     parser.add_argument("--variants", default=",".join(VARIANTS), help="names of `VARIANTS`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path)
-    parser.add_argument("--only", type=int, help="this chain alone")
+    parser.add_argument("--again", type=Path, metavar="LOG", help="with --chain: repeat one")
+    parser.add_argument("--chain", type=int)
     given = parser.parse_args()
     folder = given.folder.absolute()
     folder.mkdir(parents=True)
     os.environ["NRT_CACHE"] = str(folder / "cache")
     killer = Killer(folder, given)
     killer.prepare()
-    killer.run()
+    if given.again:
+        killer.repeat(given.again, given.chain)
+    else:
+        killer.run()
     print(dict(Counter(kill.phase for kill in killer.kills)), f"{len(killer.wrong)} faults")
     sys.exit(bool(killer.wrong))
 
