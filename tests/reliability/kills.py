@@ -9,6 +9,7 @@ The log has one line a kill; `--again LOG --seed S --chain C` repeats one chain 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import os
@@ -24,14 +25,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import plotly.offline
+import typer
 import yaml
 
 import nrt.analysis.report.data
 import nrt.analysis.report.page
 import nrt.cli
+import nrt.live
 import nrt.reporting
 import nrt.serving.export
 import nrt.training.setup
+from nrt.config import Config
 from tests.reliability import armed
 from tests.reliability.armed import HOW, PHASES, Instant, Usual
 from tests.reliability.checks import differences, faults, left_behind, step_of
@@ -100,7 +105,7 @@ class Killer:
         """The recipes, an uninterrupted run of each, and what their phases take."""
         model, pairs = write_model(self.folder / "tiny"), write_sums(self.folder / "pairs.jsonl")
         self.usual: dict[str, dict[str, Usual]] = {}
-        nrt.training.setup.prepare(tiny_config(model, pairs, self.folder))  # what is loaded and compiled on the way need not be again
+        self.warm_up(tiny_config(model, pairs, self.folder))
         for name, settings in self.variants.items():
             place = self.folder / name
             place.mkdir()
@@ -113,6 +118,14 @@ class Killer:
             place = self.folder / command
             shutil.copytree(whole, place / "run")
             self.usual[command] = self.uninterrupted(self.outward(command, place), place / "run")
+
+    def warm_up(self, config: Config) -> None:
+        """What is imported, read and compiled here need not be in each child."""
+        nrt.training.setup.prepare(config)
+        plotly.offline.get_plotlyjs()
+        nrt.cli.app = typer.main.get_command(nrt.cli.app)  # pyright: ignore[reportAttributeAccessIssue]
+        gc.collect()
+        gc.freeze()
 
     def uninterrupted(self, command: list[str], run: Path) -> dict[str, Usual]:
         ended = self.attempt(command, run, None, {})
