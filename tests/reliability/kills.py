@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -40,41 +40,8 @@ from nrt.config import Config
 from tests.reliability import armed
 from tests.reliability.armed import HOW, PHASES, Instant, Usual
 from tests.reliability.checks import differences, faults, left_behind, step_of
+from tests.reliability.runs import CHAIN, MOST_ENTRIES, REPORTED, TRAINING, VARIANTS, Kill
 from tests.training.conftest import tiny_config, write_model, write_sums
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "one-pass": {},  # one forward for scores and gradient
-    "two-updates": {"updates_per_rollout": 2, "profile": "paper", "save_every": 1, "keep": 2, "keep_best": "heldout/logp"},
-    "overlap": {"overlap": True, "updates_per_rollout": 2},  # traces sampled ahead are in the checkpoint
-    "memory": {"method": "nrt-learned", "save_every": 3, "keep": 1, "keep_best": "-heldout/length"},
-    "sft": {"method": "sft", "save_every": 3, "eval_every": 1},
-}
-REPORTED = {"one-pass", "sft"}
-"""These run with `--report`."""
-TRAINING = ("start", "rollout", "scoring", "update", "logging", "checkpoint", "evaluation", "report")
-MOST_ENTRIES = {"start": 1, "checkpoint": 2, "evaluation": 2, "report": 2, "logging": 8, "update": 6}
-CHAIN = 5
-"""Kills on one run folder."""
-
-
-@dataclass(frozen=True)
-class Kill:
-    """One line of the log."""
-
-    number: int
-    seed: int
-    chain: int
-    variant: str
-    command: str
-    phase: str
-    entry: int
-    instant: str
-    step: str  # the last one in metrics.jsonl
-    left: str  # what was there that no finished run has
-    went_on: str  # the step that the next start went on from; – where that was killed before it said so
-
-    def __str__(self) -> str:
-        return "\t".join(map(str, astuple(self)))
 
 
 @dataclass(frozen=True)
