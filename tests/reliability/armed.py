@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +33,16 @@ PHASES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What `nrt train`, `nrt export` and `nrt report` do, by the functions that do it."""
 
+EVAL = {"evaluation": ("nrt.evaluating:_ask", "nrt.evaluating:write_rows", "nrt.evaluating:write_scores")}
+"""What `nrt eval` does; only that command imports it."""
+
 HOW = {"during": 0.35, "call": 0.3, "torn": 0.15, "before": 0.1, "after": 0.1}
 """Share of the kills: amid the phase, by the clock; before one of its calls to the disk; the same, with what was written last cut in
 half; as it begins; as it ends."""
 
 CALLS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"}
-STREAMS = {"metrics.jsonl", "traces.jsonl", "warnings.jsonl"}
+STREAMS = ("metrics.jsonl", "traces.jsonl", "warnings.jsonl", "replies/*/*.jsonl")
+"""Files that are appended to."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,19 @@ class Usual:
 class Armed:
     """The phases of this process; `said` gets a line for each one that ends, and one that asks to be killed in so many seconds."""
 
-    def __init__(self, instant: Instant | None, usual: dict[str, Usual], folder: Path, say: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        phases: Mapping[str, tuple[str, ...]],
+        instant: Instant | None,
+        usual: dict[str, Usual],
+        folder: Path,
+        say: Callable[[Any], None],
+    ) -> None:
         self.instant, self.usual, self.folder, self.say = instant, usual, folder, say
         self.here = threading.local()  # traces are sampled ahead in another thread
         self.entries: dict[str, int] = {}
         self.synced: set[str] = set()
-        for phase, names in PHASES.items():
+        for phase, names in phases.items():
             for name in names:
                 self._wrap(phase, name)
         self._count_calls()
@@ -100,7 +111,7 @@ class Armed:
     def _phase(self, phase: str) -> Iterator[None]:
         self.entries[phase] = self.entries.get(phase, 0) + 1
         self.here.phase, self.here.calls, self.here.began = phase, 0, time.time_ns()
-        self.here.sizes = {name: self._size(name) for name in STREAMS}
+        self.here.sizes = {path: path.stat().st_size for path in self._streams()}
         chosen = self.instant if self.instant and (phase, self.entries[phase]) == (self.instant.phase, self.instant.entry) else None
         usual = self.usual.get(phase, Usual(0, 0))
         self.here.left = 1 + int(chosen.share * usual.calls) if chosen and chosen.how in ("call", "torn") else 0
@@ -150,19 +161,16 @@ class Armed:
     def _tear(self, share: float) -> None:
         """Cuts what the phase wrote last and did not sync: a file under a temporary name, or the last lines of a stream."""
         self.here.left = 0
-        found = []
-        for path in self.folder.parent.rglob("*"):
-            temporary = any(part.endswith((".tmp", ".new")) for part in path.parts)
-            if path.is_file() and (temporary or path.name in STREAMS) and str(path) not in self.synced:
-                found.append((path.stat().st_mtime_ns, path))
-        recent = [path for written, path in sorted(found) if written >= self.here.began - 10_000_000]  # the clock of files is coarse
-        if recent:
-            before = self.here.sizes.get(recent[-1].name, 0)
-            os.truncate(recent[-1], before + int(share * (recent[-1].stat().st_size - before)))
+        temporary = [path for path in self.folder.parent.rglob("*") if any(part.endswith((".tmp", ".new")) for part in path.parts)]
+        unsafe = {path for path in (*temporary, *self._streams()) if path.is_file() and str(path) not in self.synced}
+        recent = sorted((path.stat().st_mtime_ns, path) for path in unsafe)
+        if recent and recent[-1][0] >= self.here.began - 10_000_000:  # the clock of files is coarse
+            path = recent[-1][1]
+            before = self.here.sizes.get(path, 0)
+            os.truncate(path, before + int(share * (path.stat().st_size - before)))
 
-    def _size(self, name: str) -> int:
-        file = self.folder / name
-        return file.stat().st_size if file.exists() else 0
+    def _streams(self) -> list[Path]:
+        return [path for name in STREAMS for path in self.folder.parent.glob(f"*/{name}")]
 
 
 def run(command: list[str], instant: Instant | None, usual: dict[str, Usual], folder: Path, pipe: int, log: Path) -> NoReturn:
@@ -172,7 +180,13 @@ def run(command: list[str], instant: Instant | None, usual: dict[str, Usual], fo
     os.dup2(out, 2)
     status = 1
     try:
-        Armed(instant, usual, folder, lambda message: void(os.write(pipe, json.dumps(message).encode() + b"\n")))
+        Armed(
+            EVAL if command[0] == "eval" else PHASES,
+            instant,
+            usual,
+            folder,
+            lambda message: void(os.write(pipe, json.dumps(message).encode() + b"\n")),
+        )
         from nrt.cli import main
 
         sys.argv = ["nrt", *command]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import itertools
 import json
 import os
@@ -40,6 +41,7 @@ from nrt.config import Config
 from tests.reliability import armed
 from tests.reliability.armed import HOW, PHASES, Instant, Usual
 from tests.reliability.checks import differences, faults, left_behind, step_of
+from tests.reliability.outward import OUTWARD, Outward
 from tests.reliability.runs import CHAIN, MOST_ENTRIES, REPORTED, TRAINING, VARIANTS, Kill
 from tests.training.conftest import tiny_config, write_model, write_sums
 
@@ -56,7 +58,9 @@ class Killer:
 
     def __init__(self, folder: Path, given: argparse.Namespace) -> None:
         self.folder, self.seed, self.most = folder, given.seed, given.most
+        self.outward = [one for one in OUTWARD.values() if given.eval or one.command != "eval"]
         self.variants = {name: VARIANTS[name] for name in given.variants.split(",")}
+        self.first = next(iter(self.variants))  # the run that is exported, reported
         self.todo = Counter(dict.fromkeys(PHASES, given.each))
         self.kills: list[Kill] = []
         self.wrong: list[str] = []
@@ -80,16 +84,18 @@ class Killer:
             config = tiny_config(model, pairs, place / "run", **values).model_dump(mode="json")
             (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
             self.usual[name] = self.uninterrupted(self.training_command(name, place / "run"), place / "run")
-        whole = self.folder / next(iter(self.variants)) / "run"
-        for command in ("export", "report"):
-            place = self.folder / command
-            shutil.copytree(whole, place / "run")
-            self.usual[command] = self.uninterrupted(self.outward(command, place), place / "run")
+        for one in self.outward:
+            one.prepare(self.folder)
+            place = self.folder / one.command
+            shutil.copytree(self.folder / self.first / "run", place / "run")
+            self.usual[one.command] = self.uninterrupted(one.words(place), place / "run")
 
     def warm_up(self, config: Config) -> None:
         """What is imported, read and compiled here need not be in each child."""
         nrt.training.setup.prepare(config)
         plotly.offline.get_plotlyjs()
+        if OUTWARD["eval"] in self.outward:
+            importlib.import_module("nrt.evaluating")
         nrt.cli.app = typer.main.get_command(nrt.cli.app)  # pyright: ignore[reportAttributeAccessIssue]
         gc.collect()
         gc.freeze()
@@ -101,9 +107,6 @@ class Killer:
         for span in ended.spans:
             spans[span["phase"]].append(span)
         return {phase: Usual(*(fmean(span[key] for span in some) for key in ("seconds", "calls"))) for phase, some in spans.items()}
-
-    def outward(self, command: str, place: Path) -> list[str]:
-        return [command, str(place / "run"), *([str(place / "out")] if command == "export" else ["-o", str(place / "page.html")])]
 
     def attempt(self, command: list[str], run: Path, instant: Instant | None, usual: dict[str, Usual]) -> Ended:
         """`nrt COMMAND` in a child; killed from here where its instant is one by the clock, else by itself."""
@@ -130,10 +133,10 @@ class Killer:
             if not +self.todo or len(self.kills) >= self.most:
                 break
             rng = random.Random(f"{self.seed} {chain}")
-            outward = [command for command in ("export", "report") if self.todo[command] > 0]
+            outward = [one for one in self.outward if self.todo[one.phase] > 0]
             if chain % 3 == 2 and outward:
-                command = outward[chain // 3 % len(outward)]
-                self.outward_chain(chain, command, (self.instant(rng, command, 1) for _ in range(CHAIN)))
+                one = outward[chain // 3 % len(outward)]
+                self.outward_chain(chain, one, (self.instant(rng, one.phase, rng.randint(1, one.entries)) for _ in range(CHAIN)))
             else:
                 variant = list(self.variants)[chain % len(self.variants)]
                 self.training_chain(chain, variant, self.instants(rng, variant))
@@ -148,7 +151,7 @@ class Killer:
         if command == "train":
             self.training_chain(chain, rows[0]["variant"], instants)
         else:
-            self.outward_chain(chain, command, instants)
+            self.outward_chain(chain, OUTWARD[command], instants)
 
     def place(self, chain: int) -> Path:
         """A fresh folder; that of a chain without a fault is not kept."""
@@ -205,39 +208,25 @@ class Killer:
         file = run / "environment.json"
         return json.loads(file.read_text()) if file.exists() else []
 
-    def outward_chain(self, chain: int, command: str, instants: Iterator[Instant]) -> None:
-        """Export and report of a finished run: after each kill the target is not there, or whole; the report's old page stands."""
-        place = self.place(chain)
-        shutil.copytree(self.folder / next(iter(self.variants)) / "run", place / "run")
-        target, whole = (root / ("out" if command == "export" else "page.html") for root in (place, self.folder / command))
-        old = "the old page"
-        if command == "report":
-            target.write_text(old)
+    def outward_chain(self, chain: int, one: Outward, instants: Iterator[Instant]) -> None:
+        """A command that reads a finished run, killed at each instant; then it is let be, and does what it would have done."""
+        place, whole = self.place(chain), self.folder / one.command
+        shutil.copytree(self.folder / self.first / "run", place / "run")
         for instant in instants:
-            if command == "export" and target.exists():
-                shutil.rmtree(target)
-            ended = self.attempt(self.outward(command, place), place / "run", instant, self.usual[command])
-            assert ended.killed
-            self.todo[command] -= 1
-            as_before = not target.exists() if command == "export" else target.read_text() == old
-            self.check(chain, instant, [] if as_before else differences(whole, target))
-            self.note(
-                chain,
-                next(iter(self.variants)),
-                self.outward(command, place),
-                instant,
-                step_of(place / "run"),
-                left_behind(place),
-                went_on="–",
-            )
-        if command == "export" and target.exists():
-            shutil.rmtree(target)
-        ended = self.attempt(self.outward(command, place), place / "run", None, {})
+            one.clear(place)
+            ended = self.attempt(one.words(place), place / "run", instant, self.usual[one.command])
+            if not ended.killed:  # an evaluation that was answered before is not asked again
+                continue
+            self.todo[one.phase] -= 1
+            self.check(chain, instant, one.faults(whole, place))
+            self.note(chain, self.first, one.words(place), instant, step_of(place / "run"), left_behind(place), went_on="–")
+        one.clear(place)
+        ended = self.attempt(one.words(place), place / "run", None, {})
         if ended.status:
             self.check(chain, None, [f"status {ended.status}: {(place / 'log').read_text()[-2000:]}"])
-        else:
-            self.check(chain, None, differences(whole, target))
-            self.check(chain, None, [f"left: {name}" for name in left_behind(place).split()])
+            return
+        self.check(chain, None, differences(whole / one.target, place / one.target))
+        self.check(chain, None, [f"left: {name}" for name in left_behind(place).split()])
 
     def check(self, chain: int, instant: Instant | None, found: list[str]) -> None:
         for one in found:
@@ -259,6 +248,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=25, help="kills in each phase")
     parser.add_argument("--most", type=int, default=10**6, help="kills in all")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="names of `VARIANTS`")
+    parser.add_argument("--eval", action="store_true", help="also `nrt eval`, which takes seconds to import")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path)
     parser.add_argument("--again", type=Path, metavar="LOG", help="with --chain: repeat one")

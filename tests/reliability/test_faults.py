@@ -11,7 +11,7 @@ from nrt.errors import InputError, RunError
 from nrt.serving import export
 from nrt.training import setup, start
 from tests.training.conftest import make_config, model_dir, pairs_file  # noqa: F401
-from tests.training.test_checkpoints import At, names, pointer, resume
+from tests.training.test_checkpoints import At, calls, names, pointer, resume  # noqa: F401
 from tests.training.test_train import assert_same_run
 
 
@@ -83,6 +83,17 @@ def test_pointers_and_pruning_are_made_up_for(make_config, tmp_path):  # noqa: F
     (run.path / "checkpoints" / "best").unlink()
     again = resume(make_config, run.path, **settings)
     assert (names(again), pointer(again, "latest"), pointer(again, "best")) == (kept, "step-000003\n", best)
+
+
+def test_what_replaces_a_file_is_on_the_disk_first(make_config, calls):  # noqa: F811
+    """The metrics that a resume cuts, and the final model: else a power cut could leave an empty file under the name."""
+    run = nrt.train(make_config()).path
+    calls.clear()
+    resume(make_config, run)
+    for new, name in ((".metrics.jsonl.tmp", "metrics.jsonl"), (".model.new/model.safetensors", "model")):
+        (moved,) = [i for i, (call, path) in enumerate(calls) if call != "fsync" and path == str(run / name)]
+        assert ("fsync", str(run / new)) in calls[:moved]
+        assert ("fsync", str(run)) in calls[moved:]
 
 
 def test_half_deleted_is_no_checkpoint(make_config, monkeypatch):  # noqa: F811
