@@ -152,6 +152,33 @@ def test_a_holder_in_another_container_lives(tmp_path):
     assert not path.exists()
 
 
+def test_a_forked_child_does_not_keep_it(tmp_path):
+    """Killed like any holder, while its child lives on."""
+    code = (
+        "import os, sys, time; from pathlib import Path; from nrt import lock\n"
+        "held = lock.take(Path(sys.argv[1])); child = os.fork()\n"
+        "if not child: held.release(); time.sleep(600)\n"
+        "print(child, flush=True); time.sleep(600)"
+    )
+    environment, path = {**os.environ, "PYTHONPATH": str(Path(lock.__file__).parents[1])}, tmp_path / "lock"
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        time.sleep(0.1)
+        with pytest.raises(InputError, match=f"process {process.pid} on"):
+            lock.take(path)
+        process.kill()
+        process.wait()
+        held = lock.take(path)
+        assert held.replaced is not None
+        assert held.replaced["pid"] == process.pid
+        held.release()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.stdout.close()
+
+
 def test_a_file_system_without_links(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EPERM, "no links here")

@@ -2,7 +2,7 @@
 
 The file appears whole or not at all, and its holder keeps the kernel's lock (flock) on it: only who has that may remove the file of a
 dead one, so of two processes that find it one takes it over; and a holder whose pid cannot be seen from here, in another container that
-has this host's name, is known to live. A file system without flock leaves pid and host to go by.
+has this host's name, is known to live. Forked children do not keep it. A file system without flock leaves pid and host to go by.
 """
 
 from __future__ import annotations
@@ -38,13 +38,27 @@ class Lock:
     _descriptor: int
 
     def release(self) -> None:
-        """Gives it back; does nothing the second time, or if another process has it by now."""
-        if self._descriptor < 0:
+        """Gives it back; does nothing the second time, in a forked child, or if another process has it by now."""
+        if self._descriptor not in _held:
             return
         if _is_at(self.path, self._descriptor):
             self.path.unlink()
+        _held.remove(self._descriptor)
         os.close(self._descriptor)
         self._descriptor = -1
+
+
+_held: set[int] = set()
+"""Descriptors of this process's locks."""
+
+
+def _let_go() -> None:
+    for descriptor in _held:
+        os.close(descriptor)  # which leaves the lock to the parent
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def take(path: Path) -> Lock:
@@ -53,6 +67,7 @@ def take(path: Path) -> Lock:
     while True:
         replaced = _clear(path, deadline) or replaced
         if (descriptor := _created(path)) is not None:
+            _held.add(descriptor)
             return Lock(path, replaced, descriptor)
 
 
