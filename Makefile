@@ -95,6 +95,7 @@ bench: .venv/.dev
 	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.soak
 
 # Against TRL, which this installs.
 bench-step: .venv/.dev

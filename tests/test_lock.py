@@ -1,7 +1,10 @@
+import errno
+import fcntl
 import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -72,7 +75,7 @@ def lock_file(tmp_path, **changes):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell when a process started")
 def test_a_later_process_with_the_same_pid_is_not_the_holder(tmp_path):
     """A restarted container deals out the same pids."""
-    assert lock.take(lock_file(tmp_path, birth="1")) is not None
+    assert lock.take(lock_file(tmp_path, birth="1")).replaced is not None
 
 
 def test_without_a_birth_a_living_pid_counts(tmp_path):
@@ -85,15 +88,121 @@ def test_another_host_cannot_be_asked(tmp_path):
         lock.take(lock_file(tmp_path, host="elsewhere", pid=1))
 
 
+TAKER = """
+import sys, time
+from pathlib import Path
+from nrt import lock
+from nrt.errors import InputError
+for line in sys.stdin:
+    while time.monotonic() < float(line):
+        pass
+    try:
+        held = lock.take(Path(sys.argv[1]))
+    except InputError as error:
+        print(error, flush=True)
+        continue
+    print("held", flush=True)
+    sys.stdin.readline()
+    held.release()
+    print("released", flush=True)
+"""
+
+
+def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path):
+    """Real processes, let go at the same moment, two hundred times; the refused ones name the one that has it."""
+    path, environment = tmp_path / "lock", {**os.environ, "PYTHONPATH": str(Path(lock.__file__).parents[1])}
+    command, pipes = [sys.executable, "-c", TAKER, str(path)], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    takers = [subprocess.Popen(command, env=environment, **pipes) for _ in range(4)]
+
+    def said(taker):
+        return taker.stdout.readline().strip()
+
+    def tell(taker, line):
+        taker.stdin.write(line + "\n")
+        taker.stdin.flush()
+
+    try:
+        for _ in range(200):
+            lock_file(tmp_path, birth="1")  # of an earlier process with the pid of this one
+            moment = str(time.monotonic() + 0.002)
+            for taker in takers:
+                tell(taker, moment)
+            answers = [said(taker) for taker in takers]
+            (holder,) = [taker for taker, answer in zip(takers, answers, strict=True) if answer == "held"]
+            refused = [answer for answer in answers if answer != "held"]
+            assert all(answer.startswith(f"process {holder.pid} on {socket.gethostname()} is at work in") for answer in refused), refused
+            assert json.loads(path.read_text())["pid"] == holder.pid
+            tell(holder, "release")
+            assert said(holder) == "released"
+            assert list(tmp_path.iterdir()) == []
+    finally:
+        for taker in takers:
+            taker.kill()
+            taker.communicate()
+
+
+def test_a_holder_in_another_container_lives(tmp_path):
+    """Its host has our name and its pid means another process here, but it has the kernel's lock."""
+    path = lock_file(tmp_path, birth="1")
+    with path.open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="is at work"):
+            lock.take(path)
+    lock.take(path).release()  # it is gone
+    assert not path.exists()
+
+
+def test_a_forked_child_does_not_keep_it(tmp_path):
+    """Killed like any holder, while its child lives on."""
+    code = (
+        "import os, sys, time; from pathlib import Path; from nrt import lock\n"
+        "held = lock.take(Path(sys.argv[1])); child = os.fork()\n"
+        "if not child: held.release(); time.sleep(600)\n"
+        "print(child, flush=True); time.sleep(600)"
+    )
+    environment, path = {**os.environ, "PYTHONPATH": str(Path(lock.__file__).parents[1])}, tmp_path / "lock"
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        time.sleep(0.1)
+        with pytest.raises(InputError, match=f"process {process.pid} on"):
+            lock.take(path)
+        process.kill()
+        process.wait()
+        held = lock.take(path)
+        assert held.replaced is not None
+        assert held.replaced["pid"] == process.pid
+        held.release()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.stdout.close()
+
+
+def test_a_file_system_without_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    held = lock.take(tmp_path / "lock")
+    with pytest.raises(InputError, match=f"process {os.getpid()} on"):
+        lock.take(tmp_path / "lock")
+    held.release()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unreadable_lock_is_not_taken(tmp_path):
     (tmp_path / "lock").write_text("")
-    with pytest.raises(InputError, match=r"delete .*lock"):
+    with pytest.raises(InputError, match=r"lock does not say whose it is .*; delete it if no process is at work there"):
         lock.take(tmp_path / "lock")
 
 
 def test_a_lock_of_someone_else_is_not_given_back(tmp_path):
-    path = lock_file(tmp_path, host="elsewhere")
-    lock.release(path)
+    path = tmp_path / "lock"
+    ours = lock.take(path)
+    path.unlink()  # by hand
+    lock_file(tmp_path, host="elsewhere")
+    ours.release()
     assert path.exists()
 
 

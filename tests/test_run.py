@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from nrt.config import build_config
+from nrt.durable import write_manifest
 from nrt.errors import InputError
-from nrt.run import Run, RunWriter, export_model, load_run, run_folder, step_name
+from nrt.run import Run, RunWriter, load_run, run_folder, step_name
 
 CONFIG = build_config({"steps": 5, "data": {"answer": "after:####"}, "markers": {"start_from": "\n"}})
 
@@ -211,23 +212,24 @@ def test_nothing_temporary_is_left(tmp_path):
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-def test_export_copies_the_model_or_a_checkpoints(tmp_path):
+def test_the_models_of_a_run(tmp_path):
     with RunWriter.create(tmp_path / "run", CONFIG):
         pass
     run = Run(tmp_path / "run")
     with pytest.raises(InputError, match="model does not exist; checkpoints that do: none"):
-        export_model(run, tmp_path / "out")
-    for folder, text in ((run.model_dir, "last"), (run.path / "checkpoints" / "step-000003" / "model", "third")):
+        run.model_of(None)
+    checkpoint = run.path / "checkpoints" / "step-000003"
+    for folder in (run.model_dir, checkpoint / "model"):
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(text)
-    assert export_model(run, tmp_path / "out") == run.model_dir
-    assert (tmp_path / "out" / "config.json").read_text() == "last"
-    export_model(run, tmp_path / "third", step=3)
-    assert (tmp_path / "third" / "config.json").read_text() == "third"
-    with pytest.raises(InputError, match="exists already"):
-        export_model(run, tmp_path / "out")
+        (folder / "config.json").write_text("{}")
+    write_manifest(checkpoint)
+    assert run.model_of(None) == run.model_dir
+    assert run.model_of(3) == checkpoint / "model"
     with pytest.raises(InputError, match="checkpoints that do: step-000003"):
-        export_model(run, tmp_path / "fourth", step=4)
+        run.model_of(4)
+    (checkpoint / "model" / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"damaged: .*config.json is not what was written.*choose another one"):
+        run.model_of(3)
 
 
 def test_traces_one_by_one(tmp_path):

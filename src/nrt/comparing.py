@@ -11,6 +11,7 @@ from rich.markdown import Markdown
 from nrt.analysis.comparison import Comparison, as_json, compare, markdown
 from nrt.analysis.confidence import confidence
 from nrt.analysis.plots import plot_accuracy, plot_confidence, plot_dynamics
+from nrt.durable import write_file
 from nrt.errors import InputError
 from nrt.lab.settings import BASES, prepare
 from nrt.run import Run
@@ -67,8 +68,8 @@ def write_results(folder: Path, outcomes: Sequence[Outcome], *, measure: str = "
     done = {(o.variant, o.seed) for o in outcomes if not o.status}
     runs = {v: {s: run_path(folder, v, s) for s in range(study.seeds) if (v, s) in done} for v in study.variants}
     comparison = compare(runs, study.baseline, measure=measure, missing=missing)
-    (folder / "compare.json").write_text(as_json(comparison), encoding="utf-8")
-    (folder / "compare.md").write_text(markdown(comparison), encoding="utf-8")
+    write_file(folder / "compare.json", [as_json(comparison)])
+    write_file(folder / "compare.md", [markdown(comparison)])
     plot_accuracy(comparison, folder / "accuracy.png")
     plot_dynamics(runs, folder / "dynamics.png")
     bins = {}

@@ -1,4 +1,5 @@
-"""Folders that survive a power cut and tell what a bad disk did to them: they appear whole or not at all, with the hash of every file."""
+"""Files and folders that survive a kill and a power cut: they appear whole or not at all. And folders that tell what a bad disk did to
+them, by the hash of every file."""
 
 from __future__ import annotations
 
@@ -8,15 +9,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from nrt.errors import RunError
 
 MANIFEST = "manifest.json"
+TEXT: Any = {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}  # a lone surrogate becomes JSON's own escape of it
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
 """What a disk says that is full, over its quota, read-only or broken."""
@@ -33,9 +36,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         temporary.mkdir(parents=True)
         fill(temporary)
         write_manifest(temporary)
-        for path in temporary.rglob("*"):
-            sync(path)
-        sync(temporary)
+        _sync_tree(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)
     except BaseException:
@@ -44,15 +45,39 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     sync(folder.parent)
 
 
-def point(pointer: Path, name: str) -> None:
-    """Writes `name` into the file `pointer`: readers see the old one or the new one, also after a power cut."""
-    beside = pointer.with_name(f".{pointer.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(name + "\n")
+def remove_folder(folder: Path) -> None:
+    """Its name goes first: what is half deleted has one that nobody reads."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    folder.rename(temporary)
+    shutil.rmtree(temporary)
+
+
+@contextmanager
+def at_once(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which then appears as `folder`, or replaces it, by a rename. It is left behind on an error."""
+    new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    _sync_tree(new)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    new.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_file(path: Path, lines: Iterable[str]) -> None:
+    """Readers see the old file or the new one, also after a power cut."""
+    beside = path.with_name(f".{path.name}.tmp")
+    with beside.open("w", **TEXT) as file:
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, pointer)
-    sync(pointer.parent)
+    os.replace(beside, path)
+    sync(path.parent)
 
 
 def write_manifest(folder: Path) -> None:
@@ -95,6 +120,12 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
 
 
 def disk_error(error: BaseException) -> OSError | None:

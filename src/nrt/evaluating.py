@@ -13,6 +13,7 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nrt.analysis.benchmarks import Score, difference_table, mean_of, percent, score_rows, score_table, thinking_table
+from nrt.durable import write_file
 from nrt.environment import describe_environment
 from nrt.errors import InputError, RunError
 from nrt.eval.asking import Machine, ask_missing, fingerprint
@@ -82,8 +83,7 @@ def write_rows(folder: Path, plan: Plan, replies: Replies) -> list[Record]:
     (folder / "rows").mkdir(parents=True, exist_ok=True)
     records = []
     for name, rows in plan.records(replies):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / "rows" / f"{name}.jsonl").write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_file(folder / "rows" / f"{name}.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         records += rows
     return records
 
@@ -95,13 +95,13 @@ def write_scores(folder: Path, source: Source, records: Sequence[Record], settin
     document = {"model": source.name, "settings": settings, "scores": [asdict(score) for score in scores]}
     document |= {name: mean and asdict(mean) for name, mean in means.items()}
     document["environment"] = describe_environment()
-    (folder / "eval.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_file(folder / "eval.json", [json.dumps(document, indent=1, ensure_ascii=False) + "\n"])
     lines = [f"# {source.name}\n", thinking_table(scores, TITLES)]
     for name, mean in means.items():
         if mean:
             lines.append(f"{name.replace('_', ' ')}: {percent(mean)}\n")
     lines.append("\n".join(f"- {key}: {value}" for key, value in settings.items()) + "\n")
-    (folder / "eval.md").write_text("\n".join(lines), encoding="utf-8")
+    write_file(folder / "eval.md", ["\n".join(lines)])
 
 
 def _ask(console: Console, source: Source, plan: Plan, replies: Replies, machine: Machine) -> None:

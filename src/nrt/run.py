@@ -20,7 +20,7 @@ from typing import Any
 
 from nrt import lock
 from nrt.config import Config, dump_yaml, parse_yaml
-from nrt.durable import sync
+from nrt.durable import TEXT, damage, sync, write_file
 from nrt.environment import describe_environment
 from nrt.errors import InputError
 
@@ -29,7 +29,6 @@ Record = dict[str, Any]
 STREAMS = ("metrics.jsonl", "traces.jsonl", "warnings.jsonl")
 STEP = re.compile(rb'\{"step": (\d+)')
 CHECKPOINT = re.compile(r"step-(\d+)(?:\+(\d+))?")
-TEXT: Any = {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}  # a lone surrogate becomes JSON's own escape of it
 
 
 def run_folder(name_or_path: str | Path) -> Path:
@@ -66,21 +65,6 @@ def document_id(row_id: str) -> str:
 def load_run(name_or_path: str | Path) -> Run:
     """The run in a folder, for reading. Raises InputError when there is none."""
     return Run(name_or_path)
-
-
-def export_model(run: Run, folder: Path, *, step: int | None = None) -> Path:
-    """Copies the trained model, or that of a checkpoint, to `folder`, and returns where it was copied from.
-
-    Raises InputError when `folder` exists, or when the run has no such model yet.
-    """
-    source = run.model_dir if step is None else run.path / "checkpoints" / step_name(step) / "model"
-    if not source.is_dir():
-        kept = ", ".join(path.name for path in run.checkpoints()) or "none"
-        raise InputError(f"{source} does not exist; checkpoints that do: {kept}; choose one with --step")
-    if folder.exists():
-        raise InputError(f"{folder} exists already; give a new folder")
-    shutil.copytree(source, folder)
-    return source
 
 
 class Run:
@@ -190,16 +174,26 @@ class Run:
         """Where the trained model is, once the run is done: an ordinary Hugging Face folder."""
         return self.path / "model"
 
+    def model_of(self, step: int | None) -> Path:
+        """The trained model, or that of a checkpoint. Raises InputError where there is none, and for a damaged checkpoint."""
+        folder = self.model_dir if step is None else self.path / "checkpoints" / step_name(step) / "model"
+        if not folder.is_dir():
+            kept = ", ".join(path.name for path in self.checkpoints()) or "none"
+            raise InputError(f"{folder} does not exist; checkpoints that do: {kept}; choose one with --step")
+        if step is not None and (found := damage(folder.parent)):
+            raise InputError(f"the checkpoint is damaged: {found}; choose another one with --step")
+        return folder
+
 
 class RunWriter:
     """Writes a run folder and holds its lock; a context manager. Every line is on its way to the disk when a method returns."""
 
     def __init__(self, path: Path, *, resumed: bool) -> None:
-        """Takes the lock; use `create` or `reopen`."""
+        """Takes the lock; use `create`, or `hold` and `go_on`."""
         self.path, self.resumed = path, resumed
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._replaced = lock.take(path / "lock")
+            self._lock = lock.take(path / "lock")
         except OSError as error:
             raise InputError(f"the run folder {path} cannot be written ({error.strerror}); choose another with run=NAME") from error
 
@@ -208,36 +202,50 @@ class RunWriter:
         """Begins a run. Raises InputError if the folder holds one already, or cannot be written."""
         path = run_folder(name_or_path)
         writer = cls(path, resumed=False)
-        with _released_on_error(writer):
+        with released_on_error(writer):
             if found := [name for name in ("config.yaml", *STREAMS, "heldout", "checkpoints", "model") if (path / name).exists()]:
                 raise InputError(
                     f"{path} already holds a run ({', '.join(found)}); choose another name with run=NAME, or go on with it by resume={path}"
                 )
-            _write(path / "config.yaml", [dump_yaml(config)])
+            writer._sweep()
+            write_file(path / "config.yaml", [dump_yaml(config)])
             writer._describe_start(step=0)
         return writer
 
     @classmethod
-    def reopen(cls, name_or_path: str | Path, step: int, config: Config | None = None) -> RunWriter:
-        """Goes on after `step`: what was written beyond it is cut off, so that the files become those of an uninterrupted run.
+    def hold(cls, name_or_path: str | Path) -> RunWriter:
+        """Takes the lock of a run that is there, so that nobody changes it while the caller sees from where to `go_on`."""
+        return cls(Run(name_or_path).path, resumed=True)
 
-        `config` is the one that it goes on under; unset: as before.
-        """
-        path = Run(name_or_path).path
-        writer = cls(path, resumed=True)
-        with _released_on_error(writer):
-            for name in STREAMS:
-                _cut(path / name, step)
-            for later, file in _numbered(path / "heldout", ".jsonl"):
-                if later > step:
-                    file.unlink()
-            for file in _entries(path / "skipped"):
-                if (batch := re.match(r"step-(\d+)", file.name)) and int(batch[1]) > step:
-                    file.unlink()
-            if config:
-                _write(path / "config.yaml", [dump_yaml(config)])
-            writer._describe_start(step)
+    @classmethod
+    def reopen(cls, name_or_path: str | Path, step: int, config: Config | None = None) -> RunWriter:
+        """`hold` and `go_on`."""
+        writer = cls.hold(name_or_path)
+        with released_on_error(writer):
+            writer.go_on(step, config)
         return writer
+
+    def go_on(self, step: int | None, config: Config | None = None) -> None:
+        """After `step`: what was written beyond it is cut off, so that the files become those of an uninterrupted run. None: from the
+        beginning, as if nothing had been there.
+
+        `config` is the one that it goes on under; unset: as before. What a killed process was about to write is removed.
+        """
+        self.resumed, last = step is not None, -1 if step is None else step
+        self._sweep()
+        for name in STREAMS:
+            _cut(self.path / name, last)
+        for later, file in _numbered(self.path / "heldout", ".jsonl"):
+            if later > last:
+                file.unlink()
+        for file in _entries(self.path / "skipped"):
+            if (batch := re.match(r"step-(\d+)", file.name)) and int(batch[1]) > last:
+                file.unlink()
+        if step is None:
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        if config:
+            write_file(self.path / "config.yaml", [dump_yaml(config)])
+        self._describe_start(last if self.resumed else 0)
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Appends the metrics of a step; `record` has its "step". NaN and infinities become null."""
@@ -255,18 +263,18 @@ class RunWriter:
         """Writes the held-out rows of a step, all at once."""
         folder = self.path / "heldout"
         folder.mkdir(exist_ok=True)
-        _write(folder / f"{step_name(step)}.jsonl", (_line(record) for record in records))
+        write_file(folder / f"{step_name(step)}.jsonl", (_line(record) for record in records))
 
     def skipped(self, kind: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Lists the rows of the training or validation data that could not be used; none: no file."""
         if records:
             (self.path / "skipped").mkdir(exist_ok=True)
-            _write(self.path / "skipped" / f"{kind}.jsonl", (_line(record) for record in records))
+            write_file(self.path / "skipped" / f"{kind}.jsonl", (_line(record) for record in records))
 
     def skipped_batch(self, name: str, record: Mapping[str, Any]) -> None:
         """Keeps a batch that was not trained on, as skipped/NAME.json."""
         (self.path / "skipped").mkdir(exist_ok=True)
-        _write(self.path / "skipped" / f"{name}.json", [_line(record)])
+        write_file(self.path / "skipped" / f"{name}.json", [_line(record)])
 
     def sync(self) -> None:
         """All that was written is on the disk when this returns."""
@@ -276,7 +284,7 @@ class RunWriter:
 
     def close(self) -> None:
         """Gives the lock back."""
-        lock.release(self.path / "lock")
+        self._lock.release()
 
     def __enter__(self) -> RunWriter:
         return self
@@ -288,12 +296,20 @@ class RunWriter:
         with (self.path / name).open("a", **TEXT) as file:
             file.write(_line({"step": record["step"], **record}))
 
+    def _sweep(self) -> None:
+        """Removes half-written files and checkpoints; not of the report, which another process may be making."""
+        for file in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
+            if file.name != ".report.html.tmp":
+                file.unlink(missing_ok=True)
+        for folder in (*self.path.glob("checkpoints/step-*.tmp"), self.path / ".model.new", self.path / ".model.old"):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _describe_start(self, step: int) -> None:
         entry = {"step": step, **describe_environment()}
-        if self._replaced:
-            entry["replaced_lock"] = self._replaced
+        if self._lock.replaced:
+            entry["replaced_lock"] = self._lock.replaced
         entries = [*Run(self.path).environment, entry]
-        _write(self.path / "environment.json", [json.dumps(entries, indent=1), "\n"])
+        write_file(self.path / "environment.json", [json.dumps(entries, indent=1), "\n"])
 
 
 class Bystander(RunWriter):
@@ -311,13 +327,16 @@ class Bystander(RunWriter):
 
     def sync(self) -> None: ...
 
+    def go_on(self, step: int | None, config: Config | None = None) -> None:
+        self.resumed = step is not None
+
     def close(self) -> None: ...
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None: ...
 
 
 @contextmanager
-def _released_on_error(writer: RunWriter) -> Iterator[None]:
+def released_on_error(writer: RunWriter) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -353,16 +372,11 @@ def _records(path: Path) -> Iterator[Record]:
 
 
 def _cut(path: Path, step: int) -> None:
+    """Keeps what was up to a step; a file of which nothing is left goes."""
     if path.is_file():
-        _write(path, (_line(record) for record in _records(path) if record["step"] <= step))
-
-
-def _write(path: Path, lines: Iterable[str]) -> None:
-    """All or nothing: readers see the old file or the new one."""
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("w", **TEXT) as file:
-        file.writelines(lines)
-    beside.replace(path)
+        write_file(path, (_line(record) for record in _records(path) if record["step"] <= step))
+        if not path.stat().st_size:
+            path.unlink()
 
 
 def _numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:

@@ -27,6 +27,10 @@ def make_tokenizer():
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("tiny"))
+
+
+def write_model(folder):
     """A Llama of 2 layers, width 32, without the markers."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
@@ -34,7 +38,6 @@ def model_dir(tmp_path_factory):
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
         max_position_embeddings=64, initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
-    folder = tmp_path_factory.mktemp("tiny")
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -47,12 +50,17 @@ def write_pairs(path, rows):
 
 @pytest.fixture(scope="session")
 def pairs_file(tmp_path_factory):
+    return write_sums(tmp_path_factory.mktemp("pairs") / "train.jsonl")
+
+
+def write_sums(path):
+    """Sixteen pairs, of two kinds."""
     numbers = ["one", "two", "three", "four"]
     rows = [
         {"question": f"what is {a} plus {b} ?", "answer": f"the sum is {b}" if i % 2 else f"so we get {a}", "kind": f"kind-{i % 2}"}
         for i, (a, b) in enumerate((a, b) for a in numbers for b in numbers)
     ]
-    return write_pairs(tmp_path_factory.mktemp("pairs") / "train.jsonl", rows)
+    return write_pairs(path, rows)
 
 
 @pytest.fixture
@@ -60,15 +68,19 @@ def make_config(model_dir, pairs_file, tmp_path):
     """make_config(run="a", steps=3, **{"optimizer.lr": 1e-3}) → Config."""
 
     def make(**settings):
-        values = {
-            "model": str(model_dir), "run": str(tmp_path / "run"), "steps": 3, "batch": 4, "traces": 3, "max_trace_tokens": 6,
-            "max_answer_tokens": 8, "max_prompt_tokens": 16, "eval_every": 2, "save_every": 2, "threads": 1,
-            "data": {"train": str(pairs_file), "valid": str(pairs_file), "columns": {"source": "kind"}},
-            "heldout": {"rows": 6, "checker": "exact"}, "optimizer": {"lr": 1e-2},
-        }  # fmt: skip
-        return build_config(values, _nest(settings))
+        return tiny_config(model_dir, pairs_file, **{"run": tmp_path / "run", **settings})
 
     return make
+
+
+def tiny_config(model_dir, pairs_file, run, **settings):
+    values = {
+        "model": str(model_dir), "run": str(run), "steps": 3, "batch": 4, "traces": 3, "max_trace_tokens": 6,
+        "max_answer_tokens": 8, "max_prompt_tokens": 16, "eval_every": 2, "save_every": 2, "threads": 1,
+        "data": {"train": str(pairs_file), "valid": str(pairs_file), "columns": {"source": "kind"}},
+        "heldout": {"rows": 6, "checker": "exact"}, "optimizer": {"lr": 1e-2},
+    }  # fmt: skip
+    return build_config(values, _nest(settings))
 
 
 def _nest(settings):

@@ -11,7 +11,8 @@ import pytest
 
 from nrt.lab.base import BaseSettings, Stage, build_base
 from nrt.lab.settings import pairs
-from nrt.run import Run, export_model
+from nrt.run import Run
+from nrt.serving.export import export_run
 
 pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore:::(?!nrt).*")]
 
@@ -96,7 +97,7 @@ def check_folder(run, folder):
     assert sorted(path.name for path in run.checkpoints()[-1].iterdir()) == ["manifest.json", "model", "state.json", "verl"]
     assert len(run.environment) == 2
     out = folder / "exported"
-    export_model(run, out)
+    export_run(run, out)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)

@@ -5,7 +5,7 @@ import logging
 from nrt.models.load import described, load_model, load_tokenizer, pick_device, quiet
 from nrt.models.lora import Adapters, add_adapters, has_adapters, initial, merged, trained_rows
 from nrt.models.markers import absent_markers, add_marker_tokens, add_markers, check_markers, end_token_ids
-from nrt.models.save import at_once, complete_folder, save_config, save_model
+from nrt.models.save import complete_folder, save_config, save_model
 
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns, when imported, of kernels that it could fetch
 
@@ -15,7 +15,6 @@ __all__ = [
     "add_adapters",
     "add_marker_tokens",
     "add_markers",
-    "at_once",
     "check_markers",
     "complete_folder",
     "described",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from nrt.durable import at_once
 from nrt.models.load import described, quiet
 from nrt.models.lora import has_adapters, merged
 from nrt.models.markers import end_token_ids
@@ -33,20 +33,6 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: str | os.PathLike
     ):
         _plain(model).save_pretrained(new, state_dict=dict(merged(model)) if has_adapters(model) else None)
         tokenizer.save_pretrained(new)
-
-
-@contextmanager
-def at_once(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which then appears as `folder`, or replaces it, by a rename. It is left behind on an error."""
-    new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_config(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:

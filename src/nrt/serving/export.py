@@ -6,8 +6,9 @@ import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from nrt.durable import at_once
 from nrt.errors import InputError, RunError
-from nrt.run import Run, export_model
+from nrt.run import Run
 from nrt.serving.card import model_card
 
 PARSER = "vllm_reasoning.py"
@@ -15,14 +16,19 @@ PARSER = "vllm_reasoning.py"
 
 def export_run(run: Run, folder: Path, *, step: int | None = None, name: str | None = None) -> Path:
     """Copies the model of the run, or of a checkpoint, to `folder`, and writes README.md and vLLM's parser beside it.
+    The folder appears whole.
 
     Returns where the model was copied from. Raises InputError when `folder` exists, or when the run has no such model.
     """
-    source = export_model(run, folder, step=step)
-    (folder / "README.md").write_text(model_card(run, name or folder.absolute().name, step), encoding="utf-8")
-    if run.config.method != "sft":
-        with as_file(files("nrt") / "serving" / PARSER) as parser:
-            shutil.copy(parser, folder / PARSER)
+    source = run.model_of(step)
+    if folder.exists():
+        raise InputError(f"{folder} exists already; give a new folder")
+    with at_once(folder) as new:
+        shutil.copytree(source, new, dirs_exist_ok=True)
+        (new / "README.md").write_text(model_card(run, name or folder.absolute().name, step), encoding="utf-8")
+        if run.config.method != "sft":
+            with as_file(files("nrt") / "serving" / PARSER) as parser:
+                shutil.copy(parser, new / PARSER)
     return source
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nrt.errors import RunError
-from nrt.run import Run
 from nrt.study.plan import Study, read_study, run_path
 
 INTERRUPTED = 130
@@ -97,9 +95,7 @@ def _run(study: Study, folder: Path, variant: str, seed: int, prepare: Prepare) 
 def _arguments(study: Study, folder: Path, variant: str, seed: int, given: Sequence[str]) -> list[str]:
     run = run_path(folder, variant, seed)
     if (run / "config.yaml").is_file():
-        if Run(run).checkpoints():
-            return [f"resume={run}"]
-        shutil.rmtree(run)  # cut before its first checkpoint
+        return [f"resume={run}"]
     recipe, *settings = study.arguments(variant, seed, folder)
     return [recipe, *given, *settings]
 

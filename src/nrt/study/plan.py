@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from nrt.config import load_config, packaged
+from nrt.durable import write_file
 from nrt.errors import InputError, unknown
 from nrt.run import run_folder
 from nrt.training.setup import resolve_names
@@ -70,7 +71,7 @@ def open_study(name: str, study: Study) -> Path:
     study.check(folder)
     folder.mkdir(parents=True, exist_ok=True)
     values = {**asdict(study), "settings": list(study.settings), "variants": {k: list(v) for k, v in study.variants.items()}}
-    file.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    write_file(file, [yaml.safe_dump(values, sort_keys=False)])
     return folder
 
 

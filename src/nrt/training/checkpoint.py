@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import AdamW
 
-from nrt.durable import damage, disk_error, point, write_folder
+from nrt.durable import damage, disk_error, remove_folder, write_file, write_folder
 from nrt.engine.base import Remote
 from nrt.engine.local import LocalEngine
 from nrt.engine.sharded import gathered, spread_like
@@ -54,7 +54,6 @@ def save_checkpoint(folder: Path, engine: LocalEngine | Remote, state: Mapping[s
         if engine.processes.main:
             try:
                 write_folder(folder, lambda temporary: _write_state(temporary, fill(temporary)))
-                point(folder.with_name("latest"), folder.name)
             except (OSError, SafetensorError) as error:
                 if (failed := disk_error(error)) is None:
                     raise
@@ -95,20 +94,23 @@ def newest_whole(checkpoints: Sequence[Path]) -> tuple[Path, list[str]]:
 
 
 def set_aside(checkpoints: Sequence[Path], chosen: Path) -> None:
-    """What comes after the chosen one of a sorted list is damaged: it is kept, under a name that nobody loads. Half-written ones go."""
+    """What comes after the chosen one of a sorted list is damaged: it is kept, under a name that nobody loads."""
     for folder in checkpoints[checkpoints.index(chosen) + 1 :]:
         aside = folder.with_name(folder.name + ".damaged")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
-    for folder in chosen.parent.glob("step-*.tmp"):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def prune(checkpoints: Sequence[Path], keep: int, best: Best | None = None) -> None:
     """Deletes all but the `keep` latest of a sorted list, and the best."""
     for folder in checkpoints[:-keep]:
         if best is None or folder.name != best.checkpoint:
-            shutil.rmtree(folder)
+            remove_folder(folder)
+
+
+def point(pointer: Path, name: str) -> None:
+    """`checkpoints/latest` and `best`: the name of a checkpoint, for people and scripts."""
+    write_file(pointer, [name + "\n"])
 
 
 def _flatten(engine: LocalEngine) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -10,13 +10,13 @@ import torch
 
 from nrt.config import Config
 from nrt.data import Chat, ensure_template, load_pairs
+from nrt.durable import at_once
 from nrt.engine.verl.bridge import refuse
 from nrt.engine.verl.engine import VerlEngine
 from nrt.models import (
     absent_markers,
     add_marker_tokens,
     add_markers,
-    at_once,
     complete_folder,
     described,
     end_token_ids,

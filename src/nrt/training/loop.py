@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nrt.config import Config
-from nrt.durable import point
 from nrt.errors import InputError, NrtError, RunError
 from nrt.rollout import AheadSampler, Request
 from nrt.run import Run, RunWriter
 from nrt.trackers import open_trackers
 from nrt.training import heldout as held
-from nrt.training.checkpoint import prune, save_checkpoint
+from nrt.training.checkpoint import point, prune, save_checkpoint
 from nrt.training.guard import in_a_row, report_skipped
 from nrt.training.measure import trace_record, update_metrics
 from nrt.training.progress import InHand, Progress, improved, progress_json
@@ -57,6 +56,7 @@ class Loop:
         self.config, self.parts, self.writer, self.progress = config, parts, writer, progress
         self.listener, self.signals = listener, signals
         self.saved = progress.name if writer.resumed else ""  # the last checkpoint
+        self.under_way = progress.step  # the step that a warning belongs to: a resume from before it has it again
         self.watch = Watch(config.watch, Run(writer.path).metrics() if writer.resumed else ())
         self.folder = writer.path
         sampler = parts.stepper.policy.sampler
@@ -74,7 +74,9 @@ class Loop:
         engine.warn = partial(self._warn, "out-of-memory")
         if self.parts.servers:
             self.parts.servers.say = partial(self._warn, "rollout-server")
-        if not self.writer.resumed:
+        if self.writer.resumed:
+            self._tidy()
+        else:
             self._warn_at_start()
             if before := self._evaluate():
                 self._write({"step": 0, **before})
@@ -92,6 +94,7 @@ class Loop:
     def _step(self) -> None:
         """One rollout batch and its updates; stops between updates if asked to."""
         start = time.perf_counter()
+        self.under_way = self.progress.step + 1
         if self.progress.in_hand is None:
             self._heed_signals()
             self.progress.in_hand = self._begin()
@@ -230,9 +233,17 @@ class Loop:
         state = {**progress_json(self.progress), "data": self.parts.data.content, "ahead": ahead}
         save_checkpoint(folder, self.parts.stepper.policy.engine, state, self.parts.save_model)
         self.saved = self.progress.name
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """What is done when a checkpoint has its name, and done again at a resume, for a run killed in between."""
         if self.processes.main:
-            if best := self.progress.best:
-                point(folder.with_name("best"), best.checkpoint)
+            folder, best = self.folder / "checkpoints", self.progress.best
+            point(folder / "latest", self.saved)
+            if best:
+                point(folder / "best", best.checkpoint)
+            else:
+                (folder / "best").unlink(missing_ok=True)  # of a metric that was asked for before a resume
             prune(Run(self.folder).checkpoints(), self.config.keep, best)
 
     def _heed_signals(self) -> None:
@@ -246,7 +257,7 @@ class Loop:
             raise Interrupted(f"interrupted at step {self.progress.step}; go on with resume={self.folder}")
 
     def _warn(self, kind: str, message: str, **details: Any) -> None:
-        self.writer.warn(kind, message, self.progress.step, **details)
+        self.writer.warn(kind, message, self.under_way, **details)
         self.listener.say(message)
 
     def _warn_at_start(self) -> None:

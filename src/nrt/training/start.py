@@ -13,7 +13,7 @@ from nrt.engine.processes import Processes, processes_of
 from nrt.errors import InputError
 from nrt.models import pick_device
 from nrt.rollout import AheadSampler
-from nrt.run import Bystander, Run, RunWriter, run_folder
+from nrt.run import Bystander, Run, RunWriter, released_on_error, run_folder
 from nrt.training.checkpoint import load_checkpoint, newest_whole, set_aside
 from nrt.training.cluster import prepare_cluster
 from nrt.training.loop import Listener, Loop, Silent, next_request
@@ -50,6 +50,8 @@ def _train(config: Config, processes: Processes, listener: Listener) -> Run:
     run = _resumed(config, config.resume, processes) if config.resume else _begun(config, processes)
     folder = run.writer.path
     with run.writer as writer, _running(run.parts, folder), heeded(config.save_signal) as signals, told_of_disk(folder):
+        if config.resume and not writer.resumed:
+            listener.say("it was cut before its first checkpoint: from the beginning")
         for found in run.damages:
             message = f"damaged checkpoint: {found}; it is set aside, and the run goes on from {run.checkpoint}"
             writer.warn("damaged-checkpoint", message, run.progress.step)
@@ -62,22 +64,42 @@ def _train(config: Config, processes: Processes, listener: Listener) -> Run:
 
 
 def _begun(config: Config, processes: Processes) -> Started:
-    folder, parts = run_folder(config.run), _prepare(config, processes)
-    _check_sampler(parts, config)
-    memory = parts.stepper.method.memory
-    progress = Progress(memory=memory.initial() if memory else None)
+    folder = run_folder(config.run)
+    parts, progress = _from_the_beginning(config, processes)
     with told_of_disk(folder):
         writer = RunWriter.create(folder, config) if processes.main else Bystander(folder, resumed=False)
     return Started(parts, progress, writer, [])
 
 
+def _from_the_beginning(config: Config, processes: Processes) -> tuple[Parts, Progress]:
+    parts = _prepare(config, processes)
+    _check_sampler(parts, config)
+    memory = parts.stepper.method.memory
+    return parts, Progress(memory=memory.initial() if memory else None)
+
+
 def _resumed(config: Config, name: str, processes: Processes) -> Started:
+    """The lock comes first: what is read then changes no more."""
     folder = run_folder(name)
-    before = Run(folder)
-    check_resumable(config, before.config)
-    checkpoints = before.checkpoints()
+    before = Run(folder).config
+    check_resumable(config, before)
+    again = config.model_copy(update={"run": before.run, "resume": None})
+    writer = RunWriter.hold(folder) if processes.main else Bystander(folder, resumed=True)
+    with released_on_error(writer):
+        return _gone_on(config, again, writer, processes)
+
+
+def _gone_on(config: Config, again: Config, writer: RunWriter, processes: Processes) -> Started:
+    """From the newest whole checkpoint; from the beginning where the run was cut before its first."""
+    checkpoints = Run(writer.path).checkpoints()
     if not checkpoints:
-        raise InputError(f"{folder} has no checkpoint to resume from; start it again under another name")
+        if found := [name for name in ("model", "checkpoints/latest") if (writer.path / name).exists()]:
+            raise InputError(
+                f"{writer.path} has {found[0]} but no checkpoint to go on from: bring one back, or begin a run of another name"
+            )
+        parts, progress = _from_the_beginning(config, processes)
+        writer.go_on(None, again)
+        return Started(parts, progress, writer, [])
     checkpoint, damages = _newest_whole(checkpoints, processes)
     parts = _prepare(config, processes, checkpoint)
     state = load_checkpoint(checkpoint, parts.stepper.policy.engine)
@@ -91,9 +113,8 @@ def _resumed(config: Config, name: str, processes: Processes) -> Started:
         assert isinstance(sampler, AheadSampler)
         at = progress.position + (progress.in_hand.rollout.drawn if progress.in_hand else 0)
         sampler.restore(next_request(config, parts, progress.step + (progress.in_hand is not None), at), ahead)
-    again = config.model_copy(update={"run": before.config.run, "resume": None})
-    with told_of_disk(folder):
-        writer = RunWriter.reopen(folder, progress.step, again) if processes.main else Bystander(folder, resumed=True)
+    with told_of_disk(writer.path):
+        writer.go_on(progress.step, again)
         if processes.main:
             set_aside(checkpoints, checkpoint)
     return Started(parts, progress, writer, damages, checkpoint.name)

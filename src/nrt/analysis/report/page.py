@@ -9,8 +9,8 @@ from jinja2 import Environment, StrictUndefined
 
 from nrt.analysis.report.data import Report
 from nrt.analysis.report.sampling import compact
+from nrt.durable import write_file
 from nrt.errors import InputError
-from nrt.run import TEXT
 
 SCRIPTS = ("objective.js", "dom.js", "charts.js", "sections.js", "explorer.js", "heldout.js", "benchmarks.js", "page.js")
 """In this order: each uses what stands before it."""
@@ -36,10 +36,8 @@ def render_page(report: Report, *, live: str = "") -> str:
 def write_page(report: Report, file: Path) -> None:
     """Writes the page; readers see the old file or the new one. Raises InputError where it cannot be written."""
     page = render_page(report)
-    beside = file.with_name(f".{file.name}.tmp")
     try:
-        beside.write_text(page, **TEXT)
-        beside.replace(file)
+        write_file(file, [page])
     except OSError as error:
         raise InputError(f"{file} cannot be written ({error.strerror}); choose another file with -o") from error
 

@@ -1,0 +1,208 @@
+"""In a process that is to be killed: which phase it is in, and a SIGKILL at a chosen instant. Wrapped around nrt from outside.
+
+A phase is a set of functions; one that runs within another phase is part of that one (an evaluation samples, and that is no rollout).
+A phase's calls to the disk are counted by an audit hook (open for writing, rename, remove, mkdir, …) and around `os.fsync`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+PHASES: dict[str, tuple[str, ...]] = {
+    "start": ("nrt.training.start:_begun", "nrt.training.start:_resumed"),
+    "rollout": ("nrt.rollout.hf:HFSampler.sample",),
+    "scoring": ("nrt.engine.local:LocalEngine.score",),
+    "update": ("nrt.engine.local:LocalEngine.gradient", "nrt.engine.local:LocalEngine.update"),
+    "logging": ("nrt.run:RunWriter._append",),
+    "checkpoint": ("nrt.training.loop:Loop._save",),
+    "export": ("nrt.training.setup:save_model", "nrt.serving.export:export_run"),
+    "evaluation": ("nrt.training.loop:Loop._evaluate",),
+    "report": ("nrt.reporting:Reporting.write", "nrt.analysis.report.page:write_page"),
+}  # fmt: skip
+"""What `nrt train`, `nrt export` and `nrt report` do, by the functions that do it."""
+
+EVAL = {"evaluation": ("nrt.evaluating:_ask", "nrt.evaluating:write_rows", "nrt.evaluating:write_scores")}
+"""What `nrt eval` does; only that command imports it."""
+
+HOW = {"during": 0.35, "call": 0.3, "torn": 0.15, "before": 0.1, "after": 0.1}
+"""Share of the kills: amid the phase, by the clock; before one of its calls to the disk; the same, with what was written last cut in
+half; as it begins; as it ends."""
+
+CALLS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"}
+STREAMS = ("metrics.jsonl", "traces.jsonl", "warnings.jsonl", "replies/*/*.jsonl")
+"""Files that are appended to."""
+
+
+@dataclass(frozen=True)
+class Instant:
+    """When to kill. `share` is of the phase's usual seconds or calls; of a torn file, also what is left of it."""
+
+    phase: str
+    entry: int  # how often the phase is entered before, counted from 1
+    how: str
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.how} {self.share}" if self.how in ("during", "call", "torn") else self.how
+
+    @classmethod
+    def parse(cls, phase: str, entry: str, instant: str) -> Instant:
+        """From a log."""
+        how, _, share = instant.partition(" ")
+        return cls(phase, int(entry), how, float(share or 0))
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What a phase took in the uninterrupted run."""
+
+    seconds: float
+    calls: float
+
+
+class Armed:
+    """The phases of this process; `said` gets a line for each one that ends, and one that asks to be killed in so many seconds."""
+
+    def __init__(
+        self,
+        phases: Mapping[str, tuple[str, ...]],
+        instant: Instant | None,
+        usual: dict[str, Usual],
+        folder: Path,
+        say: Callable[[Any], None],
+    ) -> None:
+        self.instant, self.usual, self.folder, self.say = instant, usual, folder, say
+        self.here = threading.local()  # traces are sampled ahead in another thread
+        self.entries: dict[str, int] = {}
+        self.synced: set[str] = set()
+        for phase, names in phases.items():
+            for name in names:
+                self._wrap(phase, name)
+        self._count_calls()
+
+    def _wrap(self, phase: str, name: str) -> None:
+        module, _, path = name.partition(":")
+        *outer, last = path.split(".")
+        owner = functools.reduce(getattr, outer, importlib.import_module(module))
+        function = getattr(owner, last)
+
+        @functools.wraps(function)
+        def within(*arguments: Any, **options: Any) -> Any:
+            if getattr(self.here, "phase", None):
+                return function(*arguments, **options)
+            with self._phase(phase):
+                return function(*arguments, **options)
+
+        setattr(owner, last, within)
+
+    @contextmanager
+    def _phase(self, phase: str) -> Iterator[None]:
+        self.entries[phase] = self.entries.get(phase, 0) + 1
+        self.here.phase, self.here.calls, self.here.began = phase, 0, time.time_ns()
+        self.here.sizes = {path: path.stat().st_size for path in self._streams()}
+        chosen = self.instant if self.instant and (phase, self.entries[phase]) == (self.instant.phase, self.instant.entry) else None
+        usual = self.usual.get(phase, Usual(0, 0))
+        self.here.left = 1 + int(chosen.share * usual.calls) if chosen and chosen.how in ("call", "torn") else 0
+        if chosen and chosen.how == "before":
+            self._die()
+        if chosen and chosen.how == "during":
+            self.say({"kill": chosen.share * usual.seconds})
+        began = time.perf_counter()
+        yield
+        self.say({"phase": phase, "seconds": time.perf_counter() - began, "calls": self.here.calls})
+        if chosen and chosen.how == "during":
+            time.sleep(60)  # the parent is a moment late
+        if chosen:
+            self._die()
+        self.here.phase = None
+
+    def _count_calls(self) -> None:
+        real = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            self._called()
+            real(descriptor)
+            self.synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+        os.fsync = fsync
+        writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            if event in CALLS or (event == "open" and isinstance(arguments[2], int) and arguments[2] & writing):
+                self._called()
+
+        sys.addaudithook(hook)
+
+    def _called(self) -> None:
+        if getattr(self.here, "phase", None) is None:
+            return
+        self.here.calls += 1
+        if self.here.calls == self.here.left:
+            self._die()
+
+    def _die(self) -> NoReturn:
+        if self.instant and self.instant.how == "torn":
+            self._tear(self.instant.share)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("unreachable")
+
+    def _tear(self, share: float) -> None:
+        """Cuts what the phase wrote last and did not sync: a file under a temporary name, or the last lines of a stream."""
+        self.here.left = 0
+        temporary = [path for path in self.folder.parent.rglob("*") if any(part.endswith((".tmp", ".new")) for part in path.parts)]
+        unsafe = {path for path in (*temporary, *self._streams()) if path.is_file() and str(path) not in self.synced}
+        recent = sorted((path.stat().st_mtime_ns, path) for path in unsafe)
+        if recent and recent[-1][0] >= self.here.began - 10_000_000:  # the clock of files is coarse
+            path = recent[-1][1]
+            before = self.here.sizes.get(path, 0)
+            os.truncate(path, before + int(share * (path.stat().st_size - before)))
+
+    def _streams(self) -> list[Path]:
+        return [path for name in STREAMS for path in self.folder.parent.glob(f"*/{name}")]
+
+
+def run(command: list[str], instant: Instant | None, usual: dict[str, Usual], folder: Path, pipe: int, log: Path) -> NoReturn:
+    """`nrt COMMAND` in this process, armed; what it says goes to `log`."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    status = 1
+    try:
+        Armed(
+            EVAL if command[0] == "eval" else PHASES,
+            instant,
+            usual,
+            folder,
+            lambda message: void(os.write(pipe, json.dumps(message).encode() + b"\n")),
+        )
+        from nrt.cli import main
+
+        sys.argv = ["nrt", *command]
+        try:
+            main()
+            status = 0
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def void(_: object) -> None: ...
