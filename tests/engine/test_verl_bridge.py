@@ -44,6 +44,9 @@ def test_megatron_is_one_setting():
     assert "fsdp_config" not in actor
     with pytest.raises(InputError, match="dtype=bfloat16"):
         bridged("verl.model_engine=megatron")
+    again = bridged("verl.model_engine=megatron", "dtype=bfloat16", "gradient_checkpointing=true")["actor_rollout_ref"]["actor"]["megatron"]
+    assert again["override_transformer_config"]["recompute_granularity"] == "full"
+    assert "override_transformer_config" not in actor["megatron"]
 
 
 @pytest.mark.parametrize(
