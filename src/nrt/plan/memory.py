@@ -138,7 +138,7 @@ def resident(model: Any, config: Config, method: Method, *, gpus: int, parallel:
         weights=0 if short and shards > 1 else whole // shards,
         masters=4 * trained // shards if short else 0,
         gradients=4 * trained // shards,
-        optimizer=sum(_state_bytes(n, config.optimizer.name) for n in sizes) // shards,
+        optimizer=sum(state_bytes(n, config.optimizer.name) for n in sizes) // shards,
         reference=whole // shards if kept else 0,
         sampler=whole if own and method.samples else 0,
     )
@@ -158,12 +158,12 @@ def _linear(model: Any) -> dict[int, int]:
     return {id(weight): weight.numel() for weight in linear if not weight.requires_grad}
 
 
-def _state_bytes(n: int, optimizer: str) -> int:
+def state_bytes(n: int, optimizer: str) -> int:
     """Two moments, float32 or 8 bits with a scale for each 256 numbers, and a count of updates. Small tensors stay in float32."""
     return 8 * n + 4 if optimizer == "adamw" or n < 4096 else 2 * n + 8 * -(-n // 256)
 
 
-def _gathered(model: Any, config: Config) -> int:
+def gathered_layers(model: Any, config: Config) -> int:
     """Two layers whole, the one that runs and the next, and the gradient of one; embeddings and head stay whole through a pass."""
     layer = max((sum(p.numel() for p in layer.parameters()) for layer in layers_of(model)), default=0)
     inside = {id(p) for layer in layers_of(model) for p in layer.parameters()}
@@ -203,6 +203,6 @@ def _step(model: Any, config: Config, method: Method, lengths: Lengths, prompts:
         null=counted.kept * null // tokens,
         tiles=2 * 4 * min(TILE[kind], sum(tails) * vocabulary),
         passing=counted.peak - counted.kept + unpacked,
-        gathered=_gathered(model, config) if cut else 0,
+        gathered=gathered_layers(model, config) if cut else 0,
         recompute=config.gradient_checkpointing,
     )

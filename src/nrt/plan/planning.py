@@ -107,15 +107,23 @@ def _rollout_seconds(question: Question, model: Any, method: Method, token: Toke
     width = WIDTH[config.dtype]
     rows, prompts = memory.rollout.rows, -(-memory.rollout.rows // config.traces)
     waves = -(-config.batch * config.traces // (question.gpus * rows))
-    steps = config.max_trace_tokens + (config.max_answer_tokens if method.samples_answers else 0)
     running = min(1.0, mean.trace / config.max_trace_tokens)
     shared = prompts if config.sampler == "hf" else rows
     cached = token.cache_bytes(width) * running * (shared * mean.prompt + rows * mean.trace / 2)
-    weights = weight_bytes(model, config)
-    reading = (weights + cached) / (gpu.bandwidth * gpu.bandwidth_share)
     issuing = token.operations * gpu.call_seconds if config.sampler == "hf" else 0.0
     arithmetic = flops.rollout / (gpu.flops(config.dtype) * gpu.mfu * question.gpus)
-    return max(waves * steps * max(reading, issuing), arithmetic)
+    step = max(step_seconds(gpu, weight_bytes(model, config) + cached), issuing)
+    return max(waves * decoding_steps(config, method) * step, arithmetic)
+
+
+def decoding_steps(config: Config, method: Method) -> int:
+    """Of rows that go up to their caps."""
+    return config.max_trace_tokens + (config.max_answer_tokens if method.samples_answers else 0)
+
+
+def step_seconds(gpu: Accelerator, read: float) -> float:
+    """Of decoding one token of each row, where so many bytes have to be read."""
+    return read / (gpu.bandwidth * gpu.bandwidth_share)
 
 
 def _assumptions(question: Question, method: Method, parallel: Parallel) -> list[str]:

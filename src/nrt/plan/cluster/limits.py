@@ -1,0 +1,67 @@
+"""Where a layout breaks: figures of a plan, each with the bar beyond which more GPUs no longer help, or the run does not start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nrt.plan.cluster.planning import ClusterPlan
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A figure that must stay on one side of its bar."""
+
+    name: str
+    what: str
+    mend: str
+    bar: float
+    above: bool  # broken above the bar, else below it
+    value: Callable[[ClusterPlan], float]
+
+    def broken(self, plan: ClusterPlan) -> bool:
+        return self.value(plan) > self.bar if self.above else self.value(plan) < self.bar
+
+
+def _memory(plan: ClusterPlan) -> float:
+    serves = plan.memory.serving is None or plan.memory.serving.together >= 1
+    return plan.memory.peak / plan.capacity if serves else float("inf")
+
+
+LIMITS: tuple[Limit, ...] = (
+    Limit("memory", "of a GPU, at the highest", "see what to change", 1.0, True, _memory),
+    Limit("rows", "rows a rank in an update", "a larger batch, or fewer updates_per_rollout", 1.0, False, lambda p: p.timed.passes.rows),
+    Limit("prompts", "prompts a rollout server", "a larger batch, or larger servers", 1.0, False, lambda p: p.timed.prompts),
+    Limit(
+        "longest trace", "of the step, were it alone", "a lower max_trace_tokens, larger servers", 0.5, True,
+        lambda p: p.timed.longest / p.timed.clock.total,
+    ),
+    Limit(
+        "network", "of an update's arithmetic, its traffic", "fsdp_size, more tokens_per_batch", 1.0, True,
+        lambda p: p.timed.trained.seconds / p.timed.arithmetic,
+    ),
+    Limit("push", "of the step", "larger steps", 0.2, True, lambda p: p.timed.clock.push / p.timed.clock.total),
+    Limit("controller", "of the step", "none yet: it is one process", 0.2, True, lambda p: p.timed.clock.controller / p.timed.clock.total),
+    Limit("checkpoint", "of the time, at save_every", "a larger save_every, faster storage", 0.1, True, lambda p: p.checkpoint_share),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Break:
+    """The first plan of a ladder that is beyond a limit."""
+
+    limit: str
+    gpus: int
+    value: float
+    bar: float
+    what: str
+    mend: str
+
+
+def breaks(ladder: Sequence[ClusterPlan]) -> list[Break]:
+    """Of each limit that is reached at all, where; the first one first."""
+    found = []
+    for limit in LIMITS:
+        if first := next((plan for plan in ladder if limit.broken(plan)), None):
+            found.append(Break(limit.name, first.layout.gpus, limit.value(first), limit.bar, limit.what, limit.mend))
+    return sorted(found, key=lambda one: one.gpus)
