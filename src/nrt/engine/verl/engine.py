@@ -18,8 +18,7 @@ from torch import Tensor
 from nrt.config import AUTO_TOKENS, Config
 from nrt.engine.local import UpdateStats
 from nrt.engine.processes import ALONE, Processes
-from nrt.engine.verl.bridge import compose, is_megatron, overrides, rollout_name
-from nrt.engine.verl.requirements import check_installed
+from nrt.engine.verl.bridge import compose, is_megatron, overrides
 from nrt.errors import InputError, NrtError, RunError
 from nrt.objective import Method, RowCredit
 from nrt.rollout import Request
@@ -55,7 +54,6 @@ class VerlEngine:
 
         Raises InputError for a cluster that is too small, and RunError, with the mend, where a worker of it fails.
         """
-        check_installed(rollout_name(self.config))
         choose_platform(self.config)
         import ray
 

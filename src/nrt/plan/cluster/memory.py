@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from nrt.config import Config
@@ -86,15 +87,15 @@ def cluster_memory(
         logits=logits,
         scoring=2 * scored * vocabulary(model) * width // (layout.tensor * layout.context) + update.passing + update.gathered,
         reserve=2 * RESERVE + int(GAPS * gpu.memory) if gpu.kind == "cuda" else 0,
-        host=layout.per_node * (asleep + (sum(shard_sizes(model, layout.shards)) * 4 if kept and not layout.megatron else 0)),
+        host=layout.per_node * (asleep + (sum(shard_sizes(model.parameters(), layout.shards)) * 4 if kept and not layout.megatron else 0)),
     )
 
 
-def cluster_resident(model: Any, config: Config, method: Method, layout: Layout) -> Resident:
+def cluster_resident(model: Any, config: Config, method: Method, layout: Layout, rank: int = 0) -> Resident:
     """FSDP2: float32 weights, gradients and moments in shards; the initial model in the machine's memory. Megatron: bfloat16 weights and
     float32 gradients of the rank's part of the model, float32 weights and moments of them divided once more by the data-parallel ranks."""
     if not layout.megatron:
-        sizes = shard_sizes(model, layout.shards)
+        sizes = shard_sizes(model.parameters(), layout.shards, rank)
         return Resident(0, 4 * sum(sizes), 4 * sum(sizes), sum(state_bytes(n, "adamw") for n in sizes), 0, 0)
     part = stage_numbers(model, layout)
     own = -(-part // (layout.ranks * layout.context))  # the distributed optimiser's share
@@ -102,9 +103,9 @@ def cluster_resident(model: Any, config: Config, method: Method, layout: Layout)
     return Resident(2 * part, 4 * own, 4 * part, 8 * own, 2 * part if kept else 0, 0)
 
 
-def shard_sizes(model: Any, shards: int) -> list[int]:
-    """Numbers of each parameter in one shard, as verl cuts it: along the first dimension that the shards divide, else the first, padded."""
-    return [_shard(tuple(p.shape), shards) for p in model.parameters()]
+def shard_sizes(parameters: Iterable[Any], shards: int, rank: int = 0) -> list[int]:
+    """Numbers of each parameter in one shard: equal pieces of its first dimension, as torch.chunk cuts it, so the first has the most."""
+    return [_shard(tuple(p.shape), shards, rank) for p in parameters]
 
 
 def stage_numbers(model: Any, layout: Layout) -> int:
@@ -128,11 +129,9 @@ def distinct(config: Config, method: Method, lengths: Lengths, count: int) -> tu
     return tuple(longest)
 
 
-def _shard(shape: Sequence[int], shards: int) -> int:
-    whole = 1
-    for size in shape:
-        whole *= size
-    return whole // shards if any(size % shards == 0 for size in shape) else whole // shape[0] * -(-shape[0] // shards)
+def _shard(shape: Sequence[int], shards: int, rank: int) -> int:
+    piece = -(-shape[0] // shards)
+    return max(0, min(piece, shape[0] - rank * piece)) * prod(shape[1:])
 
 
 def _update(model: Any, config: Config, method: Method, lengths: Lengths, layout: Layout, kind: str) -> tuple[Step, int]:

@@ -64,10 +64,11 @@ NOTHING = Moved(0.0, 0.0, 0.0)
 
 def push(model: Any, config: Config, layout: Layout, gpu: Accelerator) -> Moved:
     """Of the weights, once. FSDP2: every GPU gathers each parameter whole, in float32, and hands it to the server on it through shared
-    memory of the GPU. Megatron: in bfloat16, from the other stages by broadcast, then from the tensor-parallel GPUs."""
-    numbers, tensors = sum(p.numel() for p in model.parameters()), len(list(model.parameters()))
+    memory of the GPU; a tied table goes under both of its names. Megatron: in bfloat16, from the other stages by broadcast, then from the tensor-parallel GPUs."""
+    handed = [p for _, p in model.named_parameters(remove_duplicate=layout.megatron)]
+    numbers, tensors = sum(p.numel() for p in handed), len(handed)
     if not layout.megatron:
-        return moved(ring(layout, gpu, layout.shards), 4.0 * sum(shard_sizes(model, layout.shards)) * layout.shards, tensors)
+        return moved(ring(layout, gpu, layout.shards), 4.0 * sum(shard_sizes(handed, layout.shards)) * layout.shards, tensors)
     stages = ring(layout, gpu, layout.pipeline, apart=layout.tensor)
     gathered = moved(ring(layout, gpu, layout.tensor), 2.0 * numbers, tensors)
     return moved(stages, 2.0 * numbers / layout.tensor, tensors) + gathered
