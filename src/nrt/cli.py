@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -124,19 +124,17 @@ def plan(
     from nrt.plan.cluster.show import cluster_json, print_cluster
     from nrt.plan.show import as_json, print_plan
 
-    config = load_config(settings[0], settings[1:])
-    given = {"gpu": gpu, "memory": memory, "means": (prompt, trace, answer), "rows": rows, "price": price, "mfu": mfu}
-    given["bandwidth"] = bandwidth
-    if config.engine == "verl":
-        if gpus or parallel:
-            raise InputError("with engine=verl the layout is the config's: set nodes and gpus_per_node, not --gpus and --parallel")
-        answered, record, show = ask_cluster(config, network=network, **given), cluster_json, print_cluster
-    else:
-        answered, record, show = ask(config, gpus=gpus or 1, parallel=parallel, **given), as_json, print_plan
-    if json:
-        print(dumps(record(*answered), ensure_ascii=False))
-    else:
-        show(_console(), *answered)
+    config, console = load_config(settings[0], settings[1:]), _console()
+    given: dict[str, Any] = {"gpu": gpu, "memory": memory, "means": (prompt, trace, answer), "rows": rows, "price": price}
+    given |= {"mfu": mfu, "bandwidth": bandwidth}
+    if config.engine != "verl":
+        answered = ask(config, gpus=gpus or 1, parallel=parallel, **given)
+        print(dumps(as_json(*answered), ensure_ascii=False)) if json else print_plan(console, *answered)
+        return
+    if gpus or parallel:
+        raise InputError("with engine=verl the layout is the config's: set nodes and gpus_per_node, not --gpus and --parallel")
+    found = ask_cluster(config, network=network, **given)
+    print(dumps(cluster_json(*found), ensure_ascii=False)) if json else print_cluster(console, *found)
 
 
 @app.command()

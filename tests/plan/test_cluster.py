@@ -1,4 +1,4 @@
-"""`nrt plan … engine=verl` by hand: rows that share nothing, shards, rings, where it breaks; against the real thing: tests/verl/test_plan.py."""
+"""`nrt plan … engine=verl` by hand: rows that share nothing, shards, rings, where it breaks. Real workers: tests/verl/test_plan.py."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from nrt.plan.planning import Plan, Question, make_plan
 from nrt.plan.work import group_rows, limit
 from nrt.training.setup import resolve_method
 
-
 Suggestion = tuple[str, Question, str]
 """(the change as it is typed, the question with it, what it costs)."""
 Make = Callable[[Question], Any]

@@ -166,4 +166,3 @@ def _serving(model: Any, config: Config, token: Token, layout: Layout, gpu: Acce
 
 def _scored(config: Config, rows: Any, layout: Layout) -> list[tuple[Any, tuple[Row, ...]]]:
     return list(zip(scoring_passes(config, rows, layout.ranks), scoring(config, rows), strict=True))
-

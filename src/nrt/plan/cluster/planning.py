@@ -113,20 +113,21 @@ def assumptions(question: Question, plan: ClusterPlan) -> list[str]:
     lengths = "means given" if question.lengths else "the recipe's caps: every prompt, trace and answer as long as it may be"
     logits = "float32 logits, cut by tensor parallelism" if layout.megatron else "logits of all tokens once in an update, twice in scoring"
     traffic_said = "after one another" if layout.megatron else "at the same time"
+    reducing = f", and {clock.REDUCE_SECONDS * 1e6:g} µs for each of two reductions a layer" if layout.rollout_tensor > 1 else ""
     return [
         f"lengths {mean.prompt}/{mean.trace}/{mean.answer} tokens of prompt, trace and answer ({lengths}); all rows alike",
         "verl 0.9.1 as its source reads and nrt sets it: rows by themselves, prompts too; a GPU trains, then serves rollouts",
-        f"memory: activations counted on torch's meta device with fused attention; {logits}; reserved: twice {RESERVE / 2**30:.0f} GiB for "
-        f"the processes' contexts and {GAPS:.0%} for gaps; the server takes {layout.utilization:g} of the GPU, asleep nothing",
-        f"scoring and update at {gpu.mfu:.0%} of {gpu.flops(config.dtype) / 1e12:g} TFLOP/s ({config.dtype}); their traffic {traffic_said}; "
-        "the busiest rank counts",
-        f"rollout: a prompt's traces on one server, waves of up to {layout.sequences} rows up to the cap; a decoding step reads weights and "
-        f"cache at {gpu.bandwidth_share:.0%} of {gpu.bandwidth / 1e12:g} TB/s"
-        + (f", and {clock.REDUCE_SECONDS * 1e6:g} µs for each of two reductions a layer" if layout.rollout_tensor > 1 else ""),
-        f"links of {gpu.link / 1e9:g} GB/s a GPU in a node and {gpu.network / 1e9:g} between nodes, one way, reached to {traffic.SHARE:.0%}; "
-        f"rings, {traffic.HOP * 1e6:g} µs a hop, {traffic.FAR_HOP * 1e6:g} between nodes; {clock.PCIE / 1e9:g} GB/s to the machine's memory",
-        f"controller: one process, {clock.ROW_SECONDS * 1e6:.0f} µs a row and {clock.TOKEN_SECONDS * 1e9:.0f} ns a token of scoring and "
-        "update: processor time of the two-worker run on a 2-core CPU (docs/planning.md)",
+        f"memory: activations counted on torch's meta device with fused attention; {logits}; reserved: twice {RESERVE / 2**30:.0f} GiB "
+        f"for the processes' contexts and {GAPS:.0%} for gaps; the server takes {layout.utilization:g} of the GPU, asleep nothing",
+        f"scoring and update at {gpu.mfu:.0%} of {gpu.flops(config.dtype) / 1e12:g} TFLOP/s ({config.dtype}); arithmetic and traffic "
+        f"{traffic_said}; the busiest rank counts",
+        f"rollout: a prompt's traces on one server, waves of up to {layout.sequences} rows up to the cap; a decoding step reads weights "
+        f"and cache at {gpu.bandwidth_share:.0%} of {gpu.bandwidth / 1e12:g} TB/s{reducing}",
+        f"links of {gpu.link / 1e9:g} GB/s a GPU in a node and {gpu.network / 1e9:g} between nodes, one way, reached to "
+        f"{traffic.SHARE:.0%}; rings, {traffic.HOP * 1e6:g} µs a hop, {traffic.FAR_HOP * 1e6:g} between nodes; "
+        f"{clock.PCIE / 1e9:g} GB/s to the machine's memory",
+        f"controller: one process, {clock.ROW_SECONDS * 1e6:.0f} µs a row and {clock.TOKEN_SECONDS * 1e9:.0f} ns a token of scoring "
+        "and update: processor time of the two-worker run on a 2-core CPU (docs/planning.md)",
         f"checkpoints: {CHECKPOINT} bytes a parameter at {STORAGE / 1e9:g} GB/s, every save_every={config.save_every} steps",
         "not counted: held-out evaluation, reading data, waking servers up, context parallelism's traffic, prompts that a filter replaces",
     ]

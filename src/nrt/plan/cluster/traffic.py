@@ -64,7 +64,8 @@ NOTHING = Moved(0.0, 0.0, 0.0)
 
 def push(model: Any, config: Config, layout: Layout, gpu: Accelerator) -> Moved:
     """Of the weights, once. FSDP2: every GPU gathers each parameter whole, in float32, and hands it to the server on it through shared
-    memory of the GPU; a tied table goes under both of its names. Megatron: in bfloat16, from the other stages by broadcast, then from the tensor-parallel GPUs."""
+    memory of the GPU; a tied table goes under both of its names. Megatron: in bfloat16, from the other stages by broadcast, then from
+    the tensor-parallel GPUs."""
     handed = [p for _, p in model.named_parameters(remove_duplicate=layout.megatron)]
     numbers, tensors = sum(p.numel() for p in handed), len(handed)
     if not layout.megatron:

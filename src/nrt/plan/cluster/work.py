@@ -81,9 +81,7 @@ def update_passes(config: Config, rows: GroupRows, ranks: int) -> Passes:
 
 def scoring_passes(config: Config, rows: GroupRows, ranks: int) -> list[Passes]:
     """Of each scoring pass of a step."""
-    return [
-        dealt(len(part) * config.batch, max(len(row.ids) for row in part), ranks, limit(config)) for part in scoring(config, rows)
-    ]
+    return [dealt(len(part) * config.batch, max(len(row.ids) for row in part), ranks, limit(config)) for part in scoring(config, rows)]
 
 
 def sent_bytes(scored: Sequence[Row], trained: Sequence[Row]) -> int:
