@@ -33,7 +33,8 @@ def ended(model_dir, tmp_path_factory):
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     settings = [
         f"model={model_dir}", f"data.train={folder / 'rows.jsonl'}", "data.answer=whole", "data.shuffle=false",
-        "method=breaks", "plugins=breaks", "run=r", "engine=verl", "gpus_per_node=2", "device=cpu", "threads=1", "batch=2", "steps=5", "traces=3", "max_trace_tokens=5", "max_answer_tokens=8",
+        "method=breaks", "plugins=breaks", "run=r", "engine=verl", "gpus_per_node=2", "device=cpu", "threads=1", "batch=2",
+        "steps=5", "traces=3", "max_trace_tokens=5", "max_answer_tokens=8",
         "max_prompt_tokens=16", "updates_per_rollout=1", "eval_every=0", "save_every=1", "keep=9", "max_skipped=2", "optimizer.lr=1e-3",
     ]  # fmt: skip
     workers = os.environ | {"PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(folder)])}
