@@ -17,8 +17,8 @@ from nrt.plan.memory import WIDTH
 from nrt.plan.planning import decoding_steps, step_seconds
 from nrt.plan.work import Lengths, Phases, Tokens
 
-ROW_SECONDS, TOKEN_SECONDS = 0.0, 0.0
-"""Of the controller, one process: a row of a step, and a token that a row has in scoring or update. Measured; see ASSUMED."""
+ROW_SECONDS, TOKEN_SECONDS = 5e-4, 3e-7
+"""Of the controller, one process: a row of scoring or update, and a token of it. Processor time, measured (docs/planning.md)."""
 REDUCE_SECONDS = 10e-6
 """Of a tensor-parallel reduction of a decoding step, of which a layer has two."""
 PCIE = 50e9

@@ -1,4 +1,5 @@
-"""Where a layout breaks: figures of a plan, each with the bar beyond which more GPUs no longer help, or the run does not start."""
+"""Where a layout breaks: figures of a plan, each with the bar beyond which more GPUs no longer help. Memory is none of them: more GPUs
+need less of it, so what does not fit is told of each rung by itself."""
 
 from __future__ import annotations
 
@@ -23,13 +24,7 @@ class Limit:
         return self.value(plan) > self.bar if self.above else self.value(plan) < self.bar
 
 
-def _memory(plan: ClusterPlan) -> float:
-    serves = plan.memory.serving is None or plan.memory.serving.together >= 1
-    return plan.memory.peak / plan.capacity if serves else float("inf")
-
-
 LIMITS: tuple[Limit, ...] = (
-    Limit("memory", "of a GPU, at the highest", "see what to change", 1.0, True, _memory),
     Limit("rows", "rows a rank in an update", "a larger batch, or fewer updates_per_rollout", 1.0, False, lambda p: p.timed.passes.rows),
     Limit("prompts", "prompts a rollout server", "a larger batch, or larger servers", 1.0, False, lambda p: p.timed.prompts),
     Limit(

@@ -182,9 +182,10 @@ def _ladder_table(ladder: Sequence[ClusterPlan], title: str) -> Table:
 
 
 def _said(found: Sequence[Break], ladder: Sequence[ClusterPlan]) -> str:
+    """Where it does not fit, where it breaks first, and at what further on."""
+    small = [f"{plan.layout.gpus:,}" for plan in ladder if not plan.fits]
+    memory = f"Too little memory on {', '.join(small)} GPUs. " if small else ""
     if not found:
-        return f"No limit is reached up to {ladder[-1].layout.gpus:,} GPUs." if ladder else "No number of GPUs can be laid out so."
-    first = [one for one in found if one.gpus == found[0].gpus]
-    return f"Breaks first at {first[0].gpus:,} GPUs: " + "; ".join(
-        f"{one.limit}, {one.value:.2g} {one.what} (bar {one.bar:g}): {one.mend}" for one in first
-    )
+        return f"{memory}No limit is reached up to {ladder[-1].layout.gpus:,} GPUs." if ladder else "No number of GPUs can be laid out so."
+    said = [f"{one.limit} at {one.gpus:,}: {one.value:.3g} {one.what} (bar {one.bar:g}); {one.mend}" for one in found]
+    return f"{memory}Breaks first: {'. Then '.join(said)}."
