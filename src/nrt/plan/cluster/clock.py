@@ -69,7 +69,7 @@ def time_step(
         arithmetic *= 1 + (layout.pipeline - 1) / one.batches
         scoring *= 1 + (layout.pipeline - 1) / max((p.batches for p in forwards), default=1)
     both = (lambda work, moved: work + moved) if layout.megatron else max
-    woken = 2 * updates * memory.resident.optimizer * layout.optimizer_offload / PCIE
+    woken = 2 * (updates * memory.asleep + (len(forwards) + 1) * memory.weights_asleep) / PCIE
     rollout, longest = _rollout(config, method, lengths, token, flops, memory, layout, gpu)
     pushed = push(model, config, layout, gpu) if method.samples else NOTHING
     return Timed(

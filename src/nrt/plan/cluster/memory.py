@@ -34,7 +34,8 @@ class ClusterMemory:
     """Bytes on each GPU of the fullest rank."""
 
     resident: Resident
-    asleep: int  # of it, in the machine's memory while rollouts are served
+    weights_asleep: int  # of it, in the machine's memory while rollouts are served
+    moments_asleep: int  # the same, until an update wants them; with Megatron's float32 weights
     serving: Serving | None  # None: nothing is sampled
     pushed: int  # while weights are handed over: the server's, the largest tensor whole, the bucket
     update: Step
@@ -46,14 +47,13 @@ class ClusterMemory:
     @property
     def sampling(self) -> int:
         """At the highest while rollouts are served, the push included."""
-        stays = self.resident.total - self.resident.gradients - self.asleep
+        stays = self.resident.total - self.resident.gradients - self.moments_asleep
         serving = self.serving.weights + self.serving.cache if self.serving else 0
-        return self.reserve + max(stays + serving, self.resident.total - self.resident.gradients - self.moments_asleep + self.pushed)
+        return self.reserve + max(stays - self.weights_asleep + serving, stays + self.pushed)
 
     @property
-    def moments_asleep(self) -> int:
-        """Moments that are not there during the push; the weights have to be."""
-        return min(self.asleep, self.resident.optimizer)
+    def asleep(self) -> int:
+        return self.weights_asleep + self.moments_asleep
 
     @property
     def updating(self) -> int:
@@ -71,23 +71,26 @@ def cluster_memory(
 ) -> ClusterMemory:
     """Of the layout's GPUs."""
     resident = cluster_resident(model, config, method, layout)
-    asleep = (resident.weights + resident.masters) * layout.param_offload + resident.optimizer * layout.optimizer_offload
+    weights, moments = (resident.weights, resident.masters) if layout.megatron else (resident.masters, 0)
+    weights_asleep, moments_asleep = weights * layout.param_offload, (moments + resident.optimizer) * layout.optimizer_offload
     width, rows = WIDTH[config.dtype], rows_of(config, method, lengths)
     update, logits = _update(model, config, method, lengths, layout, gpu.kind)
     serving = _serving(model, config, token, layout, gpu) if method.samples else None
     largest = max(p.numel() for p in model.parameters()) * (width if layout.megatron else 4)
     scored = max((p.at_once * max(len(r.ids) for r in part) for p, part in _scored(config, rows, layout)), default=0)
-    kept = config.initial_reference and method.samples
+    kept = config.initial_reference and method.samples and not layout.megatron
+    initial = 4 * sum(shard_sizes(model.parameters(), layout.shards)) if kept else 0
     return ClusterMemory(
         resident=resident,
-        asleep=asleep,
+        weights_asleep=weights_asleep,
+        moments_asleep=moments_asleep,
         serving=serving,
         pushed=serving.weights + max(largest, layout.bucket) + largest if serving else 0,
         update=update,
         logits=logits,
         scoring=2 * scored * vocabulary(model) * width // (layout.tensor * layout.context) + update.passing + update.gathered,
         reserve=2 * RESERVE + int(GAPS * gpu.memory) if gpu.kind == "cuda" else 0,
-        host=layout.per_node * (asleep + (sum(shard_sizes(model.parameters(), layout.shards)) * 4 if kept and not layout.megatron else 0)),
+        host=layout.per_node * (weights_asleep + moments_asleep + initial),
     )
 
 

@@ -97,7 +97,7 @@ def _memory_table(plan: ClusterPlan) -> Table:
     away = " (in the machine's memory while rollouts are served)"
     for name, size, note in (
         ("weights", stays.weights, "bfloat16" + away * layout.param_offload),
-        ("float32 weights", stays.masters, cut + away * layout.param_offload),
+        ("float32 weights", stays.masters, cut + away * (layout.optimizer_offload if layout.megatron else layout.param_offload)),
         ("gradients", stays.gradients, "float32, from the update's first backward to its end"),
         ("optimiser state", stays.optimizer, "AdamW, float32" + away * layout.optimizer_offload),
         ("initial reference model", stays.reference, "initial_reference=true"),
