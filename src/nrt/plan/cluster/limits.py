@@ -25,19 +25,22 @@ class Limit:
 
 
 LIMITS: tuple[Limit, ...] = (
-    Limit("rows", "rows a rank in an update", "a larger batch, or fewer updates_per_rollout", 1.0, False, lambda p: p.timed.passes.rows),
-    Limit("prompts", "prompts a rollout server", "a larger batch, or larger servers", 1.0, False, lambda p: p.timed.prompts),
+    Limit("rows", "rows a rank, an update", "a larger batch, or fewer updates_per_rollout", 1.0, False, lambda p: p.timed.passes.rows),
+    Limit("prompts", "prompts a server", "a larger batch, or larger servers", 1.0, False, lambda p: p.timed.prompts),
     Limit(
-        "longest trace", "of the step, were it alone", "a lower max_trace_tokens, larger servers", 0.5, True,
+        "longest trace", "longest trace / step", "a lower max_trace_tokens, larger servers", 0.5, True,
         lambda p: p.timed.longest / p.timed.clock.total,
     ),
     Limit(
-        "network", "of an update's arithmetic, its traffic", "fsdp_size, more tokens_per_batch", 1.0, True,
+        "network", "traffic / arithmetic", "fsdp_size, more tokens_per_batch", 1.0, True,
         lambda p: p.timed.trained.seconds / p.timed.arithmetic,
     ),
-    Limit("push", "of the step", "larger steps", 0.2, True, lambda p: p.timed.clock.push / p.timed.clock.total),
-    Limit("controller", "of the step", "none yet: it is one process", 0.2, True, lambda p: p.timed.clock.controller / p.timed.clock.total),
-    Limit("checkpoint", "of the time, at save_every", "a larger save_every, faster storage", 0.1, True, lambda p: p.checkpoint_share),
+    Limit("push", "push / step", "larger steps", 0.2, True, lambda p: p.timed.clock.push / p.timed.clock.total),
+    Limit(
+        "controller", "controller / step", "none yet: it is one process", 0.2, True,
+        lambda p: p.timed.clock.controller / p.timed.clock.total,
+    ),
+    Limit("checkpoint", "checkpoints / time", "a larger save_every, faster storage", 0.1, True, lambda p: p.checkpoint_share),
 )  # fmt: skip
 
 

@@ -176,7 +176,7 @@ def _ladder_table(ladder: Sequence[ClusterPlan], title: str) -> Table:
     made.add_row("efficiency", *[f"{plan.efficiency:.1%}" for plan in ladder], style="bold")
     made.add_section()
     for limit in LIMITS:
-        name = f"{limit.name}: {limit.what} ({'≤' if limit.above else '≥'} {limit.bar:g})"
+        name = f"{limit.what} {'≤' if limit.above else '≥'} {limit.bar:g}"
         made.add_row(name, *[f"{limit.value(plan):.2g}{' ✗' if limit.broken(plan) else ''}" for plan in ladder])
     return made
 
@@ -187,5 +187,5 @@ def _said(found: Sequence[Break], ladder: Sequence[ClusterPlan]) -> str:
     memory = f"Too little memory on {', '.join(small)} GPUs. " if small else ""
     if not found:
         return f"{memory}No limit is reached up to {ladder[-1].layout.gpus:,} GPUs." if ladder else "No number of GPUs can be laid out so."
-    said = [f"{one.limit} at {one.gpus:,}: {one.value:.3g} {one.what} (bar {one.bar:g}); {one.mend}" for one in found]
+    said = [f"{one.what} at {one.gpus:,} GPUs: {one.value:.3g}, bar {one.bar:g} (mend: {one.mend})" for one in found]
     return f"{memory}Breaks first: {'. Then '.join(said)}."
