@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -118,7 +118,7 @@ def compare(
 @app.command()
 def plan(
     settings: Annotated[list[str], typer.Argument(metavar="RECIPE [key=value …]", help="A recipe or YAML path, then settings.")],
-    gpus: Annotated[int, typer.Option(help="How many GPUs.")] = 1,
+    gpus: Annotated[int | None, typer.Option(help="How many GPUs; with engine=verl set nodes and gpus_per_node instead.")] = None,
     gpu: Annotated[str, typer.Option(help="h100, h200, a100, l40s, rtx4090, or cpu: this machine.")] = "h100",
     memory: Annotated[float | None, typer.Option(help="GiB of such a GPU, where it has not the usual.")] = None,
     parallel: Annotated[str | None, typer.Option(help="ddp: a replica on each GPU; fsdp: in shards; by default what fits.")] = None,
@@ -129,23 +129,28 @@ def plan(
     price: Annotated[float | None, typer.Option(help="Of a GPU hour; none is assumed.")] = None,
     mfu: Annotated[float | None, typer.Option(help="Share of the GPU's arithmetic that updates are assumed to reach; .4.")] = None,
     bandwidth: Annotated[float | None, typer.Option(help="Share of its bandwidth that decoding is assumed to reach; .6.")] = None,
+    network: Annotated[float | None, typer.Option(help="GB/s of a GPU to other nodes, one way (engine=verl); 50 for h100.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the tables.")] = False,
 ) -> None:
     """Memory, tokens, arithmetic, hours and cost of a run, on paper: nrt plan llama-3.2-3b --gpu h200 --gpus 8 --trace 500."""
     from json import dumps
 
     from nrt.config import load_config
-    from nrt.plan import ask
+    from nrt.plan import ask, ask_cluster
+    from nrt.plan.cluster.show import cluster_json, print_cluster
     from nrt.plan.show import as_json, print_plan
 
-    answered = ask(
-        load_config(settings[0], settings[1:]), gpu=gpu, gpus=gpus, memory=memory, parallel=parallel, means=(prompt, trace, answer),
-        rows=rows, price=price, mfu=mfu, bandwidth=bandwidth,
-    )  # fmt: skip
-    if json:
-        print(dumps(as_json(*answered), ensure_ascii=False))
-    else:
-        print_plan(_console(), *answered)
+    config, console = load_config(settings[0], settings[1:]), _console()
+    given: dict[str, Any] = {"gpu": gpu, "memory": memory, "means": (prompt, trace, answer), "rows": rows, "price": price}
+    given |= {"mfu": mfu, "bandwidth": bandwidth}
+    if config.engine != "verl":
+        answered = ask(config, gpus=gpus or 1, parallel=parallel, **given)
+        print(dumps(as_json(*answered), ensure_ascii=False)) if json else print_plan(console, *answered)
+        return
+    if gpus or parallel:
+        raise InputError("with engine=verl the layout is the config's: set nodes and gpus_per_node, not --gpus and --parallel")
+    found = ask_cluster(config, network=network, **given)
+    print(dumps(cluster_json(*found), ensure_ascii=False)) if json else print_cluster(console, *found)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from rich.markdown import Markdown
 
 from nrt.analysis.comparison import Comparison, as_json, compare, markdown
 from nrt.analysis.confidence import confidence
-from nrt.analysis.plots import plot_accuracy, plot_confidence, plot_dynamics
+from nrt.analysis.plots import need_matplotlib, plot_accuracy, plot_confidence, plot_dynamics
 from nrt.durable import write_file
 from nrt.errors import InputError
 from nrt.lab.settings import BASES, prepare
@@ -33,6 +33,7 @@ def compare_study(
     measure: str = "correct",
 ) -> Comparison:
     """Runs a study and writes its results into its folder. Raises InputError for names that are unknown, before anything runs."""
+    need_matplotlib()
     plan = make_plan(recipe, settings, methods=methods, variants=variants, seeds=seeds, baseline=baseline)
     folder = open_study(study or f"compare-{Path(recipe).stem}", plan)
 

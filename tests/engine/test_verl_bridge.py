@@ -44,6 +44,9 @@ def test_megatron_is_one_setting():
     assert "fsdp_config" not in actor
     with pytest.raises(InputError, match="dtype=bfloat16"):
         bridged("verl.model_engine=megatron")
+    again = bridged("verl.model_engine=megatron", "dtype=bfloat16", "gradient_checkpointing=true")["actor_rollout_ref"]["actor"]["megatron"]
+    assert again["override_transformer_config"]["recompute_granularity"] == "full"
+    assert "override_transformer_config" not in actor["megatron"]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,7 @@ def test_megatron_is_one_setting():
         ("overlap=true", "overlap=false"),
         ("lora.rank=8", "lora.rank"),
         ("optimizer.name=adamw-8bit", "set adamw"),
-        ("sampler=vllm", "rollout servers"),
+        ("vllm.urls=[http://there:1]", "rollout servers"),
         ("sampler_tolerance=0.1", "sampler/logp_gap"),
         ("optimizer.schedule=linear", "constant or cosine"),
         ("device=mps", "device=auto"),

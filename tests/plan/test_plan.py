@@ -276,6 +276,7 @@ def test_several_updates_score_first_and_train_without_the_null_trace():
         ("meta-llama/Llama-3.2-3B", 3_212_749_824),
         ("mistral-7b-v0.3", 7_248_023_552),
         ("llama-3.1-8b", 8_030_261_248),
+        ("llama-3.1-70b", 70_553_706_496),
     ],
 )
 def test_named_models_have_their_published_sizes(name, parameters):

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from nrt.comparing import compare_study, make_plan
 from nrt.errors import InputError
 from nrt.study import open_study
 from nrt.study.plan import read_study, read_variants
+from nrt.training import train
 from tests.training.conftest import make_config, model_dir, pairs_file  # noqa: F401
 
 
@@ -85,6 +87,17 @@ def test_a_misspelt_setting_is_found_before_anything_runs(recipe, tmp_path):
         compare_study(Console(file=io.StringIO()), recipe, ["stesp=3"], methods="sft", seeds=1, study=str(tmp_path / "none"))
     with pytest.raises(InputError, match="did you mean 'nrt-gm'"):
         compare_study(Console(file=io.StringIO()), recipe, [], methods="nrt-mg", seeds=1, study=str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.skipif(find_spec("verl") is not None, reason="verl is installed")
+def test_an_engine_that_is_not_installed_is_found_before_anything_runs_or_is_written(recipe, make_config, tmp_path):  # noqa: F811
+    variants = tmp_path / "variants.yaml"
+    variants.write_text("baseline: local\nvariants:\n  local: []\n  verl: [engine=verl, gpus_per_node=2, device=cpu]\n")
+    with pytest.raises(InputError, match="needs verl"):
+        compare_study(Console(file=io.StringIO()), recipe, [], variants=str(variants), study=str(tmp_path / "none"))
+    with pytest.raises(InputError, match="needs verl"):
+        train(make_config(engine="verl", device="cpu", run=str(tmp_path / "none")))
     assert not (tmp_path / "none").exists()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nrt.cli import app
 from nrt.lab.base import BaseSettings, Stage, build_base
 from nrt.lab.settings import pairs
 from nrt.run import Run
@@ -48,7 +49,7 @@ def started(tmp_path_factory):
             process.kill()
 
 
-def test_a_killed_worker_is_an_error_the_run_goes_on_and_nothing_is_left(settings, started):
+def test_a_killed_worker_is_an_error_the_run_goes_on_and_nothing_is_left(settings, started, capsys):
     process, folder = started("miniature", *settings, "run=mini")
     path = folder / "runs" / "mini"
     wait_for(lambda: steps_of(path) >= 3, process)
@@ -76,6 +77,7 @@ def test_a_killed_worker_is_an_error_the_run_goes_on_and_nothing_is_left(setting
     for name in ("reward/gain", "trace/length", "loss/total", "optim/grad_norm", "answer/logp"):
         assert run.metrics()[3][name] == before[3][name], name  # step 3, done again from the checkpoint of step 2
     check_folder(run, folder)
+    check_commands(run, folder / "exported", capsys)
 
 
 def check_metrics(run):
@@ -105,6 +107,22 @@ def check_folder(run, folder):
     assert max(ids) < model.get_input_embeddings().weight.shape[0]
     assert "<|think_start|>" in tokenizer.chat_template
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+
+
+def check_commands(run, exported, capsys):
+    """Those that need no further library; nobody asks what engine a run had."""
+
+    def said(*arguments):
+        app(list(map(str, arguments)), standalone_mode=False)
+        return capsys.readouterr().out
+
+    question = run.heldout()[0]["question"]
+    assert "nrt-ws-neg-log-p" in said("report", run.path, "--text")
+    capsys.readouterr()
+    (found,) = map(json.loads, said("confidence", run.path, "--question", question, "--answer", "well", "--json").splitlines())
+    assert 0 < found["probability"] < 1
+    caps = ("--max-trace-tokens", 5, "--max-answer-tokens", 5)
+    assert said("chat", exported, "--prompt", question, *caps).strip()
 
 
 def steps_of(path):

@@ -51,7 +51,7 @@ def style(name: str) -> Iterator[None]:
     """Plots made inside have this style. Raises InputError for an unknown name, or without matplotlib."""
     if name not in STYLES:
         raise unknown("style", name, STYLES)
-    with _matplotlib().rc_context(STYLES[name]):
+    with need_matplotlib().rc_context(STYLES[name]):
         yield
 
 
@@ -136,7 +136,8 @@ def _legend(figure: Any, axis: Any) -> None:
     figure.legend(handles, labels, loc="outside right upper", fontsize=7)
 
 
-def _matplotlib() -> Any:
+def need_matplotlib() -> Any:
+    """The library, drawing into files. Raises InputError without it."""
     try:
         import matplotlib
     except ModuleNotFoundError:
@@ -146,7 +147,7 @@ def _matplotlib() -> Any:
 
 
 def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, Any]:
-    _matplotlib()
+    need_matplotlib()
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained")

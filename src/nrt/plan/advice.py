@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +12,10 @@ from nrt.plan.memory import Rollout
 from nrt.plan.planning import Plan, Question, make_plan
 from nrt.plan.work import group_rows, limit
 from nrt.training.setup import resolve_method
+
+Suggestion = tuple[str, Question, str]
+"""(the change as it is typed, the question with it, what it costs)."""
+Make = Callable[[Question], Any]
 
 
 @dataclass(frozen=True)
@@ -29,14 +33,19 @@ def advise(question: Question, plan: Plan) -> list[Step]:
 
     Where what stays in memory is too much already, that comes first.
     """
-    steps: list[Step] = []
-    passing, staying = (_share, _rows, _recompute, _tokens), (_reference, _overlap, _short, _shards, _adapters)
+    passing, staying = (_share, _rows, recompute, _tokens), (_reference, _overlap, _short, _shards, _adapters)
     too_much = plan.memory.resident.total + plan.memory.reserve > plan.capacity
-    for suggest in (*staying, *passing) if too_much else (*passing, *staying):
+    return tried(question, plan, (*staying, *passing) if too_much else (*passing, *staying), make_plan)
+
+
+def tried(question: Question, plan: Any, order: Sequence[Callable[[Question, Any], Iterator[Suggestion]]], make: Make) -> list[Step]:
+    """Of these suggestions the ones that help, until the plan that `make` makes fits."""
+    steps: list[Step] = []
+    for suggest in order:
         for change, changed, price in () if plan.fits else suggest(question, plan):
-            after = make_plan(changed)
+            after = make(changed)
             saves = max(plan.memory.sampling - after.memory.sampling, plan.memory.updating - after.memory.updating)
-            if saves <= 0:
+            if saves <= 0 and not after.fits:
                 break
             previous = steps[-1:] if steps and steps[-1].change.partition("=")[0] == change.partition("=")[0] else []
             steps = steps[: len(steps) - len(previous)]
@@ -55,11 +64,7 @@ def enough(question: Question, most: int = 64) -> int | None:
     return next((gpus for gpus in counts if make_plan(replace(question, gpus=gpus, parallel="fsdp")).fits), None)
 
 
-Suggestion = tuple[str, Question, str]
-Suggest = Callable[[Question, Plan], Iterator[Suggestion]]
-
-
-def _with(question: Question, change: str, price: str, **values: Any) -> Suggestion:
+def with_values(question: Question, change: str, price: str, **values: Any) -> Suggestion:
     config = Config.model_validate(question.config.model_dump() | values)
     return change, replace(question, config=config), price
 
@@ -67,7 +72,7 @@ def _with(question: Question, change: str, price: str, **values: Any) -> Suggest
 def _share(question: Question, plan: Plan) -> Iterator[Suggestion]:
     if question.config.vllm.memory is not None and plan.memory.sampling > plan.capacity:
         own = question.config.vllm.model_copy(update={"memory": None})
-        yield _with(question, "vllm.memory=null", "fewer traces at a time", vllm=own.model_dump())
+        yield with_values(question, "vllm.memory=null", "fewer traces at a time", vllm=own.model_dump())
 
 
 def _rows(question: Question, plan: Plan) -> Iterator[Suggestion]:
@@ -75,14 +80,14 @@ def _rows(question: Question, plan: Plan) -> Iterator[Suggestion]:
     rows = plan.memory.rollout.rows if isinstance(plan.memory.rollout, Rollout) else 0
     while plan.memory.sampling > plan.capacity and rows > question.config.traces:
         rows = max(question.config.traces, rows // 2)
-        suggestion = _with(question, f"sampler_rows={rows}", "a slower rollout", sampler_rows=rows)
+        suggestion = with_values(question, f"sampler_rows={rows}", "a slower rollout", sampler_rows=rows)
         yield suggestion
         plan = make_plan(suggestion[1])
 
 
-def _recompute(question: Question, plan: Plan) -> Iterator[Suggestion]:
+def recompute(question: Question, plan: Plan) -> Iterator[Suggestion]:
     if plan.memory.updating > plan.capacity and not question.config.gradient_checkpointing:
-        yield _with(question, "gradient_checkpointing=true", "a third more time an update", gradient_checkpointing=True)
+        yield with_values(question, "gradient_checkpointing=true", "a third more time an update", gradient_checkpointing=True)
 
 
 def _tokens(question: Question, plan: Plan) -> Iterator[Suggestion]:
@@ -92,7 +97,7 @@ def _tokens(question: Question, plan: Plan) -> Iterator[Suggestion]:
     longest, tokens = max(len(row.ids) - 1 for row in rows), min(limit(config), plan.memory.update.tokens)
     while plan.memory.updating > plan.capacity and tokens > longest:
         tokens = max(longest, tokens // 2)
-        suggestion = _with(question, f"tokens_per_batch={tokens}", "prompts forwarded more often", tokens_per_batch=tokens)
+        suggestion = with_values(question, f"tokens_per_batch={tokens}", "prompts forwarded more often", tokens_per_batch=tokens)
         yield suggestion
         plan = make_plan(suggestion[1])
 
@@ -100,29 +105,29 @@ def _tokens(question: Question, plan: Plan) -> Iterator[Suggestion]:
 def _reference(question: Question, plan: Plan) -> Iterator[Suggestion]:
     method = resolve_method(question.config.method, question.config.objective)
     if plan.memory.resident.reference and method.base_policy != "initial":
-        yield _with(question, "initial_reference=false", "the metric of the gain over the initial model", initial_reference=False)
+        yield with_values(question, "initial_reference=false", "the metric of the gain over the initial model", initial_reference=False)
 
 
 def _overlap(question: Question, plan: Plan) -> Iterator[Suggestion]:
     if question.config.overlap:
-        yield _with(question, "overlap=false", "sampling and update in turns", overlap=False)
+        yield with_values(question, "overlap=false", "sampling and update in turns", overlap=False)
 
 
 def _short(question: Question, plan: Plan) -> Iterator[Suggestion]:
     if question.config.dtype == "float32":
-        yield _with(question, "dtype=bfloat16", "rounding of weights and activations; the optimiser keeps float32", dtype="bfloat16")
+        yield with_values(question, "dtype=bfloat16", "rounding of weights and activations; the optimiser keeps float32", dtype="bfloat16")
 
 
 def _shards(question: Question, plan: Plan) -> Iterator[Suggestion]:
     if question.gpus > 1 and plan.parallel != "fsdp" and not question.config.lora.rank:
-        yield _with(question, "parallel=fsdp", "traffic between GPUs", parallel="fsdp")
+        yield with_values(question, "parallel=fsdp", "traffic between GPUs", parallel="fsdp")
 
 
 def _adapters(question: Question, plan: Plan) -> Iterator[Suggestion]:
     """LoRA, then the frozen weights in 4 bits."""
     if not question.config.lora.rank and question.config.parallel != "fsdp" and find_spec("peft"):
-        suggestion = _with(question, "lora.rank=16", "adapters are trained in place of the weights", lora={"rank": 16})
+        suggestion = with_values(question, "lora.rank=16", "adapters are trained in place of the weights", lora={"rank": 16})
         yield suggestion
         question = suggestion[1]
     if question.config.lora.rank and not question.config.quantize:
-        yield _with(question, "quantize=nf4", "frozen weights in 4 bits", quantize="nf4")
+        yield with_values(question, "quantize=nf4", "frozen weights in 4 bits", quantize="nf4")

@@ -19,6 +19,8 @@ class Accelerator:
     flops_short: float  # FLOP/s, dense bfloat16
     flops_float: float  # FLOP/s, float32 without TF32, which torch leaves off
     bandwidth: float  # bytes/s
+    link: float = 32e9  # bytes/s to the others of its node, one way: NVLink, else PCIe
+    network: float = 12.5e9  # bytes/s to other nodes, its share of them
     mfu: float = 0.40
     bandwidth_share: float = 0.60
     call_seconds: float = 15e-6  # from one operation of an eager forward to the next
@@ -36,9 +38,9 @@ class Accelerator:
 GPUS: dict[str, Accelerator] = {
     gpu.name: gpu
     for gpu in (
-        Accelerator("h100", int(79.6 * GIB), 989e12, 67e12, 3.35e12),  # SXM
-        Accelerator("h200", int(140.4 * GIB), 989e12, 67e12, 4.8e12),  # SXM
-        Accelerator("a100", int(79.3 * GIB), 312e12, 19.5e12, 2.04e12),  # SXM, 80 GB
+        Accelerator("h100", int(79.6 * GIB), 989e12, 67e12, 3.35e12, 450e9, 50e9),  # SXM
+        Accelerator("h200", int(140.4 * GIB), 989e12, 67e12, 4.8e12, 450e9, 50e9),  # SXM
+        Accelerator("a100", int(79.3 * GIB), 312e12, 19.5e12, 2.04e12, 300e9, 25e9),  # SXM, 80 GB
         Accelerator("l40s", int(44.9 * GIB), 362e12, 91.6e12, 0.864e12),
         Accelerator("rtx4090", int(23.6 * GIB), 165e12, 82.6e12, 1.008e12),
     )

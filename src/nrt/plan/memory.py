@@ -190,7 +190,7 @@ def _linear(model: Any) -> dict[int, int]:
     return {id(weight): weight.numel() for weight in linear if not weight.requires_grad}
 
 
-def _gathered(model: Any, config: Config) -> int:
+def gathered_layers(model: Any, config: Config) -> int:
     """Two layers whole, the one that runs and the next, and the gradient of one; embeddings and head stay whole through a pass."""
     layer = max((sum(p.numel() for p in layer.parameters()) for layer in layers_of(model)), default=0)
     inside = {id(p) for layer in layers_of(model) for p in layer.parameters()}
@@ -256,6 +256,6 @@ def _step(model: Any, config: Config, method: Method, lengths: Lengths, prompts:
         null=counted.kept * null // tokens,
         tiles=2 * 4 * min(TILE[kind], sum(tails) * vocabulary),
         passing=counted.peak - counted.kept + unpacked,
-        gathered=_gathered(model, config) if cut else 0,
+        gathered=gathered_layers(model, config) if cut else 0,
         recompute=config.gradient_checkpointing,
     )

@@ -107,7 +107,7 @@ def _rollout_seconds(question: Question, model: Any, method: Method, token: Toke
         return 0.0
     width, each = WIDTH[config.dtype], -(-config.batch * config.traces // question.gpus)
     rows = memory.rollout.rows if memory.rollout else min(config.sampler_rows, each)
-    longest = config.max_trace_tokens + (config.max_answer_tokens if method.samples_answers else 0)
+    longest = decoding_steps(config, method)
     if config.sampler == "hf":
         steps, shared = -(-each // rows) * longest, -(-rows // config.traces)
         running, issuing = min(1.0, mean.trace / config.max_trace_tokens), token.operations * gpu.call_seconds
@@ -115,9 +115,18 @@ def _rollout_seconds(question: Question, model: Any, method: Method, token: Toke
         sampled = mean.trace + (mean.answer if method.samples_answers else 0)
         steps, shared, running, issuing = max(longest, each * sampled / rows), rows, 1.0, 0.0
     cached = token.cache_bytes(width) * running * (shared * mean.prompt + rows * mean.trace / 2)
-    reading = (weight_bytes(model, config) + cached) / (gpu.bandwidth * gpu.bandwidth_share)
     arithmetic = flops.rollout / (gpu.flops(config.dtype) * gpu.mfu * question.gpus)
-    return max(steps * max(reading, issuing), arithmetic)
+    return max(steps * max(step_seconds(gpu, weight_bytes(model, config) + cached), issuing), arithmetic)
+
+
+def decoding_steps(config: Config, method: Method) -> int:
+    """Of rows that go up to their caps."""
+    return config.max_trace_tokens + (config.max_answer_tokens if method.samples_answers else 0)
+
+
+def step_seconds(gpu: Accelerator, read: float) -> float:
+    """Of decoding one token of each row, where so many bytes have to be read."""
+    return read / (gpu.bandwidth * gpu.bandwidth_share)
 
 
 def _assumptions(question: Question, method: Method, parallel: Parallel) -> list[str]:

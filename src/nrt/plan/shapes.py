@@ -31,8 +31,10 @@ NAMED: dict[str, dict[str, Any]] = {
     | {"sliding_window": None, "rope_theta": 1e6},
     "llama-3.1-8b": LLAMA_3
     | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32, "head_dim": 128},
+    "llama-3.1-70b": LLAMA_3
+    | {"hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80, "num_attention_heads": 64, "head_dim": 128},
 }
-"""The paper's three models (Section 4.1) and two smaller ones, as their config.json on the hub has them."""
+"""The paper's three models (Section 4.1), two smaller ones and a larger one, as their config.json on the hub has them."""
 
 
 def empty_model(config: Config) -> Any:

@@ -14,6 +14,8 @@ from nrt.plan.memory import Memory, Vllm
 from nrt.plan.planning import Plan, Question
 
 GIB = 2**30
+RIGHT = ("PFLOP", "hours of the run", "GB a node", "seconds")
+"""Columns of numbers, beside the first."""
 
 
 def as_json(question: Question, plan: Plan, advice: Sequence[Step], enough: int | None) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def as_json(question: Question, plan: Plan, advice: Sequence[Step], enough: int 
 def verdict(question: Question, plan: Plan, advice: Sequence[Step], enough: int | None) -> str:
     """In a line or two: whether it fits, and what to change."""
     gpus = f"{question.gpus} × {question.gpu.name}, {plan.parallel}" if question.gpus > 1 else question.gpu.name
-    peak = f"{_gib(plan.memory.peak)} of {_gib(plan.capacity)} GiB"
+    peak = f"{gib(plan.memory.peak)} of {gib(plan.capacity)} GiB"
     if plan.fits:
         return f"fits on {gpus}: {peak} at the highest"
     said = f"does not fit on {gpus}: {peak} at the highest"
@@ -51,7 +53,7 @@ def print_plan(console: Console, question: Question, plan: Plan, advice: Sequenc
     style = "bold green" if plan.fits else "bold red"
     console.print(verdict(question, plan, advice, enough), style=style, highlight=False)
     if advice:
-        console.print(_advice_table(advice))
+        console.print(advice_table(advice))
     console.print(_memory_table(question, plan.memory))
     console.print(_work_table(plan))
     console.print(_time_table(question, plan))
@@ -60,16 +62,16 @@ def print_plan(console: Console, question: Question, plan: Plan, advice: Sequenc
         console.print(f"- {assumption}", style="dim", highlight=False)
 
 
-def _advice_table(advice: Sequence[Step]) -> Table:
-    table = _table("What to change, in this order", "saves, GiB", "price")
+def advice_table(advice: Sequence[Step]) -> Table:
+    table = new_table("What to change, in this order", "saves, GiB", "price")
     for step in advice:
-        table.add_row(step.change, _gib(step.saves), step.price + ("; fits from here on" if step.fits else ""))
+        table.add_row(step.change, gib(step.saves), step.price + ("; fits from here on" if step.fits else ""))
     return table
 
 
 def _memory_table(question: Question, memory: Memory) -> Table:
     stays, rollout, update = memory.resident, memory.rollout, memory.update
-    table = _table("Memory of each GPU", "GiB", "")
+    table = new_table("Memory of each GPU", "GiB", "")
     for name, size, note in (
         ("weights", stays.weights, question.config.dtype),
         ("float32 masters", stays.masters, "" if stays.weights else "in shards: the weights themselves"),
@@ -80,42 +82,42 @@ def _memory_table(question: Question, memory: Memory) -> Table:
         ("reserved", memory.reserve, ""),
     ):
         if size:
-            table.add_row(name, _gib(size), note)
+            table.add_row(name, gib(size), note)
     if isinstance(rollout, Vllm):
         table.add_section()
         asleep = "all the time" if rollout.stays else "asleep during updates"
-        table.add_row("vLLM", _gib(rollout.taken), f"vllm.memory={rollout.share:g}, {asleep}" if rollout.share else asleep)
-        table.add_row("of this, weights", _gib(rollout.weights), "")
-        table.add_row("of this, working", _gib(rollout.working), "")
-        table.add_row("of this, keys and values", _gib(rollout.cache), f"{rollout.rows:,} traces at a time, at mean lengths")
+        table.add_row("vLLM", gib(rollout.taken), f"vllm.memory={rollout.share:g}, {asleep}" if rollout.share else asleep)
+        table.add_row("of this, weights", gib(rollout.weights), "")
+        table.add_row("of this, working", gib(rollout.working), "")
+        table.add_row("of this, keys and values", gib(rollout.cache), f"{rollout.rows:,} traces at a time, at mean lengths")
         if rollout.gathered:
-            table.add_row("the model, gathered for the push", _gib(rollout.gathered), "")
-        table.add_row("rollout at the highest", _gib(memory.sampling), "", style="bold")
+            table.add_row("the model, gathered for the push", gib(rollout.gathered), "")
+        table.add_row("rollout at the highest", gib(memory.sampling), "", style="bold")
     elif rollout:
         table.add_section()
-        table.add_row("keys and values of traces", _gib(rollout.cache), f"{rollout.rows:,} traces at a time (sampler_rows)")
-        table.add_row("keys and values of prompts", _gib(rollout.prompts), "once for all traces of a prompt")
-        table.add_row("while prompts are read", _gib(rollout.prefill), "then")
-        table.add_row("distributions drawn from", _gib(rollout.distribution), "whichever of the two is larger")
+        table.add_row("keys and values of traces", gib(rollout.cache), f"{rollout.rows:,} traces at a time (sampler_rows)")
+        table.add_row("keys and values of prompts", gib(rollout.prompts), "once for all traces of a prompt")
+        table.add_row("while prompts are read", gib(rollout.prefill), "then")
+        table.add_row("distributions drawn from", gib(rollout.distribution), "whichever of the two is larger")
         if rollout.gathered:
-            table.add_row("the model, gathered from shards", _gib(rollout.gathered), "")
-        table.add_row("rollout at the highest", _gib(memory.sampling), "", style="bold")
+            table.add_row("the model, gathered from shards", gib(rollout.gathered), "")
+        table.add_row("rollout at the highest", gib(memory.sampling), "", style="bold")
     table.add_section()
     mark = ("", "  ← this run") if update.recompute else ("  ← this run", "")
-    table.add_row("activations kept", _gib(update.kept), f"{update.tokens:,} tokens a micro-batch{mark[0]}")
-    table.add_row("activations kept, recomputed", _gib(update.kept_recomputed), f"gradient_checkpointing=true{mark[1]}")
+    table.add_row("activations kept", gib(update.kept), f"{update.tokens:,} tokens a micro-batch{mark[0]}")
+    table.add_row("activations kept, recomputed", gib(update.kept_recomputed), f"gradient_checkpointing=true{mark[1]}")
     if update.null:
-        table.add_row("of these, null traces", _gib(update.null), "")
-    table.add_row("what passes in the backward", _gib(update.passing), f"with the head's tiles, {_gib(update.tiles)}")
+        table.add_row("of these, null traces", gib(update.null), "")
+    table.add_row("what passes in the backward", gib(update.passing), f"with the head's tiles, {gib(update.tiles)}")
     if update.gathered:
-        table.add_row("layers, gathered from shards", _gib(update.gathered), "")
-    table.add_row("update at the highest", _gib(memory.updating), "", style="bold")
+        table.add_row("layers, gathered from shards", gib(update.gathered), "")
+    table.add_row("update at the highest", gib(memory.updating), "", style="bold")
     return table
 
 
 def _work_table(plan: Plan) -> Table:
     tokens, flops = plan.tokens, plan.flops
-    table = _table("A step", "tokens", "PFLOP")
+    table = new_table("A step", "tokens", "PFLOP")
     table.add_row("rollout: prompts read", f"{tokens.prefilled:,}", "")
     table.add_row("rollout: sampled", f"{tokens.sampled:,}", f"{flops.rollout / 1e15:,.3g}")
     table.add_row("scoring: forwarded", f"{tokens.scored:,}", f"{flops.scoring / 1e15:,.3g}")
@@ -127,7 +129,7 @@ def _work_table(plan: Plan) -> Table:
 
 def _time_table(question: Question, plan: Plan) -> Table:
     seconds, steps = plan.seconds, plan.steps
-    table = _table("On the clock", "seconds a step", "hours of the run")
+    table = new_table("On the clock", "seconds a step", "hours of the run")
     for name, value in (*vars(seconds).items(), ("whole step", seconds.total)):
         table.add_row(name, f"{value:,.3g}", "" if steps is None else f"{steps * value / 3600:,.3g}")
     gpu_hours = None if plan.hours is None else plan.hours * question.gpus
@@ -138,14 +140,14 @@ def _time_table(question: Question, plan: Plan) -> Table:
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
     table = Table(box=None, header_style="dim", title=title, title_justify="left", title_style="bold")
     table.add_column("")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i == 0 or column in ("PFLOP", "hours of the run") else "left", overflow="fold")
+        table.add_column(column, justify="right" if i == 0 or column in RIGHT else "left", overflow="fold")
     return table
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
     """In GiB; small models in as many digits as they need."""
     return f"{size / GIB:,.1f}" if size >= GIB else f"{size / GIB:.2g}"

@@ -13,6 +13,8 @@ import yaml
 
 from nrt.config import load_config, packaged
 from nrt.durable import write_file
+from nrt.engine.verl.bridge import refuse, rollout_name
+from nrt.engine.verl.requirements import check_installed
 from nrt.errors import InputError, unknown
 from nrt.run import run_folder
 from nrt.training.setup import resolve_names
@@ -43,10 +45,15 @@ class Study:
         return [self.recipe, *self.settings, *self.variants[variant], f"seed={seed}", f"run={run_path(folder, variant, seed)}"]
 
     def check(self, folder: Path) -> None:
-        """Resolves every variant's settings and names, so that a misspelt one is an error now and not hours later."""
+        """Resolves every variant's settings and names, so that a misspelt one, or an engine that is not installed, is an error now and not
+        hours later."""
         for variant in self.variants:
             recipe, *settings = self.arguments(variant, 0, folder)
-            resolve_names(load_config(recipe, settings))
+            config = load_config(recipe, settings)
+            resolve_names(config)
+            if config.engine == "verl":
+                refuse(config)
+                check_installed(rollout_name(config))
 
 
 def run_path(folder: Path, variant: str, seed: int) -> Path:

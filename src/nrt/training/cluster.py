@@ -11,8 +11,9 @@ import torch
 from nrt.config import Config
 from nrt.data import Chat, ensure_template, load_pairs
 from nrt.durable import at_once
-from nrt.engine.verl.bridge import refuse
+from nrt.engine.verl.bridge import refuse, rollout_name
 from nrt.engine.verl.engine import VerlEngine
+from nrt.engine.verl.requirements import check_installed
 from nrt.models import (
     absent_markers,
     add_marker_tokens,
@@ -35,6 +36,7 @@ def prepare_cluster(config: Config, *, checkpoint: Path | None = None) -> Parts:
     """See `nrt.training.setup.prepare`. The engine starts with `running`."""
     names = resolve_names(config)
     refuse(config)
+    check_installed(rollout_name(config))
     name = check_given(config)
     tokenizer = load_tokenizer(name, config.trust_remote_code)
     model, knows_markers = described(name), not absent_markers(tokenizer, config.markers)

@@ -24,6 +24,7 @@ MOST = 10
 def replay(file: str | Path, checkpoint: str | Path | None = None, *, say: Callable[[str], None] = print) -> list[str]:
     """Computes the loss of a batch in RUN/skipped/ under a checkpoint of the run, and says where it is not finite: in the weights, the
     log-probabilities, the rewards and advantages that were given, the loss, the gradient. Writes nothing; returns the findings.
+    In this process, whatever engine the run had.
 
     `checkpoint` is a folder; unset: the one that was the last when the update was skipped, or the initial model where there is none.
     Raises InputError for a file that is no such batch.
@@ -36,9 +37,10 @@ def replay(file: str | Path, checkpoint: str | Path | None = None, *, say: Calla
         raise InputError(f"{file} is not a skipped batch ({error}); give a file RUN/skipped/step-….json") from None
     run = Run(file.parents[1])
     folder = Path(checkpoint) if checkpoint else _last(run, batch["checkpoint"])
-    parts = prepare(run.config.model_copy(update={"overlap": False}), checkpoint=folder)
+    local = run.config.engine == "local"
+    parts = prepare(run.config.model_copy(update={"overlap": False, "engine": "local"}), checkpoint=folder)
     engine, method = parts.stepper.policy.engine, parts.stepper.method
-    if folder:
+    if folder and local:  # a cluster's checkpoint has its model for everybody, and nothing else that a gradient depends on
         load_checkpoint(folder, engine)
     say(f"step {batch['step']}, {len(pairs)} prompts, under {folder or 'the initial model'}; then: {batch['loss']}")
     state = None if batch["memory"] is None else torch.tensor(batch["memory"], dtype=torch.float64)

@@ -150,6 +150,6 @@ def _newest_whole(checkpoints: list[Path], processes: Processes) -> tuple[Path, 
 
 
 def _check_sampler(parts: Parts, config: Config) -> None:
-    """Before anything is written: whether sampler and trainer agree, where they are two or a bound is set."""
-    if parts.names.method.samples and (config.sampler != "hf" or config.sampler_tolerance is not None):
+    """Before anything is written: whether sampler and trainer agree, where they are two or a bound is set. A cluster is not there yet."""
+    if config.engine == "local" and parts.names.method.samples and (config.sampler != "hf" or config.sampler_tolerance is not None):
         check_agreement(parts.stepper.policy, parts.draw(0, min(config.batch, PROBE[0])), config)

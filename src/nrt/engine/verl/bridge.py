@@ -45,10 +45,8 @@ def refuse(config: Config) -> None:
         raise InputError("adapters and 4-bit weights have not been bridged to verl; unset lora.rank and quantize")
     if config.optimizer.name != "adamw":
         raise InputError(f"optimizer.name={config.optimizer.name} has not been bridged; set adamw, or optimizer_offload under verl")
-    if config.sampler != "hf":
-        raise InputError(
-            f"engine=verl samples with verl's rollout servers; unset sampler={config.sampler}, and see rollout.name under verl"
-        )
+    if config.vllm.urls:
+        raise InputError("engine=verl starts its own rollout servers; unset vllm.urls, and see rollout.name under verl")
     if config.sampler_tolerance is not None:
         raise InputError(
             "engine=verl does not probe its sampler before the first step; unset sampler_tolerance, and watch sampler/logp_gap"
@@ -66,13 +64,18 @@ def refuse(config: Config) -> None:
             f"rollout engine {rollout_name(config)} has not been bridged; set verl.actor_rollout_ref.rollout.name=vllm or sglang"
         )
     for path, mend in OURS.items():
-        if _find(config.verl, path) is not None:
+        if find(config.verl, path) is not None:
             raise InputError(f"verl.{path} is not yours to set: {mend}")
+
+
+def is_megatron(config: Config) -> bool:
+    """Whether Megatron trains; else FSDP2 does."""
+    return _strategy(config) == "megatron"
 
 
 def rollout_name(config: Config) -> str:
     """What serves the rollouts."""
-    return _find(config.verl, "actor_rollout_ref.rollout.name") or (HF_ROLLOUT if config.device == "cpu" else "vllm")
+    return find(config.verl, "actor_rollout_ref.rollout.name") or (HF_ROLLOUT if config.device == "cpu" else "vllm")
 
 
 def overrides(config: Config, *, model: str, updates: int | None, reference: bool) -> dict[str, Any]:
@@ -170,7 +173,7 @@ def _optimizer(config: Config, updates: int | None) -> dict[str, Any]:
         "total_training_steps": -1 if updates is None else updates,
         **warmup,
     }
-    if _strategy(config) == "megatron":
+    if is_megatron(config):
         return {**common, "lr_decay_style": own.schedule, "override_optimizer_config": {"+adam_eps": own.eps}}
     return {**common, "lr_scheduler_type": own.schedule, "override_optimizer_config": {"eps": own.eps}}
 
@@ -185,14 +188,16 @@ def _fsdp(config: Config) -> dict[str, Any]:
 def _megatron(config: Config) -> dict[str, Any]:
     if config.dtype != "bfloat16":
         raise InputError("verl's Megatron engine trains in bfloat16; set dtype=bfloat16")
-    return {"strategy": "megatron"}
+    again = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    transformer = {"override_transformer_config": again} if config.gradient_checkpointing else {}  # it does not heed the model's setting
+    return {"strategy": "megatron", "megatron": transformer}
 
 
 def _strategy(config: Config) -> str:
     return str(config.verl.get("model_engine", "dp"))
 
 
-def _find(values: Mapping[str, Any], path: str) -> Any:
+def find(values: Mapping[str, Any], path: str) -> Any:
     """What stands at a dotted path; None if nothing does."""
     found: Any = values
     for part in path.split("."):

@@ -3,6 +3,7 @@
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,8 +18,7 @@ from torch import Tensor
 from nrt.config import AUTO_TOKENS, Config
 from nrt.engine.local import UpdateStats
 from nrt.engine.processes import ALONE, Processes
-from nrt.engine.verl.bridge import compose, overrides, rollout_name
-from nrt.engine.verl.requirements import check_installed
+from nrt.engine.verl.bridge import compose, is_megatron, overrides
 from nrt.errors import InputError, NrtError, RunError
 from nrt.objective import Method, RowCredit
 from nrt.rollout import Request
@@ -54,7 +54,6 @@ class VerlEngine:
 
         Raises InputError for a cluster that is too small, and RunError, with the mend, where a worker of it fails.
         """
-        check_installed(rollout_name(self.config))
         choose_platform(self.config)
         import ray
 
@@ -96,13 +95,23 @@ class VerlEngine:
         return TokenScores(torch.cat(logp).float(), torch.cat(entropy).float(), tuple(len(row.tail_ids) for row in rows))
 
     def train(self, rows: Sequence[Row], credits: Sequence[RowCredit], method: Method, *, denominator: float) -> UpdateStats:
-        """See `Engine.train`. The method is the one that the workers were given when they started."""
+        """See `Engine.train`. The method is the one that the workers were given when they started.
+
+        An update is skipped where the norm of its gradient is not finite: verl's FSDP engine has left weights and moments as they were,
+        and its schedule went on. Raises RunError where that is Megatron's, which has no such rule.
+        """
         if method is not self.method:
             raise ValueError(f"the workers run {self.method.name}")
         said = self.trainer.update(rows, credits, denominator=denominator)
+        skipped = not math.isfinite(said["grad_norm"])
+        if skipped and is_megatron(self.config):
+            raise RunError(
+                "the gradient of an update was not finite, and Megatron does not skip such a one: its weights are not to be used; "
+                "`nrt train resume=RUN` goes on from the last checkpoint; a lower optimizer.lr may help"
+            )
         sampled, own = said["nrt/sampled"], self.config.optimizer
         lr = self.lr if self.lr is not None else (0.0 if own.warmup else own.lr)  # verl tells that of the next update
-        self.lr, self.version = said["lr"], self.version + 1
+        self.lr, self.version = said["lr"], self.version + (not skipped)
         return UpdateStats(
             total=said["nrt/total"],
             trace=said["nrt/trace"],
@@ -113,6 +122,7 @@ class VerlEngine:
             grad_norm=said["grad_norm"],
             lr=lr,
             tokens=sum(len(row.ids) for row in rows),
+            skipped=skipped,
         )
 
     def save(self, folder: Path) -> Mapping[str, Any]:

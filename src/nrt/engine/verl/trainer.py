@@ -67,10 +67,10 @@ class NrtTrainer(PPOTrainerSync):
         """(log-probabilities, entropies) of the rows' tails, in the order of the rows."""
         self.rest()
         filled, order = self._dealt(rows)
-        batch = self._batch(score_batch(filled), filled, compute_loss=False, calculate_entropy=True)
+        tensors = score_batch(filled)
+        batch = self._batch(tensors, filled, compute_loss=False, calculate_entropy=True)
         output = self.ref_policy_wg.compute_ref_log_prob(batch) if initial else self.actor_rollout_wg.compute_log_prob(batch)
-        responses = score_batch(filled)["responses"]
-        found = zip(tails_of(output["log_probs"], responses), tails_of(output["entropy"], responses), strict=True)
+        found = zip(tails_of(output["log_probs"], tensors["responses"]), tails_of(output["entropy"], tensors["responses"]), strict=True)
         by_place = dict(zip(order, found, strict=True))
         return [by_place[i] for i in range(len(rows))]
 
