@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from nrt.cli import main
-from nrt.config import build_config, parse_overrides
+from nrt.config import build_config, load_config, parse_overrides
 from nrt.engine.verl.bridge import overrides, refuse
 from nrt.engine.verl.requirements import check_installed
 from nrt.errors import InputError
@@ -95,3 +95,8 @@ def test_a_missing_library_and_another_version_are_named(monkeypatch):
     monkeypatch.setattr("nrt.engine.verl.requirements.version", lambda name: "0.10.0")
     with pytest.raises(InputError, match=r"needs verl>=0.9,<0.10, and verl 0.10.0 is installed"):
         check_installed()
+
+
+@pytest.mark.parametrize("recipe", ["llama-3.2-3b", "mistral-7b-v0.3", "llama-3.1-8b"])
+def test_recipes_for_real_models_are_verls_too(recipe):
+    refuse(load_config(recipe, ["engine=verl", "nodes=4", "gpus_per_node=8"]))
