@@ -199,6 +199,8 @@ class Killer:
         """Where the phase has no calls to the disk, by the clock, or as it begins or ends."""
         usual = self.usual[what].get(phase)
         hows = {how: weight for how, weight in HOW.items() if how not in ("call", "torn") or (usual and usual.calls)}
+        if phase == "logging":
+            hows["torn"] = 1.0  # half lines
         return Instant(phase, rng.randint(1, entries), rng.choices(list(hows), list(hows.values()))[0], round(rng.random(), 4))
 
     def training_command(self, variant: str, run: Path) -> list[str]:
