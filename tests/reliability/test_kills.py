@@ -31,7 +31,7 @@ def test_twenty_kills(tmp_path):
 
 @pytest.mark.slow
 def test_two_hundred_kills(tmp_path):
-    """docs/results/kills.tsv is the log of as many, in six parts."""
+    """docs/results/kills.tsv is the log of as many, in seven parts."""
     rows = kill(tmp_path, "--each", "24", "--eval")
     counts = Counter(row["phase"] for row in rows)
     assert counts.keys() == PHASES.keys()
