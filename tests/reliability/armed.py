@@ -114,7 +114,8 @@ class Armed:
         self.here.sizes = {path: path.stat().st_size for path in self._streams()}
         chosen = self.instant if self.instant and (phase, self.entries[phase]) == (self.instant.phase, self.instant.entry) else None
         usual = self.usual.get(phase, Usual(0, 0))
-        self.here.left = 1 + int(chosen.share * usual.calls) if chosen and chosen.how in ("call", "torn") else 0
+        calls = usual.calls + (chosen is not None and chosen.how == "torn")  # what is written after the last call is cut as the phase ends
+        self.here.left = 1 + int(chosen.share * calls) if chosen and chosen.how in ("call", "torn") else 0
         if chosen and chosen.how == "before":
             self._die()
         if chosen and chosen.how == "during":

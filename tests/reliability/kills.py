@@ -136,7 +136,7 @@ class Killer:
             outward = [one for one in self.outward if self.todo[one.phase] > 0]
             if chain % 3 == 2 and outward:
                 one = outward[chain // 3 % len(outward)]
-                self.outward_chain(chain, one, (self.instant(rng, one.phase, rng.randint(1, one.entries)) for _ in range(CHAIN)))
+                self.outward_chain(chain, one, (self.instant(rng, one.command, one.phase, one.entries) for _ in range(CHAIN)))
             else:
                 variant = list(self.variants)[chain % len(self.variants)]
                 self.training_chain(chain, variant, self.instants(rng, variant))
@@ -190,13 +190,18 @@ class Killer:
         for place in range(CHAIN):
             lacking = [phase for phase in phases if self.todo[phase] > 0]
             if place == CHAIN - 1 and self.todo["export"] > 0:
-                yield self.instant(rng, "export", 1)
+                yield self.instant(rng, variant, "export", 1)
             elif lacking:
                 phase = rng.choices(lacking, [self.todo[phase] for phase in lacking])[0]
-                yield self.instant(rng, phase, rng.randint(1, MOST_ENTRIES.get(phase, 3)))
+                yield self.instant(rng, variant, phase, MOST_ENTRIES.get(phase, 3))
 
-    def instant(self, rng: random.Random, phase: str, entry: int) -> Instant:
-        return Instant(phase, entry, rng.choices(list(HOW), list(HOW.values()))[0], round(rng.random(), 4))
+    def instant(self, rng: random.Random, what: str, phase: str, entries: int) -> Instant:
+        """Where the phase has no calls to the disk, by the clock, or as it begins or ends."""
+        usual = self.usual[what].get(phase)
+        hows = {how: weight for how, weight in HOW.items() if how not in ("call", "torn") or (usual and usual.calls)}
+        if phase == "logging":
+            hows["torn"] = 1.0  # half lines
+        return Instant(phase, rng.randint(1, entries), rng.choices(list(hows), list(hows.values()))[0], round(rng.random(), 4))
 
     def training_command(self, variant: str, run: Path) -> list[str]:
         """As a user would: resume what has begun."""
