@@ -36,6 +36,7 @@ from nrt.errors import NrtError
 from nrt.run import RunWriter, load_run
 from nrt.training import train
 from tests.fuzz import inputs
+from tests.fuzz.forgery import forgery
 from tests.runs import write_evaluation, write_run
 from tests.training.conftest import tiny_config, write_model, write_sums
 
@@ -288,5 +289,5 @@ def _interrupted_run(seed: int) -> Path:
 CHEAP: dict[str, Target] = {"recipe": recipe, "overrides": overrides, "data rows": data_rows, "metrics lines": metrics_lines}
 """A millisecond or a few each."""
 
-DEARER: dict[str, Target] = {"data files": data_files, "run folders": run_folders, "checkpoints": checkpoints}
+DEARER: dict[str, Target] = {"data files": data_files, "run folders": run_folders, "checkpoints": checkpoints, "forgery": forgery}
 """Tens of milliseconds and more."""

@@ -25,7 +25,7 @@ from tests.fuzz.targets import CHEAP, DEARER, Target
 from tests.runs import write_run
 from tests.training.conftest import write_model
 
-EXAMPLES = dict.fromkeys(CHEAP, 300) | {"recipe": 150, "data files": 60, "run folders": 30, "checkpoints": 15}
+EXAMPLES = dict.fromkeys(CHEAP, 300) | {"recipe": 150, "data files": 60, "run folders": 30, "checkpoints": 15, "forgery": 300}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

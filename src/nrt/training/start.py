@@ -110,14 +110,15 @@ def _gone_on(config: Config, again: Config, writer: RunWriter, processes: Proces
         state = load_checkpoint(checkpoint, parts.stepper.policy.engine)
         progress = read_progress(state, parts)
     _check_sampler(parts, config)
-    best = progress.best
-    if best and (best.metric != config.keep_best or checkpoint.with_name(best.checkpoint) not in checkpoints):
-        progress.best = None  # of another metric, or deleted by hand
-    if ahead := state.get("ahead"):
-        sampler = parts.stepper.policy.sampler
-        assert isinstance(sampler, AheadSampler)
-        at = progress.position + (progress.in_hand.rollout.drawn if progress.in_hand else 0)
-        sampler.restore(next_request(config, parts, progress.step + (progress.in_hand is not None), at), ahead)
+    with _readable(checkpoint):
+        best = progress.best
+        if best and (best.metric != config.keep_best or checkpoint.with_name(best.checkpoint) not in checkpoints):
+            progress.best = None  # of another metric, or deleted by hand
+        if ahead := state.get("ahead"):
+            sampler = parts.stepper.policy.sampler
+            assert isinstance(sampler, AheadSampler)
+            at = progress.position + (progress.in_hand.rollout.drawn if progress.in_hand else 0)
+            sampler.restore(next_request(config, parts, progress.step + (progress.in_hand is not None), at), ahead)
     with told_of_disk(writer.path):
         writer.go_on(progress.step, again)
         if processes.main:
