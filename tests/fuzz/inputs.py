@@ -109,7 +109,7 @@ def damaged(rng: Random, data: bytes) -> bytes:
         elif how == 5:
             data = (
                 data[:here]
-                + rng.choice((b"9" * 400, b"[" * 3000, b"{" * 3000, b"NaN", b"null", b"-", b"1e999", b"x" * 3000))
+                + rng.choice((b"9" * 400, b"[" * 200, b"{" * 200, b"NaN", b"null", b"-", b"1e999", b"x" * 3000))
                 + data[there:]
             )
         else:
@@ -133,7 +133,7 @@ def recipe(rng: Random) -> bytes:
     if how <= 2:
         return damaged(rng, rng.choice(RECIPES))
     if how == 3:
-        deep = rng.choice((5, 100, 5000))
+        deep = rng.choice((5, 100, 400))
         return rng.choice(
             (
                 "data: " + "[" * deep,
@@ -185,7 +185,7 @@ def settings() -> list[str]:
 SETTINGS = settings()
 ODD_SCALARS = (
     *("[", "[a, b]", "[[[", "{a: 1}", "&a [*a]", "*a", "!!python/name:os.system", "!!binary x", "2026-11-20", "2026-13-45", "0x1F", "1_0"),
-    *("010", "1:30", "'", "- a", "? a", "9" * 5000, "[" * 2000, "[{path: x, weight: 1}, y]", "~", "=", "true", "3", "0.5", "1e-5", "|"),
+    *("010", "1:30", "'", "- a", "? a", "9" * 5000, "[" * 200, "[{path: x, weight: 1}, y]", "~", "=", "true", "3", "0.5", "1e-5", "|"),
     *(">", "@", "`", "%", "#", "a: b: c", "!!timestamp x", "!!int ''"),
 )
 
