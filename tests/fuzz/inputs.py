@@ -108,9 +108,7 @@ def damaged(rng: Random, data: bytes) -> bytes:
             data = data[:here] + rng.choice(ODD_BYTES) + data[here:]
         elif how == 5:
             data = (
-                data[:here]
-                + rng.choice((b"9" * 400, b"[" * 200, b"{" * 200, b"NaN", b"null", b"-", b"1e999", b"x" * 3000))
-                + data[there:]
+                data[:here] + rng.choice((b"9" * 400, b"[" * 200, b"{" * 200, b"NaN", b"null", b"-", b"1e999", b"x" * 3000)) + data[there:]
             )
         else:
             data = data[there:] + data[:here]
