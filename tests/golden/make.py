@@ -1,7 +1,6 @@
 """A small run folder of this version, for later ones to read: python -m tests.golden.make [NAME]
 
-At each release: `python -m tests.golden.make 0.2.0`, commit tests/golden/folders/0.2.0; the tests then read it for ever after. What tells of
-the machine (environment.json's) is left out, and so is the model at the end; the last checkpoint is there, with weights of some 50 kB.
+At each release: `python -m tests.golden.make 0.2.0`, commit tests/golden/folders/0.2.0; give test_folders.py its numbers. What tells of the machine (environment.json's) is left out, and so is the model at the end; the last checkpoint is there, with weights of some 50 kB.
 """
 
 from __future__ import annotations
@@ -30,9 +29,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # paths in config.yaml are relative, and lead nowhere later
         os.environ["NRT_CACHE"] = f"{folder}/cache"
-        config = tiny_config(
-            write_model(Path("base"), width=8), write_sums(Path(PAIRS)), "./run", steps=3, log_traces=2, initial_reference=False
-        )
+        settings = {"steps": 3, "log_traces": 2, "initial_reference": False}
+        config = tiny_config(write_model(Path("base"), width=8), write_sums(Path(PAIRS)), "./run", **settings)
         train(config)
         run = Path("run")
         _forget_the_machine(run)
