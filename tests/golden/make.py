@@ -1,6 +1,7 @@
 """A small run folder of this version, for later ones to read: python -m tests.golden.make [NAME]
 
-At each release: `python -m tests.golden.make 0.2.0`, commit tests/golden/folders/0.2.0; give test_folders.py its numbers. What tells of the machine (environment.json's) is left out, and so is the model at the end; the last checkpoint is there, with weights of some 50 kB.
+At each release: `python -m tests.golden.make 0.2.0`, commit tests/golden/folders/0.2.0, and give test_folders.py its numbers. What tells
+of the machine is left out, and so is the model at the end; the checkpoint before it is there, with 60 kB.
 """
 
 from __future__ import annotations
