@@ -31,4 +31,4 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     names = sorted(known)
     near = get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    return InputError(f"unknown {kind} '{name}'{hint} Known: {', '.join(names)}")
+    return InputError(f"unknown {kind} '{name:.100}'{hint} Known: {', '.join(names)}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nrt import lock
-from nrt.config import Config, dump_yaml, parse_yaml
+from nrt.config import Config, dump_yaml, parse_yaml, read_text
 from nrt.durable import TEXT, damage, sync, write_file
 from nrt.environment import describe_environment
 from nrt.errors import InputError
@@ -81,13 +81,16 @@ class Run:
     @cached_property
     def config(self) -> Config:
         path = self.path / "config.yaml"
-        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        return parse_yaml(read_text(path), str(path))
 
     @property
     def environment(self) -> list[Record]:
         """One entry a start: the first one, then one for each resume."""
         path = self.path / "environment.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        if not path.is_file():
+            return []
+        with as_nrt_writes(path):
+            return [dict(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
 
     def metrics(self) -> list[Record]:
         """One record a step (see `nrt.metrics`), in order; with the means of what a judge said, where `nrt judge` was here."""
@@ -107,16 +110,16 @@ class Run:
             return {}
         try:
             steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
-        except (ValueError, KeyError, TypeError):
+            there, any_failed = set(self.heldout_steps()), any(one["failed"] for one in steps)
+            found = {}
+            for one in steps:
+                means = {"judge/quality": one["quality"]} if one["n"] else {}
+                if any_failed:  # then in all steps, so that a curve of it has its zeros
+                    means["judge/failed"] = one["failed"] / (one["n"] + one["failed"])
+                if one["step"] in there:
+                    found[one["step"]] = means
+        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
             raise InputError(f"{path} is not what `nrt judge` writes; remove it and judge again, which the cache makes cheap") from None
-        there, any_failed = set(self.heldout_steps()), any(one["failed"] for one in steps)
-        found = {}
-        for one in steps:
-            means = {"judge/quality": one["quality"]} if one["n"] else {}
-            if any_failed:  # then in all steps, so that a curve of it has its zeros
-                means["judge/failed"] = one["failed"] / (one["n"] + one["failed"])
-            if one["step"] in there:
-                found[one["step"]] = means
         return found
 
     def traces(self) -> list[Record]:
@@ -144,10 +147,7 @@ class Run:
         path = self.path / "traces.jsonl"
         with path.open("rb") as file:
             file.seek(offset)
-            try:
-                return json.loads(file.readline())
-            except ValueError:
-                raise InputError(f"{path}: the line at byte {offset} is not JSON; mend it or remove it") from None
+            return _record(file.readline(), f"{path}: the line at byte {offset}")
 
     def warnings(self) -> list[Record]:
         return list(_records(self.path / "warnings.jsonl"))
@@ -336,6 +336,18 @@ class Bystander(RunWriter):
 
 
 @contextmanager
+def as_nrt_writes(*paths: Path) -> Iterator[None]:
+    """Around what reads files of a run. Raises InputError where they hold something else than nrt writes there (docs/run-folder.md)."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RecursionError) as error:
+        where, said = " or ".join(map(str, paths)), " ".join(str(error).split())
+        raise InputError(
+            f"{where} holds what nrt does not write there ({type(error).__name__}: {said:.200}); bring it back from a copy"
+        ) from error
+
+
+@contextmanager
 def released_on_error(writer: RunWriter) -> Iterator[None]:
     try:
         yield
@@ -363,20 +375,32 @@ def _records(path: Path) -> Iterator[Record]:
     with path.open("rb") as file:  # bytes, since a line can end within a character
         for number, line in enumerate(file, start=1):
             try:
-                record = json.loads(line)
-            except ValueError:
+                record = _record(line, f"{path}, line {number}")
+            except InputError:
                 if line.endswith(b"\n"):
-                    raise InputError(f"{path}, line {number} is not JSON; mend it or remove it") from None
+                    raise
                 return  # the last line is being written, or was when the run was killed
             yield record
 
 
+def _record(line: bytes, where: str) -> Record:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        raise InputError(f"{where} is not JSON; mend it or remove it") from None
+    if not isinstance(record, dict) or not isinstance(record.get("step", 0), int):
+        raise InputError(f"{where} is not an object with a whole number as its step; mend it or remove it")
+    return record
+
+
 def _cut(path: Path, step: int) -> None:
     """Keeps what was up to a step; a file of which nothing is left goes."""
-    if path.is_file():
+    if not path.is_file():
+        return
+    with as_nrt_writes(path):
         write_file(path, (_line(record) for record in _records(path) if record["step"] <= step))
-        if not path.stat().st_size:
-            path.unlink()
+    if not path.stat().st_size:
+        path.unlink()
 
 
 def _numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:

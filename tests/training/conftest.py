@@ -30,12 +30,13 @@ def model_dir(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("tiny"))
 
 
-def write_model(folder):
-    """A Llama of 2 layers, width 32, without the markers."""
+def write_model(folder, width=32):
+    """A Llama of 2 layers, without the markers."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+        vocab_size=len(tokenizer), hidden_size=width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=2 * width,
         max_position_embeddings=64, initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)

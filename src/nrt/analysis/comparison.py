@@ -12,7 +12,7 @@ from typing import Any
 
 from nrt.analysis.stats import Interval, bootstrap
 from nrt.errors import InputError
-from nrt.run import Run
+from nrt.run import Run, as_nrt_writes
 
 Record = Mapping[str, Any]
 Found = dict[str, dict[str, float]]
@@ -50,7 +50,8 @@ def compare(
 
     `measure` is a field of the held-out records: correct, correct_null, logp, … Raises InputError where no record has it.
     """
-    values = {variant: {seed: by_family(Run(path).heldout(), measure) for seed, path in paths.items()} for variant, paths in runs.items()}
+    with as_nrt_writes(*(path for paths in runs.values() for path in paths.values())):
+        values = {name: {seed: by_family(Run(path).heldout(), measure) for seed, path in paths.items()} for name, paths in runs.items()}
     families = list(dict.fromkeys(f for seeds in values.values() for found in seeds.values() for f in found))
     if not families:
         raise InputError(f"no held-out record has '{measure}'; set data.valid and heldout.checker, or choose another measure")

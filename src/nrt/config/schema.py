@@ -29,7 +29,7 @@ Passed = Annotated[dict[str, Any], AfterValidator(Through)]
 class Section(BaseModel):
     """Base of all sections: frozen, and a misspelt key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Columns(Section):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import types as pytypes
 from collections.abc import Mapping
+from reprlib import Repr
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
 from nrt.config.schema import Config, Section
 from nrt.errors import InputError, unknown
+
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 200, 200, 100
+"""What was given, as an error shows it."""
 
 
 def validate(values: Mapping[str, Any]) -> Config:
@@ -21,7 +26,7 @@ def validate(values: Mapping[str, Any]) -> Config:
         faults = [(_key(fault["loc"]), fault) for fault in error.errors()]
         key, first = faults[0]
         branches = dict.fromkeys(fault["msg"][0].lower() + fault["msg"][1:] for where, fault in faults if where == key)  # of a union
-        raise InputError(f"setting {key}={first['input']!r}: {' or '.join(branches)}") from None
+        raise InputError(f"setting {key}={_SHORT.repr(first['input'])}: {' or '.join(branches)}") from None
     if config.traces < 1:
         raise InputError(f"traces={config.traces}: a group needs K ≥ 1 traces; set traces=8 as in the paper")
     if config.batch % config.updates_per_rollout:

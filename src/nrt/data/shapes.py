@@ -149,8 +149,8 @@ def _turn(turn: Any, where: str) -> Message:
     if keys is None:
         raise InputError(f"""{where} must be an object with "role" and "content"; it is {turn!r:.80}""")
     role, content = turn[keys[0]], turn[keys[1]]
-    if role not in ROLES:
-        raise InputError(f"{where} has the role {role!r}; known roles: {', '.join(ROLES)}")
+    if not isinstance(role, str) or role not in ROLES:
+        raise InputError(f"{where} has the role {role!r:.80}; known roles: {', '.join(ROLES)}")
     return Message(ROLES[role], checked_text(content, where))
 
 

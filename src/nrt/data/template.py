@@ -12,8 +12,9 @@ spell a token, even after a template's `trim`, are told apart as well.
 
 Contents alone are rebuilt: roles, tool calls, tools and documents go through as they are. Out of a template's reach is what only a
 normaliser makes into a control token, where tokens are looked for after it: `＜/s＞` of full width under NFKC, if `</s>` is a piece of
-the vocabulary. `Chat` holds there too. Tested through transformers, which also renders for vLLM; vLLM tells from the template's loops
-whether contents may be lists, and the loops here do not look like such.
+the vocabulary; or unmakes: a combining stroke that begins a content right after `<s>`. `Chat` holds there too. Tested through
+transformers, which also renders for vLLM; vLLM tells from the template's loops whether contents
+may be lists, and the loops here do not look like such.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def load_model(
                 output_loading_info=True,
                 **_quantized(quantize, dtype, device),
             )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:  # each of transformers, torch and safetensors has its own for a file that is damaged, or no weights
         raise InputError(f"model {name}: its weights cannot be loaded: {_first_line(error)}") from error
     if report["missing_keys"]:
         raise InputError(f"model {name} lacks weights for {', '.join(sorted(report['missing_keys'])[:3])}; give a complete causal LM")
@@ -122,7 +122,7 @@ def _load_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
         raise InputError(f"model {name}: no such folder")
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # also of other classes, for values that no such model has
         raise InputError(f"model {name} is neither a folder nor a model that the hub gives: {_first_line(error)}") from error
 
 

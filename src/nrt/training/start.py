@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
 
 from nrt.config import Config
 from nrt.durable import told_of_disk
@@ -13,7 +17,7 @@ from nrt.engine.processes import Processes, processes_of
 from nrt.errors import InputError
 from nrt.models import pick_device
 from nrt.rollout import AheadSampler
-from nrt.run import Bystander, Run, RunWriter, released_on_error, run_folder
+from nrt.run import Bystander, Run, RunWriter, as_nrt_writes, released_on_error, run_folder
 from nrt.training.checkpoint import load_checkpoint, newest_whole, set_aside
 from nrt.training.cluster import prepare_cluster
 from nrt.training.loop import Listener, Loop, Silent, next_request
@@ -102,22 +106,37 @@ def _gone_on(config: Config, again: Config, writer: RunWriter, processes: Proces
         return Started(parts, progress, writer, [])
     checkpoint, damages = _newest_whole(checkpoints, processes)
     parts = _prepare(config, processes, checkpoint)
-    state = load_checkpoint(checkpoint, parts.stepper.policy.engine)
+    with _readable(checkpoint):
+        state = load_checkpoint(checkpoint, parts.stepper.policy.engine)
+        progress = read_progress(state, parts)
     _check_sampler(parts, config)
-    progress = read_progress(state, parts)
-    best = progress.best
-    if best and (best.metric != config.keep_best or checkpoint.with_name(best.checkpoint) not in checkpoints):
-        progress.best = None  # of another metric, or deleted by hand
-    if ahead := state.get("ahead"):
-        sampler = parts.stepper.policy.sampler
-        assert isinstance(sampler, AheadSampler)
-        at = progress.position + (progress.in_hand.rollout.drawn if progress.in_hand else 0)
-        sampler.restore(next_request(config, parts, progress.step + (progress.in_hand is not None), at), ahead)
+    with _readable(checkpoint):
+        best = progress.best
+        if best and (best.metric != config.keep_best or checkpoint.with_name(best.checkpoint) not in checkpoints):
+            progress.best = None  # of another metric, or deleted by hand
+        if ahead := state.get("ahead"):
+            sampler = parts.stepper.policy.sampler
+            assert isinstance(sampler, AheadSampler)
+            at = progress.position + (progress.in_hand.rollout.drawn if progress.in_hand else 0)
+            sampler.restore(next_request(config, parts, progress.step + (progress.in_hand is not None), at), ahead)
     with told_of_disk(writer.path):
         writer.go_on(progress.step, again)
         if processes.main:
             set_aside(checkpoints, checkpoint)
     return Started(parts, progress, writer, damages, checkpoint.name)
+
+
+@contextmanager
+def _readable(checkpoint: Path) -> Iterator[None]:
+    """Raises InputError where a checkpoint whose hashes are right holds something else: another nrt's, or made by hand."""
+    try:
+        with as_nrt_writes(checkpoint):
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, FileNotFoundError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{checkpoint} is no checkpoint of this run ({said:.200}); bring it back from a copy, or remove it") from error
 
 
 def _prepare(config: Config, processes: Processes, checkpoint: Path | None = None) -> Parts:

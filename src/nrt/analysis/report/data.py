@@ -17,7 +17,7 @@ from nrt.analysis.report.questions import Question, read_questions
 from nrt.analysis.report.summary import Measured, facts, missing, scores, status
 from nrt.analysis.report.vocabulary import Vocabulary, vocabulary
 from nrt.errors import InputError
-from nrt.run import run_folder
+from nrt.run import as_nrt_writes, run_folder
 
 SCHEME = {
     "nrt-ws-neg-log-p": "neg-log-prob",
@@ -80,7 +80,11 @@ def build_report(names: Sequence[str | Path], indexes: defaultdict[Path, Index] 
     Who makes the report of growing runs again and again passes the same `indexes`, a `defaultdict(Index)`, each time: what was
     read of their traces is then not read again.
     """
-    runs, indexes = load_runs(names), defaultdict(Index) if indexes is None else indexes
+    with as_nrt_writes(*map(run_folder, names)):
+        return _build_report(load_runs(names), defaultdict(Index) if indexes is None else indexes)
+
+
+def _build_report(runs: list[Loaded], indexes: defaultdict[Path, Index]) -> Report:
     found = variants(runs)
     variant_of = {loaded.name: variant for variant, seeds in found.items() for loaded in seeds.values()}
     questions, count = read_questions(runs)

@@ -10,6 +10,7 @@ from nrt.analysis.plots import dynamics_panels, dynamics_value, plot_accuracy, p
 from nrt.analysis.report.compared import Variants, comparison, evaluated, paths, token_confidence, variants
 from nrt.analysis.report.data import load_runs
 from nrt.errors import InputError
+from nrt.run import as_nrt_writes, run_folder
 
 KINDS = ("png", "svg")
 
@@ -20,12 +21,13 @@ def write_figures(names: Sequence[str | Path], folder: Path, *, look: str = "scr
     `look` is a style of `nrt.analysis.plots.STYLES`. Raises InputError for an unknown one, without matplotlib, for runs that
     cannot be read, and where `folder` cannot be written.
     """
-    found = variants(load_runs(names))
+    with as_nrt_writes(*map(run_folder, names)):
+        found = variants(load_runs(names))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}); choose another folder with -o") from error
-    with style(look):
+    with style(look), as_nrt_writes(*map(run_folder, names)):
         return [*_dynamics(found, folder), *_accuracy(found, folder), *_confidence(found, folder)]
 
 

@@ -74,6 +74,6 @@ def _settings(run: Run) -> tuple[Record, str]:
     except InputError as error:
         try:
             values = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-        except yaml.YAMLError:
+        except Exception:  # of PyYAML's many; `error` says what is wrong with the file
             values = None
         return values if isinstance(values, Mapping) else {}, str(error)

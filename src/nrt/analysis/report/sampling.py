@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from nrt.errors import InputError
+
 Item = TypeVar("Item")
 
 
@@ -32,4 +34,7 @@ def within_budget(items: list[Item], most_bytes: int) -> list[Item]:
 def compact(value: Any) -> str:
     """JSON without spaces, frozen records as objects. NaN and infinities must have been made None before."""
     plain: Callable[[Any], Any] = vars
-    return json.dumps(value, default=plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        return json.dumps(value, default=plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError as error:  # of a folder that nrt did not write: it writes null
+        raise InputError(f"a number in the run's files is not finite ({error}); write null there") from error
