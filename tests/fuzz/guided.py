@@ -3,6 +3,7 @@
 FOLDER keeps inputs that reached new code, e.g. -max_total_time=60 ends it; a fault ends it at once, and leaves its input.
 """
 
+# pyright: reportMissingImports=false, reportMissingModuleSource=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import contextlib
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import atheris  # pyright: ignore[reportMissingImports]
+import atheris
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
