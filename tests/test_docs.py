@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 REFERENCE = re.compile(r"`((?:[\w]+/)*[\w]+\.py)::([\w.]+)")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
-DOCS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def find(path: str) -> Path | None:

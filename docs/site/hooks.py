@@ -18,7 +18,8 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-ROOT_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+ROOT_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
+              "SECURITY.md": "security.md"}  # fmt: skip
 LINK = re.compile(r"\]\((?!https?:|data:|#)([^)#\s]+)(#[^)\s]*)?\)")
 FENCE = {".py": "python", ".yaml": "yaml", ".cff": "yaml", ".txt": "text", ".toml": "toml"}
 EXTERNAL = re.compile(
