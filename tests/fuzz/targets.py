@@ -6,7 +6,6 @@ import atexit
 import gzip
 import io
 import json
-import logging
 import shutil
 import signal
 import socket
@@ -67,7 +66,6 @@ def no_hang() -> Iterator[None]:
 
 def outcome(act: Callable[[], Any]) -> str:
     """ "taken" or "refused". Any error that is not ours comes through, and so does one of ours without words, or with pages."""
-    logging.getLogger("nrt").setLevel(logging.ERROR)
     try:
         with no_hang():
             act()
