@@ -249,6 +249,19 @@ def chat(
         talk.ask(question)
 
 
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="RUN/skipped/step-….json: the batch of an update that was skipped.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A folder RUN/checkpoints/step-…; by default the last one before the update, if it is still there.")
+    ] = None,
+) -> None:
+    """Where a skipped update was not finite: weights, log-probabilities, rewards, loss or gradient."""
+    from nrt.training import replay as again
+
+    again(file, checkpoint, say=lambda text: _console().print(text, markup=False, highlight=False, soft_wrap=True))
+
+
 @app.command(name="rollout-server")
 def rollout_server(
     model: Annotated[str, typer.Argument(help="The model that is trained: a folder or hub name. Its weights come from the trainer.")],

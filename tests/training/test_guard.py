@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nrt
+from nrt.cli import app
 from nrt.config import WatchConfig
 from nrt.errors import RunError
 from nrt.objective import METHODS
@@ -113,7 +114,7 @@ def test_a_gradient_alone_is_enough(make_config):
     assert not stepper.update(groups).skipped
 
 
-def test_a_replay_says_where(bad, tmp_path):
+def test_a_replay_says_where(bad, tmp_path, capsys):
     """The reward as it was given, what followed from it; and under weights that are broken themselves, these first."""
     run = nrt.train(bad(2, save_every=1, keep=9))
     file = run.path / "skipped" / "step-000002.json"
@@ -124,6 +125,8 @@ def test_a_replay_says_where(bad, tmp_path):
     assert {"loss, trace: nan", "loss, total: nan"} <= set(found)
     assert not any("rows.jsonl:4" in finding or finding.startswith(("weight", "log-prob")) for finding in found)
     assert any(finding.startswith("gradient of ") for finding in found)
+    app(["replay", str(file)], standalone_mode=False)
+    assert "reward of trace 1 of rows.jsonl:3, as it was given: nan\n" in capsys.readouterr().out
 
     checkpoint = run.checkpoints()[1]
     tensors = load_file(checkpoint / "model" / "model.safetensors")

@@ -28,7 +28,7 @@ def report_skipped(writer: RunWriter, step: int, hand: InHand, parts: Sequence[S
         writer.skipped_batch(name, {"step": step, "update": i, **facts, "loss": _said(update), "groups": [_group(g) for g in groups]})
         path = writer.path / "skipped" / f"{name}.json"
         message = (
-            f"update skipped: its loss is {update.total:.4g} and its gradient's norm {update.grad_norm:.4g}; replay the batch in {path}"
+            f"update skipped: its loss is {update.total:.4g} and its gradient's norm {update.grad_norm:.4g}; nrt replay {path} says where"
         )
         writer.warn("skipped-update", message, step, update=i, file=f"skipped/{name}.json")
         said.append(message)

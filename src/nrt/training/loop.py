@@ -195,7 +195,7 @@ class Loop:
             self._report_skipped(hand)
             raise RunError(
                 f"max_skipped={self.config.max_skipped} updates in a row had a loss or gradient that is not finite, the last in step "
-                f"{self.progress.step + 1}; nrt.training.replay shows where, for each file in {self.folder / 'skipped'}; a lower "
+                f"{self.progress.step + 1}; nrt replay shows where, for each file in {self.folder / 'skipped'}; a lower "
                 "optimizer.lr or dtype=float32 may help"
             )
 
