@@ -9,6 +9,7 @@ Names are handed on lazily, so that `import nrt` and `import nrt.config` load no
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ try:
     __version__ = version("native-reasoning")
 except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns, when imported, of kernels that it could fetch
 
 _HOME = {
     "Config": "nrt.config",

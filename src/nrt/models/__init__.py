@@ -1,13 +1,9 @@
 """Hugging Face models: load, add the two markers, add adapters, save."""
 
-import logging
-
 from nrt.models.load import described, load_model, load_tokenizer, pick_device, quiet
 from nrt.models.lora import Adapters, add_adapters, has_adapters, initial, merged, trained_rows
 from nrt.models.markers import absent_markers, add_marker_tokens, add_markers, check_markers, end_token_ids
 from nrt.models.save import complete_folder, save_config, save_model
-
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns, when imported, of kernels that it could fetch
 
 __all__ = [
     "Adapters",
