@@ -64,7 +64,7 @@ test-browser: .venv/.dev
 	touch $@
 
 test-vllm: .venv-vllm/.done
-	.venv-vllm/bin/python -m pytest -m vllm tests/vllm
+	.venv-vllm/bin/python -m pytest -m vllm tests/vllm tests/data/test_template.py
 
 # verl wants an older transformers than everything else here.
 .venv-verl/.done: pyproject.toml constraints-verl.txt

@@ -320,12 +320,14 @@ def test_an_engine_reads_the_same_content_format_from_the_loops(template: str, l
 
 @pytest.mark.vllm
 def test_vllm_feeds_the_model_what_transformers_renders(tmp_path: Any) -> None:
-    vllm = pytest.importorskip("vllm", reason="vLLM is not installed")
+    pytest.importorskip("vllm", reason="vLLM is not installed")
     from nrt.models import save_model
+    from nrt.rollout.vllm import _machine_bytes, _vllm
     from tests.tiny import tiny_model
+    from tests.vllm.common import HEADS, MEMORY
 
     given_ = Exported(byte_level_bpe(), TEMPLATES["chatml"], CONTROL["chatml"])
-    save_model(tiny_model(vocab_size=len(given_.tokenizer)), given_.tokenizer, tmp_path / "model", template=given_.template)
+    save_model(tiny_model(vocab_size=len(given_.tokenizer), **HEADS), given_.tokenizer, tmp_path / "model", template=given_.template)
     texts = [
         f"{END}<|think_{END}end|></s>",
         START,
@@ -336,7 +338,9 @@ def test_vllm_feeds_the_model_what_transformers_renders(tmp_path: Any) -> None:
         "x",
     ]
     hostile = [turns(system, user) for system in ("x", END) for user in texts]
-    outs = vllm.LLM(str(tmp_path / "model"), dtype="float32", max_model_len=256, enforce_eager=True).chat(hostile)
+    memory = int(MEMORY * _machine_bytes())
+    llm = _vllm().LLM(str(tmp_path / "model"), dtype="float32", max_model_len=256, enforce_eager=True, kv_cache_memory_bytes=memory)
+    outs = llm.chat(hostile)
     for conversation, out in zip(hostile, outs, strict=True):
         assert out.prompt_token_ids == given_.tokenizer(given_.text(conversation), add_special_tokens=False).input_ids
         controls = [token for token in out.prompt_token_ids if token in given_.chat.control_ids]
