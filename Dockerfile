@@ -14,11 +14,11 @@ COPY pyproject.toml README.md LICENSE constraints.txt /src/
 COPY src /src/src
 RUN python -m pip install -c /src/constraints.txt '/src[data,eval,judge,lora,plots,report,trackers]'
 
-# Runs and caches outlive the container: mount /work/runs, and /work/.cache for models and tokens.
-RUN useradd --create-home --home-dir /work --uid 1000 nrt && install -d -o nrt -g nrt /work/runs /work/.cache
+# Runs and caches outlive the container: mount /nrt/runs, and /nrt/.cache for models and tokens.
+RUN useradd --create-home --home-dir /nrt --uid 1000 nrt && install -d -o nrt -g nrt /nrt/runs /nrt/.cache
 USER 1000
-WORKDIR /work
-VOLUME ["/work/runs", "/work/.cache"]
+WORKDIR /nrt
+VOLUME ["/nrt/runs", "/nrt/.cache"]
 
 ENTRYPOINT ["nrt"]
 CMD ["--help"]

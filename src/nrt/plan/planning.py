@@ -11,7 +11,7 @@ from nrt.errors import InputError
 from nrt.objective import Method
 from nrt.plan.counting import Token, count_token
 from nrt.plan.hardware import Accelerator
-from nrt.plan.memory import GAPS, RESERVE, WIDTH, Memory, Parallel, layout, memory_of, vllm_elsewhere, weight_bytes
+from nrt.plan.memory import GAPS, RESERVE, VLLM_TOKENS, WIDTH, Memory, Parallel, layout, memory_of, vllm_elsewhere, weight_bytes
 from nrt.plan.shapes import empty_model
 from nrt.plan.work import Lengths, Phases, Tokens, count_flops, count_tokens
 from nrt.training.setup import import_plugin, resolve_method, steps_of
@@ -151,7 +151,8 @@ def _assumptions(question: Question, method: Method, parallel: Parallel) -> list
         said.append("sampler vllm: servers on as many GPUs of their own, which the cost leaves out")
     elif config.sampler == "vllm":
         said.append(
-            "sampler vllm: activations of 16,384 tokens and logits of all rows beside its weights; the rest of its share is keys and values"
+            f"sampler vllm: activations of {VLLM_TOKENS:,} tokens and logits of all rows beside its weights; "
+            "the rest of its share is keys and values"
         )
     if config.quantize:
         said.append("nf4: .516 bytes a number of the layers' frozen matrices; the time to unpack them is not counted")

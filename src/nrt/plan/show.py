@@ -11,6 +11,7 @@ from rich.table import Table
 
 from nrt.plan.advice import Step
 from nrt.plan.memory import Memory, Vllm
+from nrt.plan.memory import Step as Update
 from nrt.plan.planning import Plan, Question
 
 GIB = 2**30
@@ -78,7 +79,7 @@ def _memory_table(question: Question, memory: Memory) -> Table:
         ("gradients", stays.gradients, "float32"),
         ("optimiser state", stays.optimizer, "AdamW, float32"),
         ("initial reference model", stays.reference, "initial_reference=true"),
-        ("vLLM" if isinstance(rollout, Vllm) else "sampler's own weights", stays.sampler, "it does not sleep"),
+        ("vLLM, which does not sleep" if isinstance(rollout, Vllm) else "sampler's own weights", stays.sampler, ""),
         ("reserved", memory.reserve, ""),
     ):
         if size:
@@ -103,9 +104,7 @@ def _memory_table(question: Question, memory: Memory) -> Table:
             table.add_row("the model, gathered from shards", gib(rollout.gathered), "")
         table.add_row("rollout at the highest", gib(memory.sampling), "", style="bold")
     table.add_section()
-    mark = ("", "  ← this run") if update.recompute else ("  ← this run", "")
-    table.add_row("activations kept", gib(update.kept), f"{update.tokens:,} tokens a micro-batch{mark[0]}")
-    table.add_row("activations kept, recomputed", gib(update.kept_recomputed), f"gradient_checkpointing=true{mark[1]}")
+    add_activations(table, update)
     if update.null:
         table.add_row("of these, null traces", gib(update.null), "")
     table.add_row("what passes in the backward", gib(update.passing), f"with the head's tiles, {gib(update.tiles)}")
@@ -132,12 +131,23 @@ def _time_table(question: Question, plan: Plan) -> Table:
     table = new_table("On the clock", "seconds a step", "hours of the run")
     for name, value in (*vars(seconds).items(), ("whole step", seconds.total)):
         table.add_row(name, f"{value:,.3g}", "" if steps is None else f"{steps * value / 3600:,.3g}")
-    gpu_hours = None if plan.hours is None else plan.hours * question.gpus
-    table.add_row("steps", f"{steps:,}" if steps else "not known: set steps=… or give --rows", "")
-    table.add_row("GPU hours", "", "" if gpu_hours is None else f"{gpu_hours:,.3g}")
+    add_run(table, question, plan)
+    return table
+
+
+def add_activations(table: Table, update: Update) -> None:
+    """What an update keeps for its backward, without and with recomputation."""
+    mark = ("", "  ← this run") if update.recompute else ("  ← this run", "")
+    table.add_row("activations kept", gib(update.kept), f"{update.tokens:,} tokens a micro-batch{mark[0]}")
+    table.add_row("activations kept, recomputed", gib(update.kept_recomputed), f"gradient_checkpointing=true{mark[1]}")
+
+
+def add_run(table: Table, question: Question, plan: Any) -> None:
+    """Steps, GPU hours and cost, where they are known, of any plan that has them."""
+    table.add_row("steps", f"{plan.steps:,}" if plan.steps else "not known: set steps=… or give --rows", "")
+    table.add_row("GPU hours", "", "" if plan.hours is None else f"{plan.hours * question.gpus:,.3g}")
     if plan.cost is not None:
         table.add_row(f"cost at {question.price:g} a GPU hour", "", f"{plan.cost:,.0f}")
-    return table
 
 
 def new_table(title: str, *columns: str) -> Table:

@@ -13,7 +13,7 @@ from nrt.plan.advice import Step
 from nrt.plan.cluster.limits import LIMITS, Break, breaks
 from nrt.plan.cluster.planning import ClusterPlan, Scaled, assumptions
 from nrt.plan.planning import Question
-from nrt.plan.show import advice_table, gib, new_table
+from nrt.plan.show import add_activations, add_run, advice_table, gib, new_table
 
 GB = 1e9
 
@@ -114,9 +114,7 @@ def _memory_table(plan: ClusterPlan) -> Table:
         made.add_row("while weights are handed over", gib(memory.pushed), "the server's, the largest tensor, the bucket")
         made.add_row("rollout at the highest", gib(memory.sampling), "", style="bold")
     made.add_section()
-    mark = ("", "  ← this run") if update.recompute else ("  ← this run", "")
-    made.add_row("activations kept", gib(update.kept), f"{update.tokens:,} tokens a micro-batch{mark[0]}")
-    made.add_row("activations kept, recomputed", gib(update.kept_recomputed), f"gradient_checkpointing=true{mark[1]}")
+    add_activations(made, update)
     made.add_row("what passes in the backward", gib(update.passing), "")
     made.add_row("logits", gib(memory.logits), "")
     if update.gathered:
@@ -146,10 +144,7 @@ def _time_table(question: Question, plan: ClusterPlan) -> Table:
     for name, value in (*vars(clock).items(), ("whole step", clock.total)):
         made.add_row(name, f"{value:,.3g}", "" if plan.steps is None else f"{plan.steps * value / 3600:,.3g}")
     made.add_row("efficiency", f"{plan.efficiency:.1%}", "")
-    made.add_row("steps", f"{plan.steps:,}" if plan.steps else "not known: set steps=… or give --rows", "")
-    made.add_row("GPU hours", "", "" if plan.hours is None else f"{plan.hours * question.gpus:,.3g}")
-    if plan.cost is not None:
-        made.add_row(f"cost at {question.price:g} a GPU hour", "", f"{plan.cost:,.0f}")
+    add_run(made, question, plan)
     return made
 
 
