@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nrt.durable import TEXT
 from nrt.environment import cache_folder
 from nrt.errors import InputError, RunError
 from nrt.eval.judge_client import TEMPERATURE, Judge, Turn, Unanswered
-from nrt.run import TEXT
 
 PROMPT = """\
 You are verifying the *reasoning process* quality, not the final answer formatting.

@@ -1,0 +1,53 @@
+"""Names in a run folder: of runs, steps and rows, and the entries that have them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from nrt.errors import InputError
+
+STREAMS = ("metrics.jsonl", "traces.jsonl", "warnings.jsonl")
+"""Files that grow by lines, each with its step first."""
+
+
+def run_folder(name_or_path: str | Path) -> Path:
+    """A bare name is a folder in ./runs/; anything with a separator, `.`, `..` and every Path is a path.
+
+    >>> run_folder("demo").as_posix(), run_folder("./demo").as_posix()
+    ('runs/demo', 'demo')
+    """
+    if not str(name_or_path):
+        raise InputError("the run has no name; set run=NAME")
+    path = Path(name_or_path).expanduser()
+    bare = isinstance(name_or_path, str) and name_or_path == path.name and name_or_path != ".."
+    return Path("runs") / path if bare else path
+
+
+def step_name(step: int, updates: int | None = None) -> str:
+    """Name of a checkpoint folder, or stem of a held-out file; with the next step's updates that are done, where one is under way.
+
+    >>> step_name(100), step_name(100, 2)
+    ('step-000100', 'step-000100+2')
+    """
+    return f"step-{step:06d}" + ("" if updates is None else f"+{updates}")
+
+
+def document_id(row_id: str) -> str:
+    """The document that a row was cut from, by its id (`file:row@token`); other rows are by themselves.
+
+    >>> document_id("books.jsonl:7@320"), document_id("pairs@2.jsonl:7")
+    ('books.jsonl:7', 'pairs@2.jsonl:7')
+    """
+    return re.sub(r"(?<=:)(\d+)@\d+$", r"\1", row_id)
+
+
+def numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:
+    """(step, path) of the entries named `step-000100<suffix>`, by step."""
+    name = re.compile(rf"step-(\d+){re.escape(suffix)}")
+    return sorted((int(match[1]), path) for path in entries(folder) if (match := name.fullmatch(path.name)))
+
+
+def entries(folder: Path) -> list[Path]:
+    """None where there is no folder."""
+    return list(folder.iterdir()) if folder.is_dir() else []

@@ -1,0 +1,66 @@
+"""Records as lines of JSON: written, and read back with one clear error for what is none."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nrt.errors import InputError
+
+Record = dict[str, Any]
+"""A line of a file, with the fields that docs/run-folder.md lists."""
+
+
+def to_line(record: Mapping[str, Any]) -> str:
+    """With its end. NaN and infinities, which JSON does not have, become null."""
+    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def read_lines(path: Path) -> Iterator[Record]:
+    """Whole lines; nothing where there is no file. Raises InputError for a line that is no record."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:  # bytes, since a line can end within a character
+        for number, line in enumerate(file, start=1):
+            try:
+                record = parse_line(line, f"{path}, line {number}")
+            except InputError:
+                if line.endswith(b"\n"):
+                    raise
+                return  # the last line is being written, or was when the run was killed
+            yield record
+
+
+def parse_line(line: bytes, where: str) -> Record:
+    """`where` is for the error: the file and the line."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        raise InputError(f"{where} is not JSON; mend it or remove it") from None
+    if not isinstance(record, dict) or not isinstance(record.get("step", 0), int):
+        raise InputError(f"{where} is not an object with a whole number as its step; mend it or remove it")
+    return record
+
+
+@contextmanager
+def as_nrt_writes(*paths: Path) -> Iterator[None]:
+    """Around what reads files of a run. Raises InputError where they hold something else than nrt writes there (docs/run-folder.md)."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RecursionError) as error:
+        where, said = " or ".join(map(str, paths)), " ".join(str(error).split())
+        raise InputError(
+            f"{where} holds what nrt does not write there ({type(error).__name__}: {said:.200}); bring it back from a copy"
+        ) from error
