@@ -29,7 +29,7 @@ from nrt.rollout import HFSampler, Request
 from nrt.training.collect import Collector
 from nrt.training.difficulty import InOrder
 from nrt.training.policy import Policy
-from nrt.training.setup import resolve_method
+from nrt.training.resolve import resolve_method
 from nrt.training.step import Stepper
 from nrt.types import Example, Message, Pair, Sample
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from nrt import config as module
 from nrt.config import Config, Section, build_config, dump_yaml, load_config, merge, packaged, parse_overrides, parse_yaml
 from nrt.errors import InputError
-from nrt.training.setup import resolve_method
+from nrt.training.resolve import resolve_method
 
 SECTIONS = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Section)]
 

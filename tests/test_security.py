@@ -43,7 +43,7 @@ STATED = {
         "__init__.py",
         "lab/__init__.py",
         "checkers.py",
-        "training/setup.py",
+        "training/resolve.py",
     ),  # own names; dotted names and plugins of the recipe
 }
 """What may stand in these files alone. verl reads its own checkpoints, and Ray its own messages, by pickle: not in our code."""

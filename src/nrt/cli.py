@@ -67,7 +67,7 @@ def train(
             raise InputError("no recipe given; write nrt train RECIPE key=value …, or nrt train resume=RUN")
         config = build_config(load_run(run_folder(str(resume))).config.model_dump(mode="json"), given)
     if dry_run:
-        from nrt.training.setup import settings_of
+        from nrt.training.resolve import settings_of
 
         print(settings_of(config), end="")
         return

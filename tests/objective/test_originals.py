@@ -10,7 +10,7 @@ from nrt.errors import InputError
 from nrt.objective import METHODS, Facts, RowCredit, StdFilter, group_credit, nrt_loss, streams
 from nrt.objective.memory import Scored
 from nrt.objective.shapes import repeats
-from nrt.training.setup import resolve_method, resolve_names
+from nrt.training.resolve import resolve_method, resolve_names
 from nrt.types import Role, Row
 
 S, Z, E, A = Role.START, Role.TRACE, Role.END, Role.ANSWER

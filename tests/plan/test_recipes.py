@@ -13,7 +13,7 @@ from nrt import load_run
 from nrt.cli import app
 from nrt.config import load_config, packaged
 from nrt.training import train
-from nrt.training.setup import resolve_method
+from nrt.training.resolve import resolve_method
 from tests.training.conftest import model_dir, pairs_file  # noqa: F401
 
 PAPER = Path(__file__).parents[3] / "shared" / "paper" / "native-reasoning-training.md"

@@ -11,7 +11,7 @@ from nrt.config import Config
 from nrt.plan.memory import Rollout
 from nrt.plan.planning import Plan, Question, make_plan
 from nrt.plan.work import group_rows, limit
-from nrt.training.setup import resolve_method
+from nrt.training.resolve import resolve_method
 
 Suggestion = tuple[str, Question, str]
 """(the change as it is typed, the question with it, what it costs)."""

@@ -14,7 +14,8 @@ from nrt.plan.hardware import Accelerator
 from nrt.plan.memory import GAPS, RESERVE, VLLM_TOKENS, WIDTH, Memory, Parallel, layout, memory_of, vllm_elsewhere, weight_bytes
 from nrt.plan.shapes import empty_model
 from nrt.plan.work import Lengths, Phases, Tokens, count_flops, count_tokens
-from nrt.training.setup import import_plugin, resolve_method, steps_of
+from nrt.training.resolve import import_plugin, resolve_method
+from nrt.training.setup import steps_of
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from nrt.engine.verl.bridge import refuse, rollout_name
 from nrt.engine.verl.requirements import check_installed
 from nrt.errors import InputError, unknown
 from nrt.run import run_folder
-from nrt.training.setup import resolve_names
+from nrt.training.resolve import resolve_names
 
 
 @dataclass(frozen=True)

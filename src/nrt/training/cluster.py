@@ -26,7 +26,8 @@ from nrt.models import (
     save_model,
 )
 from nrt.run import Run
-from nrt.training.setup import Parts, assemble, check_given, make_policy, resolve_names, steps_of
+from nrt.training.resolve import check_given, resolve_names
+from nrt.training.setup import Parts, assemble, make_policy, steps_of
 
 BASE = "base"
 """In the run folder, the initial model with its markers, where the model that was given has none."""

@@ -22,8 +22,9 @@ from nrt.training.checkpoint import load_checkpoint, newest_whole, set_aside
 from nrt.training.cluster import prepare_cluster
 from nrt.training.loop import Listener, Loop, Silent, next_request
 from nrt.training.progress import Progress, read_progress
+from nrt.training.resolve import check_resumable, resolve_names
 from nrt.training.sampler import PROBE, check_agreement
-from nrt.training.setup import Parts, check_resumable, prepare, resolve_names
+from nrt.training.setup import Parts, prepare
 from nrt.training.signals import heeded
 
 

@@ -12,7 +12,7 @@ from nrt.plan.cluster.planning import ClusterPlan, make_cluster_plan
 from nrt.plan.cluster.work import rows_of
 from nrt.plan.planning import Question
 from nrt.plan.work import limit
-from nrt.training.setup import resolve_method
+from nrt.training.resolve import resolve_method
 
 
 def advise_cluster(question: Question, plan: ClusterPlan) -> list[Step]:

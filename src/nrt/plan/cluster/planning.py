@@ -17,7 +17,8 @@ from nrt.plan.memory import GAPS, RESERVE
 from nrt.plan.planning import Question
 from nrt.plan.shapes import empty_model
 from nrt.plan.work import Phases, Tokens
-from nrt.training.setup import import_plugin, resolve_method, steps_of
+from nrt.training.resolve import import_plugin, resolve_method
+from nrt.training.setup import steps_of
 
 RUNGS = (8, 32, 128, 512, 1024)
 """GPUs of the ladder, beside those asked about."""
