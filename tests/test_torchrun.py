@@ -15,20 +15,24 @@ import yaml
 import nrt
 from nrt.cli import main
 from tests.training.conftest import make_config, model_dir, pairs_file  # noqa: F401
+from tests.training.test_several import assert_like
+from tests.training.test_train import assert_same_run
 
 ROOT = Path(__file__).parents[1]
+PATIENCE = 120
+"""Seconds for a start."""
 
 
 @pytest.fixture
 def torchrun(make_config, tmp_path):  # noqa: F811
-    """torchrun("--json", **settings) → two processes of `nrt train` on the tiny model, started and not waited for."""
+    """torchrun("--json", **settings) → two processes (or `processes`) of `nrt train` on the tiny model, started and not waited for."""
     started = []
 
-    def start(*options, **settings):
+    def start(*options, processes=2, **settings):
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(make_config(**settings).model_dump(mode="json")))
         environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command += ["-m", "nrt", "train", str(recipe), *options]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment))
         return started[-1]
@@ -67,6 +71,33 @@ def test_a_signal_to_one_process_stops_all(torchrun, make_config, tmp_path):  # 
     assert [path.name for path in nrt.load_run(folder).checkpoints()] == [f"step-{last:06d}"]
     config = nrt.load_run(folder).config.model_copy(update={"resume": str(folder), "steps": last + 1})
     assert nrt.train(config).metrics()[-1]["step"] == last + 1
+
+
+@pytest.mark.slow  # six starts, each of which imports everything
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which process is which")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_killed_and_resumed(torchrun, make_config, tmp_path, parallel):  # noqa: F811
+    """One of two is killed: the other and torchrun end by themselves. In two again the run is the uninterrupted one bit for bit; in three,
+    and in one, but for rounding."""
+    settings = {"steps": 12, "batch": 3, "log_traces": 9, "heldout.rows": 5, "save_every": 3, "keep": 9, "parallel": parallel}
+    _, err = (process := torchrun(run=str(tmp_path / "whole"), **settings)).communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    expected = nrt.load_run(tmp_path / "whole")
+    for rank, processes in ((1, 2), (0, 3), (1, 1)):
+        name = f"killed-{rank}-{processes}"
+        process = torchrun(run=str(tmp_path / name), **settings)
+        file = tmp_path / name / "metrics.jsonl"
+        wait_for(lambda file=file: file.is_file() and file.read_text().count("\n") > 4, process)
+        os.kill(worker(process, rank), signal.SIGKILL)
+        _, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 1
+        assert "(SIGKILL)" in err, "torchrun names it"
+        again = torchrun(run=str(tmp_path / name), resume=str(tmp_path / name), processes=processes, **settings)
+        _, err = again.communicate(timeout=PATIENCE)
+        assert again.returncode == 0, err
+        found = nrt.load_run(tmp_path / name)
+        (assert_same_run if processes == 2 else assert_like)(found, expected)
+        assert [entry["processes"] for entry in found.environment] == [2, processes]
 
 
 def test_a_process_that_fails_ends_the_others(torchrun):

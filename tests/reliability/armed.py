@@ -14,8 +14,9 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,12 +34,19 @@ PHASES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What `nrt train`, `nrt export` and `nrt report` do, by the functions that do it."""
 
-EVAL = {"evaluation": ("nrt.evaluating:_ask", "nrt.evaluating:write_rows", "nrt.evaluating:write_scores")}
-"""What `nrt eval` does; only that command imports it."""
+PHASES_OF: dict[str, dict[str, tuple[str, ...]]] = {
+    "eval": {"evaluation": ("nrt.evaluating:_ask", "nrt.evaluating:write_rows", "nrt.evaluating:write_scores")},
+    "judge": {"judge": ("nrt.eval.judge:_ask", "nrt.eval.judge_verdict:Cache.put", "nrt.eval.judge:_write")},
+    "compare": {"runs": ("nrt.study.launch:_run",), "tables": ("nrt.comparing:open_study", "nrt.comparing:write_results")},
+}
+"""What commands do that import modules of their own."""
 
 HOW = {"during": 0.35, "call": 0.3, "torn": 0.15, "before": 0.1, "after": 0.1}
 """Share of the kills: amid the phase, by the clock; before one of its calls to the disk; the same, with what was written last cut in
 half; as it begins; as it ends."""
+
+TOGETHER = "and its runs"
+"""In a log's `command`: what was killed with it."""
 
 CALLS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"}
 STREAMS = ("metrics.jsonl", "traces.jsonl", "warnings.jsonl", "replies/*/*.jsonl")
@@ -53,15 +61,17 @@ class Instant:
     entry: int  # how often the phase is entered before, counted from 1
     how: str
     share: float
+    victim: str = "0"  # of several processes the rank of the one that is killed when process 0 is there; or "all", with torchrun
 
     def __str__(self) -> str:
         return f"{self.how} {self.share}" if self.how in ("during", "call", "torn") else self.how
 
     @classmethod
-    def parse(cls, phase: str, entry: str, instant: str) -> Instant:
+    def parse(cls, row: Mapping[str, str]) -> Instant:
         """From a log."""
-        how, _, share = instant.partition(" ")
-        return cls(phase, int(entry), how, float(share or 0))
+        how, _, share = row["instant"].partition(" ")
+        victim = "all" if row["command"].endswith(TOGETHER) else row.get("victim", "0")
+        return cls(row["phase"], int(row["entry"]), how, float(share or 0), victim)
 
 
 @dataclass(frozen=True)
@@ -82,8 +92,10 @@ class Armed:
         usual: dict[str, Usual],
         folder: Path,
         say: Callable[[Any], None],
+        target: Callable[[], int] = os.getpid,
     ) -> None:
-        self.instant, self.usual, self.folder, self.say = instant, usual, folder, say
+        """`target` tells what `os.kill` kills, when the time has come."""
+        self.instant, self.usual, self.folder, self.say, self.target = instant, usual, folder, say, target
         self.here = threading.local()  # traces are sampled ahead in another thread
         self.entries: dict[str, int] = {}
         self.synced: set[str] = set()
@@ -117,16 +129,17 @@ class Armed:
         calls = usual.calls + (chosen is not None and chosen.how == "torn")  # what is written after the last call is cut as the phase ends
         self.here.left = 1 + int(chosen.share * calls) if chosen and chosen.how in ("call", "torn") else 0
         if chosen and chosen.how == "before":
-            self._die()
+            self._kill()
         if chosen and chosen.how == "during":
-            self.say({"kill": chosen.share * usual.seconds})
+            self.say({"kill": self.target(), "after": chosen.share * usual.seconds})
         began = time.perf_counter()
         yield
         self.say({"phase": phase, "seconds": time.perf_counter() - began, "calls": self.here.calls})
         if chosen and chosen.how == "during":
-            time.sleep(60)  # the parent is a moment late
-        if chosen:
-            self._die()
+            while alive(self.target()):
+                time.sleep(0.01)  # the parent is a moment late
+        elif chosen and self.instant:
+            self._kill()
         self.here.phase = None
 
     def _count_calls(self) -> None:
@@ -151,59 +164,88 @@ class Armed:
             return
         self.here.calls += 1
         if self.here.calls == self.here.left:
-            self._die()
+            self._kill()
 
-    def _die(self) -> NoReturn:
-        if self.instant and self.instant.how == "torn":
-            self._tear(self.instant.share)
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError("unreachable")
+    def _kill(self) -> None:
+        """Returns where it is another process that is killed."""
+        assert self.instant is not None
+        self.here.left, target = 0, self.target()
+        torn = self.instant.how == "torn" and target in (os.getpid(), -os.getpgrp())
+        message: dict[str, Any] = {"killed": time.time()}
+        if torn:
+            with suppress(FileNotFoundError):  # another thread has just named it
+                message["cut"] = self._unsafe(self.instant.share, alone=target > 0)
+        self.instant = None
+        self.say(message)
+        os.kill(target, signal.SIGKILL)
 
-    def _tear(self, share: float) -> None:
-        """Cuts what the phase wrote last and did not sync: a file under a temporary name, or the last lines of a stream."""
-        self.here.left = 0
+    def _unsafe(self, share: float, *, alone: bool) -> tuple[str, int] | None:
+        """What the phase wrote last and did not sync: a file under a temporary name, or the last lines of a stream; and to how many bytes
+        the parent then cuts it, when nobody can give it its name any more. `alone`: other processes' runs are theirs."""
         temporary = [path for path in self.folder.parent.rglob("*") if any(part.endswith((".tmp", ".new")) for part in path.parts)]
+        if alone:
+            temporary = [path for path in temporary if "runs" not in path.relative_to(self.folder.parent).parts]
         unsafe = {path for path in (*temporary, *self._streams()) if path.is_file() and str(path) not in self.synced}
         recent = sorted((path.stat().st_mtime_ns, path) for path in unsafe)
         if recent and recent[-1][0] >= self.here.began - 10_000_000:  # the clock of files is coarse
             path = recent[-1][1]
             before = self.here.sizes.get(path, 0)
-            os.truncate(path, before + int(share * (path.stat().st_size - before)))
+            return str(path), before + int(share * (path.stat().st_size - before))
+        return None
 
     def _streams(self) -> list[Path]:
         return [path for name in STREAMS for path in self.folder.parent.glob(f"*/{name}")]
 
 
-def run(command: list[str], instant: Instant | None, usual: dict[str, Usual], folder: Path, pipe: int, log: Path) -> NoReturn:
-    """`nrt COMMAND` in this process, armed; what it says goes to `log`."""
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def alive(pid: int) -> bool:
+    """False also for a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return pid < 0
+
+
+def speaker(pipe: int) -> Callable[[Any], None]:
+    """Messages to the parent, a line each."""
+    return lambda message: void(os.write(pipe, json.dumps(message).encode() + b"\n"))
+
+
+def log_to(file: Path) -> None:
+    """Where this process and its children speak from now on."""
+    out = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
+
+
+def run(command: list[str], instant: Instant | None, usual: dict[str, Usual], folder: Path, pipe: int, log: Path) -> NoReturn:
+    """`nrt COMMAND` in this process, armed; what it says goes to `log`. It and its own are a process group."""
+    os.setpgid(0, 0)
+    log_to(log)
     status = 1
     try:
-        Armed(
-            EVAL if command[0] == "eval" else PHASES,
-            instant,
-            usual,
-            folder,
-            lambda message: void(os.write(pipe, json.dumps(message).encode() + b"\n")),
-        )
-        from nrt.cli import main
+        target = (lambda: -os.getpgrp()) if instant and instant.victim == "all" else os.getpid
+        Armed(PHASES_OF.get(command[0], PHASES), instant, usual, folder, speaker(pipe), target)
+        status = call(command)
+    finally:
+        os._exit(status)
 
-        sys.argv = ["nrt", *command]
-        try:
-            main()
-            status = 0
-        except SystemExit as ended:
-            status = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+
+def call(command: list[str]) -> int:
+    """`nrt COMMAND`; its exit status."""
+    from nrt.cli import main
+
+    sys.argv = ["nrt", *command]
+    try:
+        main()
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(bool(ended.code))
     except BaseException:
-        import traceback
-
         traceback.print_exc()
+        return 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+    return 0
 
 
 def void(_: object) -> None: ...

@@ -12,6 +12,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "memory": {"method": "nrt-learned", "save_every": 3, "keep": 1, "keep_best": "-heldout/length"},
     "sft": {"method": "sft", "save_every": 3, "eval_every": 1},
 }
+GROUPS: dict[str, dict[str, Any]] = {
+    "ddp": {"parallel": "ddp", "updates_per_rollout": 2, "profile": "paper", "keep_best": "heldout/logp"},
+    "fsdp": {"parallel": "fsdp", "batch": 3, "save_every": 1, "keep": 2},
+}
+"""Those of several processes."""
+VICTIMS = ("0", "1", "all")
 REPORTED = {"one-pass", "sft"}
 """These run with `--report`."""
 TRAINING = ("start", "rollout", "scoring", "update", "logging", "checkpoint", "evaluation", "report")
@@ -38,3 +44,12 @@ class Kill:
 
     def __str__(self) -> str:
         return "\t".join(map(str, astuple(self)))
+
+
+@dataclass(frozen=True)
+class GroupKill(Kill):
+    """One of several processes that torchrun started."""
+
+    victim: str  # the rank of the process that was killed, or all
+    statuses: str  # of the processes that ended by themselves, by rank
+    seconds: str  # from the kill until all had ended, torchrun too; – where it was killed

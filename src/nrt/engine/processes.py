@@ -8,6 +8,7 @@ but for who writes the run folder.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -107,23 +108,19 @@ class Launched(Processes):
 
     def gather(self, value: T) -> list[T]:
         values: list[Any] = [None] * self.size
-        with _lost():
-            dist.all_gather_object(values, value, group=self.control)
+        dist.all_gather_object(values, value, group=self.control)
         return values
 
     def add(self, tensors: Iterable[Tensor]) -> None:
-        with _lost():
-            for tensor in tensors:
-                dist.all_reduce(tensor, group=self._group(tensor))
+        for tensor in tensors:
+            dist.all_reduce(tensor, group=self._group(tensor))
 
     def copy_main(self, tensors: Iterable[Tensor]) -> None:
-        with _lost():
-            for tensor in tensors:
-                dist.broadcast(tensor.detach(), 0, group=self._group(tensor))
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), 0, group=self._group(tensor))
 
     def meet(self) -> None:
-        with _lost():
-            dist.barrier(group=self.control)
+        dist.barrier(group=self.control)
 
     def at_end(self, close: Callable[[], None]) -> None:
         self.ending.callback(close)
@@ -136,7 +133,7 @@ class Launched(Processes):
 def processes_of(device: torch.device) -> Iterator[Processes]:
     """Those that torchrun started, with NCCL between GPUs and gloo between CPUs; without it, one alone.
 
-    Raises InputError for a device that several processes cannot have.
+    Raises InputError for a device that several processes cannot have, and within it RunError where another process is gone.
     """
     rank, size = launched()
     if size == 1:
@@ -147,11 +144,10 @@ def processes_of(device: torch.device) -> Iterator[Processes]:
     begun = not dist.is_initialized()
     if device.type == "cuda":
         torch.cuda.set_device(local_rank)
-    if begun:
-        with _lost():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        with ExitStack() as ending:
+        with _lost(), ExitStack() as ending:
+            if begun:
+                dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
             yield Launched(rank, size, local_rank=local_rank, control=dist.new_group(backend="gloo", timeout=TIMEOUT), ending=ending)
     finally:
         if begun and dist.is_initialized():
@@ -170,8 +166,14 @@ def _check(device: torch.device, here: int) -> None:
 
 @contextmanager
 def _lost() -> Iterator[None]:
-    """Raises RunError where another process is gone, or does not come."""
+    """Raises RunError where another process is gone, or does not come; also where FSDP misses it, amid a forward or backward."""
     try:
         yield
     except RuntimeError as error:
-        raise RunError(f"lost the other processes, one of which says why ({str(error).splitlines()[0]})") from error
+        said = str(error).partition("\n")[0]
+        if not isinstance(error, dist.DistError) and "/gloo/" not in said:  # gloo's errors have no class of their own
+            raise
+        why = re.sub(r"^\[.*?\] ", "", said).partition(". ")[0]
+        raise RunError(
+            f"lost the other processes: one of them says why, or was killed ({why}); resume=RUN goes on from the last checkpoint"
+        ) from error
