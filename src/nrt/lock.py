@@ -71,6 +71,19 @@ def take(path: Path) -> Lock:
             return Lock(path, replaced, descriptor)
 
 
+def at_work(path: Path) -> int | None:
+    """The pid of a live process of this host that holds the lock, if there is one."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        holder = _read(descriptor)
+    finally:
+        os.close(descriptor)
+    return None if holder.get("host") != socket.gethostname() or _dead(holder) else holder.get("pid")
+
+
 def _clear(path: Path, deadline: float) -> Holder | None:
     """Removes the lock of a dead holder, which it returns; None if there is none, or if it is to be looked at again."""
     try:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import signal
 import sys
 import threading
@@ -307,6 +308,21 @@ def test_a_broken_cache_is_asked_again(serve, tmp_path):
         file.write_text(text)
     judge(run, url)
     assert len(served.bodies) == 8
+
+
+def test_what_a_killed_judge_left_is_removed_when_it_is_old(serve, tmp_path):
+    """Younger, another process may be about to name it."""
+    url, _ = serve(sound)
+    run = make_run(tmp_path / "a", steps=(2,))
+    folders = cache_folder() / "judge", run / "judge"
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for name in (".old.json.7.7.tmp", ".young.json.8.8.tmp"):
+            (folder / name).write_text("{")
+        os.utime(folder / ".old.json.7.7.tmp", (0, 0))
+    judge(run, url)
+    for folder in folders:
+        assert [file.name for file in folder.glob(".*")] == [".young.json.8.8.tmp"]
 
 
 def test_one_prompt_of_several_rows_is_asked_once(serve, tmp_path):

@@ -2,11 +2,14 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 import nrt
 from nrt import durable
+from nrt.analysis.plots import plot_dynamics
 from nrt.errors import InputError, RunError
 from nrt.serving import export
 from nrt.training import setup, start
@@ -118,6 +121,20 @@ def test_an_export_is_whole_or_not_there(make_config, monkeypatch, tmp_path):  #
     export.export_run(run, out)
     assert (out / "README.md").is_file()
     assert not (tmp_path / ".out.new").exists()
+
+
+def test_a_picture_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
+    file = tmp_path / "accuracy.png"
+    file.write_text("old")
+
+    def half(self, target, **_):
+        Path(target).write_text("ha")
+        cut()
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(Cut):
+        plot_dynamics({}, file)
+    assert file.read_text() == "old"
 
 
 def test_a_warning_belongs_to_the_step_that_is_under_way(make_config, monkeypatch):  # noqa: F811

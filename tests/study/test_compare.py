@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -11,8 +13,8 @@ from rich.console import Console
 
 from nrt.comparing import compare_study, make_plan
 from nrt.errors import InputError
-from nrt.study import open_study
-from nrt.study.plan import read_study, read_variants
+from nrt.study import open_study, run_all
+from nrt.study.plan import read_study, read_variants, run_path
 from nrt.training import train
 from tests.training.conftest import make_config, model_dir, pairs_file  # noqa: F401
 
@@ -53,6 +55,40 @@ def test_it_runs_what_is_missing_and_says_what_failed(recipe, tmp_path):
     assert done.stat().st_mtime_ns == before
     assert again.rows == first.rows
     assert "2 of 3 runs to do" in out.getvalue()
+
+
+ORPHAN = """
+import sys, time
+from pathlib import Path
+from nrt.config import Config
+from nrt.run import RunWriter
+run, told = map(Path, sys.argv[1:])
+with RunWriter.create(run, Config()):
+    print("ready", flush=True)
+    while not told.is_file():
+        time.sleep(0.05)
+    (run / "model").mkdir()
+"""
+"""A run that goes on though its command was killed; it ends when somebody waits for it."""
+
+
+def test_a_run_that_a_killed_command_left_at_work_is_waited_for(recipe, tmp_path):
+    folder = open_study(str(tmp_path / "study"), make_plan(recipe, [], methods="sft", variants="", seeds=1, baseline=""))
+    said, told = [], tmp_path / "told"
+
+    def report(line):
+        said.append(line)
+        if "waiting" in line:
+            told.touch()
+
+    command = [sys.executable, "-c", ORPHAN, str(run_path(folder, "sft", 0)), str(told)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as orphan:
+        assert orphan.stdout is not None
+        assert orphan.stdout.readline() == "ready\n"
+        (outcome,) = run_all(folder, report=report)
+        assert orphan.wait() == 0
+    assert (outcome.status, outcome.error) == (0, "")
+    assert f"sft, seed 0: process {orphan.pid} is at work there, from a command that was killed; waiting for it" in said
 
 
 def test_a_study_keeps_its_terms(recipe, tmp_path):

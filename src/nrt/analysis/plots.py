@@ -155,8 +155,11 @@ def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[An
 
 
 def _save(figure: Any, file: Path) -> None:
+    """The old picture or the new one, whole."""
     import matplotlib.pyplot as plt
 
     given = plt.rcParams["savefig.dpi"]
-    figure.savefig(file, dpi=140 if given == "figure" else given)
+    beside = file.with_name(f".{file.name}.tmp")
+    figure.savefig(beside, dpi=140 if given == "figure" else given, format=file.suffix.removeprefix("."))
+    beside.replace(file)
     plt.close(figure)

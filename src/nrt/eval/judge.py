@@ -22,7 +22,7 @@ from rich.table import Table
 
 from nrt.errors import InputError, RunError
 from nrt.eval.judge_client import TEMPERATURE, Judge, open_judge
-from nrt.eval.judge_verdict import PROMPT_SHA256, Outcome, ask_all, fill, write
+from nrt.eval.judge_verdict import PROMPT_SHA256, Outcome, ask_all, fill, sweep, write
 from nrt.run import Record, Run, load_run, step_name
 
 INTERVAL = (2.5, 97.5)
@@ -223,6 +223,7 @@ def _write(console: Console, run: Run, settings: Record, judged: Sequence[Judged
     """RUN/judge/: steps judged before by the same judge stay; anything else goes, and the console says so."""
     folder = run.path / "judge"
     folder.mkdir(exist_ok=True)
+    sweep(folder)
     before = _read(folder / "judge.json")
     steps = {step["step"]: step for step in before["steps"]}
     if before["judge"] != settings:

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from nrt.durable import TEXT
 from nrt.environment import cache_folder
 from nrt.errors import InputError, RunError
 from nrt.eval.judge_client import TEMPERATURE, Judge, Turn, Unanswered
+
+ABANDONED = 3600.0
+"""Seconds after which nobody writes at a file any more."""
 
 PROMPT = """\
 You are verifying the *reasoning process* quality, not the final answer formatting.
@@ -182,6 +187,7 @@ class Cache:
         self.judge, self.folder = judge, cache_folder() / "judge"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            sweep(self.folder)
         except OSError as error:
             raise InputError(f"{self.folder} cannot be made ({error.strerror}); set NRT_CACHE to a folder for verdicts") from None
 
@@ -205,12 +211,22 @@ class Cache:
         return self.folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()}.json"
 
 
+def sweep(folder: Path) -> None:
+    """Removes what a killed process was about to `write`; younger than `ABANDONED`, it may be another's that lives, on whatever host."""
+    for beside in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - beside.stat().st_mtime > ABANDONED:
+                beside.unlink()
+
+
 def write(file: Path, text: str) -> None:
     """All or nothing, whoever else writes the same file. Raises RunError where it cannot be written."""
     beside = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with beside.open("w", **TEXT) as opened:
             opened.write(text)
+            opened.flush()
+            os.fsync(opened.fileno())
         beside.replace(file)
     except OSError as error:
         raise RunError(f"{file} cannot be written ({error.strerror}); make room or mend its folder, then give the same command") from None

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nrt.errors import RunError
+from nrt.lock import at_work
 from nrt.study.plan import Study, read_study, run_path
 
-INTERRUPTED = 130
+INTERRUPTED, REFUSED = 130, 2
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def run_all(folder: Path, *, jobs: int = 1, report: Callable[[str], None] = prin
     report(f"{len(todo)} of {len(study.runs())} runs to do in {folder}")
     given = Once(prepare)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        waiting = [pool.submit(_run, study, folder, variant, seed, given) for variant, seed in todo]
+        waiting = [pool.submit(_run, study, folder, variant, seed, given, report) for variant, seed in todo]
         try:
             for count, done in enumerate(as_completed(waiting), start=1):
                 outcome = done.result()
@@ -80,14 +81,25 @@ def is_done(run: Path) -> bool:
     return (run / "model").is_dir()
 
 
-def _run(study: Study, folder: Path, variant: str, seed: int, prepare: Prepare) -> Outcome:
+def _run(study: Study, folder: Path, variant: str, seed: int, prepare: Prepare, report: Callable[[str], None]) -> Outcome:
+    """A run that a killed command left at work is waited for."""
     given = prepare(seed)
     run, began = run_path(folder, variant, seed), time.monotonic()
     log = folder / "logs" / f"{run.name}.log"
     log.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "nrt", "train", "--json", *_arguments(study, folder, variant, seed, given)]
-    with log.open("w", encoding="utf-8") as file:
-        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    while not is_done(run):
+        command = [sys.executable, "-m", "nrt", "train", "--json", *_arguments(study, folder, variant, seed, given)]
+        with log.open("w", encoding="utf-8") as file:
+            status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        pid = at_work(run / "lock")
+        if status != REFUSED or not (pid or is_done(run)):
+            break
+        if pid:
+            report(f"{variant}, seed {seed}: process {pid} is at work there, from a command that was killed; waiting for it")
+        while at_work(run / "lock"):
+            time.sleep(1)
+    else:
+        status = 0
     error = "" if status == 0 else _last_line(log)
     return Outcome(variant, seed, status, time.monotonic() - began, error)
 
