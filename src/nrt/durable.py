@@ -21,8 +21,11 @@ from nrt.errors import RunError
 MANIFEST = "manifest.json"
 TEXT: Any = {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}  # a lone surrogate becomes JSON's own escape of it
 
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
-"""What a disk says that is full, over its quota, read-only or broken."""
+IN_THE_WAY = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
+"""What is said where a file stands in a folder's place, or a folder in a file's."""
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, *IN_THE_WAY}
+"""And by a disk that is full, over its quota, read-only or broken."""
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -138,18 +141,17 @@ def disk_error(error: BaseException) -> OSError | None:
 
 
 @contextmanager
-def told_of_disk(run: Path) -> Iterator[None]:
-    """Raises RunError, with the mend, where a run folder cannot be written."""
+def told_of_disk(folder: Path, again: str = "") -> Iterator[None]:
+    """Raises RunError, with the mend, where a folder cannot be written. `again`: how to go on then; unset: as a run does."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         found = disk_error(error)
         if found is None:
             raise
-        where = found.filename or run
-        raise RunError(
-            f"{where} cannot be written ({found.strerror}); make room or mend the disk, then go on from the last checkpoint: resume={run}"
-        ) from error
+        mend = "move away what is there" if found.errno in IN_THE_WAY else "make room or mend the disk"
+        again = again or f"go on from the last checkpoint: resume={folder}"
+        raise RunError(f"{found.filename or folder} cannot be written ({found.strerror}); {mend}, then {again}") from error
 
 
 def _sha256(path: Path) -> str:

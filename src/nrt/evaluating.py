@@ -13,7 +13,7 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nrt.analysis.benchmarks import Score, difference_table, mean_of, percent, score_rows, score_table, thinking_table
-from nrt.durable import write_file
+from nrt.durable import told_of_disk, write_file
 from nrt.environment import describe_environment
 from nrt.errors import InputError, RunError
 from nrt.eval.asking import Machine, ask_missing, fingerprint
@@ -58,11 +58,12 @@ def evaluate_models(
     for source in sources:
         folder = output or eval_folder(source)
         asked = plan if source.thinks else plan.without_null()
-        replies = Replies(folder / "replies" / fingerprint(source, machine.backend))
-        _ask(console, source, asked, replies, machine)
-        with console.status(f"{source.name}: grading"):
-            records[source.name] = write_rows(folder, asked, replies)
-        write_scores(folder, source, records[source.name], _settings(source, how, machine, limit, seeds, data))
+        with told_of_disk(folder, "give the same command again; what was answered is kept"):
+            replies = Replies(folder / "replies" / fingerprint(source, machine.backend))
+            _ask(console, source, asked, replies, machine)
+            with console.status(f"{source.name}: grading"):
+                records[source.name] = write_rows(folder, asked, replies)
+            write_scores(folder, source, records[source.name], _settings(source, how, machine, limit, seeds, data))
         console.print(f"written to {folder}: eval.md, eval.json, rows/", highlight=False, soft_wrap=True)
     scores = {name: score_rows(rows) for name, rows in records.items()}
     console.print(Markdown(score_table(scores, TITLES, NINE)))

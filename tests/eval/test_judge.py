@@ -603,9 +603,9 @@ def test_a_broken_summary_is_named(serve, tmp_path):
     judge(run, url)
     for text in ("{", "[]", "{}"):
         (run / "judge" / "judge.json").write_text(text)
-        with pytest.raises(InputError, match=r"judge\.json is not what `nrt judge` writes"):
+        with pytest.raises(InputError, match=r"judge\.json holds what nrt does not write there .*judge again"):
             Run(run).metrics()
-        with pytest.raises(InputError, match=r"judge\.json is not what `nrt judge` writes"):
+        with pytest.raises(InputError, match=r"judge\.json holds what nrt does not write there .*judge again"):
             judge(run, url)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -113,6 +114,37 @@ def damaged(rng: Random, data: bytes) -> bytes:
         else:
             data = data[there:] + data[:here]
     return data
+
+
+def meddle(rng: Random, file: Path, others: Sequence[Path]) -> None:
+    """A file damaged, reshaped, gone, another one's, or a folder in its place."""
+    how = rng.random()
+    if how < 0.08:
+        file.unlink()
+    elif how < 0.12:
+        file.unlink()
+        file.mkdir()
+    elif how < 0.3:
+        file.write_bytes(rng.choice(others).read_bytes())
+    else:
+        data = file.read_bytes()
+        file.write_bytes(damaged(rng, data) if how < 0.55 else reshaped_file(rng, file.suffix, data))
+
+
+def reshaped_file(rng: Random, suffix: str, data: bytes) -> bytes:
+    """`reshaped` of what a JSON, JSON lines or YAML file holds; of other files, and where it holds none (any more), `damaged`."""
+    try:
+        if suffix == ".jsonl":
+            lines = [json.loads(line) for line in data.decode().splitlines()]
+            return "".join(json.dumps(reshaped(rng, line) if rng.random() < 0.5 else line) + "\n" for line in lines).encode()
+        if suffix == ".json":
+            return json.dumps(reshaped(rng, json.loads(data))).encode()
+        if suffix == ".yaml":
+            text = yaml.safe_dump(reshaped(rng, yaml.safe_load(data)), allow_unicode=rng.random() < 0.5)
+            return text.encode("utf-8", "surrogatepass")
+    except (ValueError, RecursionError, yaml.YAMLError):
+        pass
+    return damaged(rng, data)
 
 
 # --- recipes and settings ---

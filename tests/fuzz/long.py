@@ -49,7 +49,7 @@ def run(name: str, target: Target, seed: int, numbers: range, *, loud: bool = Fa
         for number in numbers:
             folder.mkdir()
             try:
-                counts[target(Random(f"{name} {seed} {number}"), folder)] += 1
+                counts["taken" if target(Random(f"{name} {seed} {number}"), folder) == "taken" else "refused"] += 1
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise

@@ -7,12 +7,10 @@ import gzip
 import io
 import json
 import shutil
-import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,51 +29,15 @@ from nrt.data.files import find_tables
 from nrt.data.inspect import inspect
 from nrt.data.sources import iterate_examples
 from nrt.durable import write_manifest
-from nrt.errors import NrtError
 from nrt.run import RunWriter, load_run
 from nrt.training import train
 from tests.fuzz import inputs
+from tests.fuzz.clusters import verl_parts, verl_resumes, verl_runs
+from tests.fuzz.folders import eval_folders, judge_folders, replies, studies
 from tests.fuzz.forgery import forgery
+from tests.fuzz.outcome import Target, assert_unchanged, contents, outcome, verdict
 from tests.runs import write_evaluation, write_run
 from tests.training.conftest import tiny_config, write_model, write_sums
-
-SECONDS = 20
-"""What no input may take. (A machine that does other things beside it needs some of them.)"""
-
-Target = Callable[[Random, Path], str]
-"""Makes an input and gives it to the code; the path is an empty folder. Returns what became of it: "taken" or "refused"."""
-
-
-class Hang(BaseException):
-    """Longer than SECONDS."""
-
-
-@contextmanager
-def no_hang() -> Iterator[None]:
-    def ring(*_: Any) -> None:
-        raise Hang(f"longer than {SECONDS} seconds")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def outcome(act: Callable[[], Any]) -> str:
-    """ "taken" or "refused". Any error that is not ours comes through, and so does one of ours without words, or with pages."""
-    try:
-        with no_hang():
-            act()
-    except NrtError as error:
-        said = str(error)
-        assert said.strip(), "an error without words"
-        assert len(said) < 5000, f"an error of {len(said)} characters: {said[:200]}"
-        return "refused"
-    return "taken"
-
 
 # --- recipes and settings ---
 
@@ -172,7 +134,7 @@ def metrics_lines(rng: Random, folder: Path) -> str:
         (folder / name).write_bytes(inputs.damaged(rng, lines) if rng.random() < 0.5 else lines)
     run = load_run(folder)
     found = [outcome(read) for read in (run.metrics, run.warnings, run.heldout)]
-    return "refused" if "refused" in found else "taken"
+    return verdict(found)
 
 
 def _line(rng: Random, name: str) -> Any:
@@ -213,7 +175,7 @@ def run_folders(rng: Random, folder: Path) -> str:
     found += [outcome(lambda: embedded(build_report([path, _finished_run()])))]
     found += [outcome(lambda: markdown(compare({"a": {0: path}, "b": {0: _finished_run()}}, "a", measure="logp")))]
     found += [outcome(lambda: (load_run(path).traces(), load_run(path).checkpoints(), load_run(path).environment)), outcome(reopened)]
-    return "refused" if "refused" in found else "taken"
+    return verdict(found)
 
 
 @cache
@@ -264,11 +226,10 @@ def checkpoints(rng: Random, folder: Path) -> str:
         file.write_bytes(inputs.damaged(rng, file.read_bytes()))
     if rng.random() < 0.7 and (last / "manifest.json") != file:
         write_manifest(last)
-    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    before = contents(path)
     found = outcome(lambda: train(load_run(path).config.model_copy(update={"resume": str(path)})))
     if found == "refused":
-        after = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-        assert before == after, [str(file) for file in {**before, **after} if before.get(file) != after.get(file)]
+        assert_unchanged(path, before)
     return found
 
 
@@ -284,8 +245,26 @@ def _interrupted_run(seed: int) -> Path:
     return folder / "run"
 
 
-CHEAP: dict[str, Target] = {"recipe": recipe, "overrides": overrides, "data rows": data_rows, "metrics lines": metrics_lines}
+CHEAP: dict[str, Target] = {
+    "recipe": recipe,
+    "overrides": overrides,
+    "data rows": data_rows,
+    "metrics lines": metrics_lines,
+    "replies": replies,
+}
 """A millisecond or a few each."""
 
-DEARER: dict[str, Target] = {"data files": data_files, "run folders": run_folders, "checkpoints": checkpoints, "forgery": forgery}
+DEARER: dict[str, Target] = {
+    "data files": data_files,
+    "run folders": run_folders,
+    "checkpoints": checkpoints,
+    "forgery": forgery,
+    "eval folders": eval_folders,
+    "judge folders": judge_folders,
+    "studies": studies,
+    "verl runs": verl_runs,
+}
 """Tens of milliseconds and more."""
+
+if find_spec("verl"):
+    DEARER |= {"verl resumes": verl_resumes, "verl parts": verl_parts}

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 import nrt
 from nrt import durable
-from nrt.analysis.plots import plot_dynamics
+from nrt.analysis.plots import Panel, plot_dynamics
 from nrt.errors import InputError, RunError
 from nrt.serving import export
 from nrt.training import setup, start
@@ -133,7 +133,7 @@ def test_a_picture_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", half)
     with pytest.raises(Cut):
-        plot_dynamics({}, file)
+        plot_dynamics([Panel("entropy", {})], file)
     assert file.read_text() == "old"
 
 

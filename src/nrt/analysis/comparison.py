@@ -97,7 +97,7 @@ def by_family(records: Sequence[Record], measure: str) -> Found:
     families: Found = {}
     for record in records:
         if record.get(measure) is not None:
-            families.setdefault(record.get("source") or "all", {})[str(record["id"])] = float(record[measure])
+            families.setdefault(str(record.get("source") or "all"), {})[str(record["id"])] = float(record[measure])
     return families
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nrt.analysis.comparison import Comparison
 from nrt.analysis.confidence import Bin
 from nrt.errors import InputError, unknown
-from nrt.run import Run
+from nrt.run import Run, as_nrt_writes
 
 DYNAMICS = {
     "trace/entropy": "trace entropy (nats/token)",
@@ -77,22 +78,41 @@ def plot_accuracy(comparison: Comparison, file: Path) -> None:
     _save(figure, file)
 
 
-def plot_dynamics(runs: Mapping[str, Mapping[int, Path]], file: Path) -> None:
-    """Metrics over steps as in Figure 2: thin lines are seeds, thick ones their mean."""
+@dataclass(frozen=True)
+class Panel:
+    """A metric over steps: of each variant a curve (step → value) a seed, as far as there are any."""
+
+    label: str
+    curves: dict[str, list[dict[int, float]]]
+
+
+def read_dynamics(runs: Mapping[str, Mapping[int, Path]]) -> list[Panel]:
+    """What `plot_dynamics` draws of runs (variant → seed → run folder). Raises InputError where their files cannot be read."""
     lines = {variant: [Run(path).metrics() for path in seeds.values()] for variant, seeds in runs.items()}
     panels = dynamics_panels(record for seeds in lines.values() for metrics in seeds for record in metrics)
+    with as_nrt_writes(*(path for seeds in runs.values() for path in seeds.values())):
+        return [
+            Panel(label, {variant: [curve for one in seeds if (curve := _curve(one, metric))] for variant, seeds in lines.items()})
+            for metric, label in panels.items()
+        ]
+
+
+def _curve(metrics: Sequence[Mapping[str, Any]], name: str) -> dict[int, float]:
+    return {record["step"]: float(y) for record in metrics if (y := dynamics_value(record, name)) is not None}
+
+
+def plot_dynamics(panels: Sequence[Panel], file: Path) -> None:
+    """Metrics over steps as in Figure 2: thin lines are seeds, thick ones their mean."""
     figure, axes = _figure(1, len(panels), width=3.4, height=2.8)
-    for axis, (metric, label) in zip(axes, panels.items(), strict=True):
-        for number, (variant, seeds) in enumerate(lines.items()):
-            curves = [{m["step"]: y for m in metrics if (y := dynamics_value(m, metric)) is not None} for metrics in seeds]
-            curves = [curve for curve in curves if curve]
+    for axis, panel in zip(axes, panels, strict=True):
+        for number, (variant, curves) in enumerate(panel.curves.items()):
             for curve in curves:
                 axis.plot(list(curve), list(curve.values()), color=_COLOURS[number % len(_COLOURS)], lw=0.6, alpha=0.4)
             if curves:
                 steps = sorted(set.intersection(*(set(curve) for curve in curves)))
                 mean = [sum(curve[step] for curve in curves) / len(curves) for step in steps]
                 axis.plot(steps, mean, color=_COLOURS[number % len(_COLOURS)], lw=1.8, label=variant)
-        axis.set(title=label, xlabel="step")
+        axis.set(title=panel.label, xlabel="step")
         axis.grid(alpha=0.3)
     _legend(figure, axes[0])
     _save(figure, file)
@@ -117,13 +137,13 @@ def plot_confidence(bins: Mapping[str, Sequence[Bin]], baseline: str, file: Path
 
 
 def dynamics_panels(metrics: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Metric → label of what `plot_dynamics` draws of lines of metrics: DYNAMICS, and what a judge said of traces (`judge/…`)."""
+    """Metric → label of what `read_dynamics` reads of lines of metrics: DYNAMICS, and what a judge said of traces (`judge/…`)."""
     judged = sorted({name for record in metrics for name in record if name.startswith("judge/")})
     return DYNAMICS | {name: f"judge: {name.removeprefix('judge/')}" for name in judged}
 
 
 def dynamics_value(metrics: Mapping[str, Any], name: str) -> float | None:
-    """What `plot_dynamics` draws of one line of metrics, for a name of `dynamics_panels`."""
+    """What `read_dynamics` reads of one line of metrics, for a name of `dynamics_panels`."""
     if name != "gain":
         return metrics.get(name)
     after, null = metrics.get("answer/logp"), metrics.get("answer/logp_null")

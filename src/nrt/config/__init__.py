@@ -2,7 +2,7 @@
 touches the disk.
 """
 
-from nrt.config.layers import build_config, dump_yaml, load_config, merge, packaged, parse_overrides, parse_yaml, read_text
+from nrt.config.layers import build_config, dump_yaml, load_config, merge, packaged, parse_overrides, parse_yaml, plain_values, read_text
 from nrt.config.schema import (
     AUTO_TOKENS,
     Columns,
@@ -42,5 +42,6 @@ __all__ = [
     "packaged",
     "parse_overrides",
     "parse_yaml",
+    "plain_values",
     "read_text",
 ]

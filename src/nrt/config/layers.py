@@ -126,7 +126,7 @@ def _read_profile(name: str) -> Mapping[str, Any]:
 
 def _settings(text: str, source: str) -> Mapping[str, Any]:
     """What a YAML file sets. A run's config.yaml can be used as a recipe: its schema version is checked and left out."""
-    values = _plain_values(text, source)
+    values = plain_values(text, source)
     if values is None:
         return {}
     if not isinstance(values, Mapping):
@@ -136,7 +136,7 @@ def _settings(text: str, source: str) -> Mapping[str, Any]:
     return {key: value for key, value in values.items() if key != "schema_version"}
 
 
-def _plain_values(text: str, source: str) -> Any:
+def plain_values(text: str, source: str) -> Any:
     """What YAML holds. Raises InputError where it holds none, or more than recipes do: aliases within aliases make billions of a line."""
     try:
         values = yaml.safe_load(text)
@@ -157,7 +157,7 @@ def _plain_values(text: str, source: str) -> Any:
 def _scalar(text: str) -> Any:
     """A YAML scalar or list; also 1e-5, which YAML 1.1 takes for a string. Text that is not quoted stays as it is: `after: ####`."""
     try:
-        value = _plain_values(text, text) if text else ""
+        value = plain_values(text, text) if text else ""
     except InputError:
         return text
     if isinstance(value, Mapping):

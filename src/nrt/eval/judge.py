@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from statistics import fmean
 
@@ -20,10 +21,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from nrt.durable import told_of_disk
 from nrt.errors import InputError, RunError
 from nrt.eval.judge_client import TEMPERATURE, Judge, open_judge
 from nrt.eval.judge_verdict import PROMPT_SHA256, Outcome, ask_all, fill, sweep, write
-from nrt.run import Record, Run, load_run, step_name
+from nrt.run import Record, Run, as_nrt_writes, load_run, step_name
+from nrt.run.lines import JUDGE_AGAIN
 
 INTERVAL = (2.5, 97.5)
 """Percentiles of the bootstrap."""
@@ -135,6 +138,8 @@ def judge_runs(
         raise InputError(f"--retries {retries}: give 0 or more")
     wanted, rates = _steps(steps), _price(price)
     runs = {run.path.resolve(): run for run in map(load_run, names)}.values()
+    for run in runs:
+        _read(run.path / "judge" / "judge.json")  # or an error now, and not when all is paid for
     chosen = [(run, step, _choose(run, step, samples, seed)) for run in runs for step in wanted or _evaluations(run)]
     prompts = [row.prompt for _, _, rows in chosen for row in rows]
     with open_judge(model, url=url, key_env=key_env, retries=retries, max_tokens=max_tokens) as judge:
@@ -146,7 +151,8 @@ def judge_runs(
     rest = iter(outcomes)
     judged = [Judged(run, step, rows, tuple(next(rest) for _ in rows)) for run, step, rows in chosen]
     for run in runs:
-        _write(console, run, settings, [one for one in judged if one.run is run], rates)
+        with told_of_disk(run.path / "judge", "give the same command again; what the judge said is kept"):
+            _write(console, run, settings, [one for one in judged if one.run is run], rates)
     print_judged(console, judged, rates)
     if not any(one.scores for one in judged):
         raise RunError(f"the judge gave no verdict at all; the first fault: {judged[0].failed[0][1].error}")
@@ -174,14 +180,15 @@ def _choose(run: Run, step: int, samples: int, seed: int) -> tuple[Asked, ...]:
     same questions as far as they have them, and more samples are the fewer and some.
     """
     rows = run.heldout(step)
-    if all(row["trace"] is None for row in rows):
-        why = f"method {run.config.method} writes none; leave it out" if rows else "the file is empty"
-        raise InputError(f"{run.path} has no traces to judge at step {step}: {why}")
-    drawn = sorted(range(len(rows)), key=lambda i: random.Random(f"{seed} {rows[i]['id']}").random())
-    return tuple(
-        Asked(row["id"], row["source"], fill(row["question"], row["trace"], row["reference"]))
-        for row in (rows[i] for i in sorted(drawn[:samples]))
-    )
+    with as_nrt_writes(run.path / "heldout"):
+        if all(row["trace"] is None for row in rows):
+            why = f"method {run.config.method} writes none; leave it out" if rows else "the file is empty"
+            raise InputError(f"{run.path} has no traces to judge at step {step}: {why}")
+        drawn = sorted(range(len(rows)), key=lambda i: random.Random(f"{seed} {rows[i]['id']}").random())
+        return tuple(
+            Asked(row["id"], row["source"], fill(row["question"], row["trace"], row["reference"]))
+            for row in (rows[i] for i in sorted(drawn[:samples]))
+        )
 
 
 def _evaluations(run: Run) -> list[int]:
@@ -222,9 +229,9 @@ def _check_positive(**values: int) -> None:
 def _write(console: Console, run: Run, settings: Record, judged: Sequence[Judged], price: tuple[float, float] | None) -> None:
     """RUN/judge/: steps judged before by the same judge stay; anything else goes, and the console says so."""
     folder = run.path / "judge"
+    before = _read(folder / "judge.json")
     folder.mkdir(exist_ok=True)
     sweep(folder)
-    before = _read(folder / "judge.json")
     steps = {step["step"]: step for step in before["steps"]}
     if before["judge"] != settings:
         if steps:
@@ -250,11 +257,9 @@ def _write(console: Console, run: Run, settings: Record, judged: Sequence[Judged
 def _read(file: Path) -> Record:
     if not file.is_file():
         return {"judge": {}, "steps": []}
-    try:
+    with as_nrt_writes(file, mend=JUDGE_AGAIN):
         found = json.loads(file.read_text(encoding="utf-8"))
-        return {"judge": dict(found["judge"]), "steps": list(found["steps"])}
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{file} is not what `nrt judge` writes; remove it and judge again, which the cache makes cheap") from None
+        return {"judge": dict(found["judge"]), "steps": [dict(one) | {"step": index(one["step"])} for one in found["steps"]]}
 
 
 def _row(row: Asked, outcome: Outcome) -> str:

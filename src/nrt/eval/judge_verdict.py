@@ -13,13 +13,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nrt.durable import TEXT
 from nrt.environment import cache_folder
 from nrt.errors import InputError, RunError
 from nrt.eval.judge_client import TEMPERATURE, Judge, Turn, Unanswered
+from nrt.eval.questions import Count
 
 ABANDONED = 3600.0
 """Seconds after which nobody writes at a file any more."""
@@ -105,12 +107,14 @@ def read_verdict(reply: str) -> Verdict:
 class Outcome:
     """What came of one prompt: a verdict, or what was wrong with the last reply, and that reply as it was. Tokens of all attempts."""
 
-    score: float | None
+    __pydantic_config__: ClassVar = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    score: Annotated[float, Field(ge=0, le=1)] | None
     justification: str | None
     flags: tuple[str, ...]
-    attempts: int
-    prompt_tokens: int
-    completion_tokens: int
+    attempts: Count
+    prompt_tokens: Count
+    completion_tokens: Count
     error: str | None = None
     reply: str | None = None
     cached: bool = False  # it was known before: nothing was paid for it now
@@ -180,6 +184,9 @@ def ask_all(
     return outcomes
 
 
+_KEPT = TypeAdapter(Outcome)
+
+
 class Cache:
     """Verdicts of one judge by everything that decides them, a JSON file each, in `cache_folder()/judge`. Failures are not kept."""
 
@@ -193,10 +200,10 @@ class Cache:
 
     def get(self, prompt: str) -> Outcome | None:
         try:
-            record = json.loads(self._file(prompt).read_text(encoding="utf-8"))
-            return Outcome(**record | {"flags": tuple(record["flags"])}, cached=True)
-        except (OSError, ValueError, TypeError, KeyError):  # not there, or of another version
+            outcome = _KEPT.validate_json(self._file(prompt).read_bytes())
+        except (OSError, ValidationError):  # not there, damaged, or of another version
             return None
+        return None if outcome.score is None else replace(outcome, cached=True)
 
     def put(self, prompt: str, outcome: Outcome) -> None:
         if outcome.score is None:

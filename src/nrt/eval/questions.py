@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from nrt.errors import InputError
 from nrt.types import Message
@@ -50,15 +53,23 @@ class Question:
         return int.from_bytes(hashlib.sha256(f"{self.key}/{k}/{part}".encode()).digest()[:7])
 
 
+KEPT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""How a line of kept replies is read."""
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
 @dataclass(frozen=True)
 class Said:
     """One trace and what came after it. `answer` is empty where the trace did not end, for then there is none."""
 
+    __pydantic_config__: ClassVar = KEPT
+
     trace: str | None  # None where the model does not think, or was not let think
-    trace_tokens: int
+    trace_tokens: Count
     finished: bool  # the model ended its trace itself
     answer: str
-    answer_tokens: int
+    answer_tokens: Count
     cut: bool = False  # the answer reached its cap
     logps: tuple[float, ...] = ()  # of the choices, nats, each summed over its tokens
 
@@ -67,17 +78,27 @@ class Said:
 class Reply:
     """All that a model said to one question."""
 
+    __pydantic_config__: ClassVar = KEPT
+
     key: str
     said: tuple[Said, ...]
-    seconds: float  # this question's share of its batch's time
+    seconds: Annotated[float, Field(ge=0, le=2**53)]  # this question's share of its batch's time
+
+    def answers(self, question: Question) -> bool:
+        """Whether there is all that the question wants."""
+        wanted = 1 if question.choices else question.n
+        return len(self.said) == wanted and all(len(one.logps) == len(question.choices) for one in self.said)
+
+
+_LINE = TypeAdapter(Reply)
 
 
 class Replies:
-    """JSON lines in a folder, one file a task and writer; what a kill cut short is left out and asked again."""
+    """JSON lines in a folder, one file a task and writer; what a kill cut short, or what is no reply, is left out and asked again."""
 
     def __init__(self, folder: Path, writer: int = 0) -> None:
         self.folder, self.writer = folder, writer
-        self._known: dict[str, Reply] = {}
+        self._known: dict[str, list[Reply]] = {}  # by question; of several that answer it the last counts
         folder.mkdir(parents=True, exist_ok=True)
         self.read()
 
@@ -85,12 +106,9 @@ class Replies:
         """Takes in what other processes wrote."""
         for file in sorted(self.folder.glob("*.jsonl")):
             for line in file.read_bytes().splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue
-                said = tuple(Said(**one | {"logps": tuple(one["logps"])}) for one in record["said"])
-                self._known[record["key"]] = Reply(record["key"], said, record["seconds"])
+                with suppress(ValidationError):
+                    reply = _LINE.validate_json(line)
+                    self._known.setdefault(reply.key, []).append(reply)
 
     def add(self, task: str, replies: Iterable[Reply]) -> None:
         """Appends in one write."""
@@ -101,17 +119,22 @@ class Replies:
             if out.tell() and not _ends_line(file):
                 out.write(b"\n")
             out.write(lines.encode(errors="backslashreplace"))
-        self._known |= {reply.key: reply for reply in replies}
+        for reply in replies:
+            self._known.setdefault(reply.key, []).append(reply)
 
     def missing(self, questions: Iterable[Question]) -> list[Question]:
         """Each once, in their order."""
-        return list({question.key: question for question in questions if question.key not in self._known}.values())
+        return list({question.key: question for question in questions if self._find(question) is None}.values())
 
     def __getitem__(self, question: Question) -> Reply:
         """Raises InputError for a question that was not answered."""
-        if question.key not in self._known:
+        reply = self._find(question)
+        if reply is None:
             raise InputError(f"a row of {question.task} has no reply in {self.folder}; run the evaluation again, it does what is missing")
-        return self._known[question.key]
+        return reply
+
+    def _find(self, question: Question) -> Reply | None:
+        return next((reply for reply in reversed(self._known.get(question.key, ())) if reply.answers(question)), None)
 
 
 def _ends_line(file: Path) -> bool:

@@ -54,13 +54,21 @@ def parse_line(line: bytes, where: str) -> Record:
     return record
 
 
+NOT_NRTS = (
+    LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RecursionError, IsADirectoryError,
+    NotADirectoryError,
+)  # fmt: skip
+"""What reading raises where a file holds something else than was written to it."""
+
+JUDGE_AGAIN = "remove it and judge again, which the cache makes cheap"
+"""The mend of `judge/judge.json`."""
+
+
 @contextmanager
-def as_nrt_writes(*paths: Path) -> Iterator[None]:
+def as_nrt_writes(*paths: Path, mend: str = "bring it back from a copy") -> Iterator[None]:
     """Around what reads files of a run. Raises InputError where they hold something else than nrt writes there (docs/run-folder.md)."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RecursionError) as error:
+    except NOT_NRTS as error:
         where, said = " or ".join(map(str, paths)), " ".join(str(error).split())
-        raise InputError(
-            f"{where} holds what nrt does not write there ({type(error).__name__}: {said:.200}); bring it back from a copy"
-        ) from error
+        raise InputError(f"{where} holds what nrt does not write there ({type(error).__name__}: {said:.200}); {mend}") from error

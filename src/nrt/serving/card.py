@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from nrt.config import Config
+from nrt.config import Config, plain_values
+from nrt.errors import InputError
 from nrt.run import Run
 
 CITATION = """@article{wang2026native,
@@ -65,8 +66,8 @@ def _header(card: Path) -> Mapping[str, Any]:
     if not text.startswith("---\n"):
         return {}
     try:
-        header = yaml.safe_load(text.split("---\n")[1])
-    except yaml.YAMLError:
+        header = plain_values(text.split("---\n")[1], str(card))
+    except InputError:
         return {}
     return header if isinstance(header, Mapping) else {}
 

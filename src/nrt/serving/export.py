@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nrt.durable import at_once
 from nrt.errors import InputError, RunError
-from nrt.run import Run
+from nrt.run import Run, as_nrt_writes
 from nrt.serving.card import model_card
 
 PARSER = "vllm_reasoning.py"
@@ -23,9 +23,11 @@ def export_run(run: Run, folder: Path, *, step: int | None = None, name: str | N
     source = run.model_of(step)
     if folder.exists():
         raise InputError(f"{folder} exists already; give a new folder")
+    with as_nrt_writes(run.path):
+        card = model_card(run, name or folder.absolute().name, step)
     with at_once(folder) as new:
         shutil.copytree(source, new, dirs_exist_ok=True)
-        (new / "README.md").write_text(model_card(run, name or folder.absolute().name, step), encoding="utf-8")
+        (new / "README.md").write_text(card, encoding="utf-8")
         if run.config.method != "sft":
             with as_file(files("nrt") / "serving" / PARSER) as parser:
                 shutil.copy(parser, new / PARSER)

@@ -10,7 +10,7 @@ import torch
 
 from nrt.config import Config
 from nrt.data import Chat, ensure_template, load_pairs
-from nrt.durable import at_once
+from nrt.durable import at_once, damage, write_manifest
 from nrt.engine.verl.bridge import refuse, rollout_name
 from nrt.engine.verl.engine import VerlEngine
 from nrt.engine.verl.requirements import check_installed
@@ -75,13 +75,14 @@ def _initial_model(config: Config, chat: Chat, model: Any, run: Path, *, knows_m
     rows = model.config.get_text_config().vocab_size
     if given.is_dir() and max(chat.end_id, chat.start_id or 0) < rows and knows_markers:
         return given.resolve()
-    if not base.is_dir():
+    if damage(base):  # or not there
         weights, tokenizer = load_model(
             str(config.model), dtype=getattr(torch, config.dtype), device="cpu", trust_remote_code=config.trust_remote_code
         )
         add_markers(weights, tokenizer, config.markers)
         ensure_template(tokenizer)
         save_model(weights, tokenizer, base, template=tokenizer.chat_template)
+        write_manifest(base)
     return base
 
 

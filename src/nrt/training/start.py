@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,12 +49,14 @@ class Started:
     writer: RunWriter
     damages: list[str]  # what is wrong with the checkpoints that were passed over
     checkpoint: str = ""  # the one that it goes on from
+    cut: Callable[[], None] = lambda: None  # of a run that is gone on with, what was written beyond the checkpoint; when all is loaded
 
 
 def _train(config: Config, processes: Processes, listener: Listener) -> Run:
     run = _resumed(config, config.resume, processes) if config.resume else _begun(config, processes)
     folder = run.writer.path
     with run.writer as writer, _running(run.parts, folder), heeded(config.save_signal) as signals, told_of_disk(folder):
+        run.cut()
         if config.resume and not writer.resumed:
             listener.say("it was cut before its first checkpoint: from the beginning")
         for found in run.damages:
@@ -103,8 +105,7 @@ def _gone_on(config: Config, again: Config, writer: RunWriter, processes: Proces
                 f"{writer.path} has {found[0]} but no checkpoint to go on from: bring one back, or begin a run of another name"
             )
         parts, progress = _from_the_beginning(config, processes)
-        writer.go_on(None, again)
-        return Started(parts, progress, writer, [])
+        return Started(parts, progress, writer, [], cut=lambda: writer.go_on(None, again))
     checkpoint, damages = _newest_whole(checkpoints, processes)
     parts = _prepare(config, processes, checkpoint)
     with _readable(checkpoint):
@@ -120,11 +121,13 @@ def _gone_on(config: Config, again: Config, writer: RunWriter, processes: Proces
             assert isinstance(sampler, AheadSampler)
             at = progress.position + (progress.in_hand.rollout.drawn if progress.in_hand else 0)
             sampler.restore(next_request(config, parts, progress.step + (progress.in_hand is not None), at), ahead)
-    with told_of_disk(writer.path):
+
+    def cut() -> None:
         writer.go_on(progress.step, again)
         if processes.main:
             set_aside(checkpoints, checkpoint)
-    return Started(parts, progress, writer, damages, checkpoint.name)
+
+    return Started(parts, progress, writer, damages, checkpoint.name, cut)
 
 
 @contextmanager

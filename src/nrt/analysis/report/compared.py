@@ -98,12 +98,17 @@ def token_confidence(found: Variants) -> tuple[Confidence | None, str]:
         }
     bins = {}
     for name, seeds in pairs.items():
-        matched = [both for ours, theirs in seeds if (both := _matched(ours, theirs))[0]]
-        if matched:
-            bins[name] = confidence([ours for ours, _ in matched], [theirs for _, theirs in matched])
+        if found_bins := matched_confidence(seeds):
+            bins[name] = found_bins
     if not bins:
         return None, "It needs two held-out evaluations of the same questions with token entropies: before and after, or two runs."
     return Confidence(baseline, bins), ""
+
+
+def matched_confidence(seeds: Sequence[tuple[Sequence[Record], Sequence[Record]]]) -> list[Bin]:
+    """`confidence` of held-out records and the baseline's, seed by seed, by the questions that both were asked; [] where there is none."""
+    matched = [both for ours, theirs in seeds if (both := _matched(ours, theirs))[0]]
+    return confidence([ours for ours, _ in matched], [theirs for _, theirs in matched]) if matched else []
 
 
 def _baseline(found: Mapping[str, object]) -> str:

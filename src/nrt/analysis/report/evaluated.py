@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nrt.analysis.benchmarks import Score, score_rows
 from nrt.analysis.report.loaded import Loaded
 from nrt.analysis.report.sampling import spread, within_budget
+from nrt.run import as_nrt_writes
 
 MOST_ROWS = 40
 """Of each benchmark."""
@@ -57,15 +59,11 @@ def read_evaluated(runs: Sequence[Loaded]) -> tuple[dict[int, Evaluated], list[B
     scores: dict[int, Evaluated] = {}
     rows: dict[tuple[str, str, str], dict[int, Mapping[str, Any]]] = {}
     for place, loaded in enumerate(runs):
-        whole = _eval_json(loaded)
-        order = [score["benchmark"] for score in whole.get("scores", ())]
-        files = sorted((loaded.run.path / "eval" / "rows").glob("*.jsonl"), key=lambda file: (order + [file.stem]).index(file.stem))
-        records = [json.loads(line) for file in files for line in _lines(file)]
+        with as_nrt_writes(loaded.run.path / "eval"):
+            records, found = _read(loaded.run.path / "eval")
         if not records:
             continue
-        found = score_rows(records)
-        nine = whole.get("mean_of_nine")  # which nine they are is not known here
-        scores[place] = Evaluated(found, nine["score"] if nine else None)
+        scores[place] = found
         for record in records:
             rows.setdefault((record["benchmark"], record["task"], record["id"]), {}).setdefault(place, record)
     chosen: list[BenchmarkRow] = []
@@ -75,9 +73,15 @@ def read_evaluated(runs: Sequence[Loaded]) -> tuple[dict[int, Evaluated], list[B
     return scores, within_budget(chosen, MOST_BYTES), len(rows)
 
 
-def _eval_json(loaded: Loaded) -> dict[str, Any]:
-    file = loaded.run.path / "eval" / "eval.json"
-    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+def _read(folder: Path) -> tuple[list[dict[str, Any]], Evaluated]:
+    """The rows of an evaluation, and their scores."""
+    file = folder / "eval.json"
+    whole = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    order = [score["benchmark"] for score in whole.get("scores", ())]
+    files = sorted((folder / "rows").glob("*.jsonl"), key=lambda file: (order + [file.stem]).index(file.stem))
+    records = [json.loads(line) for file in files for line in _lines(file)]
+    nine = whole.get("mean_of_nine")  # which nine they are is not known here
+    return records, Evaluated(score_rows(records), nine["score"] if nine else None)
 
 
 def _row(replies: Mapping[int, Mapping[str, Any]]) -> BenchmarkRow:

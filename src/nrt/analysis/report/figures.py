@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from nrt.analysis.plots import dynamics_panels, dynamics_value, plot_accuracy, plot_confidence, plot_dynamics, style
+from nrt.analysis.plots import dynamics_panels, dynamics_value, plot_accuracy, plot_confidence, plot_dynamics, read_dynamics, style
 from nrt.analysis.report.compared import Variants, comparison, evaluated, paths, token_confidence, variants
 from nrt.analysis.report.data import load_runs
 from nrt.errors import InputError
@@ -43,8 +43,9 @@ def _dynamics(found: Variants, folder: Path) -> Iterable[Path]:
     ]
     if not rows:
         return
+    read = read_dynamics(paths(found))
     for kind in KINDS:
-        plot_dynamics(paths(found), file := folder / f"dynamics.{kind}")
+        plot_dynamics(read, file := folder / f"dynamics.{kind}")
         yield file
     yield _table(folder / "dynamics.csv", ("variant", "seed", "step", "metric", "value"), rows)
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ from nrt.types import Row, Sample, TokenScores
 
 VERL = "verl"
 """Of a checkpoint, the folder in verl's own format."""
+
+PARTS = ("model", "optim", "extra_state")
+"""What each FSDP2 worker writes there."""
+
+MEND = "bring it back from a copy, or remove the checkpoint, and the one before it is taken"
 
 CPUS = 3
 """Of Ray's CPUs, what verl reserves for each GPU."""
@@ -133,8 +139,13 @@ class VerlEngine:
         return {"lr": self.lr, "version": self.version}
 
     def load(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """See `Remote.load`."""
-        self.checkpoint, self.lr, self.version = folder.resolve() / VERL, state["lr"], state["version"]
+        """See `Remote.load`. Raises InputError for a checkpoint of another number of workers, or of another engine."""
+        workers = self.config.nodes * self.config.gpus_per_node
+        names = {f"{kind}_world_size_{workers}_rank_{rank}.pt" for kind in PARTS for rank in range(workers)}
+        if not is_megatron(self.config) and (absent := sorted(names - {file.name for file in (folder / VERL).glob("*")})):
+            raise InputError(f"{folder / VERL} has no {absent[0]}, so it is not of engine=verl with {workers} workers; {MEND}")
+        self.checkpoint = folder.resolve() / VERL
+        self.lr, self.version = None if state["lr"] is None else float(state["lr"]), index(state["version"])
 
     def whole(self) -> AbstractContextManager[None]:
         """Nothing is needed: what is saved was gathered with the last checkpoint."""
@@ -144,9 +155,23 @@ class VerlEngine:
         from nrt.engine.verl.trainer import NrtTrainer
 
         tokens = AUTO_TOKENS if self.config.tokens_per_batch == "auto" else self.config.tokens_per_batch
-        trainer = NrtTrainer(composed, self.method, tokens=tokens, checkpoint=self.checkpoint)
+        trainer = NrtTrainer(composed, self.method, tokens=tokens)
         trainer.init()
+        if self.checkpoint:
+            self._read(trainer, self.checkpoint)
         return trainer
+
+    def _read(self, trainer: Any, folder: Path) -> None:
+        """Raises InputError for what a worker cannot read under hashes that fit: another version's, or made by hand."""
+        import ray
+
+        try:
+            trainer.read(folder)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, torch.OutOfMemoryError):
+                raise
+            said = " ".join(str(error.cause).split())
+            raise InputError(f"{folder} cannot be read by verl's workers ({type(error.cause).__name__}: {said:.200}); {MEND}") from error
 
 
 def choose_platform(config: Config) -> None:

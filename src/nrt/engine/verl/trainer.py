@@ -28,9 +28,9 @@ from nrt.types import Row, Sample
 class NrtTrainer(PPOTrainerSync):
     """Samples, scores and updates; `tokens` is the most a worker forwards at once, a longer row counted alone."""
 
-    def __init__(self, config: Any, method: Method, *, tokens: int, checkpoint: Path | None) -> None:
+    def __init__(self, config: Any, method: Method, *, tokens: int) -> None:
         super().__init__(config)
-        self.method, self.tokens, self.checkpoint = method, tokens, checkpoint
+        self.method, self.tokens = method, tokens
         self.curr_step_profile = False
         self.awake = False  # the servers hold weights, and they are the workers' current ones
 
@@ -40,10 +40,9 @@ class NrtTrainer(PPOTrainerSync):
     def _init_dataloader(self) -> None:
         """Pairs come from nrt's stream."""
 
-    def _load_checkpoint(self) -> None:
-        self.global_steps = 0
-        if self.checkpoint:
-            self.actor_rollout_wg.load_checkpoint(local_path=str(self.checkpoint))
+    def read(self, folder: Path) -> None:
+        """What `save` wrote; each worker its part."""
+        self.actor_rollout_wg.load_checkpoint(local_path=str(folder))
 
     def _setup(self) -> None:
         super()._setup()
