@@ -49,6 +49,15 @@ def started(tmp_path_factory):
             process.kill()
 
 
+def test_a_cluster_that_is_too_small_leaves_no_run(settings, started):
+    """So the same name can be given again, with fewer GPUs."""
+    process, folder = started("miniature", *settings, "run=small", "verl.ray_kwargs.ray_init.num_cpus=1")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "the Ray cluster has 1 CPUs, and nodes=1 × gpus_per_node=2 needs 6" in errors
+    assert list((folder / "runs" / "small").iterdir()) == []
+
+
 def test_a_killed_worker_is_an_error_the_run_goes_on_and_nothing_is_left(settings, started, capsys):
     process, folder = started("miniature", *settings, "run=mini")
     path = folder / "runs" / "mini"

@@ -10,6 +10,9 @@ from nrt.errors import InputError
 STREAMS = ("metrics.jsonl", "traces.jsonl", "warnings.jsonl")
 """Files that grow by lines, each with its step first."""
 
+BASE = "base"
+"""With engine=verl: the initial model with its markers, where the model that was given has none."""
+
 
 def run_folder(name_or_path: str | Path) -> Path:
     """A bare name is a folder in ./runs/; anything with a separator, `.`, `..` and every Path is a path.

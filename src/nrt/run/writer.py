@@ -15,7 +15,7 @@ from nrt.config import Config, dump_yaml
 from nrt.durable import TEXT, sync, write_file
 from nrt.environment import describe_environment
 from nrt.errors import InputError
-from nrt.run.layout import STREAMS, entries, numbered, run_folder, step_name
+from nrt.run.layout import BASE, STREAMS, entries, numbered, run_folder, step_name
 from nrt.run.lines import as_nrt_writes, read_lines, to_line
 from nrt.run.reader import Run
 
@@ -81,6 +81,12 @@ class RunWriter:
         if config:
             write_file(self.path / "config.yaml", [dump_yaml(config)])
         self._describe_start(last if self.resumed else 0)
+
+    def discard(self) -> None:
+        """Takes back a run that was created and could not be started, so that its name is free."""
+        for name in ("config.yaml", "environment.json"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / BASE, ignore_errors=True)
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Appends the metrics of a step; `record` has its "step". NaN and infinities become null."""
@@ -164,6 +170,8 @@ class Bystander(RunWriter):
 
     def go_on(self, step: int | None, config: Config | None = None) -> None:
         self.resumed = step is not None
+
+    def discard(self) -> None: ...
 
     def close(self) -> None: ...
 

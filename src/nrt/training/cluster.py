@@ -26,11 +26,9 @@ from nrt.models import (
     save_model,
 )
 from nrt.run import Run
+from nrt.run.layout import BASE
 from nrt.training.resolve import check_given, resolve_names
 from nrt.training.setup import Parts, assemble, make_policy, steps_of
-
-BASE = "base"
-"""In the run folder, the initial model with its markers, where the model that was given has none."""
 
 
 def prepare_cluster(config: Config, *, checkpoint: Path | None = None) -> Parts:
