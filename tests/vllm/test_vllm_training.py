@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -154,12 +156,32 @@ def test_interrupted_and_resumed(trainable, tmp_path):
     assert_same_run(whole, nrt.train(make_config(trainable, tmp_path, run=str(run), resume=str(run))))
 
 
+def test_killed_and_resumed(trainable, tmp_path):
+    """The command, by SIGKILL; vLLM lives in the same process, so nothing of it is left either."""
+    config = make_config(trainable, tmp_path, steps=12, save_every=2)
+    whole, cut = nrt.train(config), tmp_path / "cut"
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    command = [sys.executable, "-m", "nrt", "train"]
+    process = subprocess.Popen([*command, str(tmp_path / "recipe.yaml"), f"run={cut}"], stdout=subprocess.DEVNULL)
+    while process.poll() is None and not ((cut / "metrics.jsonl").exists() and steps_of(cut) >= 5):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert steps_of(cut) < 12
+    subprocess.run([*command, f"resume={cut}"], check=True, stdout=subprocess.DEVNULL)
+    assert_same_run(whole, nrt.load_run(cut))
+
+
 def test_overlap(trainable, tmp_path):
     """The next step's traces are sampled during the update, in another thread, with weights one update old."""
     run = nrt.train(make_config(trainable, tmp_path, overlap=True))
     assert [group["traces"][0]["version"] for group in run.traces()] == [0, 0, 1, 2, 3, 4]
     gaps = [record["sampler/logp_gap"] for record in run.metrics()[1:]]
     assert gaps[0] < 1e-4 < min(gaps[1:])
+
+
+def steps_of(run) -> int:
+    return max((record["step"] for record in nrt.load_run(run).metrics()), default=0)
 
 
 def torchrun(recipe) -> subprocess.CompletedProcess[str]:
