@@ -26,7 +26,7 @@ from tests.runs import write_run
 from tests.training.conftest import write_model
 
 EXAMPLES = dict.fromkeys(CHEAP, 300) | {"recipe": 150, "data files": 60, "run folders": 30, "checkpoints": 15, "forgery": 300}
-EXAMPLES |= {"replies": 100, "eval folders": 15, "judge folders": 20, "studies": 10, "verl runs": 15}
+EXAMPLES |= {"replies": 100, "eval folders": 8, "judge folders": 20, "studies": 8, "verl runs": 8}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
