@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
 from rich.console import Console
@@ -25,6 +25,7 @@ from nrt.eval.judge_client import open_judge
 from nrt.eval.judge_verdict import PROMPT, PROMPT_SHA256, fill, read_verdict
 from nrt.metrics import describe
 from nrt.run import Run, RunWriter
+from tests.eval.judge_server import Chat, completion, verdict
 from tests.runs import HOSTILE, write_run
 from tests.training.conftest import make_config, model_dir, pairs_file  # noqa: F401
 
@@ -55,19 +56,6 @@ class Served:
         return [body["messages"][0]["content"] for body in self.bodies if len(body["messages"]) == 1]
 
 
-def completion(text, finish="stop", usage=(100, 20, 120)):
-    prompt, completed, total = usage
-    return {
-        "id": "1", "object": "chat.completion", "created": 1, "model": "judge",
-        "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
-        "usage": {"prompt_tokens": prompt, "completion_tokens": completed, "total_tokens": total},
-    }  # fmt: skip
-
-
-def verdict(score, **fields):
-    return json.dumps({"score": score, "justification": "It holds.", "flags": ["brief"]} | fields)
-
-
 def sound(body, number):
     """A score that only the question decides: its number as hundredths."""
     question = body["messages"][0]["content"].partition("question ")[2].partition(" ")[0]
@@ -84,22 +72,9 @@ def serve(monkeypatch):
     def start(script):
         served = Served(script)
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, headers, payload = served.answer(self.path, self.headers, body)
-                data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-                self.send_response(status)
-                sent = {"Content-Type": "application/json", "Content-Length": str(len(data))} | headers
-                for name, value in sent.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_):
-                pass
+        class Handler(Chat):
+            def answer(self, body):
+                return served.answer(self.path, self.headers, body)
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

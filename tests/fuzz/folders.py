@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import atexit
 import io
-import json
 import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -39,6 +38,7 @@ from nrt.run import load_run
 from nrt.study import Outcome, open_study
 from nrt.study.launch import is_done
 from nrt.study.plan import read_study, run_path
+from tests.eval import judge_server
 from tests.eval.benchmarks import write_benchmarks
 from tests.eval.reasoners import save_tiny_model, scripted
 from tests.fuzz import inputs
@@ -205,24 +205,11 @@ def _judge(run: Path, samples: int) -> None:
 @cache
 def _server() -> str:
     """A judge of this process's own that finds every trace half good."""
-    said = json.dumps({"score": 0.5, "justification": "It holds.", "flags": []})
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
-    usage = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
-    whole = {"id": "1", "object": "chat.completion", "created": 1, "model": "judge", "choices": [choice], "usage": usage}
-    reply = json.dumps(whole).encode()
+    reply = judge_server.completion(judge_server.verdict(0.5))
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(reply)))
-            self.end_headers()
-            self.wfile.write(reply)
-
-        def log_message(self, format: str, *args: Any) -> None: ...
+    class Handler(judge_server.Chat):
+        def answer(self, body: Any) -> tuple[int, dict[str, str], Any]:
+            return 200, {}, reply
 
     os.environ["NO_PROXY"] = "127.0.0.1"
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

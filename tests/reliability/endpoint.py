@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import socket
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
-from tests.eval.test_judge import completion, verdict
+from tests.eval.judge_server import Chat, completion, verdict
 
 
 class Endpoint:
@@ -42,24 +42,15 @@ def name(question: str) -> str:
 def serve(listening: socket.socket, log: Path) -> None:
     """Until it is killed."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            turns = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
+    class Handler(Chat):
+        def answer(self, body: Any) -> tuple[int, dict[str, str], Any]:
+            turns = body["messages"]
             question = name(turns[0]["content"])
             with log.open("a", encoding="utf-8") as file:
                 file.write(question + "\n")
             number = int(question, 16)
             said = "Well." if number % 3 == 0 and len(turns) == 1 else verdict(number % 101 / 100, justification=question)
-            data = json.dumps(completion(said)).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *arguments: object) -> None: ...
+            return 200, {}, completion(said)
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: object, client_address: object) -> None:

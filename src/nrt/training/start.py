@@ -47,7 +47,6 @@ class Started:
     parts: Parts
     progress: Progress
     writer: RunWriter
-    begun: bool  # now; else it is gone on with
     damages: list[str]  # what is wrong with the checkpoints that were passed over
     checkpoint: str = ""  # the one that it goes on from
     cut: Callable[[], None] = lambda: None  # of a run that is gone on with, what was written beyond the checkpoint; when all is loaded
@@ -56,7 +55,7 @@ class Started:
 def _train(config: Config, processes: Processes, listener: Listener) -> Run:
     run = _resumed(config, config.resume, processes) if config.resume else _begun(config, processes)
     folder = run.writer.path
-    with run.writer as writer, _running(run), heeded(config.save_signal) as signals, told_of_disk(folder):
+    with run.writer as writer, _running(run, begun=not config.resume), heeded(config.save_signal) as signals, told_of_disk(folder):
         run.cut()
         if config.resume and not writer.resumed:
             listener.say("it was cut before its first checkpoint: from the beginning")
@@ -76,7 +75,7 @@ def _begun(config: Config, processes: Processes) -> Started:
     parts, progress = _from_the_beginning(config, processes)
     with told_of_disk(folder):
         writer = RunWriter.create(folder, config) if processes.main else Bystander(folder, resumed=False)
-    return Started(parts, progress, writer, True, [])
+    return Started(parts, progress, writer, [])
 
 
 def _from_the_beginning(config: Config, processes: Processes) -> tuple[Parts, Progress]:
@@ -106,7 +105,7 @@ def _gone_on(config: Config, again: Config, writer: RunWriter, processes: Proces
                 f"{writer.path} has {found[0]} but no checkpoint to go on from: bring one back, or begin a run of another name"
             )
         parts, progress = _from_the_beginning(config, processes)
-        return Started(parts, progress, writer, False, [], cut=lambda: writer.go_on(None, again))
+        return Started(parts, progress, writer, [], cut=lambda: writer.go_on(None, again))
     checkpoint, damages = _newest_whole(checkpoints, processes)
     parts = _prepare(config, processes, checkpoint)
     with _readable(checkpoint):
@@ -128,7 +127,7 @@ def _gone_on(config: Config, again: Config, writer: RunWriter, processes: Proces
         if processes.main:
             set_aside(checkpoints, checkpoint)
 
-    return Started(parts, progress, writer, False, damages, checkpoint.name, cut)
+    return Started(parts, progress, writer, damages, checkpoint.name, cut)
 
 
 @contextmanager
@@ -153,7 +152,7 @@ def _prepare(config: Config, processes: Processes, checkpoint: Path | None = Non
 
 
 @contextmanager
-def _running(run: Started) -> Iterator[None]:
+def _running(run: Started, *, begun: bool) -> Iterator[None]:
     """An engine that lives elsewhere, as long as the run goes on. A run that is begun leaves nothing where it cannot be started."""
     engine, writer = run.parts.stepper.policy.engine, run.writer
     with ExitStack() as running:
@@ -161,7 +160,7 @@ def _running(run: Started) -> Iterator[None]:
             if not isinstance(engine, LocalEngine):
                 running.enter_context(engine.running(writer.path))
         except InputError:
-            if run.begun:
+            if begun:
                 writer.discard()
             raise
         yield
