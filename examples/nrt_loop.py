@@ -28,17 +28,25 @@ N = 80  # one constant denominator (Dr.GRPO): most tokens a row can have
 # ---------------------------------------------------------------------------------------------------- the model's side
 
 
-def token_logps(model, rows):
-    """log π(token | tokens before it) of each row but for its first token, a list of [L − 1] tensors."""
+def token_logps(model, rows, traces, start):
+    """log π(token | tokens before it) of each row but for its first token, a list of [L − 1] tensors.
+
+    START opens a trace and is no action in it: at the places of `traces` (first, last of each row) it has probability 0.
+    """
     L = max(map(len, rows))
     ids_RL = torch.tensor([row + [0] * (L - len(row)) for row in rows])  # padding on the right: nothing real can see it
-    logp_RLV = model(ids_RL).logits[:, :-1].float().log_softmax(-1)
+    logits_RLV = model(ids_RL).logits[:, :-1].float()
+    banned_RL = torch.zeros(logits_RLV.shape[:2], dtype=torch.bool)
+    for r, (first, last) in enumerate(traces):
+        banned_RL[r, first : last + 1] = True
+    never_RLV = banned_RL[..., None] & (torch.arange(logits_RLV.shape[-1]) == start)
+    logp_RLV = logits_RLV.masked_fill(never_RLV, -torch.inf).log_softmax(-1)
     logp_RL = logp_RLV.gather(-1, ids_RL[:, 1:, None])[..., 0]
     return [logp[: len(row) - 1] for logp, row in zip(logp_RL, rows, strict=True)]
 
 
 @torch.no_grad()
-def sample_traces(model, prompts, stop_ids):
+def sample_traces(model, prompts, stop_ids, start):
     """One trace a prompt at temperature 1, as sampled: the last id is a stop id, or the cap was reached."""
     traces = [[] for _ in prompts]
     running = list(range(len(prompts)))
@@ -48,6 +56,7 @@ def sample_traces(model, prompts, stop_ids):
         ids_RL = torch.tensor([row + [0] * (L - len(row)) for row in rows])
         last_R = torch.tensor([len(row) - 1 for row in rows])
         logits_RV = model(ids_RL).logits[torch.arange(len(rows)), last_R]
+        logits_RV[:, start] = -torch.inf  # START opens a trace and does not stand in it
         for r, token in zip(running, torch.multinomial(logits_RV.softmax(-1), 1)[:, 0].tolist(), strict=True):
             traces[r].append(token)
         running = [r for r in running if traces[r][-1] not in stop_ids]
@@ -72,7 +81,7 @@ def advantages(R_K, R_base):
     return (gain_K - gain_K.mean()) / gain_K.std()
 
 
-def nrt_loss(model, batch, start, end):
+def nrt_loss(model, batch, start, end, stop_ids):
     """The loss of Algorithm 1 on a batch of (prompt ids, answer ids, K sampled traces), and the mean gain over the null trace.
 
     One forward pass serves reward, advantage and gradient: with one update a rollout π_θ is π_old.
@@ -81,10 +90,12 @@ def nrt_loss(model, batch, start, end):
     for prompt, answer, samples in batch:
         for sample in [*samples, None]:  # None: the null trace
             finished = sample is not None and sample[-1:] == [end]
-            trace = [] if sample is None else sample[:-1] if finished else sample
-            rows.append([*prompt, start, *trace, end, *answer])  # END is appended where the model did not write it
+            stopped = sample is not None and sample[-1:] != [] and sample[-1] in stop_ids
+            trace = [] if sample is None else sample[:-1] if stopped else sample
+            rows.append([*prompt, start, *trace, end, *answer])  # END takes the place of another stop token, or follows the cap
             parts.append((len(prompt), len(trace), finished))
-    logps = token_logps(model, rows)
+    # position x predicts the first trace token, position x + z predicts END
+    logps = token_logps(model, rows, [(x, x + z) for x, z, _ in parts], start)
     loss, gains = torch.zeros(()), []
     for b, (_, answer, samples) in enumerate(batch):
         group, base = logps[b * (K + 1) : (b + 1) * (K + 1) - 1], logps[(b + 1) * (K + 1) - 1]
@@ -141,9 +152,9 @@ def main(steps, seed):
             group["lr"] = LR * min(1, step / 5)  # a short warm-up
         chosen = rng.sample(pairs, B)
         prompts = [[*prompt, start] for prompt, _ in chosen for _ in range(K)]
-        samples = sample_traces(model, prompts, stop_ids)
+        samples = sample_traces(model, prompts, stop_ids, start)
         batch = [(*pair, samples[b * K : (b + 1) * K]) for b, pair in enumerate(chosen)]
-        loss, gain = nrt_loss(model, batch, start, end)
+        loss, gain = nrt_loss(model, batch, start, end, stop_ids)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -84,10 +84,9 @@ def hostile(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def row(prompt: Iterable[int], tail: Iterable[int]) -> Row:
-    """A row whose tail is START, a trace and one answer token as far as its length allows; scorers do not look at roles."""
+    """A row whose tail is an answer: every token of the vocabulary may stand in each place."""
     tail = tuple(tail)
-    roles = (Role.START, *[Role.TRACE] * max(0, len(tail) - 2), Role.ANSWER)[: len(tail)]
-    return Row(tuple(prompt), tail, roles, end_sampled=False)
+    return Row(tuple(prompt), tail, (Role.ANSWER,) * len(tail), end_sampled=False)
 
 
 def random_rows(seed: int, shapes: Iterable[tuple[int, int]], vocab: int = VOCAB) -> list[Row]:

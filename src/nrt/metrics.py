@@ -54,7 +54,9 @@ METRICS: dict[str, Metric] = {
     "group/filtered": Metric("share", "groups drawn that the method's filter dropped and replaced (`rlpr-original`)"),
     "group/std_average": Metric("reward", "the filter's moving average of a group's reward std"),
     "trace/length": Metric("tokens", "mean number of tokens in a trace, END not counted"),
-    "trace/unfinished": Metric("share", "traces to which END was appended: the cap or another end token came first"),
+    "trace/unfinished": Metric("share", "traces to which END was appended; the sum of the next two"),
+    "trace/end_token": Metric("share", "traces that another end token (end of turn, eos) stopped: END takes its place"),
+    "trace/capped": Metric("share", "traces that were cut at `max_trace_tokens`"),
     "trace/entropy": Metric("nats/token", "mean entropy of the distributions that trace tokens were sampled from"),
     "answer/logp": Metric("nats/token", "log-probability of y* after the sampled trace, under the policy that sampled it"),
     "answer/logp_null": Metric("nats/token", "the same after the null trace"),
@@ -99,6 +101,9 @@ METRICS: dict[str, Metric] = {
         "share", "groups sampled under other weights than they were scored by (`overlap`, `vllm.strict=false`): the ratio corrects for it"
     ),
     "heldout/accuracy": Metric("share", "answers that the checker finds right, after a trace"),
+    "heldout/accuracy_served": Metric(
+        "share", "the same as a server would see it: where the model did not write END itself there is no answer"
+    ),
     "heldout/accuracy_null": Metric("share", "answers that the checker finds right, after the null trace"),
     "heldout/accuracy_swapped": Metric("share", "the same, after another question's trace (`heldout.swapped`)"),
     "heldout/logp": Metric("nats/token", "log-probability of y* after a trace, mean of its tokens"),
@@ -106,7 +111,9 @@ METRICS: dict[str, Metric] = {
     "heldout/logp_swapped": Metric("nats/token", "the same after another question's trace (`heldout.swapped`)"),
     "heldout/gain": Metric("nats/token", "`heldout/logp` − `heldout/logp_null`"),
     "heldout/length": Metric("tokens", "mean number of tokens in a trace, END not counted"),
-    "heldout/unfinished": Metric("share", "traces to which END was appended"),
+    "heldout/unfinished": Metric("share", "traces to which END was appended; the sum of the next two"),
+    "heldout/end_token": Metric("share", "traces that another end token stopped"),
+    "heldout/capped": Metric("share", "traces that were cut at `max_trace_tokens`"),
     "heldout/beats_null": Metric("share", "rows whose reference is likelier after the trace than after the null trace"),
     "judge/quality": Metric("score", "mean score in [0, 1] that a language model gives the traces of sampled held-out questions"),
     "judge/failed": Metric("share", "sampled rows without a verdict, which `judge/quality` leaves out; only where there are any"),

@@ -41,7 +41,7 @@ class Talk:
                 ids.append(self.chat.start_id)
             if self.settings.trace:
                 trace = self._generate(ids, self.chat.stop_ids, self.settings.max_trace_tokens, style="dim")
-                ids += [token for token in trace if token != self.chat.end_id]
+                ids += [token for token in trace if token not in self.chat.stop_ids]
                 self.console.print("\n")
             ids.append(self.chat.end_id)
         stop_ids = self.chat.stop_ids - {self.chat.end_id}

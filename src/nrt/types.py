@@ -66,12 +66,21 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A trace z. `ids` leaves END out; `finished` says that the model itself emitted END (then END is an action too)."""
+    """A trace z, without END. What ended it: END, which the model wrote (`finished`), another end token (`end_token`), or the cap.
+
+    Only an END that the model wrote is an action of the policy. In the other two cases END is appended.
+    """
 
     ids: tuple[int, ...]
     finished: bool
-    logps: tuple[float, ...] = ()  # of the sampled tokens: len(ids) + finished of them, or empty
+    logps: tuple[float, ...] = ()  # log-probabilities of the actions: len(ids) + finished of them, or empty
     version: int | None = None  # see `Sample.version`
+    end_token: bool = False  # another end token stopped the sample; `to_trace` removed it from `ids` unless told to keep it
+
+    @property
+    def capped(self) -> bool:
+        """Sampling stopped at the cap on trace tokens."""
+        return not self.finished and not self.end_token
 
     @property
     def n_sampled(self) -> int:

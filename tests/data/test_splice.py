@@ -37,7 +37,7 @@ def test_rows_have_the_golden_ids(name: str) -> None:
     example = Example("x:1", TURNS[template], "Paris is the town.")
     pair = Pair(example, chat.encode_prompt(example.messages), chat.encode_answer(example.answer))
     sample = Sample((*chat.encode_text("Yes, Paris"), chat.end_id))
-    row = trace_row(pair, to_trace(sample, chat.end_id), Markers(chat.start_id, chat.end_id))
+    row = trace_row(pair, to_trace(sample, chat.end_id, chat.stop_ids), Markers(chat.start_id, chat.end_id))
     assert list(row.ids) == GOLDEN[name]["ids"]
     assert case.tokenizer.convert_ids_to_tokens(list(row.ids)) == GOLDEN[name]["tokens"]
 
@@ -61,29 +61,43 @@ def test_null_and_bare_rows_by_hand() -> None:
     assert not bare.end_sampled
 
 
+STOPS = {0, 2}
+
+
 @pytest.mark.parametrize(
-    ("ids", "trace", "finished"),
+    ("ids", "trace", "ended_by"),
     [
-        ((7, 8, 2), (7, 8), True),  # END is an action, and is left out of z
-        ((2,), (), True),  # nothing thought
-        ((7, 8, 0), (7, 8, 0), False),  # another stop token stays in z
-        ((7, 8), (7, 8), False),  # the cap
-        ((), (), False),
+        ((7, 8, 2), (7, 8), "END"),  # END is an action, and is left out of z
+        ((2,), (), "END"),  # nothing thought
+        ((7, 8, 0), (7, 8), "end token"),  # removed, with its log-probability
+        ((0,), (), "end token"),  # the null trace's ids
+        ((7, 8), (7, 8), "cap"),
+        ((), (), "cap"),
     ],
 )
-def test_what_a_sample_becomes(ids: tuple[int, ...], trace: tuple[int, ...], finished: bool) -> None:
+def test_what_a_sample_becomes(ids: tuple[int, ...], trace: tuple[int, ...], ended_by: str) -> None:
     logps = tuple(-float(i) for i in range(len(ids)))
-    result = to_trace(Sample(ids, logps), end_id=2)
-    assert (result.ids, result.finished, result.logps) == (trace, finished, logps)
-    assert result.n_sampled == len(ids)
-    assert trace_row(PAIR, result, MARKERS).end_sampled == finished
+    result = to_trace(Sample(ids, logps), end_id=2, stop_ids=STOPS)
+    actions = len(ids) - (ended_by == "end token")
+    assert (result.ids, result.logps) == (trace, logps[:actions])
+    assert (result.finished, result.end_token, result.capped) == (ended_by == "END", ended_by == "end token", ended_by == "cap")
+    assert result.n_sampled == actions
+    row = trace_row(PAIR, result, MARKERS)
+    assert row.tail_ids == (1, *trace, 2, 8, 9)
+    assert row.end_sampled == result.finished
+
+
+def test_authors_own_rules_keep_the_end_token_as_an_action() -> None:
+    result = to_trace(Sample((7, 0), (-1.0, -0.5)), end_id=2, stop_ids=STOPS, keep_end_token=True)
+    assert (result.ids, result.logps, result.finished, result.end_token) == ((7, 0), (-1.0, -0.5), False, True)
+    assert result.n_sampled == 2
 
 
 def test_a_sampler_that_breaks_its_contract_is_caught() -> None:
     with pytest.raises(RunError, match="went on past END"):
-        to_trace(Sample((7, 2, 8)), end_id=2)
+        to_trace(Sample((7, 2, 8)), end_id=2, stop_ids=STOPS)
     with pytest.raises(RunError, match="3 ids and 1 log-probabilities"):
-        to_trace(Sample((7, 8, 2), (-1.0,)), end_id=2)
+        to_trace(Sample((7, 8, 2), (-1.0,)), end_id=2, stop_ids=STOPS)
 
 
 IDS = st.lists(st.integers(0, 12), max_size=12).map(tuple)

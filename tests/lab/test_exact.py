@@ -46,9 +46,10 @@ def group_loss(method, world, chosen):
 
 
 def test_samples_are_a_prefix_code():
-    """6 tokens, 2 of them stops, cap 3: 2 + 4·2 + 16·2 sequences that stop and 64 that reach the cap."""
+    """6 tokens, 2 of them stops, cap 3: 2 + 4·2 + 16·2 sequences that stop and 64 that reach the cap; with one banned, 2 + 6 + 18 + 27."""
     samples = all_samples(6, stop_ids=STOPS, cap=3)
     assert len(samples) == len({s.ids for s in samples}) == 2 + 8 + 32 + 64
+    assert len(all_samples(6, stop_ids=STOPS, cap=3, banned={START})) == 2 + 6 + 18 + 27
 
 
 def test_probabilities_sum_to_one(model):
@@ -71,14 +72,21 @@ def test_expected_gradient_is_the_gradient_of_J(model, name, ratio):
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_leave_one_out_over_pairs(model, name):
-    """With K = 2 and leave-one-out, the expectation over all pairs of traces is ∇J as well."""
+    """With K = 2 and leave-one-out, the expectation over all pairs of traces is the gradient of J about its mean."""
     world = enumerate_traces(model, PAIR, MARKERS, vocabulary=6, stop_ids=STOPS, cap=2)
     method = replace(RAW, reward=REWARDS[name], centre="leave-one-out")
     p_M = world.probability_M.detach()
     terms = [p_M[i] * p_M[j] * group_loss(method, world, [i, j]) for i, j in product(range(len(p_M)), repeat=2)]
-    exact = gradient(model, world.objective(REWARDS[name]))
+    exact = gradient(model, world.objective(REWARDS[name], centred=True))
     estimate = -gradient(model, torch.stack(terms).sum())
     assert (exact - estimate).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def test_without_other_end_tokens_centring_changes_nothing(model):
+    """Only END stops a trace: then all sampled tokens are actions, and a baseline has no gradient of its own."""
+    world = enumerate_traces(model, PAIR, MARKERS, vocabulary=6, stop_ids=frozenset({END}), cap=2)
+    plain, centred = (gradient(model, world.objective(REWARDS["prob"], centred=c)) for c in (False, True))
+    assert (plain - centred).abs().max() <= 1e-6 * plain.abs().max()
 
 
 def test_a_wrong_stop_rule_would_show(model):

@@ -204,7 +204,7 @@ def test_shared_prompts_in_bfloat16() -> None:
 
 
 RECURRENT: dict[str, dict[str, Any]] = {
-    "falcon_h1": {},
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "qwen3_5_text": {
         "layer_types": ["linear_attention", "full_attention"],

@@ -150,7 +150,8 @@ def test_the_flat_example_has_the_same_gradient(rolled):
     vars(example).update(K=8, N=stepper.loss_tokens)
     model = stepper.policy.engine.model
     model.zero_grad()
-    loss, gain = example.nrt_loss(model, batch, stepper.policy.markers.start_id, stepper.policy.markers.end_id)
+    markers = stepper.policy.markers
+    loss, gain = example.nrt_loss(model, batch, markers.start_id, markers.end_id, stepper.policy.stop_ids)
     loss.backward()
     theirs = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert_close(ours, theirs)

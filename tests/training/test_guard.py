@@ -160,6 +160,28 @@ def test_the_watch_by_hand():
     assert watched([2, 2], before=[10, 10, 1, 1]) == []
 
 
+def test_end_tokens_are_warned_of_after_fifty_steps():
+    """Shares of .3 until step 49 are silent; at step 50 the mean of the last two is .3, above .2. A share of .2 is allowed."""
+
+    def told(share):
+        watch = Watch(WatchConfig(steps=2))
+        return [step for step in range(1, 60) if watch.see({"step": step, "trace/end_token": share})]
+
+    assert told(0.3) == [50]
+    assert told(0.2) == []
+    assert Watch(WatchConfig(steps=2, end_token=0.0)).see({"step": 60, "trace/end_token": 1.0}) == []
+
+
+def test_a_sampler_that_is_not_the_trainer_is_warned_of_whatever_it_is():
+    watch = Watch(WatchConfig(), most_gap=1e-3)
+    assert watch.see({"sampler/logp_gap": 1e-4, "sampler/behind": 0.0}) == []
+    assert watch.see({"sampler/logp_gap": 0.45, "sampler/behind": 0.5}) == [], "traces of earlier weights"
+    (warning,) = watch.see({"sampler/logp_gap": 0.45, "sampler/behind": 0.0})
+    assert warning.kind == "sampler-gap"
+    assert "0.45 nats" in warning.message
+    assert watch.see({"sampler/logp_gap": 0.45, "sampler/behind": 0.0}) == [], "once"
+
+
 def test_a_run_that_collapses_is_told_so(make_config):
     """Shares of 1: any fall counts, and a high learning rate brings one."""
     shares = {"watch.steps": 2, "watch.entropy": 1.0, "watch.length": 1.0, "watch.beats_null": 1.0}

@@ -160,10 +160,11 @@ class MarkersConfig(Section):
     """Text of START; null: a trace follows the prompt at once (the authors' release)."""
     end: str = "<|think_end|>"
     """Text of END."""
-    start_from: str = "\n"
-    """Text whose embedding START copies (the mean of its tokens); `eos` and `mean` are understood."""
+    start_from: str = "auto"
+    """Text whose embedding a new START copies (the mean of its tokens), `eos`, `mean`, or `auto`: of a few tokens the one after which the
+    model goes on most as without it (docs/methods.md)."""
     end_from: str = "\n"
-    """The same for END. A token that ends a line is robust; eos depends on the seed (docs/miniature.md)."""
+    """Text, `eos` or `mean` for END, which is first sampled where that text would be: a line break is robust (docs/miniature.md)."""
 
 
 class OptimizerConfig(Section):
@@ -271,7 +272,8 @@ class HeldoutConfig(Section):
 
 
 class WatchConfig(Section):
-    """One warning a metric whose mean over `steps` steps falls below a share of that of the first ones; 0: none (docs/reliability.md)."""
+    """When to warn, once a metric; 0 turns a warning off (docs/reliability.md). The first three: a mean over `steps` steps falls below
+    this share of the mean over the run's first `steps`."""
 
     length: Fraction = 0.25
     """Of trace/length."""
@@ -279,8 +281,10 @@ class WatchConfig(Section):
     """Of trace/entropy, which falls in good runs too."""
     beats_null: Fraction = 0.25
     """Of reward/beats_null."""
+    end_token: Fraction = 0.2
+    """Most traces that end tokens other than END may still stop after 50 steps (trace/end_token, mean over `steps`)."""
     steps: Positive = 20
-    """How many steps both means are over."""
+    """Number of steps that the means are over."""
 
 
 class Config(Section):
@@ -345,7 +349,7 @@ class Config(Section):
     max_skipped: Positive = 3
     """Updates in a row that are skipped because loss or gradient are not finite before the run ends (docs/reliability.md)."""
     watch: WatchConfig = WatchConfig()
-    """When to warn that traces collapse."""
+    """When to warn that traces collapse, or do not end with END."""
     log_traces: Count = 1
     """Groups a step written to traces.jsonl (the first ones of the batch); 0: none."""
     initial_reference: bool = True

@@ -17,8 +17,9 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2.exceptions import TemplateError
 
@@ -32,10 +33,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+SENTINEL = "nrt-sentinel"
+"""A content that no template writes of its own."""
+
+
 class Chat:
     """Tokenises prompts and answers for a fast tokenizer that already holds the markers as special tokens.
 
-    start_id, end_id    the two markers; start_id is None where the layout has no START
+    start_id, end_id    the two markers; start_id is None where the layout has no START, or the chat template writes it itself
     end_of_turn_id      what ends an assistant turn: the first control token that the template writes after it, else eos
     stop_ids            END, end of turn, eos and `extra_end_ids` (the model's generation_config.eos_token_id belongs there)
     control_ids         ids that no text can produce
@@ -43,14 +48,18 @@ class Chat:
     opening             what stands before any text: BOS where the tokenizer or the chat template begins with it
     fingerprint         changes with anything that decides which ids a text becomes
 
-    Raises InputError if the markers or the chat template are missing, or if nothing ends a turn.
+    Raises InputError if the markers or the chat template are missing, if nothing ends a turn, if the template drops what a user or
+    an assistant says, or opens a trace with another token than START.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, markers: MarkersConfig, extra_end_ids: Iterable[int] = ()) -> None:
         if tokenizer.chat_template is None:
             raise InputError("the tokenizer has no chat template; nrt.data.ensure_template gives it one")
         self._tokenizer = tokenizer
+        self._contents = _as_text
         self._markers = markers
+        self._contents = self._find_contents()
+        self._markers = markers = self._without_start_that_is_open(markers)
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
         decides = [spec, self._template(), markers.start, markers.end, tokenizer.eos_token_id]
         self.fingerprint = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
@@ -88,7 +97,17 @@ class Chat:
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """What `encode_prompts` takes: the turns through the chat template, with control tokens under private names."""
         quoted = [{"role": message.role, "content": self._quote(message.content)} for message in messages]
+        if self._drops_system and any(message.role == "system" for message in messages):
+            raise InputError("the model's chat template drops system messages; leave them out, or put their text into the question")
         return self._unquote(self._own(self._render(quoted, generate=True)))
+
+    @cached_property
+    def _drops_system(self) -> bool:
+        """The template renders a system message to nothing (one that refuses it says so itself)."""
+        try:
+            return not self._shows([("system", SENTINEL), ("user", "x")])
+        except InputError:
+            return False
 
     def encode_prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Many prompts at once, on all cores, from `prompt_text`."""
@@ -134,13 +153,59 @@ class Chat:
         return original_template(self._tokenizer.get_chat_template(), self._markers)
 
     def _render(self, turns: list[dict[str, str]], generate: bool) -> str:
+        shaped = [{**turn, "content": self._contents(turn["content"])} for turn in turns]
         try:
             text = self._tokenizer.apply_chat_template(
-                turns, chat_template=self._template(), tokenize=False, add_generation_prompt=generate
+                shaped, chat_template=self._template(), tokenize=False, add_generation_prompt=generate
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:  # Jinja runs the template's own code
             raise InputError(f"the model's chat template refuses these turns: {error}") from None
         return str(text)
+
+    def _shows(self, turns: Sequence[tuple[str, str]]) -> bool:
+        """SENTINEL, which is the content of one of the turns, stands in the rendered text."""
+        return SENTINEL in self._render([{"role": role, "content": content} for role, content in turns], generate=False)
+
+    def _find_contents(self) -> Callable[[str], Any]:
+        """How the template wants contents: as text or, where it loops over parts, as a list with one text part.
+
+        A template that loops over parts finds none in a string and renders nothing: all questions would have the same ids.
+        """
+        turns = {"user": [("user", SENTINEL)], "assistant": [("user", "x"), ("assistant", SENTINEL)]}
+        for self._contents in (_as_text, _as_parts):
+            try:
+                if all(self._shows(those) for those in turns.values()):
+                    return self._contents
+            except InputError:
+                if self._contents is _as_parts:
+                    raise
+        dropped = [role for role, those in turns.items() if not self._shows(those)]
+        raise InputError(
+            f"the model's chat template drops what the {' and the '.join(dropped)} says, given as text or as parts; give the tokenizer "
+            "another chat template"
+        )
+
+    def _without_start_that_is_open(self, markers: MarkersConfig) -> MarkersConfig:
+        """The markers, without START where the template's generation prompt opens a trace with it.
+
+        Raises InputError where it opens one with another token: an unclosed tag would stand before START.
+        """
+        user = [{"role": "user", "content": "x"}]
+        rendered = self._render(user, generate=True)
+        added = rendered.removeprefix(self._render(user, generate=False))
+        after_answer = self._render([*user, {"role": "assistant", "content": SENTINEL}], generate=False).partition(SENTINEL)[2]
+        vocabulary = self._tokenizer.get_vocab()
+        for opened in re.findall(r"<[^<>/\s]+>", added):
+            closing = f"</{opened[1:]}"
+            if opened == markers.start and markers.end not in added.rpartition(opened)[2]:
+                return markers.model_copy(update={"start": None})
+            frames_the_turn = closing in after_answer
+            if closing in vocabulary and closing not in added.rpartition(opened)[2] and not frames_the_turn:
+                raise InputError(
+                    f"the model's chat template opens a trace itself, with {opened}; set markers.start='{opened}' and "
+                    f"markers.end='{closing}', or give the tokenizer another chat template"
+                )
+        return markers
 
     def _find_opening(self) -> tuple[int, ...]:
         bos, text = self._tokenizer.bos_token_id, self._tokenizer.bos_token
@@ -157,6 +222,14 @@ class Chat:
         if self._tokenizer.eos_token_id is None:
             raise InputError("nothing ends a turn: neither the chat template nor tokenizer.eos_token; set tokenizer.eos_token")
         return self._tokenizer.eos_token_id
+
+
+def _as_text(content: str) -> Any:
+    return content
+
+
+def _as_parts(content: str) -> Any:
+    return [{"type": "text", "text": content}]
 
 
 class _Swap:

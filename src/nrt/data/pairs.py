@@ -38,6 +38,19 @@ class Pairs(Sequence[Pair]):
         cut = self.most_answer_tokens
         return np.concatenate([part.prompt_lengths[rows] + np.minimum(part.answer_lengths[rows], cut) for part, rows in both])
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt; 0 where there is no row."""
+        both = zip(self.parts, self.kept, strict=True)
+        return max((int(part.prompt_lengths[rows].max()) for part, rows in both if len(rows)), default=0)
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of the longest answer, as far as answers are kept; 0 where there is no row."""
+        both = zip(self.parts, self.kept, strict=True)
+        longest = max((int(part.answer_lengths[rows].max()) for part, rows in both if len(rows)), default=0)
+        return min(longest, self.most_answer_tokens)
+
     def __len__(self) -> int:
         return sum(self.sizes)
 

@@ -7,6 +7,7 @@ Layout (design: "The sequence and its roles"):
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from nrt.errors import RunError
@@ -26,20 +27,37 @@ class Markers:
         return () if self.start_id is None else (self.start_id,)
 
 
-def to_trace(sample: Sample, end_id: int) -> Trace:
-    """The trace of a sample. A last END finishes it and is left out of `ids`; any other stop token is an action like the rest.
+def to_trace(sample: Sample, end_id: int, stop_ids: Collection[int], *, keep_end_token: bool = False) -> Trace:
+    """Turn a sample into a trace: a final END finishes it, any other final stop token is removed with its log-probability.
 
-    With END = 2: ids (7, 8, 2) → Trace((7, 8), finished=True); (7, 0), ended by another stop token 0, and (7, 8), cut at
-    the cap, → Trace of the same ids, unfinished.
+    Rows append END wherever the model did not write it. If they kept the other stop token before it, training would teach
+    P(END | z, end token) and never P(END | z), and a served model would end its turn inside its trace.
 
-    Raises RunError if the sampler went on past END, or gave as many log-probabilities as neither none nor all ids.
+    Args:
+        sample: ids as sampled, with their log-probabilities or none.
+        end_id: id of END.
+        stop_ids: every id that stops a sample; END and the tokens that end a turn.
+        keep_end_token: keep the other stop token as an action (methods run by their authors' own rules).
+
+    Raises RunError if the sampler went on past END, or if the number of log-probabilities is neither 0 nor that of the ids.
+
+    >>> to_trace(Sample((7, 8, 2)), end_id=2, stop_ids={0, 2})
+    Trace(ids=(7, 8), finished=True, logps=(), version=None, end_token=False)
+    >>> to_trace(Sample((7, 0), (-1.0, -0.5)), end_id=2, stop_ids={0, 2})
+    Trace(ids=(7,), finished=False, logps=(-1.0,), version=None, end_token=True)
     """
     if end_id in sample.ids[:-1]:
         raise RunError(f"the sampler went on past END (id {end_id}); its stop ids must hold END")
     if sample.logps and len(sample.logps) != len(sample.ids):
         raise RunError(f"the sampler returned {len(sample.ids)} ids and {len(sample.logps)} log-probabilities")
-    finished = sample.ids[-1:] == (end_id,)
-    return Trace(sample.ids[: len(sample.ids) - finished], finished, sample.logps, sample.version)
+    last = sample.ids[-1] if sample.ids else None
+    if last == end_id:
+        return Trace(sample.ids[:-1], True, sample.logps, sample.version)
+    if last not in stop_ids:
+        return Trace(sample.ids, False, sample.logps, sample.version)
+    if keep_end_token:
+        return Trace(sample.ids, False, sample.logps, sample.version, end_token=True)
+    return Trace(sample.ids[:-1], False, sample.logps[:-1], sample.version, end_token=True)
 
 
 def trace_row(pair: Pair, trace: Trace, markers: Markers) -> Row:

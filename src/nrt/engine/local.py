@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
 
 from nrt.config import AUTO_TOKENS, OptimizerConfig
-from nrt.engine.optimizers import make_optimizer
+from nrt.engine.optimizers import make_optimizer, make_schedule
 from nrt.engine.processes import ALONE, Processes
 from nrt.engine.sharded import ShardedWeights, Spread, fits, gathered
 from nrt.engine.weights import Weights, layers_of, recomputing
 from nrt.errors import InputError, RunError
 from nrt.models import has_adapters, initial, merged
+from nrt.models.attention import carry
 from nrt.objective import Method, RowCredit, nrt_loss, streams
-from nrt.scoring import Scorer, choose_scorer, score_all
+from nrt.scoring import Choice, PackedScorer, Scorer, choose_scorer, score_all
 from nrt.scoring.layout import by_prompt
 from nrt.types import Row, TokenScores
 
@@ -81,6 +81,7 @@ class LocalEngine:
     processes: Processes
     scorer: Scorer
     scorer_why: str  # in words, why it is this one
+    scorer_choice: Choice  # and how far exact scorers of this model may differ
     weights: Weights | ShardedWeights
     recomputed: Sequence[nn.Module]  # layers whose activations are made again in the backward
     optimizer: Optimizer
@@ -266,34 +267,32 @@ def build_engine(
     gradient_checkpointing: bool = False,
     processes: Processes = ALONE,
     parallel: Literal["auto", "ddp", "fsdp"] = "auto",
+    probe: Sequence[Row] = (),
 ) -> LocalEngine:
     """Engine with the optimiser and its schedule over `updates` updates. Of several processes each holds all weights ("ddp") or a part
-    ("fsdp"). A model with adapters is its own `reference`, with them off.
+    ("fsdp"). A model with adapters is its own `reference`, with them off. `probe` are the rows that scorers are tried on.
 
     Raises InputError where a model has nothing that could be computed again, or cannot be held in parts.
     """
     if gradient_checkpointing and not layers_of(model):
         raise InputError(f"{type(model).__name__} has no layers that could be computed again; set gradient_checkpointing=false")
     processes.copy_main(p for one in {id(m): m for m in (model, reference) if m is not None}.values() for p in one.parameters())
-    if reference is not None:
-        choose_scorer(reference, pad_id)  # the same choice as for the model: it is the same architecture
     reference_whole = partial(initial, model) if reference is model else nullcontext
     if has_adapters(model) and parallel == "fsdp":
         raise InputError(
             "adapters are not held in parts; set parallel=ddp (each process holds the frozen model, in 4 bits with quantize=nf4)"
         )
     if processes.size > 1 and not has_adapters(model) and (parallel == "fsdp" or (parallel == "auto" and not fits(model, reference))):
-        choice = choose_scorer(model, pad_id)  # while the model still has its weights
+        choice = choose_scorer(model, pad_id, rows=probe)  # while the model still has its weights
         weights = ShardedWeights(model, processes)
         if reference is not None:
             reference_whole = Spread.evenly(reference, processes).whole
     else:
         weights = Weights(model, processes)
-        choice = choose_scorer(model, pad_id, weights.gradient_of)
+        choice = choose_scorer(model, pad_id, weights.gradient_of, probe)
+    if reference is not None and isinstance(choice.scorer, PackedScorer):
+        carry(reference)  # it is the same architecture
     optimizer = make_optimizer(config, list(weights.masters.values()))
-    warmup = config.warmup * updates if config.warmup < 1 else config.warmup
-    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-    scheduler = get_scheduler(name, optimizer, num_warmup_steps=int(warmup), num_training_steps=updates)
     return LocalEngine(
         model=model,
         reference=reference,
@@ -301,10 +300,11 @@ def build_engine(
         processes=processes,
         scorer=choice.scorer,
         scorer_why=choice.why,
+        scorer_choice=choice,
         weights=weights,
         recomputed=layers_of(weights.module) if gradient_checkpointing else (),
         optimizer=optimizer,
-        scheduler=scheduler,
+        scheduler=make_schedule(config, optimizer, updates),
         tokens_per_batch=AUTO_TOKENS if tokens_per_batch == "auto" else tokens_per_batch,
         may_halve=tokens_per_batch == "auto" and not weights.lockstep,
         max_grad_norm=config.max_grad_norm,

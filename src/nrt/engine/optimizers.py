@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import get_scheduler
 
 from nrt.config import OptimizerConfig
 from nrt.errors import InputError
@@ -27,6 +29,20 @@ def make_optimizer(config: OptimizerConfig, masters: Sequence[Tensor]) -> Optimi
         raise InputError(f"optimizer.name={config.name} needs bitsandbytes ({error}): pip install 'native-reasoning[lora]'") from None
     kind = PagedAdamW8bit if config.name == "paged-adamw-8bit" else AdamW8bit
     return kind(masters, **settings)
+
+
+def make_schedule(config: OptimizerConfig, optimizer: Optimizer, updates: int) -> LRScheduler:
+    """Learning rate over `updates` updates: n of warm-up, the first at lr/n and the last at lr, then the schedule by name."""
+    warmup = int(config.warmup * updates if config.warmup < 1 else config.warmup)
+    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+    theirs: Any = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=updates)
+    factor: Callable[[int], float] = theirs.lr_lambdas[0]
+
+    def from_the_first_update(step: int) -> float:
+        # transformers warms up from 0: the first update, and the whole rollout before it, would move nothing
+        return factor(step + 1) if step < warmup else factor(step)
+
+    return LambdaLR(optimizer, from_the_first_update)
 
 
 def state_bytes(n: int, name: str) -> int:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from nrt.data import to_trace
 from nrt.errors import InputError
 from nrt.eval.questions import Question, Reply, Said
 from nrt.eval.reasoner import Reasoner
@@ -124,7 +123,8 @@ def _traces(reasoner: Reasoner, block: Sequence[tuple[Question, Ids]], caps: Cap
         prompts, question.n, reasoner.writer.stop_ids, caps.trace, [one.seed_of(0, "trace") for one, _ in block],
         greedy=temperature == 0, temperature=temperature or 1.0, top_p=question.top_p,
     )  # fmt: skip
-    return [[to_trace(sample, reasoner.chat.end_id) for sample in group] for group in reasoner.writer.sampler.sample(request)]
+    writer = reasoner.writer
+    return [[writer.to_trace(sample) for sample in group] for group in writer.sampler.sample(request)]
 
 
 def _after(reasoner: Reasoner, prompt: Ids, trace: Trace) -> Ids:

@@ -13,15 +13,25 @@ from torch import Tensor
 from nrt.config import MarkersConfig
 from nrt.data import Chat, Markers, answers_at_once, bare_row, ensure_template, null_row, trace_row
 from nrt.errors import InputError, unknown
-from nrt.models import add_marker_tokens, described, end_token_ids, load_model, load_tokenizer, pick_device
+from nrt.models import add_marker_tokens, described, end_token_ids, load_model, load_tokenizer, pick_device, position_limit
+from nrt.models.attention import carries
 from nrt.objective import METHODS
 from nrt.rollout import HFSampler, Sampler, Writer
+from nrt.rollout.shared import sharing_fault
 from nrt.run import load_run, run_folder
 from nrt.scoring import choose_scorer, score_all
+from nrt.scoring.probe import probe_rows
 from nrt.types import Example, Message, Pair, Row, Trace
 
 TOKENS_PER_BATCH = 16384
 """Of what is scored together."""
+
+
+PROBE = (
+    ("How many days have three weeks and two days?", "Three weeks have 21 days, so there are 23 days in all."),
+    ("What is the capital of France?", "Paris is the capital of France."),
+)
+"""Questions and answers on which the scorer and the sampler are tried."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +48,7 @@ class Reasoner:
 
     def pair(self, question: str, answer: str = "") -> Pair:
         """The question as the user's only turn. `answer_ids` ends with the token that ends the turn."""
-        messages = (Message("user", question),)
-        return Pair(Example("", messages, answer), self.chat.encode_prompt(messages), self.chat.encode_answer(answer))
+        return _pair(self.chat, question, answer)
 
     def row(self, pair: Pair, trace: Trace | None) -> Row:
         """`x START z END y*`, or `x y*` without a trace."""
@@ -105,13 +114,16 @@ def _open_hf(source: Source, device: torch.device, max_rows: int, caps: tuple[in
     model, _ = load_model(source.folder, dtype=_dtype(device), device=device)
     chat = Chat(source.tokenizer, source.markers, extra_end_ids=end_token_ids(model, source.tokenizer))
     pad_id = source.tokenizer.pad_token_id if source.tokenizer.pad_token_id is not None else chat.end_of_turn_id
-    scorer = choose_scorer(model, pad_id).scorer
+    probe = probe_rows([_pair(chat, *texts) for texts in PROBE], model.config, 0)
+    choice = choose_scorer(model, pad_id, rows=probe)
+    scorer = choice.scorer
+    share = carries(model) and not sharing_fault(model, pad_id, probe, choice.tolerance)
 
     def score(rows: Sequence[Row]) -> list[Tensor]:
         return [logp for logp, _ in score_all(scorer, model, rows, TOKENS_PER_BATCH).rows()]
 
-    writer = _writer(chat, HFSampler(model, pad_id, max_rows), caps)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    writer = _writer(chat, HFSampler(model, pad_id, max_rows, share), caps)
+    context = position_limit(model.config) or 1 << 30
     return Reasoner(source.name, chat, writer, score, source.thinks, context, model)
 
 
@@ -125,6 +137,11 @@ def _open_vllm(source: Source, device: torch.device, max_rows: int, caps: tuple[
         return [torch.tensor(logps) for logps in sampler.score(rows)]
 
     return Reasoner(source.name, chat, _writer(chat, sampler, caps), score, source.thinks, sampler.context)
+
+
+def _pair(chat: Chat, question: str, answer: str) -> Pair:
+    messages = (Message("user", question),)
+    return Pair(Example("", messages, answer), chat.encode_prompt(messages), chat.encode_answer(answer))
 
 
 BACKENDS = {"hf": _open_hf, "vllm": _open_vllm}

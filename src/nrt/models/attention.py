@@ -34,8 +34,14 @@ class Way(Protocol):
 
 
 def carry(model: nn.Module) -> None:
-    """Makes this the attention of all parts of the model. Raises Unsupported for models that do not take their attention by name, or
-    whose layers do more than attend."""
+    """Makes this the attention of all parts of the model. Raises Unsupported where `check_carriable` does."""
+    check_carriable(model)
+    for part in configs(model):
+        part._attn_implementation = NAME
+
+
+def check_carriable(model: nn.Module) -> None:
+    """Raises Unsupported for models that do not take their attention by name, or whose layers do more than attend."""
     config = model.config.get_text_config()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     kinds = set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES
     if kinds or getattr(config, "attention_chunk_size", None):
@@ -44,8 +50,6 @@ def carry(model: nn.Module) -> None:
         raise Unsupported("its layers share keys and values")
     if not getattr(model, "_supports_attention_backend", False):
         raise Unsupported("its attention cannot be replaced")
-    for part in configs(model):
-        part._attn_implementation = NAME
 
 
 def carries(model: nn.Module) -> bool:
@@ -77,14 +81,15 @@ def attend(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls: [R, H, T, D] queries → [R, T, H, D]."""
+    """What transformers calls: [R, H, T, D] queries → [R, T, H, D], contiguous, since some models flatten it with `view`."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if kwargs.get("s_aux") is not None or (nrt_attention and dropout):
         raise Unsupported("it has attention sinks or dropout")
     if nrt_attention is not None:
-        return nrt_attention(module, query, key, value, scale=scale, window=sliding_window, softcap=softcap), None
+        out = nrt_attention(module, query, key, value, scale=scale, window=sliding_window, softcap=softcap)
+        return out.contiguous(), None
     if softcap is not None:
-        return softcapped(query, key, value, attention_mask, scale, softcap).transpose(1, 2), None
+        return softcapped(query, key, value, attention_mask, scale, softcap).transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scale, **kwargs)
 
 

@@ -33,19 +33,22 @@ NEEDED = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
 def load_model(
     name: str, *, dtype: torch.dtype, device: torch.device | str, trust_remote_code: bool = False, quantize: str | None = None
 ) -> tuple[PreTrainedModel, Any]:
-    """(model, fast tokenizer) of a folder or hub name; the model is in evaluation mode, so that dropout is off. With `quantize="nf4"`
-    its linear layers are in 4 bits, as QLoRA has them.
+    """Load (model, fast tokenizer) from a folder, a hub name or a GGUF file, whose weights are dequantised.
 
-    Raises InputError: no such model, not a causal LM, weights that are missing, a forward without the arguments `NEEDED`, no fast
-    tokenizer.
+    The model is in evaluation mode, so that dropout is off. With `quantize="nf4"` its linear layers are in 4 bits, as in QLoRA.
+
+    Raises InputError: no such model, not a causal LM, weights that are missing or damaged, a forward without the arguments `NEEDED`,
+    no fast tokenizer, a package that is missing.
     """
     config = _load_config(name, trust_remote_code)
     _check_causal(name, config, trust_remote_code)
     tokenizer = load_tokenizer(name, trust_remote_code)
     try:
         with quiet():
+            folder, gguf = _location(name)
             model, report = AutoModelForCausalLM.from_pretrained(
-                name,
+                folder,
+                **gguf,
                 config=config,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
@@ -56,6 +59,8 @@ def load_model(
         raise InputError(f"model {name}: its weights cannot be loaded: {_first_line(error)}") from error
     if report["missing_keys"]:
         raise InputError(f"model {name} lacks weights for {', '.join(sorted(report['missing_keys'])[:3])}; give a complete causal LM")
+    if gguf:
+        _forget_gguf(model)
     absent = [argument for argument in NEEDED if argument not in inspect.signature(model.forward).parameters]
     if absent:
         raise InputError(
@@ -66,6 +71,29 @@ def load_model(
         if hasattr(module, "support_avx512bf16_for_cpu"):  # else bitsandbytes rounds otherwise where no gradient is wanted
             module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return (model if quantize else model.to(device)).eval(), tokenizer  # pyright: ignore[reportArgumentType]
+
+
+def _location(name: str) -> tuple[str, dict[str, str]]:
+    """What transformers' `from_pretrained` takes for a name: a folder or hub name, and for a GGUF file its name within the folder.
+
+    Raises InputError for a GGUF file that is not there, and where the packages that read one are not installed.
+    """
+    if not name.endswith(".gguf"):
+        return name, {}
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise InputError(f"model {name}: no such file")
+    absent = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
+    if absent:
+        raise InputError(f"model {name}: a GGUF file is read by {' and '.join(absent)}; pip install 'native-reasoning[gguf]'")
+    return str(path.parent), {"gguf_file": path.name}
+
+
+def _forget_gguf(model: Any) -> None:
+    """Make a dequantised model an ordinary one: transformers would save and copy it as a quantised one."""
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
 
 
 def _quantized(how: str | None, dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:
@@ -81,7 +109,7 @@ def _quantized(how: str | None, dtype: torch.dtype, device: torch.device | str) 
 def described(name: str) -> Any:
     """The model's configuration and generation configuration without its weights, under the names that a module gives them."""
     try:
-        generation = GenerationConfig.from_pretrained(name)
+        generation = GenerationConfig.from_pretrained(name)  # a GGUF file has none
     except OSError:
         generation = None
     return SimpleNamespace(config=_load_config(name, trust_remote_code=False), generation_config=generation)
@@ -114,16 +142,25 @@ def quiet() -> Iterator[None]:
 
 
 def _load_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
-    path = Path(name).expanduser()
+    location, gguf = _location(name)
+    path = Path(location).expanduser()
+    if not gguf:
+        _check_folder(name, path)
+    try:
+        return AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **gguf)
+    except Exception as error:  # also of other classes, for values that no such model has
+        if gguf:
+            raise InputError(f"model {name} cannot be read as GGUF: {_first_line(error)}; is the file whole?") from error
+        raise InputError(f"model {name} is neither a folder nor a model that the hub gives: {_first_line(error)}") from error
+
+
+def _check_folder(name: str, path: Path) -> None:
+    """Raises InputError for a folder that is no model's, and for a path at which there is none."""
     meant_as_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"model {name}: the folder has no config.json; give a folder written by save_pretrained")
     if not path.is_dir() and meant_as_path:
         raise InputError(f"model {name}: no such folder")
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:  # also of other classes, for values that no such model has
-        raise InputError(f"model {name} is neither a folder nor a model that the hub gives: {_first_line(error)}") from error
 
 
 def _check_causal(name: str, config: PreTrainedConfig, trust_remote_code: bool) -> None:
@@ -145,7 +182,10 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """A fast tokenizer. Raises InputError where there is none."""
     mend = "save a fast tokenizer (tokenizer.json) into the model's folder"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        folder, gguf = _location(name)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **gguf)
+    except InputError:
+        raise
     except Exception as error:  # transformers raises whatever its tokenizer classes raise
         raise InputError(f"model {name} has no tokenizer: {_first_line(error)}; {mend}") from error
     if not tokenizer.is_fast:

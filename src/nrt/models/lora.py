@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from nrt.errors import InputError
 
@@ -37,11 +38,11 @@ class Adapters:
 def add_adapters(model: Any, how: Adapters, token_ids: Iterable[int]) -> None:
     """Freezes the model; what is trained are adapters, which change nothing at first, and the rows of these tokens.
 
-    Raises InputError where peft is not installed, or finds none of the targets.
+    Raises InputError where peft is not installed, finds none of the targets, or would adapt what cannot be merged again.
     """
     peft = _peft()
     model.requires_grad_(False)
-    targets = how.targets[0] if how.targets == ("all-linear",) else list(how.targets)
+    targets = _targets(model, how.targets)
     with torch.random.fork_rng():
         torch.manual_seed(how.seed)
         try:
@@ -49,6 +50,7 @@ def add_adapters(model: Any, how: Adapters, token_ids: Iterable[int]) -> None:
             peft.inject_adapter_in_model(config, model)
         except ValueError as error:
             raise InputError(f"lora.targets: {str(error).splitlines()[0]}") from error
+    _check_mergeable(model)
     dtype = model.get_input_embeddings().weight.dtype
     for parameter in trained(model):
         parameter.data = parameter.data.to(dtype)  # the optimiser's copies are in float32 anyway
@@ -57,6 +59,34 @@ def add_adapters(model: Any, how: Adapters, token_ids: Iterable[int]) -> None:
     _Rows(first, rows)
     _Rows(last, rows if last.weight is first.weight else {token: nn.Parameter(last.weight.data[token : token + 1]) for token in tokens})
     model.eval()
+
+
+def _targets(model: Any, names: tuple[str, ...]) -> list[str]:
+    """What peft is to adapt. All linear layers are named here: peft's own "all-linear" takes in routers and fused experts as well.
+
+    Raises InputError for the vocabulary's tables, by name.
+    """
+    tables = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    if names == ("all-linear",):
+        return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and id(module) not in tables]
+    for table in [name for name, module in model.named_modules() if id(module) in tables]:
+        for target in names:
+            if table == target or table.endswith(f".{target}"):
+                raise InputError(
+                    f"lora.targets: {target} is a table of the vocabulary, which adapters cannot train here; leave it out "
+                    "(its rows of the markers are trained as they are)"
+                )
+    return list(names)
+
+
+def _check_mergeable(model: nn.Module) -> None:
+    """Raises InputError for adapters on anything but linear layers, before a run is trained that could not be saved."""
+    for name, layer in _layers(model):
+        if not isinstance(layer.base_layer, nn.Linear | Conv1D):
+            raise InputError(
+                f"lora.targets: {name} is a {type(layer.base_layer).__name__}, and adapters can be merged into linear layers alone; "
+                "name linear layers, such as q_proj,k_proj,v_proj,o_proj"
+            )
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -102,7 +132,7 @@ def merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     layers = dict(_layers(model))
     for name, layer in layers.items():
         yield f"{name}.weight", _merged_weight(layer)
-        if layer.base_layer.bias is not None:
+        if getattr(layer.base_layer, "bias", None) is not None:
             yield f"{name}.bias", layer.base_layer.bias
     for name, parameter in model.named_parameters():
         if ROW not in name and not any(name.startswith(f"{layer}.") for layer in layers):

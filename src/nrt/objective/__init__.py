@@ -1,6 +1,6 @@
 """The objective of Native Reasoning Training as pure functions of tensors. No model, no config, no input or output."""
 
-from nrt.objective.advantage import group_advantage
+from nrt.objective.advantage import NOISE, group_advantage
 from nrt.objective.credit import GroupCredit, RowCredit, Streams, group_credit, streams
 from nrt.objective.loss import LossParts, nrt_loss
 from nrt.objective.memory import LearnedWeights, Memory, Scored, StdFilter
@@ -11,6 +11,7 @@ from nrt.objective.shapes import Facts
 
 __all__ = [
     "METHODS",
+    "NOISE",
     "REWARDS",
     "Facts",
     "GroupCredit",

@@ -11,8 +11,12 @@ from nrt.errors import InputError
 
 Centre = Literal["mean", "leave-one-out"]
 
-EQUAL = 1e-5
-"""Rewards closer than this share of the larger magnitude count as equal: rounding must not make advantages."""
+NOISE = {"float32": 1e-5, "bfloat16": 5e-3}
+"""By the type that the model computes in: rewards closer than this share of the larger magnitude count as equal.
+
+Division by the std would otherwise turn rounding into advantages. In bfloat16, kernels whose rounding depends on a row's place give
+rewards that differ by up to 4e-3 where exact arithmetic gives one number.
+"""
 
 
 def group_advantage(
@@ -23,12 +27,13 @@ def group_advantage(
     centre: Centre | None = "mean",
     scale: Literal["std"] | None = "std",
     eps: float = 0.0,
+    noise: float = NOISE["float32"],
 ) -> Tensor:
     """A_K [K], float64, of rewards R_K [K] against the null trace's R_base.
 
     R'_k = max(0, R_k − R_base) if `clip` (Eq. 9), then A_k = (R'_k − mean)/std with the unbiased std, as GRPO code does
     (Eq. 10), or A_k = R'_k − mean of the others ("leave-one-out"). With `centre` and `scale` None, A is R' itself.
-    A centred group whose rewards are all equal has A = 0, so K = 1 under the mean has A = 0. `eps` is added to the std, and a
+    A centred group whose rewards are all equal up to `noise` (see NOISE) has A = 0, as has K = 1. `eps` is added to the std, and a
     group whose std is below it has A = 0 (RLPR's own code: 1e-6).
 
     Raises InputError for leave-one-out with K = 1.
@@ -41,9 +46,9 @@ def group_advantage(
     R_K = R_K.detach().double()
     floor = torch.as_tensor(R_base, dtype=torch.float64, device=R_K.device)
     # Equality is judged on rewards, not on their differences, whose own magnitude says nothing about rounding.
-    kept_K = torch.where(close(R_K, floor), floor, torch.maximum(R_K, floor)) if clip else R_K
+    kept_K = torch.where(close(R_K, floor, noise), floor, torch.maximum(R_K, floor)) if clip else R_K
     gain_K = kept_K - floor if clip else R_K
-    all_equal = bool(close(kept_K.max(), kept_K.min()))
+    all_equal = bool(close(kept_K.max(), kept_K.min(), noise))
     if centre is None and (scale is None or all_equal):
         return gain_K
     if all_equal:
@@ -61,6 +66,6 @@ def group_advantage(
     return (gain_K - gain_K.mean()) * (K / (K - 1) if centre == "leave-one-out" else 1.0)
 
 
-def close(a: Tensor, b: Tensor) -> Tensor:
-    """Elementwise: equal up to EQUAL of the larger magnitude."""
-    return (a - b).abs() <= EQUAL * torch.maximum(a.abs(), b.abs())
+def close(a: Tensor, b: Tensor, noise: float = NOISE["float32"]) -> Tensor:
+    """Elementwise: equal up to `noise` of the larger magnitude."""
+    return (a - b).abs() <= noise * torch.maximum(a.abs(), b.abs())

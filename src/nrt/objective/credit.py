@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nrt.objective.advantage import close, group_advantage
+from nrt.objective.advantage import NOISE, close, group_advantage
 from nrt.objective.memory import Scored
 from nrt.objective.methods import Method
 from nrt.objective.mismatch import truncated_importance
-from nrt.objective.rewards import capped_share, check_shapes, parts_of, token_signal
+from nrt.objective.rewards import Mix, Reward, capped_share, check_shapes, comparable, parts_of, token_signal
 from nrt.objective.shapes import Facts
 from nrt.types import Role, Row
 
@@ -33,6 +33,7 @@ class GroupCredit:
     base_reward: float  # R of the baseline
     final_K: Tensor  # after clip and shape: what is normalised
     advantage_K: Tensor
+    beats_null_K: Tensor  # bool: R_k > R_base beyond rounding
     capped: float  # share of weights 1/p at the cap
     underflow: float  # share of rewards that should be positive and are exactly 0
 
@@ -40,12 +41,6 @@ class GroupCredit:
     def scored(self) -> Scored:
         """The group as a method's memory sees it."""
         return Scored(self.logp_KT, self.base_T, self.final_K)
-
-    @property
-    def beats_null_K(self) -> Tensor:
-        """bool [K]: R_k > R_base beyond rounding."""
-        base = torch.tensor(self.base_reward, dtype=torch.float64)
-        return (self.reward_K > base) & ~close(self.reward_K, base)
 
     @property
     def no_variance(self) -> bool:
@@ -76,11 +71,22 @@ class Streams:
 
 
 def group_credit(
-    method: Method, logp_KT: Tensor, base_T: Tensor, *, facts: Facts | None = None, state: Tensor | None = None
+    method: Method,
+    logp_KT: Tensor,
+    base_T: Tensor,
+    *,
+    facts: Facts | None = None,
+    state: Tensor | None = None,
+    noise: float = NOISE["float32"],
 ) -> GroupCredit:
     """Rewards and advantages of one prompt's K traces.
 
-    Args: logp_KT [K, T] and base_T [T], nats, under π_old; `facts` for methods with a shape, `state` of the method's memory.
+    Args:
+        logp_KT, base_T: [K, T] and [T], nats, under π_old.
+        facts: for methods with a shape.
+        state: of the method's memory.
+        noise: share by which rewards must differ to count as different (`advantage.NOISE`).
+
     Raises InputError for shapes that do not fit.
     """
     check_shapes(logp_KT, base_T)
@@ -92,9 +98,13 @@ def group_credit(
     base_reward = 0.0
     for share, reward in parts_of(method.reward):
         part_K, part_base = reward(logp_KT, given_T), reward(base_T[None], given_T).item()
-        part_final_K, part_advantage_K = _normalised(method, part_K, part_base, facts)
+        part_final_K, part_advantage_K = _normalised(method, reward, logp_KT, base_T, given_T, facts, noise)
         reward_K, base_reward = reward_K + share * part_K, base_reward + share * part_base
         final_K, advantage_K = final_K + share * part_final_K, advantage_K + share * part_advantage_K
+    if isinstance(method.reward, Mix):
+        beats_null_K = _exceeds(reward_K, torch.tensor(base_reward, dtype=torch.float64), noise)
+    else:
+        beats_null_K = _exceeds(*comparable(method.reward, logp_KT, base_T, given_T), noise)
     underflow = ((reward_K == 0) & (logp_KT < 0).any(-1) & bool((given_T != 0).any())).double().mean().item()
     return GroupCredit(
         logp_KT=logp_KT,
@@ -104,20 +114,34 @@ def group_credit(
         base_reward=base_reward,
         final_K=final_K,
         advantage_K=advantage_K,
+        beats_null_K=beats_null_K,
         capped=capped_share(method.reward, base_T),
         underflow=underflow,
     )
 
 
-def _normalised(method: Method, reward_K: Tensor, base_reward: float, facts: Facts | None) -> tuple[Tensor, Tensor]:
+def _exceeds(reward_K: Tensor, base_reward: Tensor, noise: float) -> Tensor:
+    """bool [K]: larger beyond rounding."""
+    return (reward_K > base_reward) & ~close(reward_K, base_reward, noise)
+
+
+def _normalised(
+    method: Method, reward: Reward, logp_KT: Tensor, base_T: Tensor, given_T: Tensor, facts: Facts | None, noise: float
+) -> tuple[Tensor, Tensor]:
     """(final rewards, advantages) of one reward: clip (Eq. 9), the authors' own shape if there is one, centre and scale (Eq. 10)."""
-    final_K = group_advantage(reward_K, base_reward, clip=method.clip, centre=None, scale=None)
+    reward_K, base_reward = reward(logp_KT, given_T), reward(base_T[None], given_T)[0]
+    final_K = group_advantage(reward_K, base_reward, clip=method.clip, centre=None, scale=None, noise=noise)
     if method.shape is None:
-        return final_K, group_advantage(reward_K, base_reward, clip=method.clip, centre=method.centre, scale=method.scale, eps=method.eps)
+        if method.scale == "std" and method.eps == 0:  # then a common factor of all rewards changes nothing
+            reward_K, base_reward = comparable(reward, logp_KT, base_T, given_T)
+        advantage_K = group_advantage(
+            reward_K, base_reward, clip=method.clip, centre=method.centre, scale=method.scale, eps=method.eps, noise=noise
+        )
+        return final_K, advantage_K
     if facts is None:
         raise ValueError(f"{method.name} shapes its rewards by facts of the traces; give them")
     final_K = method.shape(final_K, facts).double()
-    return final_K, group_advantage(final_K, 0.0, clip=False, centre=method.centre, scale=method.scale, eps=method.eps)
+    return final_K, group_advantage(final_K, 0.0, clip=False, centre=method.centre, scale=method.scale, eps=method.eps, noise=noise)
 
 
 def streams(method: Method, rows: Sequence[Row], credits: Sequence[RowCredit], logp_N: Tensor) -> Streams:

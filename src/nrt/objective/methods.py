@@ -49,6 +49,7 @@ class Method:
     answer_coef: float = 1.0  # β
     format_coef: float = 0.3  # λ_format, Table 6
     format_on: Literal["all", "unfinished"] = "all"  # traces whose markers get the format term
+    keeps_end_token: bool = False  # an end token other than END that stopped a trace stays in it, as an action
     samples_answers: bool = False  # after each trace an answer is sampled and trained on as an action, in place of the reference
     checks_answers: bool = False  # and its reward is a checker's verdict
     own_rules: bool = False  # as its own authors run it: profiles leave it alone
@@ -95,11 +96,11 @@ METHODS: dict[str, Method] = {
         Method(  # OpenBMB/RLPR, reproduce_qwen.sh
             "rlpr-original", REWARDS["arithmetic-mean"], base_layout="bare", base_policy="initial", shape=rlpr_final, eps=1e-6,
             memory=_RLPR_FILTER, keep=_RLPR_FILTER.keep, ratio_clip=(0.2, 0.27), answer_weight=0.0, format_coef=0.0,
-            samples_answers=True, own_rules=True,
+            keeps_end_token=True, samples_answers=True, own_rules=True,
         ),
         Method(  # sail-sg/VeriFree: −A Σ log π(z) − R Σ log π(y*)
             "verifree-original", REWARDS["prob"], clip=False, shape=zero_unfinished, centre="leave-one-out", scale=None, ratio="none",
-            answer_weight="reward", format_coef=0.0, own_rules=True,
+            answer_weight="reward", format_coef=0.0, keeps_end_token=True, own_rules=True,
         ),
         Method(  # arXiv 2503.19618, the single-sample bound
             "jlb-original", REWARDS["log-prob"], clip=False, centre="leave-one-out", scale=None, ratio="none",

@@ -36,7 +36,7 @@ def mean_log_prob(logp_KT: Tensor, base_T: Tensor) -> Tensor:
 
 
 def prob(logp_KT: Tensor, base_T: Tensor) -> Tensor:
-    """R = Π_j c_j (Eq. 28; VeriFree). Underflows to 0 below −745 nats, which metrics count."""
+    """R = Π_j c_j (Eq. 28; VeriFree). Underflows to 0 below −745 nats, which metrics count; advantages take `comparable`."""
     return logp_KT.double().sum(-1).exp()
 
 
@@ -153,6 +153,24 @@ def token_signal(reward: Reward, logp_KT: Tensor, base_T: Tensor) -> Tensor:
         leaf_KT = logp_KT.detach().double().requires_grad_(True)
         (signal_KT,) = torch.autograd.grad(reward(leaf_KT, base_T.detach()).sum(), leaf_KT)
     return signal_KT
+
+
+def comparable(reward: Reward, logp_KT: Tensor, base_T: Tensor, given_T: Tensor) -> tuple[Tensor, Tensor]:
+    """A group's rewards [K] and baseline reward [] up to a common positive factor, such that the largest cannot underflow.
+
+    Products of probabilities are divided by the largest of the group, baseline included: answers of a thousand tokens have
+    R = e^−1000 = 0 in float64, yet e^(log R − max log R) keeps their order and their ratios. Other rewards come as they are.
+
+    Args: logp_KT [K, T] and base_T [T] in nats; `given_T` is the reward's second argument.
+
+    >>> comparable(prob, torch.tensor([[-900.0, -0.0], [-901.0, -0.0]]), torch.tensor([-902.0, -0.0]), torch.zeros(2))
+    (tensor([1.0000, 0.3679], dtype=torch.float64), tensor(0.1353, dtype=torch.float64))
+    """
+    if reward is not prob:
+        return reward(logp_KT, given_T), reward(base_T[None], given_T)[0]
+    log_R_K, log_R_base = log_prob(logp_KT, given_T), log_prob(base_T[None], given_T)[0]
+    largest = torch.maximum(log_R_K.max(), log_R_base)
+    return (log_R_K - largest).exp(), (log_R_base - largest).exp()
 
 
 def with_weight_norm(reward: Reward, norm: WeightNorm | None) -> Reward:

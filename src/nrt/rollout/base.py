@@ -24,6 +24,7 @@ class Request:
     greedy: bool = False  # the most likely token instead of a sampled one
     temperature: float = 1.0  # what the logits are divided by
     top_p: float = 1.0  # drawn from the fewest most likely tokens that hold this share of the probability
+    banned: frozenset[int] = frozenset()  # never drawn: the others' probabilities are those of a softmax without them
     only: Sequence[int] | None = None  # places of the prompts to sample for, each as it would be sampled among all; None: all
 
     @property

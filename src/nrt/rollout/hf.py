@@ -39,6 +39,7 @@ class HFSampler:
     model: nn.Module  # a Hugging Face causal LM
     pad_id: int  # any id of the vocabulary: nothing attends to it
     max_rows: int = 512
+    share: bool = True  # keep a prompt's keys and values once for all of its traces, where the model carries our attention
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int | None = None) -> None:
         """Copies the weights into the module; where it is the trainer's own, they are there already (one with adapters always is)."""
@@ -72,7 +73,7 @@ class HFSampler:
     def _decode(self, prompts: Sequence[tuple[int, ...]], uniforms_RC: Tensor | None, request: Request) -> list[Sample]:
         """One sample a prompt. Tokens drawn for a row after it stopped, until it leaves the batch, are cut off at the end."""
         stop_ids, cap = request.stop_ids, request.cap
-        decoder = (SharedDecoder if carries(self.model) else Decoder)(self.model, prompts, self.pad_id, cap)
+        decoder = (SharedDecoder if self.share and carries(self.model) else Decoder)(self.model, prompts, self.pad_id, cap)
         device = decoder.logits_RV.device
         stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
         uniforms_CR = None if uniforms_RC is None else uniforms_RC.T.to(device, _cdf_type(device))
@@ -118,6 +119,8 @@ def _noise(seed: int, rows: int, cap: int) -> Tensor:
 
 def _shaped(logits_RV: Tensor, request: Request) -> Tensor:
     """Log-probabilities [R, V] of the distribution that the request wants to be drawn from, nats."""
+    if request.banned:
+        logits_RV = logits_RV.index_fill(-1, torch.tensor(sorted(request.banned), device=logits_RV.device), -torch.inf)
     logp_RV = (logits_RV if request.temperature == 1 else logits_RV / request.temperature).log_softmax(-1)
     if request.top_p >= 1 or request.greedy:
         return logp_RV

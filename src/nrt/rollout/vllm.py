@@ -18,6 +18,8 @@ from nrt.errors import InputError, RunError
 from nrt.rollout.base import Request, hashed
 from nrt.types import Row, Sample
 
+NEVER = -100.0
+"""Logit bias of a token that is not to be drawn: the lowest that vLLM takes, e^-100 of its probability."""
 GAPS = 0.04
 """Share of a GPU's memory that is left to the allocators' gaps."""
 
@@ -154,7 +156,7 @@ def params_of(request: Request, place: int) -> Any:
         n=1 if greedy else request.n, temperature=0.0 if greedy else request.temperature, top_p=request.top_p, top_k=0, min_p=0.0,
         repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, max_tokens=request.cap, min_tokens=0,
         stop_token_ids=sorted(request.stop_ids), ignore_eos=True, logprobs=0, flat_logprobs=True, detokenize=False,
-        seed=_seed(request, place),
+        seed=_seed(request, place), logit_bias=dict.fromkeys(request.banned, NEVER) or None,
     )  # fmt: skip
 
 

@@ -25,14 +25,15 @@ PUSHER, VERSION = "X-Nrt-Pusher", "X-Nrt-Version"
 
 def request_to_json(request: Request) -> dict[str, Any]:
     """With a seed of each prompt's, so that its samples do not depend on which prompts it is sent with."""
-    return asdict(request) | {"stop_ids": sorted(request.stop_ids), "seed": list(request.seeds)}
+    return asdict(request) | {"stop_ids": sorted(request.stop_ids), "banned": sorted(request.banned), "seed": list(request.seeds)}
 
 
 def request_from_json(values: Mapping[str, Any]) -> Request:
     """Raises InputError for anything that is no request."""
     try:
         prompts = tuple(tuple(map(int, prompt)) for prompt in values["prompts"])
-        return Request(**{**values, "prompts": prompts, "stop_ids": frozenset(values["stop_ids"]), "seed": tuple(values["seed"])})
+        sets = {name: frozenset(values[name]) for name in ("stop_ids", "banned")}
+        return Request(**{**values, **sets, "prompts": prompts, "seed": tuple(values["seed"])})
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"this is no request for samples: {error}") from None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nrt.data import Markers, to_trace
 from nrt.rollout.base import Request, Sampler
-from nrt.types import Pair, Row, Trace
+from nrt.types import Pair, Row, Sample, Trace
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,19 @@ class Writer:
     def trace_request(self, pairs: Sequence[Pair], n: int, *, seed: int | Sequence[int], greedy: bool = False) -> Request:
         """What `traces` asks of the sampler."""
         prompts = tuple((*pair.prompt_ids, *self.markers.opener) for pair in pairs)
-        return Request(prompts, n, self.stop_ids, self.max_trace_tokens, seed, greedy)
+        banned = frozenset(self.markers.opener)  # START opens a trace and does not stand in it
+        return Request(prompts, n, self.stop_ids, self.max_trace_tokens, seed, greedy, banned=banned)
 
-    def traces(self, pairs: Sequence[Pair], n: int, *, seed: int, greedy: bool = False) -> list[tuple[Trace, ...]]:
-        """`n` traces a prompt."""
+    def traces(
+        self, pairs: Sequence[Pair], n: int, *, seed: int, greedy: bool = False, keep_end_token: bool = False
+    ) -> list[tuple[Trace, ...]]:
+        """`n` traces a prompt; `keep_end_token` as in `to_trace`."""
         samples = self.sampler.sample(self.trace_request(pairs, n, seed=seed, greedy=greedy))
-        return [tuple(to_trace(sample, self.markers.end_id) for sample in group) for group in samples]
+        return [tuple(self.to_trace(sample, keep_end_token=keep_end_token) for sample in group) for group in samples]
+
+    def to_trace(self, sample: Sample, *, keep_end_token: bool = False) -> Trace:
+        """The trace of a sample that this writer's sampler returned."""
+        return to_trace(sample, self.markers.end_id, self.stop_ids, keep_end_token=keep_end_token)
 
     def answer_request(self, prefixes: Sequence[tuple[int, ...]], *, seed: int | Sequence[int], greedy: bool = False) -> Request:
         """What `answers` asks of the sampler; `prefixes` are all ids before an answer."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nrt.models import trained_rows
+from nrt.scoring.logprobs import NEVER
 
 TILE = {"cpu": 2**18, "cuda": 2**25}
 """Numbers of a tile: 1 MiB in float32 stays in a core's cache; a GPU wants its multiplications large."""
@@ -43,13 +44,16 @@ class Head:
             linear.weight, getattr(linear, "bias", None), scale, getattr(config, "final_logit_softcapping", None), trained_rows(linear)
         )
 
-    def __call__(self, hidden_Md: Tensor, target_M: Tensor, gradient_of: GradientOf | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, hidden_Md: Tensor, target_M: Tensor, gradient_of: GradientOf | None = None, banned_M: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(log-probabilities, entropies) [M], float32, nats; only the first carries a gradient.
 
-        With `gradient_of`, the backward adds the vocabulary matrix's gradient there and hands autograd none.
+        With `gradient_of`, the backward adds the vocabulary matrix's gradient there and hands autograd none. `banned_M` has a token of
+        probability 0 for each place, or −1.
         """
         how = (self.scale, self.softcap, gradient_of, tuple(self.rows))
-        return _TokenLogprobs.apply(hidden_Md, self.weight_Vd, self.bias_V, target_M, how, *self.rows.values())
+        return _TokenLogprobs.apply(hidden_Md, self.weight_Vd, self.bias_V, target_M, banned_M, how, *self.rows.values())
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -60,6 +64,7 @@ class _TokenLogprobs(torch.autograd.Function):
         weight_Vd: Tensor,
         bias_V: Tensor | None,
         target_M: Tensor,
+        banned_M: Tensor | None,
         how: tuple[float, float | None, GradientOf | None, tuple[int, ...]],
         *trained: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -71,18 +76,19 @@ class _TokenLogprobs(torch.autograd.Function):
             softmax = _Running()
             for columns in tiles.vocabulary(V):
                 logits = tiles.logits(hidden_Md[rows], columns)
+                _ban(logits, banned_M, rows, columns)
                 here, place = _inside(target_M[rows], columns)
                 logit_M[rows] = torch.where(here, logits.gather(1, place[:, None])[:, 0], logit_M[rows])
                 softmax.add(logits)
             lse_M[rows], entropy_M[rows] = softmax.results()
-        ctx.save_for_backward(hidden_Md, weight_Vd, bias_V, target_M, lse_M)
+        ctx.save_for_backward(hidden_Md, weight_Vd, bias_V, target_M, lse_M, banned_M)
         ctx.tiles = (scale, softcap)
         ctx.mark_non_differentiable(entropy_M)
         return logit_M - lse_M, entropy_M
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_Md, weight_Vd, bias_V, target_M, lse_M = ctx.saved_tensors
+        hidden_Md, weight_Vd, bias_V, target_M, lse_M, banned_M = ctx.saved_tensors
         tiles, grad_M = _Tiles(weight_Vd, bias_V, *ctx.tiles), grads[0]
         M, V = len(hidden_Md), len(weight_Vd)
         needs_weight, needs_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
@@ -96,6 +102,7 @@ class _TokenLogprobs(torch.autograd.Function):
         for rows in tiles.tokens(M):
             for columns in tiles.vocabulary(V):
                 d_logits = tiles.gradient(hidden_Md[rows], columns, target_M[rows], lse_M[rows], grad_M[rows])
+                _ban(d_logits, banned_M, rows, columns, to=0.0)
                 d_hidden[rows] += _matmul(d_logits, weight_Vd[columns])
                 if d_weight is not None:
                     _add_matmul(d_weight[columns], d_logits.T, hidden_Md[rows])
@@ -106,7 +113,7 @@ class _TokenLogprobs(torch.autograd.Function):
         returned = None if d_weight is None or ctx.gradient_of else d_weight.to(weight_Vd.dtype)
         of_bias = None if d_bias is None else d_bias.to(bias_V.dtype)
         of_rows = (row.to(weight_Vd.dtype) for row in d_rows.values())
-        return d_hidden.to(hidden_Md.dtype), returned, of_bias, None, None, *of_rows
+        return d_hidden.to(hidden_Md.dtype), returned, of_bias, None, None, None, *of_rows
 
 
 @dataclass(frozen=True)
@@ -200,6 +207,15 @@ def _inside(target: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
     """(whether the target is among the columns, its place there or 0)."""
     here = (target >= columns.start) & (target < columns.stop)
     return here, torch.where(here, target - columns.start, 0)
+
+
+def _ban(tile: Tensor, banned_M: Tensor | None, rows: slice, columns: slice, to: float = NEVER) -> None:
+    """Sets the banned token's number in each row of a tile, where the tile has it."""
+    if banned_M is None:
+        return
+    here, place = _inside(banned_M[rows], columns)
+    kept = tile.gather(1, place[:, None])
+    tile.scatter_(1, place[:, None], torch.where(here[:, None], to, kept))
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:

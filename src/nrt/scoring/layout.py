@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nrt.errors import InputError
-from nrt.types import Row
+from nrt.types import Role, Row
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Layout:
     groups: tuple[Group, ...]
     from_M: Tensor  # the place whose hidden state predicts each tail token, in the order of the rows given
     target_M: Tensor  # ids of the tail tokens
+    banned_M: Tensor | None  # a token that may not stand at each place, or −1; None: there is none in any row
     lengths: tuple[int, ...]  # tail tokens of each row
 
     @property
@@ -53,8 +54,26 @@ class Layout:
         return max(group.longest for group in self.groups)
 
 
-def lay_out(rows: Sequence[Row], device: torch.device | str = "cpu") -> Layout:
-    """The layout of the rows; those with equal prompts form a group. Raises InputError for a row without prompt or tail."""
+def banned_tokens(rows: Sequence[Row], device: torch.device | str) -> Tensor | None:
+    """For each tail token of packed rows, a token that has probability 0 in its place, or −1; None where no row has any.
+
+    START opens a trace and is no action inside it: the policy over traces and END is the softmax over all other tokens, and samplers
+    never draw it. Where a trace holds START all the same (sampled by an engine that cannot leave it out), it keeps its probability.
+    """
+    banned = []
+    for row in rows:
+        start = row.tail_ids[0] if row.tail_roles[0] is Role.START else None
+        for token, role in zip(row.tail_ids, row.tail_roles, strict=True):
+            is_action = role is Role.TRACE or role is Role.END
+            banned.append(start if start is not None and is_action and token != start else -1)
+    return torch.tensor(banned, device=device) if max(banned, default=-1) >= 0 else None
+
+
+def lay_out(rows: Sequence[Row], device: torch.device | str = "cpu", *, ban_start: bool = True) -> Layout:
+    """The layout of the rows; those with equal prompts form a group. Raises InputError for a row without prompt or tail.
+
+    `ban_start`: see `banned_tokens`.
+    """
     check_rows(rows)
     ids: list[int] = []
     positions: list[int] = []
@@ -79,6 +98,7 @@ def lay_out(rows: Sequence[Row], device: torch.device | str = "cpu") -> Layout:
         groups=tuple(groups),
         from_M=torch.tensor([place for row in places for place in row], device=device),
         target_M=torch.tensor([token for row in rows for token in row.tail_ids], device=device),
+        banned_M=banned_tokens(rows, device) if ban_start else None,
         lengths=tuple(len(row.tail_ids) for row in rows),
     )
 

@@ -18,11 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from nrt.errors import InputError
-from nrt.scoring.layout import check_rows
+from nrt.scoring.layout import banned_tokens, check_rows
 from nrt.types import Row, TokenScores
 
 ENTROPY_CHUNK = 1024
 """Tokens whose distributions are held at a time when entropies are summed."""
+
+
+NEVER = -1e30
+"""Logit of a token that may not stand in a place: finite, so that its probability is 0 and no product with it is NaN."""
 
 
 class Scorer(Protocol):
@@ -44,6 +48,7 @@ class PaddedScorer:
     """
 
     pad_id: int  # any id of the vocabulary: nothing attends to it
+    ban_start: bool = True  # see `banned_tokens`
 
     def __call__(self, model: nn.Module, rows: Sequence[Row]) -> TokenScores:
         """TokenScores of the N tail tokens. Raises InputError for a row without prompt or tail."""
@@ -55,8 +60,12 @@ class PaddedScorer:
             use_cache=False,
             logits_to_keep=batch.tail_RT.shape[1],
         ).logits
-        logp_NV = logits_RTV[batch.in_tail_RT].float().log_softmax(-1)
+        logits_NV = logits_RTV[batch.in_tail_RT].float()
         del logits_RTV
+        banned_N = banned_tokens(rows, logits_NV.device) if self.ban_start else None
+        if banned_N is not None:
+            logits_NV = torch.where(torch.arange(logits_NV.shape[-1], device=logits_NV.device) == banned_N[:, None], NEVER, logits_NV)
+        logp_NV = logits_NV.log_softmax(-1)
         logp_N = logp_NV.gather(-1, batch.tail_RT[batch.in_tail_RT].unsqueeze(-1)).squeeze(-1)
         return TokenScores(logp_N, _entropy(logp_NV.detach()), tuple(len(row.tail_ids) for row in rows))
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nrt.models.attention import Unsupported, carry, configs, forward_in
+from nrt.errors import InputError
+from nrt.models.attention import Unsupported, carry, check_carriable, configs, forward_in
 from nrt.scoring.attention import Packed
 from nrt.scoring.head import GradientOf, Head
 from nrt.scoring.layout import lay_out, packed_batches
 from nrt.scoring.logprobs import PaddedScorer, Scorer
 from nrt.types import Role, Row, TokenScores
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.3}
-"""Largest difference from the padded scorer's log-probabilities at which a model counts as understood."""
+FLOOR = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+"""Nats by which two exact scorers may always differ, and share of the largest gradient (ten times that)."""
+MULTIPLE = 4.0
+"""And how many times the model's own noise: what the padded scorer makes of the same rows in other batches."""
+UNSTEADY = {torch.float32: 1e-2, torch.bfloat16: 3.0}
+"""Nats of noise at which a row's score is no property of the row: such a model cannot be trained on batches at all."""
+ALONE = 2
+"""Rows that are also scored by themselves."""
+FAMILIES = frozenset("gemma gemma2 gemma3_text granite llama mistral mixtral olmo2 phi3 qwen2 qwen3 qwen3_moe smollm3 starcoder2".split())
+"""Model types that share prompts in our tests; where one does not, something is wrong."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +39,12 @@ class PackedScorer:
     """
 
     gradient_of: GradientOf | None = None
+    ban_start: bool = True  # see `banned_tokens`
 
     def __call__(self, model: nn.Module, rows: Sequence[Row]) -> TokenScores:
         """TokenScores of the M tail tokens. Raises InputError for a row without prompt or tail."""
         causal_lm: Any = model
-        packed = Packed(lay_out(rows, next(model.parameters()).device))
+        packed = Packed(lay_out(rows, next(model.parameters()).device, ban_start=self.ban_start))
         if self.gradient_of and torch.is_grad_enabled():
             self._sparse_embeddings(causal_lm.get_input_embeddings())
         return score_packed(causal_lm, packed, self.gradient_of)
@@ -55,7 +66,8 @@ def score_packed(causal_lm: Any, packed: Packed, gradient_of: GradientOf | None 
     output = causal_lm.base_model(
         input_ids=layout.ids_N[None], position_ids=layout.positions_N[None], **forward_in(packed, layout.ids_N.device)
     )
-    logp_M, entropy_M = Head.of(causal_lm)(output.last_hidden_state[0][layout.from_M], layout.target_M, gradient_of)
+    hidden_Md = output.last_hidden_state[0][layout.from_M]
+    logp_M, entropy_M = Head.of(causal_lm)(hidden_Md, layout.target_M, gradient_of, layout.banned_M)
     return TokenScores(logp_M, entropy_M, layout.lengths)
 
 
@@ -65,46 +77,143 @@ class Choice:
 
     scorer: Scorer
     why: str
+    tolerance: float  # nats by which exact scorers of this model may differ
+    surprising: bool = False  # rows are padded for a model type that shares prompts elsewhere: worth a warning
+
+
+def choose_scorer(model: nn.Module, pad_id: int, gradient_of: GradientOf | None = None, rows: Sequence[Row] = ()) -> Choice:
+    """The packed scorer if it gives the padded scorer's numbers on `rows`, else the padded one.
+
+    The model carries its attention from then on, if packed. Both scorers are exact, so they may differ by rounding alone; how much that
+    is depends on the model. It is measured: the padded scorer scores the rows together, some alone, and all beside more padding. `rows`
+    should be of the data and longer than any sliding window that can bind; without them a few made-up ones are taken.
+
+    Raises InputError for a model whose padded scores depend on the batch by more than rounding.
+    """
+    padded, kind = PaddedScorer(pad_id), _type_of(model)
+    rows = rows or _made_up_rows(kind.vocab_size)
+    dtype = next(model.parameters()).dtype
+    noise, expected = _noise(padded, model, rows)
+    if not noise < UNSTEADY[dtype]:
+        raise InputError(
+            f"{type(model).__name__} gives a row other log-probabilities beside other rows (by {noise:.1e} nats), so it cannot be trained "
+            "in batches; take another model, or dtype=float32 if this is rounding"
+        )
+    tolerance = max(FLOOR[dtype], MULTIPLE * noise)
+    try:
+        with _restored_on_error(model):
+            _check(model, padded, rows, expected, noise, tolerance)
+    except Unsupported as error:
+        why = f"rows are padded: {type(model).__name__} cannot share prompts, {error}"
+        return Choice(padded, why, tolerance, surprising=kind.model_type in FAMILIES and not isinstance(error, NoKernel))
+    return Choice(PackedScorer(gradient_of), "each prompt is forwarded once for all of its traces", tolerance)
+
+
+class NoKernel(Unsupported):
+    """The device has no attention for it."""
 
 
 @torch.no_grad()
-def choose_scorer(model: nn.Module, pad_id: int, gradient_of: GradientOf | None = None) -> Choice:
-    """The packed scorer if it gives this model's numbers on a few rows (the model carries its attention from then on), else the
-    padded one."""
-    padded = PaddedScorer(pad_id)
-    try:
-        with _restored_on_error(model):
-            _check(model, padded)
-    except Unsupported as error:
-        return Choice(padded, f"rows are padded: {type(model).__name__} cannot share prompts, {error}")
-    return Choice(PackedScorer(gradient_of), "each prompt is forwarded once for all of its traces")
+def _noise(padded: PaddedScorer, model: nn.Module, rows: Sequence[Row]) -> tuple[float, TokenScores]:
+    """(largest difference of the padded scorer's numbers over other batches, its numbers for all rows together)."""
+    together = padded(model, rows)
+    longest = max(rows, key=lambda row: len(row.ids))
+    wider = Row(longest.ids, longest.tail_ids[:1], longest.tail_roles[:1], end_sampled=False)  # more padding, on both sides
+    beside = padded(model, [*rows[::-1], wider])
+    alone = [padded(model, [row]).rows()[0] for row in rows[:ALONE]]
+    differences = [0.0]
+    for other in (alone, beside.rows()[: len(rows)][::-1]):
+        for ours, theirs in zip(together.rows(), other, strict=False):
+            differences += [float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)]
+    noise = max(differences)
+    return noise if all(value == value for value in differences) else float("inf"), together
 
 
-def _check(model: Any, padded: PaddedScorer) -> None:
-    """Raises Unsupported unless the model's numbers are the padded scorer's."""
-    config = model.config.get_text_config()
-    device = next(model.parameters()).device
+def _check(model: Any, padded: PaddedScorer, rows: Sequence[Row], expected: TokenScores, noise: float, tolerance: float) -> None:
+    """Raises Unsupported unless the packed scorer's numbers and gradients are the padded scorer's."""
+    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     if device.type not in ("cpu", "cuda"):
-        raise Unsupported(f"on {device.type} there is no attention for it")
-    rows = _probe(config.vocab_size)
-    expected = padded(model, rows)
-    carry(model)
-    packed = Packed(lay_out(rows, device))
-    try:
-        found = score_packed(model, packed)
-    except (TypeError, AttributeError, RuntimeError) as error:  # a forward of another form than transformers' decoders
-        raise Unsupported(f"its forward says: {str(error).splitlines()[0]}") from error
-    difference = max((a - b).abs().max().item() for a, b in ((found.logp_N, expected.logp_N), (found.entropy_N, expected.entropy_N)))
-    if not difference < TOLERANCE[next(model.parameters()).dtype]:
-        raise Unsupported(f"log-probabilities would differ by {difference:.1e}")
+        raise NoKernel(f"on {device.type} there is no attention for it")
+    check_carriable(model)
+    with _frozen(model):
+        gradient_d, gradient_noise = _padded_gradient(padded, model, rows)
+        carry(model)
+        packed = Packed(lay_out(rows, device))
+        try:
+            found, ours_d = _embedding_gradient(model, lambda: score_packed(model, packed))
+        except (TypeError, AttributeError, RuntimeError) as error:  # a forward of another form than transformers' decoders
+            raise Unsupported(f"its forward says: {str(error).splitlines()[0]}") from error
+    numbers = ((found.logp_N.detach(), expected.logp_N), (found.entropy_N, expected.entropy_N))
+    difference = max((a - b).abs().max().item() for a, b in numbers)
+    if not difference <= tolerance:
+        raise Unsupported(
+            f"log-probabilities would differ by {difference:.1e} nats, where {tolerance:.1e} are allowed "
+            f"({MULTIPLE:g} times its own noise of {noise:.1e}, at least {FLOOR[dtype]:g})"
+        )
+    wrong = _relative(ours_d, gradient_d)
+    allowed = max(10 * FLOOR[dtype], MULTIPLE * gradient_noise)
+    if not wrong <= allowed:
+        raise Unsupported(f"gradients would differ by {wrong:.1e} of the largest, where {allowed:.1e} are allowed")
     modules, windows = zip(*packed.asked, strict=True)
-    if getattr(config, "sliding_window", None) and not any(windows):
+    if getattr(model.config.get_text_config(), "sliding_window", None) and not any(windows):
         raise Unsupported("its sliding window is not told to the attention")
     if len(set(modules)) < len(modules):  # keys and values are kept by layer when sampling
         raise Unsupported("a layer of it attends more than once")
 
 
-def _probe(vocabulary: int) -> list[Row]:
+def _padded_gradient(padded: PaddedScorer, model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, float]:
+    """(see `_embedding_gradient`; its noise as a share of the largest number: rows together and in two parts)."""
+    _, together_d = _embedding_gradient(model, lambda: padded(model, rows))
+    parts = [rows[::2], rows[1::2]]
+    apart_d = torch.stack([_embedding_gradient(model, partial(padded, model, part))[1] for part in parts if part]).sum(0)
+    return together_d, _relative(apart_d, together_d)
+
+
+def _embedding_gradient(model: Any, score: Callable[[], TokenScores]) -> tuple[TokenScores, Tensor]:
+    """(scores, gradient of their summed log-probabilities in what the embeddings gave, summed over tokens [d]).
+
+    All layers are gone through backwards, and no gradient of a weight is made. The sum over tokens is the same for any layout.
+    """
+    leaves: list[Tensor] = []
+
+    def make_leaf(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+
+    hook = model.get_input_embeddings().register_forward_hook(make_leaf)
+    try:
+        with torch.enable_grad():
+            scores = score()
+            (gradient,) = torch.autograd.grad(scores.logp_N.sum(), leaves[-1])
+    finally:
+        hook.remove()
+    return scores, gradient.float().flatten(0, -2).sum(0)
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """Largest difference as a share of the largest number of `b`."""
+    size = b.abs().max().item()
+    return (a - b).abs().max().item() / size if size else 0.0
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter takes a gradient."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _type_of(model: Any) -> Any:
+    return model.config.get_text_config()
+
+
+def _made_up_rows(vocabulary: int) -> list[Row]:
     """Two prompts with two tails each."""
     rows = []
     for prompt, tail in ((3, 4), (3, 2), (1, 3), (1, 1)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,14 @@ from nrt.models import (
     load_model,
     load_tokenizer,
     save_model,
+    settle_marker_rows,
 )
 from nrt.run import Run
 from nrt.run.layout import BASE
+from nrt.training.context import check_context
 from nrt.training.resolve import check_given, resolve_names
 from nrt.training.setup import Parts, assemble, make_policy, steps_of
+from nrt.types import Pair
 
 
 def prepare_cluster(config: Config, *, checkpoint: Path | None = None) -> Parts:
@@ -44,12 +48,14 @@ def prepare_cluster(config: Config, *, checkpoint: Path | None = None) -> Parts:
     chat = Chat(tokenizer, config.markers, extra_end_ids=end_token_ids(model, tokenizer))
     template = chat.exported_template(open_trace=names.method.samples)
     data = load_pairs(config, "train", chat)
+    valid = load_pairs(config, "valid", chat) if config.data.valid else None
+    check_context(config, names.method, model.config, data, valid)
     steps = steps_of(config, len(data.pairs))
     engine = VerlEngine(
         config=config,
         method=names.method,
         updates=steps * config.updates_per_rollout,
-        prepare_model=lambda run: _initial_model(config, chat, model, run, knows_markers=knows_markers),
+        prepare_model=lambda run: _initial_model(config, chat, model, run, data.pairs, knows_markers=knows_markers),
         finish_model=lambda folder: complete_folder(folder, tokenizer, template=template),
     )
     policy = make_policy(config, chat, engine, sampler=engine)
@@ -59,15 +65,16 @@ def prepare_cluster(config: Config, *, checkpoint: Path | None = None) -> Parts:
         chat,
         tokenizer,
         data=data,
-        valid=load_pairs(config, "valid", chat) if config.data.valid else None,
+        valid=valid,
         steps=steps,
         policy=policy,
         evaluated=policy,
         save_model=_copy_last_checkpoint,
+        notes=(engine.scorer_why,),
     )
 
 
-def _initial_model(config: Config, chat: Chat, model: Any, run: Path, *, knows_markers: bool) -> Path:
+def _initial_model(config: Config, chat: Chat, model: Any, run: Path, pairs: Sequence[Pair], *, knows_markers: bool) -> Path:
     """Folder of the initial model: the one that was given if it has rows for the markers, else a copy with them in the run."""
     given, base = Path(str(config.model)).expanduser(), run / BASE
     rows = model.config.get_text_config().vocab_size
@@ -77,7 +84,8 @@ def _initial_model(config: Config, chat: Chat, model: Any, run: Path, *, knows_m
         weights, tokenizer = load_model(
             str(config.model), dtype=getattr(torch, config.dtype), device="cpu", trust_remote_code=config.trust_remote_code
         )
-        add_markers(weights, tokenizer, config.markers)
+        new = add_markers(weights, tokenizer, config.markers)
+        settle_marker_rows(weights, tokenizer, config.markers, new, pairs, chat.start_id, chat.end_id)
         ensure_template(tokenizer)
         save_model(weights, tokenizer, base, template=tokenizer.chat_template)
         write_manifest(base)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nrt.data import bare_row, null_row, trace_row
-from nrt.objective import Method
+from nrt.objective import NOISE, Method
 from nrt.training.measure import Baselines, Clock
 from nrt.training.policy import Policy
 from nrt.training.rollout import Group, GroupScores, Reply, build_group, rows_of
@@ -50,11 +50,12 @@ class Collector:
     traces: int  # K
     initial_reference: bool
     judge: Judge | None = None  # of sampled answers
+    noise: float = NOISE["float32"]  # of the model's arithmetic
 
     def sample(self, pairs: Sequence[Pair], clock: Clock, *, seed: int, reply_seed: int) -> list[Draft]:
         """K traces a pair and, for methods that ask for them, an answer after each."""
         with clock("rollout"):
-            traces = self.policy.traces(pairs, self.traces, seed=seed)
+            traces = self.policy.traces(pairs, self.traces, seed=seed, keep_end_token=self.method.keeps_end_token)
             rows = [
                 tuple(trace_row(pair, trace, self.policy.markers) for trace in group) for pair, group in zip(pairs, traces, strict=True)
             ]
@@ -81,8 +82,14 @@ class Collector:
     def credit(
         self, draft: Draft, tails: Sequence[Tail], readings: Readings, updated: Sequence[Tail], state: Tensor | None
     ) -> tuple[Group, Baselines]:
-        """The credited group: `tails` are the scores of `scored_rows`, `updated` those of the rows that updates forward."""
+        """The credited group: `tails` are the scores of `scored_rows`, `updated` those of the rows that updates forward.
+
+        Rows with equal ids share one score, the null trace's included: kernels whose rounding depends on a row's place would otherwise
+        give equal traces different rewards.
+        """
         pair, markers = draft.pair, self.policy.markers
+        first_tail: dict[tuple[int, ...], Tail] = {}
+        tails = [first_tail.setdefault(row.tail_ids, tail) for row, tail in zip(self.scored_rows(draft), tails, strict=True)]
         null_T = _answer(pair, tails[-1])
         scores = GroupScores(
             traces=draft.traces,
@@ -90,6 +97,7 @@ class Collector:
             logp_KT=torch.stack([_answer(pair, tail) for tail in tails[:-1]]),
             base_T=null_T if readings.base_T is None else readings.base_T,
             replies=draft.replies,
+            noise=self.noise,
             behind=self.policy.behind or any(trace.version not in (None, self.policy.engine.version) for trace in draft.traces),
         )
         rows = rows_of(pair, draft.traces, draft.replies, markers)

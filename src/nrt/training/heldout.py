@@ -36,11 +36,13 @@ class HeldoutRecord:
     answer_tokens: tuple[str, ...]  # y* token by token, as text
     trace: str | None = None
     length: int | None = None
-    finished: bool | None = None
+    finished: bool | None = None  # the model wrote END itself
+    end_token: bool | None = None  # another end token stopped the trace
     logp_null: float | None = None
     token_logp_null: tuple[float, ...] | None = None
     answer: str | None = None
     correct: bool | None = None
+    correct_served: bool | None = None  # as a server would see it: no answer unless the model wrote END itself
     answer_null: str | None = None
     correct_null: bool | None = None
     logp_swapped: float | None = None  # after another question's trace: a control
@@ -100,8 +102,10 @@ class Heldout:
                     trace=self.chat.decode(trace.ids) if trace else None,
                     length=len(trace.ids) if trace else None,
                     finished=trace.finished if trace else None,
+                    end_token=trace.end_token if trace else None,
                     answer=answer,
                     correct=correct,
+                    correct_served=None if correct is None or trace is None else correct and trace.finished,
                     **compared,
                 )
             )
@@ -166,6 +170,7 @@ def as_json(records: Sequence[HeldoutRecord]) -> list[dict[str, Any]]:
 
 _MEASURES: dict[str, Callable[[HeldoutRecord], float | None]] = {
     "heldout/accuracy": lambda r: r.correct,
+    "heldout/accuracy_served": lambda r: r.correct_served,
     "heldout/accuracy_null": lambda r: r.correct_null,
     "heldout/accuracy_swapped": lambda r: r.correct_swapped,
     "heldout/logp": lambda r: r.logp,
@@ -175,6 +180,8 @@ _MEASURES: dict[str, Callable[[HeldoutRecord], float | None]] = {
     "heldout/beats_null": lambda r: None if r.logp_null is None else r.logp > r.logp_null,
     "heldout/length": lambda r: r.length,
     "heldout/unfinished": lambda r: None if r.finished is None else not r.finished,
+    "heldout/end_token": lambda r: r.end_token,
+    "heldout/capped": lambda r: None if r.finished is None else not r.finished and not r.end_token,
 }
 
 

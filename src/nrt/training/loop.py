@@ -19,6 +19,7 @@ from nrt.training.checkpoint import point, prune, save_checkpoint
 from nrt.training.guard import in_a_row, report_skipped
 from nrt.training.measure import trace_record, update_metrics
 from nrt.training.progress import InHand, Progress, improved, progress_json
+from nrt.training.sampler import most_gap
 from nrt.training.setup import Parts
 from nrt.training.signals import Signals
 from nrt.training.watch import Watch
@@ -32,9 +33,13 @@ class Interrupted(NrtError):
 
 
 class Listener(Protocol):
-    """Hears of a run as it goes; the command line's live display is one."""
+    """Hears of a run as it goes; the command line's live display is one.
 
-    def start(self, path: Path, step: int, steps: int) -> None: ...
+    `start` is called once, with the steps done and wanted, and the steps between evaluations (0: none on the way). `phase` names what is
+    done from now on: sampling, updating, evaluating, saving. `step` brings the metrics of a step, or with step 0 those before training.
+    """
+
+    def start(self, path: Path, step: int, steps: int, eval_every: int = 0) -> None: ...
     def say(self, text: str) -> None: ...
     def phase(self, name: str) -> None: ...
     def step(self, metrics: Mapping[str, float]) -> None: ...
@@ -43,7 +48,7 @@ class Listener(Protocol):
 class Silent:
     """Hears and says nothing."""
 
-    def start(self, path: Path, step: int, steps: int) -> None: ...
+    def start(self, path: Path, step: int, steps: int, eval_every: int = 0) -> None: ...
     def say(self, text: str) -> None: ...
     def phase(self, name: str) -> None: ...
     def step(self, metrics: Mapping[str, float]) -> None: ...
@@ -57,7 +62,8 @@ class Loop:
         self.listener, self.signals = listener, signals
         self.saved = progress.name if writer.resumed else ""  # the last checkpoint
         self.under_way = progress.step  # the step that a warning belongs to: a resume from before it has it again
-        self.watch = Watch(config.watch, Run(writer.path).metrics() if writer.resumed else ())
+        before = Run(writer.path).metrics() if writer.resumed else ()
+        self.watch = Watch(config.watch, before, most_gap=most_gap(config))
         self.folder = writer.path
         sampler = parts.stepper.policy.sampler
         self.ahead = sampler if isinstance(sampler, AheadSampler) else None
@@ -67,8 +73,9 @@ class Loop:
 
     def run(self) -> None:
         engine = self.parts.stepper.policy.engine
-        self.listener.start(self.folder, self.progress.step, self.parts.steps)
-        self.listener.say(engine.scorer_why)
+        self.listener.start(self.folder, self.progress.step, self.parts.steps, self.config.eval_every)
+        for note in self.parts.notes:
+            self.listener.say(note)
         if self.processes.size > 1:
             self.listener.say(f"{self.processes.size} processes: {engine.weights.why}")
         engine.warn = partial(self._warn, "out-of-memory")
@@ -184,8 +191,8 @@ class Loop:
 
     def _write(self, metrics: dict[str, Any]) -> None:
         self.writer.metrics(metrics)
-        for name, message in self.watch.see(metrics):
-            self._warn("collapse", message, metric=name)
+        for warning in self.watch.see(metrics):
+            self._warn(warning.kind, warning.message, metric=warning.metric)
         self.trackers.log({k: v for k, v in metrics.items() if k != "step"}, metrics["step"])
         self.listener.step(metrics)
 
@@ -262,6 +269,9 @@ class Loop:
 
     def _warn_at_start(self) -> None:
         data = self.parts.data
+        if self.parts.padded_by_surprise:
+            message = f"{self.parts.notes[0]}: prompts are forwarded once for each trace, which takes several times as long"
+            self._warn("padded-rows", message)
         for kind, count, what in (
             ("dropped-prompts", data.dropped_prompts, f"prompts longer than max_prompt_tokens={self.config.max_prompt_tokens}"),
             ("dropped-answers", data.dropped_answers, f"answers longer than max_answer_tokens={self.config.max_answer_tokens}"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nrt.data import Markers, bare_row, reply_row, trace_row
-from nrt.objective import Facts, GroupCredit, Method, RowCredit, group_credit
+from nrt.objective import NOISE, Facts, GroupCredit, Method, RowCredit, group_credit
 from nrt.types import Pair, Role, Row, Trace
 
 
@@ -36,6 +36,7 @@ class Group:
     credit: GroupCredit | None
     replies: tuple[Reply, ...] = ()  # one a trace, for methods that sample answers
     behind: bool = False  # sampled under earlier weights: π_old of a sampled token is what the sampler reported
+    noise: float = NOISE["float32"]  # see `GroupScores.noise`
 
     @property
     def logp_KT(self) -> Tensor:
@@ -97,6 +98,7 @@ class GroupScores:
     base_T: Tensor  # and given the baseline
     replies: tuple[Reply, ...] = ()
     behind: bool = False  # see `Group.behind`
+    noise: float = NOISE["float32"]  # of the arithmetic that the scores come from (`objective.NOISE`)
 
 
 def rows_of(pair: Pair, traces: Sequence[Trace], replies: Sequence[Reply], markers: Markers) -> tuple[Row, ...]:
@@ -108,9 +110,9 @@ def rows_of(pair: Pair, traces: Sequence[Trace], replies: Sequence[Reply], marke
 
 def build_group(method: Method, pair: Pair, rows: tuple[Row, ...], scores: GroupScores, state: Tensor | None = None) -> Group:
     """The credited group; `rows` are those of `rows_of`, `state` is that of the method's memory when the rollout began."""
-    credit = group_credit(method, scores.logp_KT, scores.base_T, facts=_facts(scores), state=state)
+    credit = group_credit(method, scores.logp_KT, scores.base_T, facts=_facts(scores), state=state, noise=scores.noise)
     logp, entropy = zip(*scores.rows, strict=True)
-    return Group(pair, scores.traces, rows, logp, entropy, credit, scores.replies, scores.behind)
+    return Group(pair, scores.traces, rows, logp, entropy, credit, scores.replies, scores.behind, scores.noise)
 
 
 def _facts(scores: GroupScores) -> Facts:
@@ -172,9 +174,17 @@ def group_to_json(group: Group) -> dict[str, Any]:
         return {"traces": []}
     return {
         "traces": [
-            {"ids": trace.ids, "finished": trace.finished, "logps": trace.logps, "version": trace.version} for trace in group.traces
+            {
+                "ids": trace.ids,
+                "finished": trace.finished,
+                "logps": trace.logps,
+                "version": trace.version,
+                "end_token": trace.end_token,
+            }
+            for trace in group.traces
         ],
         "behind": group.behind,
+        "noise": group.noise,
         "replies": [{"ids": reply.ids, "ended": reply.ended, "correct": reply.correct} for reply in group.replies],
         "logp": [logp.tolist() for logp in group.logp],
         "entropy": [entropy.tolist() for entropy in group.entropy],
@@ -183,11 +193,23 @@ def group_to_json(group: Group) -> dict[str, Any]:
     }
 
 
+def _trace_from_json(trace: Mapping[str, Any]) -> Trace:
+    """Version 0.1 wrote neither the last field nor, at first, the one before it."""
+    return Trace(
+        ids=tuple(trace["ids"]),
+        finished=trace["finished"],
+        logps=tuple(trace["logps"]),
+        version=trace.get("version"),
+        end_token=trace.get("end_token", False),
+    )
+
+
 def _scores_from_json(group: Mapping[str, Any]) -> GroupScores:
     rows = zip(group["logp"], group["entropy"], strict=True)
     return GroupScores(
-        traces=tuple(Trace(tuple(t["ids"]), t["finished"], tuple(t["logps"]), t.get("version")) for t in group["traces"]),
+        traces=tuple(_trace_from_json(trace) for trace in group["traces"]),
         behind=group["behind"],
+        noise=group.get("noise", NOISE["float32"]),
         rows=tuple((torch.tensor(logp), torch.tensor(entropy)) for logp, entropy in rows),
         logp_KT=torch.tensor(group["answer"]),
         base_T=torch.tensor(group["base"]),

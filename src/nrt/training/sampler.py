@@ -14,7 +14,7 @@ from nrt.engine.local import LocalEngine
 from nrt.engine.optimizers import state_bytes
 from nrt.engine.sharded import local
 from nrt.errors import InputError
-from nrt.models import save_config
+from nrt.models import position_limit, save_config
 from nrt.objective import Mismatch, mismatch
 from nrt.rollout import RemoteSampler, Sampler
 from nrt.training.policy import Policy
@@ -80,17 +80,25 @@ def bytes_to_come(engine: LocalEngine, optimizer: str) -> int:
 def check_agreement(policy: Policy, pairs: list[Pair], config: Config) -> Mismatch:
     """Sampler against trainer on a few traces. Raises InputError where they differ by more than the config allows."""
     prompts, n, cap = PROBE
-    sampled_by = config.vllm.dtype or config.dtype if config.sampler == "vllm" else config.dtype
-    bound = config.sampler_tolerance or max(TOLERANCE[config.dtype], TOLERANCE[sampled_by])
+    bound = most_gap(config)
     policy.synchronise()
     found = probe(policy, pairs[:prompts], n, min(cap, policy.max_trace_tokens))
     if found.mean > bound:
         raise InputError(
             f"sampler and trainer disagree: over sampled tokens |Δ log p| is {found.mean:.2g} nats in the mean, {found.most:.2g} at most; "
-            f"sampler_tolerance is {bound:g}; let both compute in one type (dtype={config.dtype}, vllm.dtype={sampled_by}) and try another "
-            "attention kernel on either side; or, if you accept it, raise sampler_tolerance and set objective.importance_cap=2"
+            f"sampler_tolerance is {bound:g}; let both compute in one type (dtype={config.dtype}, vllm.dtype={_sampler_dtype(config)}) and "
+            "try another attention kernel on either side; or, if you accept it, raise sampler_tolerance and set objective.importance_cap=2"
         )
     return found
+
+
+def most_gap(config: Config) -> float:
+    """Most nats that sampled and scored log-probabilities may differ by in the mean: what is set, or what the types' rounding makes."""
+    return config.sampler_tolerance or max(TOLERANCE[config.dtype], TOLERANCE[_sampler_dtype(config)])
+
+
+def _sampler_dtype(config: Config) -> str:
+    return config.vllm.dtype or config.dtype if config.sampler == "vllm" else config.dtype
 
 
 def probe(policy: Policy, pairs: list[Pair], n: int, cap: int) -> Mismatch:
@@ -106,4 +114,4 @@ def probe(policy: Policy, pairs: list[Pair], n: int, cap: int) -> Mismatch:
 def _context(model: Any, config: Config) -> int:
     """Room for all caps at once, as far as the model goes."""
     wanted = config.max_prompt_tokens + config.max_trace_tokens + config.max_answer_tokens + 2  # START and END
-    return min(wanted, getattr(model.config.get_text_config(), "max_position_embeddings", None) or wanted)
+    return min(wanted, position_limit(model.config) or wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,24 @@ from nrt.engine.local import LocalEngine, build_engine, frozen_copy
 from nrt.engine.processes import ALONE, Processes
 from nrt.engine.sampling import MainSampler, SharedSampler
 from nrt.errors import InputError
-from nrt.models import Adapters, add_adapters, add_markers, check_markers, end_token_ids, load_model, pick_device, save_model
-from nrt.objective import Method
+from nrt.models import (
+    Adapters,
+    add_adapters,
+    add_markers,
+    check_markers,
+    end_token_ids,
+    load_model,
+    pick_device,
+    save_model,
+    settle_marker_rows,
+)
+from nrt.models.attention import carries
+from nrt.objective import NOISE, Method
 from nrt.rollout import AheadSampler, HFSampler, RemoteSampler, Sampler
+from nrt.rollout.shared import sharing_fault
+from nrt.scoring.probe import probe_rows
 from nrt.training.collect import Collector, Judge
+from nrt.training.context import check_context
 from nrt.training.difficulty import ByDifficulty, InOrder
 from nrt.training.heldout import Heldout
 from nrt.training.policy import Policy
@@ -29,7 +43,7 @@ from nrt.training.resolve import Names, check_given, resolve_names
 from nrt.training.sampler import vllm_sampler
 from nrt.training.step import Stepper
 from nrt.training.uncertainty import cuts_by_entropy, model_entropies
-from nrt.types import Pair
+from nrt.types import Pair, Row
 
 Load = Callable[[str], tuple[Any, Any]]
 """Model and tokenizer of a folder or hub name."""
@@ -50,6 +64,8 @@ class Parts:
     tokenizer: Any
     save_model: Callable[[Path], None]
     servers: RemoteSampler | None = None  # that sample, if there are any
+    notes: tuple[str, ...] = ()  # how rows are forwarded and sampled, what new markers start from
+    padded_by_surprise: bool = False  # rows are padded although other models of this type share prompts
 
     def draw(self, position: int, count: int) -> list[Pair]:
         """The pairs at the stream's positions `position` … `position + count − 1`."""
@@ -69,7 +85,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     base = check_given(config)
     device, dtype = processes.place(pick_device(config.device)), getattr(torch, config.dtype)
     load = partial(load_model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code, quantize=config.quantize)
-    model, tokenizer, chat = _opened(load, base, config, checkpoint)
+    model, tokenizer, chat, new_markers = _opened(load, base, config, checkpoint)
     initial = model if checkpoint is None or config.lora.rank else None  # its weights are still the first ones
     entropies = None
     if cuts_by_entropy(config):
@@ -79,10 +95,19 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     with processes.main_first():
         data = load_pairs(config, "train", chat, entropies)
         valid = load_pairs(config, "valid", chat, entropies) if config.data.valid else None
+    marker_rows = settle_marker_rows(model, tokenizer, config.markers, new_markers, data.pairs, chat.start_id, chat.end_id)
+    if config.lora.rank:
+        add_adapters(model, _adapters(config), [token for token in (chat.start_id, chat.end_id) if token is not None])
+    probe = probe_rows(data.pairs, model.config, check_context(config, names.method, model.config, data, valid))
     steps = steps_of(config, len(data.pairs))
     reference = None
     if config.initial_reference and names.method.samples:
-        reference = model if config.lora.rank else _initial_model(load, config) if initial is None else frozen_copy(model)
+        if config.lora.rank:
+            reference = model
+        elif initial is not None:
+            reference = frozen_copy(model)
+        else:
+            reference = _initial_model(load, config, data.pairs)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else chat.end_of_turn_id
     engine = build_engine(
         model,
@@ -94,10 +119,12 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         gradient_checkpointing=config.gradient_checkpointing,
         processes=processes,
         parallel=config.parallel,
+        probe=probe,
     )
-    sampler = _sampler(config, names.method, engine, pad_id)
+    sampling_fault = _sampling_fault(config, names.method, engine, pad_id, probe)
+    sampler = _sampler(config, names.method, engine, pad_id, share=not sampling_fault)
     servers = sampler if isinstance(sampler, RemoteSampler) else None
-    policy, evaluated = _policies(config, chat, engine, sampler, pad_id)
+    policy, evaluated = _policies(config, chat, engine, sampler)
     template = chat.exported_template(open_trace=names.method.samples)
     return assemble(
         config,
@@ -111,32 +138,43 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         evaluated=evaluated,
         save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
         servers=servers,
+        padded_by_surprise=engine.scorer_choice.surprising,
+        notes=(engine.scorer_why, *sampling_fault, *map(str, marker_rows)),
     )
 
 
-def _opened(load: Load, base: str, config: Config, checkpoint: Path | None) -> tuple[Any, Any, Chat]:
-    """Model, with markers and adapters, tokenizer and chat."""
-    adapted = config.lora.rank > 0
+def _opened(load: Load, base: str, config: Config, checkpoint: Path | None) -> tuple[Any, Any, Chat, tuple[str, ...]]:
+    """Model with markers, tokenizer, chat, and the markers whose rows are new."""
+    adapted, new = config.lora.rank > 0, ()
     if checkpoint and not adapted:  # a checkpoint's model is merged: adapters begin anew, and get their values with the optimiser's
         model, tokenizer = load(str(checkpoint / "model"))
         check_markers(tokenizer, config.markers)
     else:
         model, tokenizer = load(base)
-        add_markers(model, tokenizer, config.markers)
+        new = add_markers(model, tokenizer, config.markers)
     ensure_template(tokenizer)
     chat = Chat(tokenizer, config.markers, extra_end_ids=end_token_ids(model, tokenizer))
-    if adapted:
-        add_adapters(model, _adapters(config), [token for token in (chat.start_id, chat.end_id) if token is not None])
-    return model, tokenizer, chat
+    return model, tokenizer, chat, new
 
 
-def _sampler(config: Config, method: Method, engine: LocalEngine, pad_id: int) -> Sampler:
+def _sampling_fault(config: Config, method: Method, engine: LocalEngine, pad_id: int, probe: Sequence[Row]) -> tuple[str, ...]:
+    """In words, why traces cannot share their prompts' keys and values; nothing where they can, or are not sampled here."""
+    if config.sampler != "hf" or not method.samples or not carries(engine.model):
+        return ()
+    with engine.whole():
+        fault = sharing_fault(engine.model, pad_id, probe, engine.scorer_choice.tolerance)
+    if not fault:
+        return ()
+    return (f"each trace is sampled with keys and values of its own: {type(engine.model).__name__} cannot share them, {fault}",)
+
+
+def _sampler(config: Config, method: Method, engine: LocalEngine, pad_id: int, *, share: bool) -> Sampler:
     if config.sampler == "vllm" and method.samples:
         return vllm_sampler(engine, config)
-    return HFSampler(engine.model, pad_id, config.sampler_rows)
+    return HFSampler(engine.model, pad_id, config.sampler_rows, share)
 
 
-def _policies(config: Config, chat: Chat, engine: LocalEngine, sampler: Sampler, pad_id: int) -> tuple[Policy, Policy]:
+def _policies(config: Config, chat: Chat, engine: LocalEngine, sampler: Sampler) -> tuple[Policy, Policy]:
     """The one that writes a step's traces, and the one that is evaluated: another only where traces are sampled beforehand."""
     processes = engine.processes
     if processes.size > 1:
@@ -148,7 +186,7 @@ def _policies(config: Config, chat: Chat, engine: LocalEngine, sampler: Sampler,
         policy = make_policy(config, chat, engine, sampler)
         return policy, policy
     if isinstance(sampler, HFSampler):  # it samples with the trainer's own weights
-        ahead = AheadSampler(HFSampler(frozen_copy(engine.model), pad_id, config.sampler_rows))
+        ahead = AheadSampler(replace(sampler, model=frozen_copy(engine.model)))
     else:
         sampler = ahead = AheadSampler(sampler)
     evaluated = make_policy(config, chat, engine, sampler)
@@ -185,6 +223,8 @@ def assemble(
     evaluated: Policy,
     save_model: Callable[[Path], None],
     servers: RemoteSampler | None = None,
+    notes: tuple[str, ...] = (),
+    padded_by_surprise: bool = False,
 ) -> Parts:
     """The parts of a run around its policy, whatever its engine and samplers are."""
     method, how = names.method, config.heldout
@@ -199,7 +239,9 @@ def assemble(
         stepper=Stepper(
             method=method,
             policy=policy,
-            collector=Collector(method, policy, config.traces, config.initial_reference and method.samples, judge=judge),
+            collector=Collector(
+                method, policy, config.traces, config.initial_reference and method.samples, judge=judge, noise=NOISE[config.dtype]
+            ),
             loss_tokens=config.objective.loss_tokens or config.max_trace_tokens + config.max_answer_tokens,
             choose=_chooser(policy, method, config),
         ),
@@ -212,6 +254,8 @@ def assemble(
         tokenizer=tokenizer,
         save_model=save_model,
         servers=servers,
+        notes=notes,
+        padded_by_surprise=padded_by_surprise,
     )
 
 
@@ -239,7 +283,12 @@ def _judge(chat: Chat, checker: Checker) -> Judge:
     return lambda pair, ids: checker(chat.decode(ids), pair.example.answer)
 
 
-def _initial_model(load: Load, config: Config) -> Any:
+def _initial_model(load: Load, config: Config, pairs: Sequence[Pair] = ()) -> Any:
+    """The model as the run began, frozen; without pairs the markers' rows are not settled (where no marker is read)."""
     model, tokenizer = load(str(config.model))
-    add_markers(model, tokenizer, config.markers)
+    new = add_markers(model, tokenizer, config.markers)
+    if pairs:
+        ensure_template(tokenizer)
+        chat = Chat(tokenizer, config.markers)
+        settle_marker_rows(model, tokenizer, config.markers, new, pairs, chat.start_id, chat.end_id)
     return model.requires_grad_(False)

@@ -1,0 +1,80 @@
+"""START is no action inside a trace: the policy over traces is the softmax over all other tokens, in both scorers and the sampler."""
+
+import pytest
+import torch
+
+from nrt.models.attention import carry
+from nrt.rollout import HFSampler
+from nrt.rollout.base import Request
+from nrt.scoring import PackedScorer, PaddedScorer
+from nrt.scoring import head as head_module
+from nrt.scoring.layout import banned_tokens
+from nrt.types import Role, Row
+from tests.tiny import PAD, VOCAB, tiny_model
+
+START, END = 5, 6
+TAIL, ROLES = (START, 7, 8, END, 9), (Role.START, Role.TRACE, Role.TRACE, Role.END, Role.ANSWER)
+ROWS = [
+    Row((3, 4, 11), TAIL, ROLES, end_sampled=True),
+    Row((3, 4, 11), (START, END, 9), (Role.START, Role.END, Role.ANSWER), end_sampled=False),
+    Row((12,), (9, 10), (Role.ANSWER, Role.ANSWER), end_sampled=False),
+]
+
+
+def by_hand(model, row):
+    """Full softmax for START and answers, the softmax without START for trace and END."""
+    logits = model(torch.tensor([row.ids])).logits[0].double()
+    logps = []
+    for place, (token, role) in enumerate(zip(row.tail_ids, row.tail_roles, strict=True)):
+        at = logits[len(row.prompt_ids) + place - 1].clone()
+        if role in (Role.TRACE, Role.END):
+            at[START] = -torch.inf
+        logps.append(at.log_softmax(-1)[token])
+    return torch.stack(logps)
+
+
+def test_which_tokens_are_banned_where():
+    assert banned_tokens(ROWS, "cpu").tolist() == [-1, START, START, START, -1, -1, START, -1, -1, -1]
+    assert banned_tokens(ROWS[2:], "cpu") is None
+    held = Row((3,), (START, START, END), (Role.START, Role.TRACE, Role.END), end_sampled=True)
+    assert banned_tokens([held], "cpu").tolist() == [-1, -1, START], "one that stands there all the same keeps its probability"
+
+
+@pytest.mark.parametrize("tile", [2**18, 64])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3"])
+def test_scorers_give_the_numbers_and_gradients_by_hand(architecture, tile, monkeypatch):
+    monkeypatch.setitem(head_module.TILE, "cpu", tile)  # with 64 the vocabulary is cut
+    monkeypatch.setattr(head_module, "TILE_TOKENS", 4)
+    model = tiny_model(architecture)
+    expected = torch.cat([by_hand(model, row) for row in ROWS])
+    weights = torch.linspace(-1, 2, len(expected))
+    wanted = torch.autograd.grad((expected * weights).sum(), list(model.parameters()))
+    for scorer in (PaddedScorer(PAD), PackedScorer()):
+        if isinstance(scorer, PackedScorer):
+            carry(model)
+        scores = scorer(model, ROWS)
+        torch.testing.assert_close(scores.logp_N.double(), expected, atol=1e-5, rtol=1e-5)
+        assert scores.entropy_N.isfinite().all()
+        found = torch.autograd.grad((scores.logp_N * weights).sum(), list(model.parameters()))
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert (ours - theirs).abs().max() <= 1e-4 * max(1e-3, theirs.abs().max())
+
+
+def test_the_sampler_never_draws_it_and_reports_what_the_scorer_says():
+    model = tiny_model(initializer_range=0.1)
+    request = Request([(3, 4, START), (8, START)], n=64, stop_ids=frozenset({END}), cap=12, seed=0, banned=frozenset({START}))
+    groups = HFSampler(model, PAD).sample(request)
+    assert not any(START in sample.ids for group in groups for sample in group)
+    free = HFSampler(model, PAD).sample(Request(request.prompts, n=64, stop_ids=frozenset({END}), cap=12, seed=0))
+    assert any(START in sample.ids for group in free for sample in group)
+    rows, reported = [], []
+    for prompt, group in zip(request.prompts, groups, strict=True):
+        for sample in group:
+            ended = sample.ids[-1] == END
+            roles = (Role.START, *[Role.TRACE] * (len(sample.ids) - ended), *[Role.END] * ended)
+            rows.append(Row(prompt[:-1], (START, *sample.ids), roles, end_sampled=ended))
+            reported.append(torch.tensor(sample.logps))
+    scored = [logp[1:] for logp, _ in PaddedScorer(PAD)(model, rows).rows()]
+    torch.testing.assert_close(torch.cat(scored).detach(), torch.cat(reported), atol=1e-4, rtol=0)
+    assert torch.cat(reported).max() < 0
+    assert max(max(s.ids) for g in groups for s in g) < VOCAB
