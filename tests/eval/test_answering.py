@@ -109,7 +109,7 @@ def test_likelihood_of_choices_after_the_trace(opened):
     assert said.trace is not None
     request = reasoner.writer.trace_request([reasoner.pair("what is 3 plus 4 ?")], 1, seed=[question.seed_of(0, "trace")])
     ((sample,),) = reasoner.writer.sampler.sample(dataclasses.replace(request, cap=12))
-    ids = sample.ids if sample.ids[-1] != reasoner.chat.end_id else sample.ids[:-1]
+    ids = reasoner.writer.to_trace(sample).ids
     before = (*reasoner.chat.encode_prompt(question.messages), reasoner.chat.start_id, *ids, reasoner.chat.end_id)
     for choice, logp in zip(question.choices, said.logps, strict=True):
         tail = reasoner.chat.encode_text(choice)

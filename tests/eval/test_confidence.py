@@ -77,8 +77,8 @@ def test_without_samples_the_trace_is_the_greedy_one(runs):
     while len(greedy) < 6 and not (greedy and greedy[-1] in reasoner.writer.stop_ids):
         with torch.no_grad():
             greedy.append(reasoner.model(torch.tensor([ids + greedy])).logits[0, -1].argmax().item())
-    finished = greedy[-1] == reasoner.writer.markers.end_id
-    assert first.thoughts[0].trace == reasoner.chat.decode(greedy[:-1] if finished else greedy)
+    ended = greedy[-1] in reasoner.writer.stop_ids
+    assert first.thoughts[0].trace == reasoner.chat.decode(greedy[:-1] if ended else greedy)
 
 
 def test_sft_answers_straight_after_the_prompt(runs):

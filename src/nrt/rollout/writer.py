@@ -19,12 +19,12 @@ class Writer:
     stop_ids: frozenset[int]  # END, and the tokens that end a turn
     max_trace_tokens: int
     max_answer_tokens: int
+    banned: frozenset[int] = frozenset()  # tokens that no trace may hold: START, in training; a served model is free to write it
 
     def trace_request(self, pairs: Sequence[Pair], n: int, *, seed: int | Sequence[int], greedy: bool = False) -> Request:
         """What `traces` asks of the sampler."""
         prompts = tuple((*pair.prompt_ids, *self.markers.opener) for pair in pairs)
-        banned = frozenset(self.markers.opener)  # START opens a trace and does not stand in it
-        return Request(prompts, n, self.stop_ids, self.max_trace_tokens, seed, greedy, banned=banned)
+        return Request(prompts, n, self.stop_ids, self.max_trace_tokens, seed, greedy, banned=self.banned)
 
     def traces(
         self, pairs: Sequence[Pair], n: int, *, seed: int, greedy: bool = False, keep_end_token: bool = False

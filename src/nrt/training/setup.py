@@ -200,10 +200,12 @@ def steps_of(config: Config, rows: int) -> int:
 
 def make_policy(config: Config, chat: Chat, engine: Engine, sampler: Sampler) -> Policy:
     """What is written by this sampler is laid out and cut as the config says."""
+    markers = Markers(chat.start_id, chat.end_id)
     return Policy(
         engine=engine,
         sampler=sampler,
-        markers=Markers(chat.start_id, chat.end_id),
+        markers=markers,
+        banned=frozenset(markers.opener),
         stop_ids=chat.stop_ids,
         max_trace_tokens=config.max_trace_tokens,
         max_answer_tokens=config.max_answer_tokens,

@@ -1,0 +1,63 @@
+"""The real model and one short run of it, which the tests of this folder share."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+import nrt
+from nrt.config import build_config
+
+WORKED = (
+    ("I have 4 books, 2 maps, 5 pens. How many things do I have?", "4 + 2 = 6. 6 + 5 = 11.\nThe answer is 11."),
+    ("Start with 3. Add 4. Add 1. What number do you get?", "3 + 4 = 7. 7 + 1 = 8.\nThe answer is 8."),
+)
+"""Two worked examples that stand before each question, as turns."""
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The folder that `python -m tests.real.model` made."""
+    folder = os.environ.get("NRT_REAL_MODEL", "")
+    if not (Path(folder) / "config.json").is_file():
+        pytest.fail("set NRT_REAL_MODEL to the folder that `python -m tests.real.model` prints; `make test-real` does")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sums(tmp_path_factory) -> Path:
+    """Twenty-four additions with two worked examples before each."""
+    draw = random.Random(0)
+    rows = []
+    for _ in range(24):
+        a, b, c = (draw.randint(1, 7) for _ in range(3))
+        turns = [*WORKED, (f"Start with {a}. Add {b}. Add {c}. What number do you get?", f"The answer is {a + b + c}.")]
+        messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+        rows.append({"messages": messages})
+    file = tmp_path_factory.mktemp("sums") / "sums.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="session")
+def make_config(smollm2, sums):
+    """make_config(run, **settings): three steps of 2 prompts × 4 traces."""
+
+    def make(run, **settings):
+        values = {
+            "model": smollm2, "run": str(run), "steps": 3, "batch": 2, "traces": 4, "max_trace_tokens": 16, "max_answer_tokens": 12,
+            "max_prompt_tokens": 256, "eval_every": 0, "save_every": 1, "keep": 5, "threads": 2, "device": "cpu", "profile": "paper",
+            "data": {"train": str(sums), "valid": str(sums)}, "heldout": {"rows": 4, "checker": "last-number"},
+            "optimizer": {"lr": 1e-4, "warmup": 2},
+        }  # fmt: skip
+        return build_config(values, settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run(make_config, tmp_path_factory):
+    """A run of three steps."""
+    return nrt.train(make_config(tmp_path_factory.mktemp("runs") / "first"))
