@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib.util import find_spec
 from json import dumps
 from pathlib import Path
@@ -27,21 +28,29 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of t
 
 
 @app.command()
-def check(files: Files, recipe: Recipe = "", json: Json = False) -> None:
+def check(
+    files: Files,
+    recipe: Recipe = "",
+    json: Json = False,
+    markers: Annotated[bool, typer.Option("--markers", help="Also load the model's weights and show what new markers start from.")] = False,
+) -> None:
     """What is read, lost, repeated and too long: nrt data check train.jsonl data.valid=test.jsonl model=FOLDER --recipe gsm8k
 
     Exit status 1 where training would refuse the data: a row cannot be used and data.on_bad_row is not skip, or none can.
     """
     from rich.console import Console
 
-    from nrt.inspecting import as_json, config_for, inspect_all, print_check
+    from nrt.inspecting import as_json, config_for, inspect_all, marker_rows, print_check
 
     config = config_for(recipe, files)
     found, shared = inspect_all(config)
+    rows = marker_rows(config) if markers else []
     if json:
-        print(dumps(as_json(found, shared)))
+        print(dumps(as_json(found, shared) | ({"markers": [asdict(row) for row in rows]} if markers else {})))
     else:
         print_check(Console(), config, found, shared)
+        for row in rows:
+            Console().print(str(row), markup=False, highlight=False, emoji=False, soft_wrap=True)
     if any(not one.kept or (one.bad and config.data.on_bad_row == "error") for one in found):
         raise typer.Exit(1)
 

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from nrt.config import Config, build_config, load_config, parse_overrides
-from nrt.data import Chat, ensure_template
+from nrt.data import Chat, ensure_template, load_pairs
 from nrt.data.inspect import Faults, Inspection, Leak, Lengths, inspect, leak
 from nrt.errors import InputError
-from nrt.models import add_marker_tokens, load_tokenizer
+from nrt.models import MarkerRow, add_marker_tokens, add_markers, load_model, load_tokenizer, pick_device, settle_marker_rows
 
 Record = dict[str, Any]
 
@@ -51,6 +52,22 @@ def inspect_all(config: Config) -> tuple[list[Inspection], Leak | None]:
         return [train], None
     valid = inspect(config, "valid", chat)
     return [train, valid], leak(train, valid)
+
+
+def marker_rows(config: Config) -> list[MarkerRow]:
+    """What new markers would start from, and what that does to the model; loads its weights. Empty if it knows both markers.
+
+    Raises InputError without a model, and for a model or data that cannot be read.
+    """
+    if config.model is None:
+        raise InputError("--markers tries them on a model; set model=FOLDER")
+    device, dtype = pick_device(config.device), getattr(torch, config.dtype)
+    model, tokenizer = load_model(config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code)
+    new = add_markers(model, tokenizer, config.markers)
+    ensure_template(tokenizer)
+    chat = Chat(tokenizer, config.markers)
+    pairs = load_pairs(config, "train", chat).pairs
+    return settle_marker_rows(model, tokenizer, config.markers, new, pairs, chat.start_id, chat.end_id)
 
 
 # --- check ---

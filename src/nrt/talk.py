@@ -47,7 +47,7 @@ class Talk:
         stop_ids = self.chat.stop_ids - {self.chat.end_id}
         answer_ids = self._generate(ids, stop_ids, self.settings.max_answer_tokens, style="default")
         self.console.print("\n")
-        answer = self.chat.decode(tuple(token for token in answer_ids if token not in stop_ids))
+        answer = self.chat.decode(tuple(token for token in answer_ids if token not in stop_ids | self.chat.control_ids))
         self.messages.append(Message("assistant", answer))
         return answer
 
@@ -62,17 +62,17 @@ class Talk:
             max_new_tokens=cap,
             eos_token_id=sorted(stop_ids),
             pad_token_id=min(stop_ids),
-            streamer=_Printer(self.chat, self.console, stop_ids, style),
+            streamer=_Printer(self.chat, self.console, stop_ids | self.chat.control_ids, style),
             **sampling,
         )
         return out[0, len(ids) :].tolist()
 
 
 class _Printer(BaseStreamer):
-    """Prints text as soon as its tokens are complete characters."""
+    """Prints text as soon as its tokens are complete characters; control tokens are left out, as a server leaves them out."""
 
-    def __init__(self, chat: Chat, console: Console, stop_ids: frozenset[int], style: str) -> None:
-        self.chat, self.console, self.stop_ids, self.style = chat, console, stop_ids, style
+    def __init__(self, chat: Chat, console: Console, hidden: frozenset[int], style: str) -> None:
+        self.chat, self.console, self.hidden, self.style = chat, console, hidden, style
         self.ids: list[int] = []
         self.shown, self.prompt_seen = 0, False
 
@@ -80,7 +80,7 @@ class _Printer(BaseStreamer):
         if not self.prompt_seen:  # generate hands the prompt over first
             self.prompt_seen = True
             return
-        self.ids += [token for token in value.flatten().tolist() if token not in self.stop_ids]
+        self.ids += [token for token in value.flatten().tolist() if token not in self.hidden]
         text = self.chat.decode(tuple(self.ids))
         if not text.endswith("\ufffd"):  # half a character: wait for its other bytes
             self.console.print(text[self.shown :], style=self.style, end="", markup=False, highlight=False, soft_wrap=True)

@@ -23,6 +23,7 @@ from nrt.serving.export import export_run
 from nrt.study import open_study
 from nrt.study.plan import read_variants, run_path
 from nrt.training.cluster import BASE, _initial_model
+from nrt.types import Example, Pair
 from tests.fuzz import folders
 from tests.fuzz.inputs import LAUGHS
 from tests.fuzz.outcome import contents
@@ -280,9 +281,10 @@ def test_an_initial_model_that_is_damaged_is_made_anew(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(model))
     add_marker_tokens(tokenizer, config.markers)
     chat = Chat(tokenizer, config.markers)
+    pairs = [Pair(Example("x:1", (), ""), (5, 6, 7), (8, 9))]
 
     def made() -> Path:
-        return _initial_model(config, chat, described(str(model)), tmp_path / "run", knows_markers=False)
+        return _initial_model(config, chat, described(str(model)), tmp_path / "run", pairs, knows_markers=False)
 
     before = contents(made())
     weights = tmp_path / "run" / BASE / "model.safetensors"

@@ -22,6 +22,7 @@ from nrt.models import load_model
 from nrt.scoring import PackedScorer, PaddedScorer
 from nrt.talk import Settings, Talk
 from nrt.training.loop import Interrupted
+from nrt.training.measure import Clock
 from nrt.training.sampler import probe
 from nrt.training.setup import prepare
 from tests.eval.benchmarks import write_benchmarks
@@ -39,17 +40,8 @@ def parts(make_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows(parts):
     """Eight rows of the data: two prompts with three sampled traces and the null trace each."""
-    policy, pairs = parts.stepper.policy, parts.data.pairs[:2]
-    groups = policy.traces(pairs, 3, seed=5)
-    drafts = parts.stepper.collector.sample(pairs, _Clock(), seed=5, reply_seed=5)
-    assert len(groups) == len(drafts) == 2
+    drafts = parts.stepper.collector.sample(parts.data.pairs[:2], Clock(), seed=5, reply_seed=5)
     return [row for draft in drafts for row in (*draft.rows[:3], parts.stepper.collector.scored_rows(draft)[-1])]
-
-
-def _Clock():
-    from nrt.training.measure import Clock
-
-    return Clock()
 
 
 def test_prompts_are_shared_and_markers_are_chosen(parts):
@@ -123,18 +115,32 @@ def test_export_and_chat(run, tmp_path):
     assert (out / "README.md").is_file()
     model, tokenizer = load_model(str(out), dtype=torch.float32, device="cpu")
     assert len(tokenizer) == model.get_input_embeddings().weight.shape[0] == 49_154
-    console = Console(file=io.StringIO(), width=100)
+    printed = io.StringIO()
+    console = Console(file=printed, width=100)
     talk = Talk(str(out), Settings(max_trace_tokens=12, max_answer_tokens=12), console)
     answer = talk.ask("What is 2 plus 3?")
     assert isinstance(answer, str)
     assert "<|" not in answer
-    assert console.file.getvalue().strip()
+    assert printed.getvalue().strip()
 
 
 def test_eval(run, tmp_path):
     """Five rows a benchmark at most, nine benchmarks. After three steps few traces end, and an unfinished one has no answer."""
     data = write_benchmarks(tmp_path / "data")
-    arguments = ["eval", str(run.path), "--data", str(data), "--limit", "5", "--max-trace-tokens", "8", "--device", "cpu", "-o", str(tmp_path / "out")]
+    arguments = [
+        "eval",
+        str(run.path),
+        "--data",
+        str(data),
+        "--limit",
+        "5",
+        "--max-trace-tokens",
+        "8",
+        "--device",
+        "cpu",
+        "-o",
+        str(tmp_path / "out"),
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "gsm8k" in result.output.lower()
@@ -164,7 +170,7 @@ def test_a_gguf_file_that_is_cut_off(tmp_path):
     for size in (2_000, 5_000_000, 90_000_000):
         file = tmp_path / f"{size}.gguf"
         file.write_bytes(whole[:size])
-        with pytest.raises(InputError, match="cannot be read as GGUF.*is the file whole"):
+        with pytest.raises(InputError, match=r"cannot be read as GGUF.*is the file whole"):
             load_model(str(file), dtype=torch.float32, device="cpu")
 
 

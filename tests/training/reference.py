@@ -56,7 +56,7 @@ def token_logps(model: Any, before: tuple[int, ...], tail: tuple[int, ...], with
 
 def group_loss(model: Any, method: str, question: Question, start: int, end: int) -> torch.Tensor:
     """Sum over the K rows of one prompt."""
-    K, T = len(question.written), len(question.answer)
+    T = len(question.answer)
     answers, rows = [], []
     for w in question.written:
         tail = (start, *w.ids, end, *question.answer)

@@ -45,7 +45,9 @@ def served_accuracy(run) -> float:
     """As `nrt eval` asks: no help with END, and no answer where the model did not write it."""
     config, check = run.config, resolve_checker("exact")
     reasoner = open_reasoner(str(run.path), device="cpu")
-    pairs = prepare(config.model_copy(update={"resume": None})).valid.pairs
+    valid = prepare(config).valid
+    assert valid is not None
+    pairs = valid.pairs
     limits = {"max_trace_tokens": config.max_trace_tokens, "max_answer_tokens": config.max_answer_tokens}
     right = 0
     for pair in pairs[:]:
@@ -70,6 +72,7 @@ def test_rows_have_no_end_token_before_end(eager_to_end, pairs_file, tmp_path):
             assert not group.rows[k].end_sampled
             assert len(group.traces[k].logps) == len(group.traces[k].ids)
             if kept:
+                assert group.credit is not None
                 assert group.credit.final_K[k] == 0, "VeriFree: a trace without its closing tag has R = 0"
 
 

@@ -60,6 +60,8 @@ def test_equal_traces_have_equal_rewards(make_config, monkeypatch):
     assert apart > 1e-3, "or nothing would be shown: the scorer gives equal rows different numbers"
     checked = 0
     for theirs, ours in zip(expected, found, strict=True):
+        assert theirs.credit is not None
+        assert ours.credit is not None
         assert ours.credit.reward_K[0] == ours.credit.reward_K[7] == ours.credit.base_reward
         assert ours.advantage_K[0] == ours.advantage_K[7]
         margins = (theirs.credit.reward_K[1:7] / theirs.credit.base_reward - 1).abs()

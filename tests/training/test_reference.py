@@ -3,7 +3,6 @@
 import copy
 
 import pytest
-import torch
 
 from nrt.objective import METHODS
 from nrt.training.setup import prepare
@@ -16,6 +15,7 @@ def test_loss_and_gradient_are_the_references(make_config, method):
     checker = {"heldout.checker": "tests.training.test_methods:has_even_length"}
     parts = prepare(make_config(method=method, traces=6, profile="paper", **checker))
     stepper, markers = parts.stepper, parts.stepper.policy.markers
+    assert markers.start_id is not None
     memory = stepper.method.memory
     rollout = stepper.collect(parts.draw, 4, seed=3, state=memory.initial() if memory else None)
     questions = [question_of(group) for group in rollout.groups]

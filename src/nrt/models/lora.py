@@ -46,7 +46,14 @@ def add_adapters(model: Any, how: Adapters, token_ids: Iterable[int]) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(how.seed)
         try:
-            config = peft.LoraConfig(r=how.rank, lora_alpha=how.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM")
+            config = peft.LoraConfig(
+                r=how.rank,
+                lora_alpha=how.alpha,
+                target_modules=targets,
+                lora_dropout=0.0,
+                task_type="CAUSAL_LM",
+                fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's way of storing weights
+            )
             peft.inject_adapter_in_model(config, model)
         except ValueError as error:
             raise InputError(f"lora.targets: {str(error).splitlines()[0]}") from error
