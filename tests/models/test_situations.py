@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import AddedToken
+from transformers import AutoConfig
 
 import nrt
 from nrt.config import MarkersConfig
@@ -134,7 +135,8 @@ def test_a_trace_that_the_template_opens_and_closes_is_none():
 
 
 def test_tags_that_frame_a_turn_open_no_trace():
-    framed = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
+    framed = turns + "{% if add_generation_prompt %}<assistant>{% endif %}"
     tokenizer = tiny_tokenizer("bytes", chat_template=framed)
     tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in ("<assistant>", "</assistant>")])
     add_marker_tokens(tokenizer, MarkersConfig())
@@ -252,8 +254,7 @@ def test_a_run_warns_where_rows_are_padded_by_surprise(files, tmp_path, monkeypa
     ("architecture", "changes", "limit"),
     [
         ("llama", {"max_position_embeddings": 64}, 64),
-        ("gpt2", {"n_positions": 64}, 64),
-        ("bloom", {}, None),
+        ("gpt2", {"max_position_embeddings": 64}, 64),
         (
             "phi3",
             {
@@ -269,6 +270,10 @@ def test_a_run_warns_where_rows_are_padded_by_surprise(files, tmp_path, monkeypa
 def test_the_length_up_to_which_positions_mean_the_same(architecture, changes, limit):
     """Of longrope the original length: beyond it a row's frequencies depend on the rows beside it."""
     assert position_limit(tiny_model(architecture, **changes).config) == limit
+
+
+def test_alibi_has_no_limit():
+    assert position_limit(AutoConfig.for_model("bloom")) is None
 
 
 def test_caps_beyond_the_context_are_named_before_anything_is_written(files, tmp_path):
@@ -304,7 +309,7 @@ def test_end_tokens_of_a_multimodal_config_are_its_texts():
 
 
 PARTS = (
-    "{% for m in messages %}{{ m.role }}:{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}\n"
+    "{% for m in messages %}{{ m.role }}:{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}{{ '\\n' }}"
     "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
 

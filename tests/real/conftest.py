@@ -48,8 +48,8 @@ def make_config(smollm2, sums):
     def make(run, **settings):
         values = {
             "model": smollm2, "run": str(run), "steps": 3, "batch": 2, "traces": 4, "max_trace_tokens": 16, "max_answer_tokens": 12,
-            "max_prompt_tokens": 256, "eval_every": 0, "save_every": 1, "keep": 5, "threads": 2, "device": "cpu", "profile": "paper",
-            "data": {"train": str(sums), "valid": str(sums)}, "heldout": {"rows": 4, "checker": "last-number"},
+            "max_prompt_tokens": 256, "eval_every": 0, "save_every": 0, "threads": 2, "device": "cpu", "profile": "paper",
+            "data": {"train": str(sums), "valid": str(sums)}, "heldout": {"rows": 2, "checker": "last-number"},
             "optimizer": {"lr": 1e-4, "warmup": 2},
         }  # fmt: skip
         return build_config(values, settings)

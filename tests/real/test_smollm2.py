@@ -101,8 +101,8 @@ def test_three_steps(run):
 def test_a_run_that_was_cut_goes_on_bit_for_bit(run, make_config, tmp_path):
     folder = tmp_path / "cut"
     with pytest.raises(Interrupted):
-        nrt.train(make_config(folder, save_every=0), listener=InterruptAt(2))
-    again = nrt.train(make_config(folder, save_every=0, resume=str(folder)))
+        nrt.train(make_config(folder), listener=InterruptAt(2))
+    again = nrt.train(make_config(folder, resume=str(folder)))
     left, right = (load_file(one.model_dir / "model.safetensors") for one in (run, again))
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
