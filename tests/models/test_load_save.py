@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,23 @@ def test_pick_device() -> None:
     absent = "mps" if torch.cuda.is_available() else "cuda"  # no machine has both
     with pytest.raises(InputError, match="device=auto"):
         pick_device(absent)
+
+
+def test_a_gguf_file_that_is_none_or_is_not_there(tmp_path):
+    """What is inside a whole one is read in tests/real."""
+    file = tmp_path / "model.gguf"
+    with pytest.raises(InputError, match=r"model\.gguf: no such file"):
+        load_model(str(file), dtype=torch.float32, device="cpu")
+    file.write_bytes(b"GGUF" + bytes(20))
+    with pytest.raises(InputError, match=r"cannot be read as GGUF.*is the file whole") as caught:
+        load_model(str(file), dtype=torch.float32, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gguf_file_without_its_reader(tmp_path, monkeypatch):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name))
+    with pytest.raises(InputError, match=r"read by gguf; pip install 'native-reasoning\[gguf\]'"):
+        load_model(str(file), dtype=torch.float32, device="cpu")

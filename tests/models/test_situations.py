@@ -16,7 +16,7 @@ from nrt.errors import InputError
 from nrt.models import Adapters, add_adapters, add_marker_tokens, add_markers, end_token_ids, merged, position_limit, save_model
 from nrt.rollout import HFSampler
 from nrt.rollout.base import Request
-from nrt.rollout.shared import sharing_fault
+from nrt.rollout.probe import sharing_fault
 from nrt.scoring import PackedScorer, PaddedScorer, choose_scorer
 from nrt.scoring import packed as packed_module
 from nrt.scoring.probe import probe_rows

@@ -25,10 +25,13 @@ pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore:::(?!nrt).*")
 
 @pytest.fixture(scope="module")
 def local(settings):
-    """(method, profile) → parts of the local engine."""
+    """(method, profile) → parts of the local engine, which scores as verl does: START keeps its probability inside traces."""
 
     def make(method="nrt-ws-neg-log-p", profile="recommended"):
-        return prepare(build_config(settings, {"method": method, "profile": profile}))
+        parts = prepare(build_config(settings, {"method": method, "profile": profile}))
+        engine = parts.stepper.policy.engine
+        engine.scorer = replace(engine.scorer, ban_start=False)
+        return parts
 
     return make
 

@@ -14,10 +14,9 @@ from nrt.config import MarkersConfig
 from nrt.data import Chat, Markers, answers_at_once, bare_row, ensure_template, null_row, trace_row
 from nrt.errors import InputError, unknown
 from nrt.models import add_marker_tokens, described, end_token_ids, load_model, load_tokenizer, pick_device, position_limit
-from nrt.models.attention import carries
 from nrt.objective import METHODS
 from nrt.rollout import HFSampler, Sampler, Writer
-from nrt.rollout.shared import sharing_fault
+from nrt.rollout.probe import sharing_fault
 from nrt.run import load_run, run_folder
 from nrt.scoring import choose_scorer, score_all
 from nrt.scoring.probe import probe_rows
@@ -117,7 +116,7 @@ def _open_hf(source: Source, device: torch.device, max_rows: int, caps: tuple[in
     probe = probe_rows([_pair(chat, *texts) for texts in PROBE], model.config, 0)
     choice = choose_scorer(model, pad_id, rows=probe)
     scorer = choice.scorer
-    share = carries(model) and not sharing_fault(model, pad_id, probe, choice.tolerance)
+    share = not sharing_fault(model, pad_id, probe, choice.tolerance)
 
     def score(rows: Sequence[Row]) -> list[Tensor]:
         return [logp for logp, _ in score_all(scorer, model, rows, TOKENS_PER_BATCH).rows()]

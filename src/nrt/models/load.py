@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     logging,
+    modeling_gguf_pytorch_utils,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -132,11 +133,13 @@ def pick_device(name: str) -> torch.device:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' progress bars, which would be drawn over whatever the program shows."""
-    shown = logging.is_progress_bar_enabled()
+    shown, gguf_bar = logging.is_progress_bar_enabled(), modeling_gguf_pytorch_utils.tqdm
     logging.disable_progress_bar()
+    modeling_gguf_pytorch_utils.tqdm = lambda items, **_: items  # the GGUF reader's own bar obeys no switch
     try:
         yield
     finally:
+        modeling_gguf_pytorch_utils.tqdm = gguf_bar
         if shown:
             logging.enable_progress_bar()
 
@@ -150,7 +153,7 @@ def _load_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **gguf)
     except Exception as error:  # also of other classes, for values that no such model has
         if gguf:
-            raise InputError(f"model {name} cannot be read as GGUF: {_first_line(error)}; is the file whole?") from error
+            raise InputError(f"model {name} cannot be read as GGUF: {_first_line(error).rstrip('.')}; is the file whole?") from error
         raise InputError(f"model {name} is neither a folder nor a model that the hub gives: {_first_line(error)}") from error
 
 

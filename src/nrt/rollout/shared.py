@@ -17,42 +17,9 @@ from torch import Tensor, nn
 
 from nrt.models.attention import forward_in
 from nrt.rollout.decode import Decoder
-from nrt.types import Row
 
 FIRST_BUFFER = 64
 """Tokens that a row's buffer holds at first."""
-
-
-PROBED = 4
-"""Tokens that are decoded to see whether a model can share its prompts' keys and values."""
-
-
-@torch.no_grad()
-def sharing_fault(model: nn.Module, pad_id: int, rows: Sequence[Row], tolerance: float) -> str:
-    """Why this model's traces cannot share their prompt's keys and values; empty if they can.
-
-    Decodes the first tail tokens of `rows` with shared keys and values and with a cache of each row's own, and compares the logits'
-    log-softmax. Some models keep something else in their caches than their attention reads (DeepSeek's latent attention).
-    """
-    rows = [row for row in rows if len(row.tail_ids) >= PROBED]
-    prompts = [row.prompt_ids for row in rows]
-    plain = Decoder(model, prompts, pad_id, PROBED)
-    device = plain.logits_RV.device
-    tokens_TR = torch.tensor([row.tail_ids[:PROBED] for row in rows], device=device).T
-    try:
-        shared = SharedDecoder(model, prompts, pad_id, PROBED)
-        for token_R in tokens_TR:
-            shared.advance(token_R)
-    except (RuntimeError, AttributeError, TypeError, IndexError) as error:
-        return f"its cache says: {str(error).splitlines()[0]}"
-    for token_R in tokens_TR:
-        plain.advance(token_R)
-    likely = (plain.logits_RV.float().softmax(-1) > 1e-3) | (shared.logits_RV.float().softmax(-1) > 1e-3)
-    both = [decoder.logits_RV.float().log_softmax(-1) for decoder in (plain, shared)]
-    difference = float(((both[0] - both[1]).abs() * likely).max())
-    if difference <= tolerance:
-        return ""
-    return f"log-probabilities would differ by {difference:.1e} nats, where {tolerance:.1e} are allowed"
 
 
 class SharedDecoder:

@@ -32,7 +32,7 @@ from nrt.models import (
 from nrt.models.attention import carries
 from nrt.objective import NOISE, Method
 from nrt.rollout import AheadSampler, HFSampler, RemoteSampler, Sampler
-from nrt.rollout.shared import sharing_fault
+from nrt.rollout.probe import sharing_fault
 from nrt.scoring.probe import probe_rows
 from nrt.training.collect import Collector, Judge
 from nrt.training.context import check_context
@@ -158,12 +158,15 @@ def _opened(load: Load, base: str, config: Config, checkpoint: Path | None) -> t
 
 
 def _sampling_fault(config: Config, method: Method, engine: LocalEngine, pad_id: int, probe: Sequence[Row]) -> tuple[str, ...]:
-    """In words, why traces cannot share their prompts' keys and values; nothing where they can, or are not sampled here."""
-    if config.sampler != "hf" or not method.samples or not carries(engine.model):
+    """In words, why traces cannot share their prompts' keys and values; nothing where they can, or are not sampled here.
+
+    Raises InputError for a model that cannot be sampled from here.
+    """
+    if config.sampler != "hf" or not method.samples:
         return ()
     with engine.whole():
         fault = sharing_fault(engine.model, pad_id, probe, engine.scorer_choice.tolerance)
-    if not fault:
+    if not fault or not carries(engine.model):
         return ()
     return (f"each trace is sampled with keys and values of its own: {type(engine.model).__name__} cannot share them, {fault}",)
 
