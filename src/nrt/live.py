@@ -1,4 +1,4 @@
-"""What the command line shows while a run goes on: one live line, or JSON lines for machines."""
+"""Progress of a run on the command line: one live line for people, or JSON lines for machines."""
 
 from __future__ import annotations
 

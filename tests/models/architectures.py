@@ -29,7 +29,7 @@ WANTED: dict[str, Any] = {
     "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 1,
     "topk_group": 1, "first_k_dense_replace": 1, "shared_expert_intermediate_size": 16, "n_shared_experts": 1,
 }  # fmt: skip
-"""Settings of a tiny model; those that a config does not know are left out. The window is shorter than the rows."""
+"""Settings of a tiny model. `build` omits settings that a config does not have. The window is shorter than the rows."""
 LATENT: dict[str, Any] = {
     "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "num_key_value_heads": 4,
 }  # fmt: skip
@@ -69,7 +69,7 @@ def build(kind: str) -> Any:
 
 
 def outcome(kind: str) -> Outcome:
-    """What nrt does with the model type; exceptions other than a refusal are not caught."""
+    """Score and sample a tiny model of the type; exceptions other than a refusal are not caught."""
     try:
         model = build(kind)
     except Exception as error:

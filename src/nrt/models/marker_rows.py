@@ -1,4 +1,4 @@
-"""What START's new row starts from: the token after which the model goes on most as it would have without it.
+"""Initial values of the markers' new rows. START copies the token that changes the model's next-token distribution least.
 
 A copied row is read like the token it comes from. Where START copies a line break and the prompt ends with one, the model reads a
 paragraph break, and writes something else than it would have: on SmolLM2-135M the share of traces with an equation fell from 69 to
@@ -95,17 +95,17 @@ def _candidates(tokenizer: Any, logps: LogProbs, prompts: Sequence[tuple[int, ..
 
 def _best_start(model: Any, start_id: int, candidates: Sequence[int], divergence: Callable[[], float]) -> int:
     """Copy the row of each candidate to START, and last that of the one with the least divergence, which is returned."""
-    found: dict[int, float] = {}
+    divergences: dict[int, float] = {}
     for candidate in candidates:
         _copy_row(model, candidate, start_id)
-        found[candidate] = divergence()
-    best = min(found, key=lambda candidate: found[candidate])
+        divergences[candidate] = divergence()
+    best = min(divergences, key=lambda candidate: divergences[candidate])
     _copy_row(model, best, start_id)
     return best
 
 
 def _start_divergence(logps: LogProbs, prompts: Sequence[tuple[int, ...]], start_id: int) -> Callable[[], float]:
-    """Of the next token's distribution after a prompt."""
+    """KL of the next token's distribution after a prompt, without START against with it."""
     without = [logps(prompt, 1) for prompt in prompts]
 
     def divergence() -> float:
@@ -116,7 +116,7 @@ def _start_divergence(logps: LogProbs, prompts: Sequence[tuple[int, ...]], start
 
 
 def _end_divergence(logps: LogProbs, opened: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], end_id: int) -> float:
-    """Of the distributions of an answer's tokens after a prompt that opens a trace."""
+    """KL of the distributions of an answer's tokens after `prompt START`, without END against with it."""
     without = [logps((*prompt, *answer[:-1]), len(answer)) for prompt, answer in opened]
     after = [logps((*prompt, end_id, *answer[:-1]), len(answer)) for prompt, answer in opened]
     return _mean_kl(list(zip(without, after, strict=True)))

@@ -51,20 +51,20 @@ def _whole_rows(model: Any, rows: Sequence[Row]) -> Tensor:
 
 
 def _fault(make: Callable[..., Any], model: nn.Module, pad_id: int, rows: Sequence[Row], expected: Tensor, tolerance: float) -> str:
-    """What is wrong with a decoder on the rows; empty if nothing is."""
+    """Compare a decoder with `expected` on the rows; return the fault in words, or an empty text."""
     tokens_TR = torch.tensor([row.tail_ids[:PROBED] for row in rows], device=expected.device).T
-    found = []
+    logps = []
     try:
         decoder = make(model, [row.prompt_ids for row in rows], pad_id, PROBED)
-        found.append(decoder.logits_RV.float().log_softmax(-1))
+        logps.append(decoder.logits_RV.float().log_softmax(-1))
         for token_R in tokens_TR:
             decoder.advance(token_R)
-            found.append(decoder.logits_RV.float().log_softmax(-1))
+            logps.append(decoder.logits_RV.float().log_softmax(-1))
     except (RuntimeError, AttributeError, TypeError, ValueError, IndexError, KeyError, InputError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         return f"its cache says: {(str(error).splitlines() or [type(error).__name__])[0]}"
-    differences = ((torch.stack(found) - expected).abs() * (expected.exp() > LIKELY)).nan_to_num(float("inf"))
+    differences = ((torch.stack(logps) - expected).abs() * (expected.exp() > LIKELY)).nan_to_num(float("inf"))
     difference = float(differences.max())
     if difference <= tolerance:
         return ""

@@ -62,10 +62,13 @@ def banned_tokens(rows: Sequence[Row], device: torch.device | str) -> Tensor | N
     """
     banned = []
     for row in rows:
-        start = row.tail_ids[0] if row.tail_roles[0] is Role.START else None
+        if row.tail_roles[:1] != (Role.START,):
+            banned += [-1] * len(row.tail_ids)
+            continue
+        start = row.tail_ids[0]
         for token, role in zip(row.tail_ids, row.tail_roles, strict=True):
             is_action = role is Role.TRACE or role is Role.END
-            banned.append(start if start is not None and is_action and token != start else -1)
+            banned.append(start if is_action and token != start else -1)
     return torch.tensor(banned, device=device) if max(banned, default=-1) >= 0 else None
 
 

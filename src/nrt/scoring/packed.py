@@ -146,10 +146,10 @@ def _check(model: Any, padded: PaddedScorer, rows: Sequence[Row], expected: Toke
         carry(model)
         packed = Packed(lay_out(rows, device))
         try:
-            found, ours_d = _embedding_gradient(model, lambda: score_packed(model, packed))
+            scores, ours_d = _embedding_gradient(model, lambda: score_packed(model, packed))
         except (TypeError, AttributeError, RuntimeError) as error:  # a forward of another form than transformers' decoders
             raise Unsupported(f"its forward says: {str(error).splitlines()[0]}") from error
-    numbers = ((found.logp_N.detach(), expected.logp_N), (found.entropy_N, expected.entropy_N))
+    numbers = ((scores.logp_N.detach(), expected.logp_N), (scores.entropy_N, expected.entropy_N))
     difference = max((a - b).abs().max().item() for a, b in numbers)
     if not difference <= tolerance:
         raise Unsupported(
@@ -161,7 +161,9 @@ def _check(model: Any, padded: PaddedScorer, rows: Sequence[Row], expected: Toke
     if not wrong <= allowed:
         raise Unsupported(f"gradients would differ by {wrong:.1e} of the largest, where {allowed:.1e} are allowed")
     modules, windows = zip(*packed.asked, strict=True)
-    if getattr(model.config.get_text_config(), "sliding_window", None) and not any(windows):
+    config = model.config.get_text_config()
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ("sliding_attention",))
+    if getattr(config, "sliding_window", None) and slides and not any(windows):
         raise Unsupported("its sliding window is not told to the attention")
     if len(set(modules)) < len(modules):  # keys and values are kept by layer when sampling
         raise Unsupported("a layer of it attends more than once")

@@ -15,7 +15,7 @@ BEYOND = 16
 
 
 def probe_rows(pairs: Sequence[Pair], model_config: Any, longest: int) -> list[Row]:
-    """Two prompts with two tails each and, where windows can bind, rows that are longer than each of them.
+    """Two prompts with two tails each and, for each window that can bind, rows that are longer than it.
 
     Args:
         pairs: of the data; at least one.
