@@ -21,6 +21,7 @@ import torch
 from benchmarks.common import Bar, finish, interleave, say
 from nrt.config import build_config
 from nrt.models import load_model
+from nrt.rollout import HFSampler
 from nrt.scoring import PaddedScorer
 from nrt.training.setup import Parts, prepare
 from tests.real.conftest import WORKED
@@ -43,6 +44,7 @@ def main() -> None:
         shared, padded = parts_of(Path(folder), arguments.threads), parts_of(Path(folder), arguments.threads)
         engine, sampler = padded.stepper.policy.engine, padded.stepper.policy.sampler
         engine.scorer = PaddedScorer(0)
+        assert isinstance(sampler, HFSampler)
         own = replace(sampler, share=False)
         padded = replace(padded, stepper=with_sampler(padded.stepper, own))
         timings = interleave(Steps(shared), Steps(padded), pairs)

@@ -25,12 +25,12 @@ from nrt.types import Example, Message, Pair
 from tests.tiny import CHAT_TEMPLATE, EOS, PAD, random_rows, row, tiny_model, tiny_tokenizer
 from tests.training.conftest import make_tokenizer, tiny_config, write_model, write_sums
 
-MIXTURE = {"num_local_experts": 4, "num_experts_per_tok": 2}
-LATENT = {
+MIXTURE: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+LATENT: dict[str, Any] = {
     "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "n_routed_experts": 4, "n_group": 1,
     "topk_group": 1, "first_k_dense_replace": 1, "moe_intermediate_size": 16, "num_experts_per_tok": 2,
 }  # fmt: skip
-AFMOE = {
+AFMOE: dict[str, Any] = {
     "head_dim": 8, "sliding_window": 6, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
     "num_dense_layers": 1,
 }  # fmt: skip
@@ -41,6 +41,12 @@ ROWS = random_rows(1, [(9, 12), (9, 7), (4, 12), (14, 5)])
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("situations")
     return write_model(folder / "model"), write_sums(folder / "train.jsonl")
+
+
+def own_config(files: Any, run: Any, **settings: Any) -> Any:
+    """`tiny_config` on the files of this module."""
+    model, pairs = files
+    return tiny_config(model, pairs, run, **settings)
 
 
 # --- B1, A7: adapters ---
@@ -242,7 +248,7 @@ def test_a_run_warns_where_rows_are_padded_by_surprise(files, tmp_path, monkeypa
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(packed_module, "score_packed", broken)
-    run = nrt.train(tiny_config(*files, tmp_path / "run", steps=1))
+    run = nrt.train(own_config(files, tmp_path / "run", steps=1))
     (warning,) = [w for w in run.warnings() if w["kind"] == "padded-rows"]
     assert "no such kernel" in warning["message"]
 
@@ -278,15 +284,15 @@ def test_alibi_has_no_limit():
 
 def test_caps_beyond_the_context_are_named_before_anything_is_written(files, tmp_path):
     """The model has 64 positions. Prompts have up to 9 tokens and sampled answers up to 8: with START and END 45 are left for a trace."""
-    config = tiny_config(*files, tmp_path / "run", max_trace_tokens=60)
+    config = own_config(files, tmp_path / "run", max_trace_tokens=60)
     with pytest.raises(InputError, match=r"positions for 64; lower .*max_trace_tokens=60.* by \d+ tokens"):
         nrt.train(config)
     assert not (tmp_path / "run").exists()
-    longest = max(prepare(tiny_config(*files, tmp_path / "run")).data.pairs.parts[0].prompt_lengths)
+    longest = max(prepare(own_config(files, tmp_path / "run")).data.pairs.parts[0].prompt_lengths)
     fitting = 64 - int(longest) - 2 - 8
-    prepare(tiny_config(*files, tmp_path / "run", max_trace_tokens=fitting))
+    prepare(own_config(files, tmp_path / "run", max_trace_tokens=fitting))
     with pytest.raises(InputError):
-        prepare(tiny_config(*files, tmp_path / "run", max_trace_tokens=fitting + 1))
+        prepare(own_config(files, tmp_path / "run", max_trace_tokens=fitting + 1))
 
 
 # --- B6, B8: multimodal configs and templates ---

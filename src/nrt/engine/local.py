@@ -25,7 +25,7 @@ from nrt.errors import InputError, RunError
 from nrt.models import has_adapters, initial, merged
 from nrt.models.attention import carry
 from nrt.objective import Method, RowCredit, nrt_loss, streams
-from nrt.scoring import Choice, PackedScorer, Scorer, choose_scorer, score_all
+from nrt.scoring import Choice, PackedScorer, Scorer, choose_scorer, same_choice, score_all
 from nrt.scoring.layout import by_prompt
 from nrt.types import Row, TokenScores
 
@@ -268,28 +268,31 @@ def build_engine(
     processes: Processes = ALONE,
     parallel: Literal["auto", "ddp", "fsdp"] = "auto",
     probe: Sequence[Row] = (),
+    packed: bool | None = None,
 ) -> LocalEngine:
     """Engine with the optimiser and its schedule over `updates` updates. Of several processes each holds all weights ("ddp") or a part
-    ("fsdp"). A model with adapters is its own `reference`, with them off. `probe` are the rows that scorers are tried on.
+    ("fsdp"). A model with adapters is its own `reference`, with them off. `probe` are the rows that scorers are tried on; `packed`
+    names the scorer that a resumed run began with.
 
     Raises InputError where a model has nothing that could be computed again, or cannot be held in parts.
     """
     if gradient_checkpointing and not layers_of(model):
         raise InputError(f"{type(model).__name__} has no layers that could be computed again; set gradient_checkpointing=false")
     processes.copy_main(p for one in {id(m): m for m in (model, reference) if m is not None}.values() for p in one.parameters())
+    choose = partial(choose_scorer, rows=probe) if packed is None else partial(same_choice, packed=packed)
     reference_whole = partial(initial, model) if reference is model else nullcontext
     if has_adapters(model) and parallel == "fsdp":
         raise InputError(
             "adapters are not held in parts; set parallel=ddp (each process holds the frozen model, in 4 bits with quantize=nf4)"
         )
     if processes.size > 1 and not has_adapters(model) and (parallel == "fsdp" or (parallel == "auto" and not fits(model, reference))):
-        choice = choose_scorer(model, pad_id, rows=probe)  # while the model still has its weights
+        choice = choose(model, pad_id)  # while the model still has its weights
         weights = ShardedWeights(model, processes)
         if reference is not None:
             reference_whole = Spread.evenly(reference, processes).whole
     else:
         weights = Weights(model, processes)
-        choice = choose_scorer(model, pad_id, weights.gradient_of, probe)
+        choice = choose(model, pad_id, weights.gradient_of)
     if reference is not None and isinstance(choice.scorer, PackedScorer):
         carry(reference)  # it is the same architecture
     optimizer = make_optimizer(config, list(weights.masters.values()))

@@ -35,6 +35,8 @@ def sharing_fault(model: nn.Module, pad_id: int, rows: Sequence[Row], tolerance:
     if not rows:
         return ""
     expected = _whole_rows(model, rows)
+    if not expected.isfinite().all():
+        return "its log-probabilities are not finite"
     fault = _fault(SharedDecoder, model, pad_id, rows, expected, tolerance) if carries(model) else "rows are padded"
     if fault and (plain := _fault(Decoder, model, pad_id, rows, expected, tolerance)):
         raise InputError(f"{type(model).__name__} cannot be sampled from here, {plain}; set sampler=vllm, or take another model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,7 +101,9 @@ def choose_scorer(model: nn.Module, pad_id: int, gradient_of: GradientOf | None 
             raise
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{type(model).__name__} cannot score padded rows: {first_line}; take another model") from error
-    if not noise < UNSTEADY[dtype]:
+    if not math.isfinite(noise):  # of weights that are not: whoever replays a broken step wants to see where it breaks
+        return Choice(padded, "rows are padded: the model's log-probabilities are not finite", FLOOR[dtype])
+    if noise >= UNSTEADY[dtype]:
         raise InputError(
             f"{type(model).__name__} gives a row other log-probabilities beside other rows (by {noise:.1e} nats), so it cannot be trained "
             "in batches; take another model, or dtype=float32 if this is rounding"
@@ -112,6 +115,15 @@ def choose_scorer(model: nn.Module, pad_id: int, gradient_of: GradientOf | None 
     except Unsupported as error:
         why = f"rows are padded: {type(model).__name__} cannot share prompts, {error}"
         return Choice(padded, why, tolerance, surprising=kind.model_type in FAMILIES and not isinstance(error, NoKernel))
+    return Choice(PackedScorer(gradient_of), "each prompt is forwarded once for all of its traces", tolerance)
+
+
+def same_choice(model: nn.Module, pad_id: int, gradient_of: GradientOf | None = None, *, packed: bool) -> Choice:
+    """The choice that a run made when it began: a resumed one must not round otherwise because its weights have moved."""
+    tolerance = FLOOR[next(model.parameters()).dtype]
+    if not packed:
+        return Choice(PaddedScorer(pad_id), "rows are padded, as when the run began", tolerance)
+    carry(model)
     return Choice(PackedScorer(gradient_of), "each prompt is forwarded once for all of its traces", tolerance)
 
 

@@ -237,7 +237,7 @@ class Loop:
             folder.parent.mkdir(exist_ok=True)
             self.writer.sync()
         ahead = self.ahead.state() if self.ahead else None
-        state = {**progress_json(self.progress), "data": self.parts.data.content, "ahead": ahead}
+        state = {**progress_json(self.progress), "data": self.parts.data.content, "ahead": ahead, "ways": dict(self.parts.ways)}
         save_checkpoint(folder, self.parts.stepper.policy.engine, state, self.parts.save_model)
         self.saved = self.progress.name
         self._tidy()

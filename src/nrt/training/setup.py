@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from nrt.models.attention import carries
 from nrt.objective import NOISE, Method
 from nrt.rollout import AheadSampler, HFSampler, RemoteSampler, Sampler
 from nrt.rollout.probe import sharing_fault
+from nrt.scoring import PackedScorer
 from nrt.scoring.probe import probe_rows
 from nrt.training.collect import Collector, Judge
 from nrt.training.context import check_context
@@ -65,6 +67,7 @@ class Parts:
     save_model: Callable[[Path], None]
     servers: RemoteSampler | None = None  # that sample, if there are any
     notes: tuple[str, ...] = ()  # how rows are forwarded and sampled, what new markers start from
+    ways: Mapping[str, bool] = field(default_factory=dict)  # scorer and decoder, which a resumed run takes again (`_ways_of`)
     padded_by_surprise: bool = False  # rows are padded although other models of this type share prompts
 
     def draw(self, position: int, count: int) -> list[Pair]:
@@ -108,6 +111,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
             reference = frozen_copy(model)
         else:
             reference = _initial_model(load, config, data.pairs)
+    ways = _ways_of(checkpoint)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else chat.end_of_turn_id
     engine = build_engine(
         model,
@@ -120,9 +124,13 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         processes=processes,
         parallel=config.parallel,
         probe=probe,
+        packed=ways.get("packed"),
     )
-    sampling_fault = _sampling_fault(config, names.method, engine, pad_id, probe)
-    sampler = _sampler(config, names.method, engine, pad_id, share=not sampling_fault)
+    sampling_fault: tuple[str, ...] = ()
+    if "share" not in ways:
+        sampling_fault = _sampling_fault(config, names.method, engine, pad_id, probe)
+    share = ways.get("share", not sampling_fault)
+    sampler = _sampler(config, names.method, engine, pad_id, share=share)
     servers = sampler if isinstance(sampler, RemoteSampler) else None
     policy, evaluated = _policies(config, chat, engine, sampler)
     template = chat.exported_template(open_trace=names.method.samples)
@@ -139,6 +147,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
         servers=servers,
         padded_by_surprise=engine.scorer_choice.surprising,
+        ways={"packed": isinstance(engine.scorer, PackedScorer), "share": share},
         notes=(engine.scorer_why, *sampling_fault, *map(str, marker_rows)),
     )
 
@@ -155,6 +164,17 @@ def _opened(load: Load, base: str, config: Config, checkpoint: Path | None) -> t
     ensure_template(tokenizer)
     chat = Chat(tokenizer, config.markers, extra_end_ids=end_token_ids(model, tokenizer))
     return model, tokenizer, chat, new
+
+
+def _ways_of(checkpoint: Path | None) -> dict[str, bool]:
+    """How the run in `checkpoint` scores and samples: "packed" and "share". Empty for a new run, and one that did not write it.
+
+    Probed again under other weights the choice could come out otherwise, and a resumed run would no longer be the uninterrupted one.
+    """
+    if checkpoint is None or not (checkpoint / "state.json").is_file():
+        return {}
+    ways = json.loads((checkpoint / "state.json").read_text(encoding="utf-8")).get("ways", {})
+    return {name: ways[name] for name in ("packed", "share") if isinstance(ways, dict) and isinstance(ways.get(name), bool)}
 
 
 def _sampling_fault(config: Config, method: Method, engine: LocalEngine, pad_id: int, probe: Sequence[Row]) -> tuple[str, ...]:
@@ -230,6 +250,7 @@ def assemble(
     servers: RemoteSampler | None = None,
     notes: tuple[str, ...] = (),
     padded_by_surprise: bool = False,
+    ways: Mapping[str, bool] | None = None,
 ) -> Parts:
     """The parts of a run around its policy, whatever its engine and samplers are."""
     method, how = names.method, config.heldout
@@ -261,6 +282,7 @@ def assemble(
         servers=servers,
         notes=notes,
         padded_by_surprise=padded_by_surprise,
+        ways=ways or {},
     )
 
 
