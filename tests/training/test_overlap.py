@@ -64,7 +64,8 @@ def test_the_samplers_log_probabilities_are_the_old_ones(make_config):
             acted = sampled_mask(row)
             assert credit.old_logp_N[acted].tolist() == pytest.approx(trace.logps)
             torch.testing.assert_close(credit.old_logp_N[~acted], logp[~acted], atol=1e-5, rtol=1e-5)
-            assert (credit.old_logp_N[acted] - logp[acted]).abs().max() > 1e-2
+            if acted.any():  # an end token alone leaves no action
+                assert (credit.old_logp_N[acted] - logp[acted]).abs().max() > 1e-2
         torch.testing.assert_close(group.logp_KT[0], policy.score(group.rows)[0][0][-group.logp_KT.shape[1] :], atol=1e-5, rtol=1e-5)
     assert engine.scorer is not None
 
