@@ -56,7 +56,8 @@ def settle_marker_rows(
     Args:
         new: texts of the markers whose rows are new (`add_markers` returns them).
         pairs: the first PAIRS of them are read.
-        start_id, end_id: ids of the markers; None where the layout has no START.
+        start_id: id of START; None where the layout has none.
+        end_id: id of END.
     """
     pairs = [pair for _, pair in zip(range(PAIRS), pairs, strict=False)]
     prompts = [pair.prompt_ids[-WINDOW:] for pair in pairs]

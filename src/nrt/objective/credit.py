@@ -82,7 +82,8 @@ def group_credit(
     """Rewards and advantages of one prompt's K traces.
 
     Args:
-        logp_KT, base_T: [K, T] and [T], nats, under π_old.
+        logp_KT: [K, T], nats, under π_old.
+        base_T: [T], the same after the baseline.
         facts: for methods with a shape.
         state: of the method's memory.
         noise: share by which rewards must differ to count as different (`advantage.NOISE`).
