@@ -173,8 +173,14 @@ def _ways_of(checkpoint: Path | None) -> dict[str, bool]:
     """
     if checkpoint is None or not (checkpoint / "state.json").is_file():
         return {}
-    ways = json.loads((checkpoint / "state.json").read_text(encoding="utf-8")).get("ways", {})
-    return {name: ways[name] for name in ("packed", "share") if isinstance(ways, dict) and isinstance(ways.get(name), bool)}
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    except ValueError:  # `load_checkpoint` says what is wrong with it
+        return {}
+    ways = state.get("ways") if isinstance(state, dict) else None
+    if not isinstance(ways, dict):
+        return {}
+    return {name: ways[name] for name in ("packed", "share") if isinstance(ways.get(name), bool)}
 
 
 def _sampling_fault(config: Config, method: Method, engine: LocalEngine, pad_id: int, probe: Sequence[Row]) -> tuple[str, ...]:
