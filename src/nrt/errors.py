@@ -22,6 +22,15 @@ class RunError(NrtError):
     """A run that was well configured failed on its way."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, or its class where it says nothing.
+
+    >>> first_line(ValueError("no such key\\n  in the file")), first_line(KeyError())
+    ('no such key', 'KeyError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not in a table, with the nearest known name.
 

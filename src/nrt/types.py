@@ -110,6 +110,11 @@ class Row:
         return self.ids[: len(self.ids) - self.tail_roles.count(Role.ANSWER)]
 
 
+def answer_row(prompt_ids: tuple[int, ...], answer_ids: tuple[int, ...]) -> Row:
+    """A row whose whole tail is an answer: no marker, no trace."""
+    return Row(prompt_ids, answer_ids, (Role.ANSWER,) * len(answer_ids), end_sampled=False)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenScores:
     """The model's log-probability of each tail token and the entropy of the distribution it came from.

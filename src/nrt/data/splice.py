@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from nrt.errors import RunError
-from nrt.types import Pair, Role, Row, Sample, Trace
+from nrt.types import Pair, Role, Row, Sample, Trace, answer_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def null_row(pair: Pair, markers: Markers) -> Row:
 
 def bare_row(pair: Pair) -> Row:
     """`x y*` without markers: SFT's row, and the second baseline under the initial model."""
-    return Row(pair.prompt_ids, pair.answer_ids, (Role.ANSWER,) * len(pair.answer_ids), end_sampled=False)
+    return answer_row(pair.prompt_ids, pair.answer_ids)
 
 
 def unsplice(row: Row) -> tuple[tuple[int, ...], tuple[int, ...]]:

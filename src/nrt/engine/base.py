@@ -18,9 +18,13 @@ from nrt.types import Row, TokenScores
 class Engine(Protocol):
     """Scores rows and updates on rows; both are sums over rows, so it does not matter how they are cut."""
 
-    scorer_why: str  # in words, how rows are forwarded
     warn: Callable[[str], None]
     processes: Processes  # that steer it together
+
+    @property
+    def scorer_why(self) -> str:
+        """In words, how rows are forwarded."""
+        ...
 
     @property
     def version(self) -> int:

@@ -80,8 +80,7 @@ class LocalEngine:
     reference_whole: Callable[[], AbstractContextManager[None]]  # while it is needed with all of its weights
     processes: Processes
     scorer: Scorer
-    scorer_why: str  # in words, why it is this one
-    scorer_choice: Choice  # and how far exact scorers of this model may differ
+    scorer_choice: Choice  # why it is this one, and how far exact scorers of this model may differ
     weights: Weights | ShardedWeights
     recomputed: Sequence[nn.Module]  # layers whose activations are made again in the backward
     optimizer: Optimizer
@@ -182,6 +181,11 @@ class LocalEngine:
             torch.cuda.empty_cache()
         self.warn(f"out of memory: tokens_per_batch is {self.tokens_per_batch} from now on; the gradient stays the same")
         return self.within_memory(work)
+
+    @property
+    def scorer_why(self) -> str:
+        """In words, how rows are forwarded."""
+        return self.scorer_choice.why
 
     @property
     def version(self) -> int:
@@ -302,7 +306,6 @@ def build_engine(
         reference_whole=reference_whole,
         processes=processes,
         scorer=choice.scorer,
-        scorer_why=choice.why,
         scorer_choice=choice,
         weights=weights,
         recomputed=layers_of(weights.module) if gradient_checkpointing else (),

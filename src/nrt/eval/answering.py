@@ -15,7 +15,7 @@ from nrt.errors import InputError
 from nrt.eval.questions import Question, Reply, Said
 from nrt.eval.reasoner import Reasoner
 from nrt.rollout import Request
-from nrt.types import Role, Row, Trace
+from nrt.types import Trace, answer_row
 
 Ids = tuple[int, ...]
 
@@ -102,7 +102,7 @@ def _choose(reasoner: Reasoner, block: Sequence[tuple[Question, Ids]], caps: Cap
         before = _without(reasoner, question, prompt) if traces is None else _after(reasoner, prompt, traces[b][0])
         before += reasoner.chat.encode_text(question.opening)
         choices = [reasoner.chat.encode_text(choice) for choice in question.choices]
-        rows += [Row(before, ids, (Role.ANSWER,) * len(ids), end_sampled=False) for ids in choices]
+        rows += [answer_row(before, ids) for ids in choices]
         sizes.append(len(choices))
     logps = iter([float(logp.sum()) for logp in reasoner.score(rows)])
     found = [tuple(next(logps) for _ in range(size)) for size in sizes]

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from nrt.errors import InputError
+from nrt.errors import InputError, first_line
 
 NEEDED = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
 """What a model's forward must take so that left-padded batches are exact and the head runs only where it is needed."""
@@ -44,9 +44,9 @@ def load_model(
     config = _load_config(name, trust_remote_code)
     _check_causal(name, config, trust_remote_code)
     tokenizer = load_tokenizer(name, trust_remote_code)
+    folder, gguf = _location(name)
     try:
         with quiet():
-            folder, gguf = _location(name)
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 **gguf,
@@ -57,7 +57,7 @@ def load_model(
                 **_quantized(quantize, dtype, device),
             )
     except Exception as error:  # each of transformers, torch and safetensors has its own for a file that is damaged, or no weights
-        raise InputError(f"model {name}: its weights cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"model {name}: its weights cannot be loaded: {first_line(error)}") from error
     if report["missing_keys"]:
         raise InputError(f"model {name} lacks weights for {', '.join(sorted(report['missing_keys'])[:3])}; give a complete causal LM")
     if gguf:
@@ -153,8 +153,8 @@ def _load_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code, **gguf)
     except Exception as error:  # also of other classes, for values that no such model has
         if gguf:
-            raise InputError(f"model {name} cannot be read as GGUF: {_first_line(error).rstrip('.')}; is the file whole?") from error
-        raise InputError(f"model {name} is neither a folder nor a model that the hub gives: {_first_line(error)}") from error
+            raise InputError(f"model {name} cannot be read as GGUF: {first_line(error).rstrip('.')}; is the file whole?") from error
+        raise InputError(f"model {name} is neither a folder nor a model that the hub gives: {first_line(error)}") from error
 
 
 def _check_folder(name: str, path: Path) -> None:
@@ -184,19 +184,13 @@ _CAUSAL_CLASSES = {
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """A fast tokenizer. Raises InputError where there is none."""
     mend = "save a fast tokenizer (tokenizer.json) into the model's folder"
+    folder, gguf = _location(name)
     try:
-        folder, gguf = _location(name)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **gguf)
-    except InputError:
-        raise
     except Exception as error:  # transformers raises whatever its tokenizer classes raise
-        raise InputError(f"model {name} has no tokenizer: {_first_line(error)}; {mend}") from error
+        raise InputError(f"model {name} has no tokenizer: {first_line(error)}; {mend}") from error
     if not tokenizer.is_fast:
         raise InputError(f"model {name} has a slow tokenizer ({type(tokenizer).__name__}); {mend}")
     if len(tokenizer) <= len(tokenizer.get_added_vocab()):
         raise InputError(f"model {name} has a tokenizer without a vocabulary; {mend}")
     return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -139,7 +139,7 @@ def merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     layers = dict(_layers(model))
     for name, layer in layers.items():
         yield f"{name}.weight", _merged_weight(layer)
-        if getattr(layer.base_layer, "bias", None) is not None:
+        if layer.base_layer.bias is not None:
             yield f"{name}.bias", layer.base_layer.bias
     for name, parameter in model.named_parameters():
         if ROW not in name and not any(name.startswith(f"{layer}.") for layer in layers):

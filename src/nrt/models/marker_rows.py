@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -59,7 +60,9 @@ def settle_marker_rows(
         start_id: id of START; None where the layout has none.
         end_id: id of END.
     """
-    pairs = [pair for _, pair in zip(range(PAIRS), pairs, strict=False)]
+    if not new:
+        return []
+    pairs = list(islice(pairs, PAIRS))
     prompts = [pair.prompt_ids[-WINDOW:] for pair in pairs]
     marker_ids = [token for token in (start_id, end_id) if token is not None]
 

@@ -17,7 +17,7 @@ from nrt.objective.advantage import NOISE, close, group_advantage
 from nrt.objective.memory import Scored
 from nrt.objective.methods import Method
 from nrt.objective.mismatch import truncated_importance
-from nrt.objective.rewards import Mix, Reward, capped_share, check_shapes, comparable, parts_of, token_signal
+from nrt.objective.rewards import Mix, capped_share, check_shapes, comparable, parts_of, token_signal
 from nrt.objective.shapes import Facts
 from nrt.types import Role, Row
 
@@ -96,16 +96,16 @@ def group_credit(
     logp_KT, base_T = logp_KT.detach(), base_T.detach()
     given_T = method.weigh(logp_KT, base_T, state) if method.weigh else base_T
     reward_K = final_K = advantage_K = torch.zeros(len(logp_KT), dtype=torch.float64)
-    base_reward = 0.0
+    beats_null_K, base_reward = torch.zeros(len(logp_KT), dtype=torch.bool), 0.0
     for share, reward in parts_of(method.reward):
-        part_K, part_base = reward(logp_KT, given_T), reward(base_T[None], given_T).item()
-        part_final_K, part_advantage_K = _normalised(method, reward, logp_KT, base_T, given_T, facts, noise)
-        reward_K, base_reward = reward_K + share * part_K, base_reward + share * part_base
+        part_K, part_base = reward(logp_KT, given_T), reward(base_T[None], given_T)[0]
+        common = comparable(reward, logp_KT, base_T, given_T)
+        part_final_K, part_advantage_K = _normalised(method, part_K, part_base, common, facts, noise)
+        reward_K, base_reward = reward_K + share * part_K, base_reward + share * part_base.item()
+        beats_null_K = _exceeds(*common, noise)
         final_K, advantage_K = final_K + share * part_final_K, advantage_K + share * part_advantage_K
     if isinstance(method.reward, Mix):
         beats_null_K = _exceeds(reward_K, torch.tensor(base_reward, dtype=torch.float64), noise)
-    else:
-        beats_null_K = _exceeds(*comparable(method.reward, logp_KT, base_T, given_T), noise)
     underflow = ((reward_K == 0) & (logp_KT < 0).any(-1) & bool((given_T != 0).any())).double().mean().item()
     return GroupCredit(
         logp_KT=logp_KT,
@@ -127,14 +127,16 @@ def _exceeds(reward_K: Tensor, base_reward: Tensor, noise: float) -> Tensor:
 
 
 def _normalised(
-    method: Method, reward: Reward, logp_KT: Tensor, base_T: Tensor, given_T: Tensor, facts: Facts | None, noise: float
+    method: Method, reward_K: Tensor, base_reward: Tensor, common: tuple[Tensor, Tensor], facts: Facts | None, noise: float
 ) -> tuple[Tensor, Tensor]:
-    """(final rewards, advantages) of one reward: clip (Eq. 9), the authors' own shape if there is one, centre and scale (Eq. 10)."""
-    reward_K, base_reward = reward(logp_KT, given_T), reward(base_T[None], given_T)[0]
+    """(final rewards, advantages) of one reward: clip (Eq. 9), the authors' own shape if there is one, centre and scale (Eq. 10).
+
+    `common`: the same rewards as `comparable` gives them.
+    """
     final_K = group_advantage(reward_K, base_reward, clip=method.clip, centre=None, scale=None, noise=noise)
     if method.shape is None:
         if method.scale == "std" and method.eps == 0:  # then a common factor of all rewards changes nothing
-            reward_K, base_reward = comparable(reward, logp_KT, base_T, given_T)
+            reward_K, base_reward = common
         advantage_K = group_advantage(
             reward_K, base_reward, clip=method.clip, centre=method.centre, scale=method.scale, eps=method.eps, noise=noise
         )

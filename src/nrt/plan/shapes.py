@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from nrt.config import Config, LoraConfig, MarkersConfig
-from nrt.errors import InputError
+from nrt.errors import InputError, first_line
 from nrt.models import Adapters, add_adapters, add_markers, load_tokenizer, quiet
 from nrt.models.attention import Unsupported, carry
 
@@ -77,5 +77,5 @@ def shape_of(name: str | None, trust_remote_code: bool = False) -> PreTrainedCon
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise InputError(f"model {name}: no config.json to plan by: {first}; give a folder, or one of {', '.join(NAMED)}") from error

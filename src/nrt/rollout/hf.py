@@ -76,6 +76,7 @@ class HFSampler:
         decoder = (SharedDecoder if self.share and carries(self.model) else Decoder)(self.model, prompts, self.pad_id, cap)
         device = decoder.logits_RV.device
         stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
+        banned = torch.tensor(sorted(request.banned), dtype=torch.long, device=device) if request.banned else None
         uniforms_CR = None if uniforms_RC is None else uniforms_RC.T.to(device, _cdf_type(device))
         ids_CR = torch.zeros(cap, len(prompts), dtype=torch.long, device=device)
         logps_CR = torch.zeros(cap, len(prompts), device=device)
@@ -83,7 +84,7 @@ class HFSampler:
         running = torch.ones_like(rows, dtype=torch.bool)
         every = 1 if device.type == "cpu" else LOOK_EVERY
         for step in range(cap):
-            logp_RV = _shaped(decoder.logits_RV.float(), request)
+            logp_RV = _shaped(decoder.logits_RV.float(), request, banned)
             token_R = logp_RV.argmax(-1) if uniforms_CR is None else _draw(logp_RV, uniforms_CR[step, rows])
             ids_CR[step, rows] = token_R
             logps_CR[step, rows] = logp_RV.gather(-1, token_R.unsqueeze(-1)).squeeze(-1)
@@ -117,10 +118,10 @@ def _noise(seed: int, rows: int, cap: int) -> Tensor:
     return torch.rand(rows, cap, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def _shaped(logits_RV: Tensor, request: Request) -> Tensor:
-    """Log-probabilities [R, V] of the distribution that the request wants to be drawn from, nats."""
-    if request.banned:
-        logits_RV = logits_RV.index_fill(-1, torch.tensor(sorted(request.banned), device=logits_RV.device), -torch.inf)
+def _shaped(logits_RV: Tensor, request: Request, banned: Tensor | None = None) -> Tensor:
+    """Log-probabilities [R, V] of the distribution that the request wants to be drawn from, nats; `banned` are its ids on the device."""
+    if banned is not None:
+        logits_RV = logits_RV.index_fill(-1, banned, -torch.inf)
     logp_RV = (logits_RV if request.temperature == 1 else logits_RV / request.temperature).log_softmax(-1)
     if request.top_p >= 1 or request.greedy:
         return logp_RV

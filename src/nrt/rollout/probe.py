@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nrt.errors import InputError
+from nrt.errors import InputError, first_line
 from nrt.models.attention import carries
 from nrt.rollout.decode import Decoder
 from nrt.rollout.shared import SharedDecoder
@@ -65,7 +65,7 @@ def _fault(make: Callable[..., Any], model: nn.Module, pad_id: int, rows: Sequen
     except (RuntimeError, AttributeError, TypeError, ValueError, IndexError, KeyError, InputError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        return f"its cache says: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        return f"its cache says: {first_line(error)}"
     differences = ((torch.stack(logps) - expected).abs() * (expected.exp() > LIKELY)).nan_to_num(float("inf"))
     difference = float(differences.max())
     if difference <= tolerance:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nrt.errors import InputError
+from nrt.errors import InputError, first_line
 from nrt.models.attention import Unsupported, carry, check_carriable, configs, forward_in
 from nrt.scoring.attention import Packed
 from nrt.scoring.head import GradientOf, Head
 from nrt.scoring.layout import lay_out, packed_batches
 from nrt.scoring.logprobs import PaddedScorer, Scorer
-from nrt.types import Role, Row, TokenScores
+from nrt.types import Row, TokenScores, answer_row
 
 FLOOR = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """Nats by which two exact scorers may always differ, and share of the largest gradient (ten times that)."""
@@ -72,6 +72,10 @@ def score_packed(causal_lm: Any, packed: Packed, gradient_of: GradientOf | None 
     return TokenScores(logp_M, entropy_M, layout.lengths)
 
 
+SHARED = "each prompt is forwarded once for all of its traces"
+"""What packing rows means, in words."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """A scorer for a model, and in words why it is this one."""
@@ -91,7 +95,8 @@ def choose_scorer(model: nn.Module, pad_id: int, gradient_of: GradientOf | None 
 
     Raises InputError for a model that cannot score padded rows, or whose scores depend on the batch by more than rounding.
     """
-    padded, kind = PaddedScorer(pad_id), _type_of(model)
+    causal_lm: Any = model
+    padded, kind = PaddedScorer(pad_id), causal_lm.config.get_text_config()
     rows = rows or _made_up_rows(kind.vocab_size)
     dtype = next(model.parameters()).dtype
     try:
@@ -99,8 +104,7 @@ def choose_scorer(model: nn.Module, pad_id: int, gradient_of: GradientOf | None 
     except (RuntimeError, AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{type(model).__name__} cannot score padded rows: {first_line}; take another model") from error
+        raise InputError(f"{type(model).__name__} cannot score padded rows: {first_line(error)}; take another model") from error
     if not math.isfinite(noise):  # of weights that are not: whoever replays a broken step wants to see where it breaks
         return Choice(padded, "rows are padded: the model's log-probabilities are not finite", FLOOR[dtype])
     if noise >= UNSTEADY[dtype]:
@@ -115,7 +119,7 @@ def choose_scorer(model: nn.Module, pad_id: int, gradient_of: GradientOf | None 
     except Unsupported as error:
         why = f"rows are padded: {type(model).__name__} cannot share prompts, {error}"
         return Choice(padded, why, tolerance, surprising=kind.model_type in FAMILIES and not isinstance(error, NoKernel))
-    return Choice(PackedScorer(gradient_of), "each prompt is forwarded once for all of its traces", tolerance)
+    return Choice(PackedScorer(gradient_of), SHARED, tolerance)
 
 
 def same_choice(model: nn.Module, pad_id: int, gradient_of: GradientOf | None = None, *, packed: bool) -> Choice:
@@ -124,7 +128,7 @@ def same_choice(model: nn.Module, pad_id: int, gradient_of: GradientOf | None = 
     if not packed:
         return Choice(PaddedScorer(pad_id), "rows are padded, as when the run began", tolerance)
     carry(model)
-    return Choice(PackedScorer(gradient_of), "each prompt is forwarded once for all of its traces", tolerance)
+    return Choice(PackedScorer(gradient_of), SHARED, tolerance)
 
 
 class NoKernel(Unsupported):
@@ -229,16 +233,12 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _type_of(model: Any) -> Any:
-    return model.config.get_text_config()
-
-
 def _made_up_rows(vocabulary: int) -> list[Row]:
     """Two prompts with two tails each."""
     rows = []
     for prompt, tail in ((3, 4), (3, 2), (1, 3), (1, 1)):
         ids = [(7 * prompt + 5 * i) % vocabulary for i in range(prompt)] + [(tail + 3 * i) % vocabulary for i in range(tail)]
-        rows.append(Row(tuple(ids[:prompt]), tuple(ids[prompt:]), (Role.ANSWER,) * tail, end_sampled=False))
+        rows.append(answer_row(tuple(ids[:prompt]), tuple(ids[prompt:])))
     return rows
 
 

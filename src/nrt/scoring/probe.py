@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import cycle, islice
 from typing import Any
 
-from nrt.types import Pair, Role, Row
+from nrt.types import Pair, Row, answer_row
 
 PROMPT, TAIL = 32, 12
 """Most tokens of a prompt, and of a tail, of a short row."""
@@ -24,17 +24,13 @@ def probe_rows(pairs: Sequence[Pair], model_config: Any, longest: int) -> list[R
     """
     first, second = pairs[0], pairs[min(1, len(pairs) - 1)]
     tails = [(first.answer_ids + second.answer_ids)[:TAIL], second.answer_ids[:TAIL]]
-    rows = [_row(pair.prompt_ids[-PROMPT:], tail) for pair in (first, second) for tail in tails]
+    rows = [answer_row(pair.prompt_ids[-PROMPT:], tail) for pair in (first, second) for tail in tails]
     text = first.prompt_ids + first.answer_ids + second.prompt_ids + second.answer_ids
     for window in _windows(model_config):
         if window < longest:
             prompt = tuple(islice(cycle(text), max(1, window - BEYOND // 2)))
-            rows += [_row(prompt, tuple(islice(cycle(tail), BEYOND))) for tail in tails]
+            rows += [answer_row(prompt, tuple(islice(cycle(tail), BEYOND))) for tail in tails]
     return rows
-
-
-def _row(prompt: tuple[int, ...], tail: tuple[int, ...]) -> Row:
-    return Row(prompt, tail, (Role.ANSWER,) * len(tail), end_sampled=False)
 
 
 def _windows(model_config: Any) -> list[int]:

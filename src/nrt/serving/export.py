@@ -7,7 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from nrt.durable import at_once
-from nrt.errors import InputError, RunError
+from nrt.errors import InputError, RunError, first_line
 from nrt.run import Run, as_nrt_writes
 from nrt.serving.card import model_card
 
@@ -60,6 +60,6 @@ def push(folder: Path, name: str, *, private: bool = True) -> str:
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Model trained with nrt")
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise RunError(f"{folder} was written but not pushed to {name}: {said}; log in with `hf auth login`, or try again") from error
     return str(address)

@@ -93,7 +93,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
     entropies = None
     if cuts_by_entropy(config):
         tokens = AUTO_TOKENS if config.tokens_per_batch == "auto" else config.tokens_per_batch
-        first = _initial_model(load, config) if initial is None else initial
+        first = _initial_model(load, config, chat) if initial is None else initial
         entropies = model_entropies(first, chat.opening, config.max_prompt_tokens, tokens)
     with processes.main_first():
         data = load_pairs(config, "train", chat, entropies)
@@ -110,7 +110,7 @@ def prepare(config: Config, *, checkpoint: Path | None = None, processes: Proces
         elif initial is not None:
             reference = frozen_copy(model)
         else:
-            reference = _initial_model(load, config, data.pairs)
+            reference = _initial_model(load, config, chat, data.pairs)
     ways = _ways_of(checkpoint)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else chat.end_of_turn_id
     engine = build_engine(
@@ -316,12 +316,10 @@ def _judge(chat: Chat, checker: Checker) -> Judge:
     return lambda pair, ids: checker(chat.decode(ids), pair.example.answer)
 
 
-def _initial_model(load: Load, config: Config, pairs: Sequence[Pair] = ()) -> Any:
+def _initial_model(load: Load, config: Config, chat: Chat, pairs: Sequence[Pair] = ()) -> Any:
     """The model as the run began, frozen; without pairs the markers' rows are not settled (where no marker is read)."""
     model, tokenizer = load(str(config.model))
     new = add_markers(model, tokenizer, config.markers)
     if pairs:
-        ensure_template(tokenizer)
-        chat = Chat(tokenizer, config.markers)
         settle_marker_rows(model, tokenizer, config.markers, new, pairs, chat.start_id, chat.end_id)
     return model.requires_grad_(False)

@@ -11,7 +11,7 @@ from torch import nn
 from nrt.config import Config
 from nrt.data import Entropies
 from nrt.scoring import PaddedScorer, score_all
-from nrt.types import Role, Row
+from nrt.types import answer_row
 
 
 def cuts_by_entropy(config: Config) -> bool:
@@ -31,15 +31,11 @@ def model_entropies(model: nn.Module, opening: tuple[int, ...], window: int, tok
     def of(ids: Sequence[int]) -> list[float]:
         first = 0 if opening else 1
         ranges = [(max(0, i - half), i, min(len(ids), i + half)) for i in range(first, len(ids), half)]
-        rows = [_row((*opening, *ids[begin:i]), tuple(ids[i:end])) for begin, i, end in ranges]
+        rows = [answer_row((*opening, *ids[begin:i]), tuple(ids[i:end])) for begin, i, end in ranges]
         scored = score_all(PaddedScorer(pad_id=0), model, rows, tokens_per_batch).entropy_N.tolist() if rows else []
         return [0.0] * min(first, len(ids)) + scored
 
     return Entropies(of, hashlib.sha256(f"{_fingerprint(model)} {opening} {window}".encode()).hexdigest())
-
-
-def _row(before: tuple[int, ...], tail: tuple[int, ...]) -> Row:
-    return Row(before, tail, (Role.ANSWER,) * len(tail), end_sampled=False)
 
 
 def _fingerprint(model: Any) -> str:
