@@ -13,6 +13,8 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
+from nrt.run.reader import Run
+
 
 class LiveLine:
     """step, gain, trace length, entropy, tokens/s, time left; on a terminal redrawn in place, else now and then a line."""
@@ -22,8 +24,8 @@ class LiveLine:
         self.live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
         self.printed, self.text, self.what = 0.0, "", ""
 
-    def start(self, path: Path, step: int, steps: int, eval_every: int = 0) -> None:
-        self.left = TimeLeft(step, steps, eval_every)
+    def start(self, path: Path, step: int, steps: int) -> None:
+        self.left = TimeLeft(step, steps, Run(path).config.eval_every)
         self.steps = steps
         self.console.print(f"run folder: {path}", highlight=False, soft_wrap=True)
         if self.live:
@@ -126,7 +128,7 @@ class TimeLeft:
 class JsonLines:
     """One JSON object a line on standard output: the run folder first, then each step's metrics."""
 
-    def start(self, path: Path, step: int, steps: int, eval_every: int = 0) -> None:
+    def start(self, path: Path, step: int, steps: int) -> None:
         self._write({"run": str(path), "step": step, "steps": steps})
 
     def say(self, text: str) -> None:

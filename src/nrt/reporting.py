@@ -24,9 +24,9 @@ class Reporting:
         self.listener, self.folder = listener, Path()
         self._indexes: defaultdict[Path, Index] = defaultdict(Index)
 
-    def start(self, path: Path, step: int, steps: int, eval_every: int = 0) -> None:
+    def start(self, path: Path, step: int, steps: int) -> None:
         self.folder = path
-        self.listener.start(path, step, steps, eval_every)
+        self.listener.start(path, step, steps)
 
     def say(self, text: str) -> None:
         self.listener.say(text)
