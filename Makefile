@@ -43,8 +43,9 @@ lint: .venv/.dev
 types: .venv/.dev
 	$(BIN)/pyright
 
+# One process a core: most tests train models so small that one thread each is fastest.
 test-fast: .venv/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test: lint types test-fast
 

@@ -25,6 +25,9 @@ def evaluate(
     processes: Annotated[int, typer.Option(help="So many copies of the model, one a GPU, share the questions.")] = 1,
     batch: Annotated[int, typer.Option(help="Sequences at a time.")] = 64,
     max_trace_tokens: Annotated[int, typer.Option(help="Cap on a trace; a task's own cap is the answer's alone.")] = 2048,
+    max_answer_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Cap on an answer below a task's own, for a trial: such scores are not the protocol's.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Of traces and answers where a task is greedy; by default they are greedy then.")
     ] = None,
@@ -38,7 +41,7 @@ def evaluate(
 
     evaluate_models(
         _console(), models, suite=suite, benchmarks=benchmarks, data=data, limit=limit, seeds=seeds, output=output,
-        how=Decoding(max_trace_tokens, temperature, seed), machine=Machine(backend, device, batch, processes),
+        how=Decoding(max_trace_tokens, max_answer_tokens, temperature, seed), machine=Machine(backend, device, batch, processes),
     )  # fmt: skip
 
 

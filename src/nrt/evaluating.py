@@ -125,6 +125,9 @@ def _settings(source: Source, how: Decoding, machine: Machine, limit: int, seeds
         "rows": f"{data or 'of the hub'}" + (f", {limit} of each benchmark, chosen by content" if limit else ""),
         "seeds": seeds,
         "trace": f"at most {how.max_trace_tokens} tokens" if source.thinks else "none",
+        "answers": f"at most {how.max_answer_tokens} tokens, whatever a task allows"
+        if how.max_answer_tokens
+        else "as long as each task allows",
         "temperature": "as each task has it" if how.temperature is None else how.temperature,
         "HumanEval's programs": confinement(),
         "IFEval's sentences": splitter(),

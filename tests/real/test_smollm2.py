@@ -136,6 +136,8 @@ def test_eval(run, tmp_path):
         "5",
         "--max-trace-tokens",
         "8",
+        "--max-answer-tokens",
+        "16",
         "--device",
         "cpu",
         "-o",

@@ -30,6 +30,7 @@ class Decoding:
     """How questions are asked, whatever the task."""
 
     max_trace_tokens: int = 2048
+    max_answer_tokens: int | None = None  # where a task's own cap is higher; None: the task's
     temperature: float | None = None  # of traces and answers of tasks that are greedy; None: as the task has it
     seed: int = 0
 
@@ -152,7 +153,7 @@ def _question(task: Any, requests: Sequence[Any], how: Decoding) -> Question:
     return Question(
         **base,
         n=requests[0].repeats,
-        max_answer_tokens=int(wanted.get("max_gen_toks", 2048)),
+        max_answer_tokens=min(int(wanted.get("max_gen_toks", 2048)), how.max_answer_tokens or sys.maxsize),
         until=(until,) if isinstance(until, str) else tuple(until),
         temperature=how.temperature if temperature == 0 and how.temperature is not None else temperature,
         top_p=float(wanted.get("top_p", 1.0)),
