@@ -65,3 +65,13 @@ def _gpus() -> list[str]:
     if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def machine_memory() -> int:
+    """Bytes of this machine's memory, or of the container's that the process runs in."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8"))  # cgroup v2; "max" is no number
+    except (OSError, ValueError):
+        return physical
+    return min(physical, limit)

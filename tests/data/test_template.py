@@ -321,8 +321,9 @@ def test_an_engine_reads_the_same_content_format_from_the_loops(template: str, l
 @pytest.mark.vllm
 def test_vllm_feeds_the_model_what_transformers_renders(tmp_path: Any) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")
+    from nrt.environment import machine_memory
     from nrt.models import save_model
-    from nrt.rollout.vllm import _machine_bytes, _vllm
+    from nrt.rollout.vllm import _vllm
     from tests.tiny import tiny_model
     from tests.vllm.common import HEADS, MEMORY
 
@@ -338,7 +339,7 @@ def test_vllm_feeds_the_model_what_transformers_renders(tmp_path: Any) -> None:
         "x",
     ]
     hostile = [turns(system, user) for system in ("x", END) for user in texts]
-    memory = int(MEMORY * _machine_bytes())
+    memory = int(MEMORY * machine_memory())
     llm = _vllm().LLM(str(tmp_path / "model"), dtype="float32", max_model_len=256, enforce_eager=True, kv_cache_memory_bytes=memory)
     outs = llm.chat(hostile)
     for conversation, out in zip(hostile, outs, strict=True):

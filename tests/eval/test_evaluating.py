@@ -19,7 +19,20 @@ from tests.eval.benchmarks import write_benchmarks
 from tests.eval.reasoners import save_tiny_model
 
 BENCHMARKS = "gsm8k,mmlu,math,truthfulqa,truthfulqa-null,humaneval"
-ARGUMENTS = ["--data", "data", "--benchmarks", BENCHMARKS, "--max-trace-tokens", "24", "--max-answer-tokens", "48", "--batch", "8", "--limit", "6"]
+ARGUMENTS = [
+    "--data",
+    "data",
+    "--benchmarks",
+    BENCHMARKS,
+    "--max-trace-tokens",
+    "24",
+    "--max-answer-tokens",
+    "48",
+    "--batch",
+    "8",
+    "--limit",
+    "6",
+]
 ROOT = Path(__file__).parents[2]
 
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 SCHEMA_VERSION = 1
 AUTO_TOKENS = 16384
-"""What tokens_per_batch=auto begins with."""
+"""What tokens_per_batch=auto begins with, where a CPU's memory does not bound it."""
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -321,7 +321,8 @@ class Config(Section):
     overlap: bool = False
     """Sample the next step's traces during the update, with the weights from before it (docs/performance.md); one more model in memory."""
     tokens_per_batch: Positive | Literal["auto"] = "auto"
-    """Most tokens in one forward pass; longer steps accumulate gradients. `auto`: 16384, halved once if memory runs out."""
+    """Most tokens in one forward pass; longer steps accumulate gradients. `auto`: 16384, halved once if memory runs out;
+    on a CPU at most what takes a quarter of the machine's memory."""
     gradient_checkpointing: bool = False
     """Keep only the layers' inputs for the backward and compute the rest again: less memory, about a third more time."""
     objective: ObjectiveConfig = ObjectiveConfig()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from nrt.config import AUTO_TOKENS, OptimizerConfig
+from nrt.config import OptimizerConfig
+from nrt.engine.memory import auto_tokens
 from nrt.engine.optimizers import make_optimizer, make_schedule
 from nrt.engine.processes import ALONE, Processes
 from nrt.engine.sharded import ShardedWeights, Spread, fits, gathered
@@ -300,6 +301,7 @@ def build_engine(
     if reference is not None and isinstance(choice.scorer, PackedScorer):
         carry(reference)  # it is the same architecture
     optimizer = make_optimizer(config, list(weights.masters.values()))
+    most = auto_tokens(model, next(model.parameters()).device, recompute=gradient_checkpointing)
     return LocalEngine(
         model=model,
         reference=reference,
@@ -311,7 +313,7 @@ def build_engine(
         recomputed=layers_of(weights.module) if gradient_checkpointing else (),
         optimizer=optimizer,
         scheduler=make_schedule(config, optimizer, updates),
-        tokens_per_batch=AUTO_TOKENS if tokens_per_batch == "auto" else tokens_per_batch,
+        tokens_per_batch=most if tokens_per_batch == "auto" else tokens_per_batch,
         may_halve=tokens_per_batch == "auto" and not weights.lockstep,
         max_grad_norm=config.max_grad_norm,
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
+from nrt.environment import machine_memory
 from nrt.errors import unknown
 
 GIB = 2**30
@@ -59,5 +59,4 @@ def accelerator(name: str, memory: float | None = None) -> Accelerator:
 
 def _this_machine() -> Accelerator:
     """One thread, at the rate and share of it that docs/performance.md has for one core with AVX-512; its bandwidth is a guess."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Accelerator("cpu", memory, 1e11, 1e11, 2e10, mfu=0.8)
+    return Accelerator("cpu", machine_memory(), 1e11, 1e11, 2e10, mfu=0.8)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nrt.environment import launched
+from nrt.environment import launched, machine_memory
 from nrt.errors import InputError, RunError
 from nrt.rollout.base import Request, hashed
 from nrt.types import Row, Sample
@@ -59,7 +59,7 @@ class VLLMSampler:
             enable_prefix_caching=True, seed=0, disable_log_stats=True, enforce_eager=not on_gpu, logprobs_mode="processed_logprobs",
             load_format="dummy" if dummy else "auto", enable_sleep_mode=bool(self._sleep), trust_remote_code=trust_remote_code,
             distributed_executor_backend="external_launcher" if launched()[1] > 1 else None,  # one engine in each of torchrun's processes
-            **({"gpu_memory_utilization": memory or 0.9} if on_gpu else {"kv_cache_memory_bytes": int((memory or 0.1) * _machine_bytes())}),
+            **({"gpu_memory_utilization": memory or 0.9} if on_gpu else {"kv_cache_memory_bytes": int((memory or 0.1) * machine_memory())}),
         )  # fmt: skip
         self.context: int = self.llm.llm_engine.model_config.max_model_len
 
@@ -143,10 +143,6 @@ def share_beside(used: int, total: int, *, sleeps: bool) -> float:
     """
     left = (1 - GAPS) * total - used
     return math.floor(100 * (left if sleeps else left / 2) / total) / 100
-
-
-def _machine_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def params_of(request: Request, place: int) -> Any:
