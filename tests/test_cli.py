@@ -90,6 +90,22 @@ def test_bad_settings(nrt_command, small, tmp_path, setting, said):
     assert said in refused(nrt_command, tmp_path, *small, setting)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["max_trace_tokens=500"], "has positions for 64"),
+        (["lora.rank=2", "lora.targets=[lm_head]"], "lm_head"),
+        (["lora.rank=2", "lora.targets=[input_layernorm]"], "lora.targets"),
+        (["model=cut.gguf"], "is the file whole"),
+        (["markers.end=</s>"], "the token that ends a turn"),
+        (["markers.end="], "markers.end"),
+    ],
+)
+def test_what_a_model_cannot_do_is_said_before_a_run_begins(nrt_command, small, tmp_path, settings, said):
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\0\0\0" + (3).to_bytes(8, "little") * 2)
+    assert said in refused(nrt_command, tmp_path, *small, *settings)
+
+
 def test_leave_one_out_with_one_trace(nrt_command, small, tmp_path):
     assert "K ≥ 2" in refused(nrt_command, tmp_path, *small, "objective.centre=leave-one-out", "traces=1")
 
