@@ -47,7 +47,7 @@ def main() -> None:
         assert isinstance(sampler, HFSampler)
         own = replace(sampler, share=False)
         padded = replace(padded, stepper=with_sampler(padded.stepper, own))
-        timings = interleave(Steps(shared), Steps(padded), pairs)
+        timings = interleave(Steps("shared", shared), Steps("padded", padded), pairs)
         record = timings.record("shared", "padded")
         say(f"SmolLM2-135M, {PROMPTS}×{TRACES}, traces of {TRACE}", record, "shared", "padded")
         if not arguments.no_trl:
@@ -93,13 +93,14 @@ def with_sampler(stepper: Any, sampler: Any) -> Any:
 class Steps:
     """One step after the other."""
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts, self.done = parts, 0
+    def __init__(self, name: str, parts: Parts) -> None:
+        self.name, self.parts, self.done = name, parts, 0
 
     def __call__(self) -> None:
-        begin = self.done * PROMPTS
+        begin, started = self.done * PROMPTS, time.perf_counter()
         self.parts.stepper.collect_and_update(lambda offset, n: self.parts.draw(begin + offset, n), PROMPTS, seed=self.done)
         self.done += 1
+        print(f"{self.name}, step {self.done}: {time.perf_counter() - started:.1f} s", flush=True)
 
 
 def trl_seconds(folder: Path, steps: int) -> list[float]:

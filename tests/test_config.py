@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nrt import config as module
-from nrt.config import Config, Section, build_config, dump_yaml, load_config, merge, packaged, parse_overrides, parse_yaml
+from nrt.config import Config, Section, build_config, dump_yaml, load_config, merge, packaged, parse_overrides, parse_yaml, plain_values
 from nrt.errors import InputError
 from nrt.training.resolve import resolve_method
 
@@ -201,3 +202,53 @@ def test_every_setting_is_documented(section):
 def test_recipes_cite_or_explain_themselves():
     for file in packaged().values():
         assert Path(str(file)).read_text(encoding="utf-8").startswith("#")
+
+
+# --- YAML that is more than it looks ---
+
+NINE = ", ".join(["*a{}"] * 9)
+BOMBS = {
+    "merge keys": "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i}\n  <<: [{NINE.replace('{}', str(i - 1))}]\n" for i in range(1, 12)),
+    "aliases": "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{NINE.replace('{}', str(i - 1))}]\n" for i in range(1, 12)),
+    "a list in itself": "a: &a [*a]\n",
+    "a mapping merged into itself": "a: &a {<<: *a}\n",
+    "many values": "- 1\n" * 100_000,
+    "nested lists": "[" * 3000,
+    "a number in base 60": "steps: " + ":".join(["1"] * 300_000) + "\n",
+    "a number of a million digits": "steps: " + "1" * 10**6 + "\n",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_yaml_that_would_be_huge_is_refused_before_it_is(name, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(BOMBS[name])
+    started = time.perf_counter()
+    with pytest.raises(InputError, match=r"is not valid YAML|holds more than 10,000 values") as found:
+        load_config(str(file))
+    assert time.perf_counter() - started < 5, "2 s on a machine that does nothing else"
+    assert len(str(found.value).splitlines()) == 1
+
+
+def test_aliases_and_merge_keys_of_an_ordinary_size_are_read():
+    text = (
+        "base: &base {lr: 1.0, warmup: 2}\nmid: &mid {<<: *base, lr: 3.0}\ndeep: {one: {two: &two {<<: *mid, lr: 4.0}}}\nlast: {<<: *two}\n"
+    )
+    assert plain_values(text, "recipe.yaml") == {
+        "base": {"lr": 1.0, "warmup": 2}, "mid": {"lr": 3.0, "warmup": 2}, "deep": {"one": {"two": {"lr": 4.0, "warmup": 2}}},
+        "last": {"lr": 4.0, "warmup": 2},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["steps: 3\nmethod: sft\nsteps: 5\n", "optimizer: {lr: 1.0, lr: 2.0}\n", "'steps': 3\nsteps: 5\n"])
+def test_a_setting_that_stands_twice_in_a_recipe_is_an_error(text, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"'(steps|lr)' stands twice, in line 1 or below; remove one"):
+        load_config(str(file))
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated():
+    with pytest.raises(InputError, match=r"^vllm.urls: an address with a user or a password would be stored and shown") as found:
+        build_config({"sampler": "vllm", "vllm": {"urls": ["http://ann:secret@127.0.0.1:8643"]}})
+    assert "secret" not in str(found.value)

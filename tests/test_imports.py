@@ -16,7 +16,7 @@ from nrt import errors
 ROOT = Path(errors.__file__).parent
 
 LEVEL = {
-    "errors": 0, "config": 0, "types": 0, "lock": 0, "environment": 0, "network": 0, "durable": 0,
+    "errors": 0, "config": 0, "types": 0, "lock": 0, "environment": 0, "network": 0, "durable": 0, "terminal": 0,
     "objective": 1, "run": 1, "metrics": 1, "trackers": 1, "data": 1, "models": 1, "checkers": 1,
     "rollout": 2, "scoring": 2, "serving": 2,
     "engine": 3,
@@ -40,6 +40,7 @@ LIBRARIES = {
     "durable": {"safetensors"},
     "environment": set(),
     "network": set(),
+    "terminal": {"rich"},
     "objective": {"torch"},
     "run": {"pydantic", "yaml"},
     "metrics": set(),

@@ -210,3 +210,20 @@ def test_the_lock_is_given_back_after_an_error(tmp_path):
     with pytest.raises(ZeroDivisionError), RunWriter.create(tmp_path, Config()):
         raise ZeroDivisionError
     assert not (tmp_path / "lock").exists()
+
+
+@pytest.mark.parametrize("pid", [2**31, 2**63, 10**30, 0, -1, True, 1.5, "7", None, [1]])
+def test_a_lock_with_a_pid_that_is_none_is_nobodys_that_can_be_known(pid, tmp_path):
+    RunWriter.create(tmp_path / "run", Config()).close()
+    text = json.dumps({"pid": pid, "host": socket.gethostname(), "birth": ""})
+    (tmp_path / "run" / "lock").write_text(text)
+    with pytest.raises(InputError, match="does not say whose it is"):
+        RunWriter.reopen(tmp_path / "run", 0)
+    assert (tmp_path / "run" / "lock").read_text() == text
+
+
+def test_a_lock_of_nested_lists_is_nobodys_either(tmp_path):
+    RunWriter.create(tmp_path / "run", Config()).close()
+    (tmp_path / "run" / "lock").write_text("[" * 60_000)
+    with pytest.raises(InputError, match="does not say whose it is"):
+        RunWriter.reopen(tmp_path / "run", 0)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable
 from decimal import Decimal
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nrt.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from nrt.types import Example
 
 Checker = Callable[[str, str], bool]
 """(the model's answer, the reference) -> whether the answer is right."""
@@ -25,8 +29,13 @@ def resolve_checker(name: str) -> Checker:
     raise unknown("checker", name, [*CHECKERS, "package.module:function"])
 
 
+def is_right(checker: Checker, answer: str, example: Example) -> bool:
+    """Whether the checker takes the answer for any of the example's references."""
+    return any(checker(answer, reference) for reference in example.references or (example.answer,))
+
+
 def exact(answer: str, reference: str) -> bool:
-    """Equal but for white space.
+    """Equal but for white space and for how an accent is written.
 
     >>> exact(" Paris\\n is  it", "Paris is it"), exact("paris", "Paris")
     (True, False)
@@ -40,8 +49,8 @@ def contains(answer: str, reference: str) -> bool:
     >>> contains("It was  JANE\\nAusten.", "Jane Austen"), contains("Austen", "Jane Austen"), contains("Austen", " ")
     (True, False, False)
     """
-    wanted = _spaced(reference).casefold()
-    return bool(wanted) and wanted in _spaced(answer).casefold()
+    wanted = _spaced(reference.casefold())
+    return bool(wanted) and wanted in _spaced(answer.casefold())
 
 
 def last_number(answer: str, reference: str) -> bool:
@@ -103,4 +112,5 @@ def _last_number(text: str) -> Decimal | None:
 
 
 def _spaced(text: str) -> str:
-    return " ".join(text.split())
+    """In the composed form of Unicode: tokenizers that bring text into it are common, and data in the other form too."""
+    return " ".join(unicodedata.normalize("NFC", text).split())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,12 +147,12 @@ def plan(
     given |= {"mfu": mfu, "bandwidth": bandwidth}
     if config.engine != "verl":
         answered = ask(config, gpus=gpus or 1, parallel=parallel, **given)
-        print(dumps(as_json(*answered), ensure_ascii=False)) if json else print_plan(console, *answered)
+        print(dumps(as_json(*answered))) if json else print_plan(console, *answered)
         return
     if gpus or parallel:
         raise InputError("with engine=verl the layout is the config's: set nodes and gpus_per_node, not --gpus and --parallel")
     found = ask_cluster(config, network=network, **given)
-    print(dumps(cluster_json(*found), ensure_ascii=False)) if json else print_cluster(console, *found)
+    print(dumps(cluster_json(*found))) if json else print_cluster(console, *found)
 
 
 @app.command()
@@ -199,7 +201,7 @@ def report(
         print_report(build_report(runs), _console())
     elif serve:
         server = make_server(runs, host=host, port=port)
-        _console().print(f"{server.url} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+        _console().print(f"{server.root} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
         with server:
             server.serve_forever()
     else:
@@ -278,9 +280,9 @@ def rollout_server(
     from nrt.config import MarkersConfig
     from nrt.rollout.server import RolloutServer, open_vllm
 
-    sampler = open_vllm(model, MarkersConfig(start=start or None, end=end), dtype=dtype, context=context, rows=rows, memory=memory)
-    with RolloutServer(sampler, host, port) as server:
-        _console().print(f"{server.url} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+    sampler, shapes = open_vllm(model, MarkersConfig(start=start or None, end=end), dtype=dtype, context=context, rows=rows, memory=memory)
+    with RolloutServer(sampler, host, port, shapes) as server:
+        _console().print(f"{server.root} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
         server.serve_forever()
 
 
@@ -320,15 +322,16 @@ def _world(recipe: str, overrides: list[str]) -> list[str]:
 
 
 def _console():
-    from rich.console import Console
+    from nrt.terminal import Terminal
 
-    return Console()
+    return Terminal()
 
 
 def _listener(json: bool):
     from nrt.live import JsonLines, LiveLine
+    from nrt.terminal import Undisturbed
 
-    return JsonLines() if json else LiveLine(_console())
+    return Undisturbed(JsonLines() if json else LiveLine(_console()))
 
 
 def _reporting(listener):
@@ -339,15 +342,22 @@ def _reporting(listener):
 
 def main() -> None:
     """Entry point: one line for an error that we raised on purpose, a traceback only for our own mistakes."""
-    try:
-        app()
-    except NrtError as error:
-        from rich.console import Console
+    from nrt.terminal import Output, OutputError, Terminal
 
+    output: Any = Output(sys.stdout)
+    try:
+        with redirect_stdout(output):
+            try:
+                app()
+            finally:
+                output.flush()
+    except NrtError as error:
+        if isinstance(error, OutputError) and error.closed:
+            sys.exit(128 + signal.SIGPIPE)  # as `nrt … | head` ends other programs
         rank, _ = launched()
         kind = f"error in process {rank}" if rank else "interrupted" if error.exit_status == 130 else "error"
         if rank == 0 or error.exit_status != 130:
-            Console(stderr=True).print(f"{kind}: {error}", markup=False, highlight=False, soft_wrap=True)
+            Terminal(stderr=True).print(f"{kind}: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         sys.exit(130)

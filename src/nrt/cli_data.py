@@ -38,9 +38,8 @@ def check(
 
     Exit status 1 where training would refuse the data: a row cannot be used and data.on_bad_row is not skip, or none can.
     """
-    from rich.console import Console
-
     from nrt.inspecting import as_json, config_for, inspect_all, marker_rows, print_check
+    from nrt.terminal import Terminal
 
     config = config_for(recipe, files)
     found, shared = inspect_all(config)
@@ -48,9 +47,9 @@ def check(
     if json:
         print(dumps(as_json(found, shared) | ({"markers": [asdict(row) for row in rows]} if markers else {})))
     else:
-        print_check(Console(), config, found, shared)
+        print_check(Terminal(), config, found, shared)
         for row in rows:
-            Console().print(str(row), markup=False, highlight=False, emoji=False, soft_wrap=True)
+            Terminal().print(str(row), markup=False, highlight=False, emoji=False, soft_wrap=True)
     if any(not one.kept or (one.bad and config.data.on_bad_row == "error") for one in found):
         raise typer.Exit(1)
 
@@ -63,9 +62,8 @@ def stats(
     output: Annotated[Path, typer.Option("--output", "-o", help="The histogram of lengths.")] = Path("lengths.png"),
 ) -> None:
     """Rows, share and mean lengths by source, as in the paper's Table 4, and a histogram of lengths."""
-    from rich.console import Console
-
     from nrt.inspecting import as_json, config_for, inspect_all, plot_lengths, source_table
+    from nrt.terminal import Terminal
 
     found, _ = inspect_all(config_for(recipe, files))
     if json:
@@ -74,10 +72,10 @@ def stats(
         return
     plot_lengths(found, output)
     for one in found:
-        Console().print(source_table(one))
+        Terminal().print(source_table(one))
         if one.bad:
-            Console().print(f"{one.bad_rows:,} rows cannot be used and are not counted; nrt data check says why", style="red")
-    Console().print(f"written: {output}", highlight=False, soft_wrap=True)
+            Terminal().print(f"{one.bad_rows:,} rows cannot be used and are not counted; nrt data check says why", style="red")
+    Terminal().print(f"written: {output}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -94,13 +92,12 @@ def tulu(
     """The paper's subset of tulu-3-sft-mixture: train.parquet, valid.parquet and manifest.json."""
     if find_spec("pyarrow") is None:
         raise InputError("parquet needs pyarrow; pip install 'native-reasoning[data]'")
-    from rich.console import Console
-
     from nrt.data.mixture import fetch_mixture
     from nrt.data.tulu import Request, check_output, draw_subset
+    from nrt.terminal import Terminal
 
     check_output(output)
-    console = Console()
+    console = Terminal()
     request = Request(size, seed, valid, plain)
     options = f"--size {size} --seed {seed} --valid {valid}{' --plain' if plain else ''}"
     folder, origin = (input, "local files") if input else fetch_mixture()

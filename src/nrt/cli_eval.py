@@ -72,7 +72,7 @@ def confidence(
         return
     for one in found:
         means = {"probability": one.probability, "probability_ended": one.probability_ended}
-        print(dumps(asdict(one) | means, ensure_ascii=False))
+        print(dumps(asdict(one) | means))
 
 
 @app.command()
@@ -99,6 +99,6 @@ def judge(
 
 
 def _console():
-    from rich.console import Console
+    from nrt.terminal import Terminal
 
-    return Console()
+    return Terminal()

@@ -23,6 +23,7 @@ from nrt.eval.reasoner import Source, find_model
 from nrt.eval.sandbox import confinement
 from nrt.eval.sentences import splitter
 from nrt.eval.suite import NINE, TITLES, Plan, prepare, resolve
+from nrt.run.layout import without_folders
 
 TEN = (*NINE, "humaneval-plus")
 """What the paper's Overall of both Llamas may be the mean of (docs/eval.md)."""
@@ -97,7 +98,7 @@ def write_scores(folder: Path, source: Source, records: Sequence[Record], settin
     document |= {name: mean and asdict(mean) for name, mean in means.items()}
     document["environment"] = describe_environment()
     write_file(folder / "eval.json", [json.dumps(document, indent=1, ensure_ascii=False) + "\n"])
-    lines = [f"# {source.name}\n", thinking_table(scores, TITLES)]
+    lines = [f"# {without_folders(source.name)}\n", thinking_table(scores, TITLES)]
     for name, mean in means.items():
         if mean:
             lines.append(f"{name.replace('_', ' ')}: {percent(mean)}\n")
@@ -122,7 +123,7 @@ def _settings(source: Source, how: Decoding, machine: Machine, limit: int, seeds
     return {
         "thinks": source.thinks,
         "backend": machine.backend,
-        "rows": f"{data or 'of the hub'}" + (f", {limit} of each benchmark, chosen by content" if limit else ""),
+        "rows": (data.absolute().name if data else "of the hub") + (f", {limit} of each benchmark, chosen by content" if limit else ""),
         "seeds": seeds,
         "trace": f"at most {how.max_trace_tokens} tokens" if source.thinks else "none",
         "answers": f"at most {how.max_answer_tokens} tokens, whatever a task allows"

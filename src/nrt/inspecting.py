@@ -17,10 +17,14 @@ from rich.table import Table
 from nrt.config import Config, build_config, load_config, parse_overrides
 from nrt.data import Chat, ensure_template, load_pairs
 from nrt.data.inspect import Faults, Inspection, Leak, Lengths, inspect, leak
+from nrt.durable import replaced
 from nrt.errors import InputError
 from nrt.models import MarkerRow, add_marker_tokens, add_markers, load_model, load_tokenizer, pick_device, settle_marker_rows
 
 Record = dict[str, Any]
+
+MOST_LINES, MOST_NAMES = 4, 8
+"""Kinds of faults, and columns or tokens, that are shown: what one has to read of any file fits on a screen or two."""
 
 
 def config_for(recipe: str, arguments: Sequence[str]) -> Config:
@@ -90,20 +94,24 @@ def _print_one(console: Console, one: Inspection) -> None:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     table.add_row("rows", f"{one.rows:,} usable, {one.bad_rows:,} not")
-    table.add_row("read", ", ".join(f"{what} ← {column}" for what, column in one.columns.items()) or "nothing")
+    read = [f"{what} ← {_short(column)}" for what, column in one.columns.items()]
+    table.add_row("read", escape(", ".join(read)) or "nothing")
     if one.other_columns:
-        table.add_row("not read", ", ".join(one.other_columns))
-    for fault in one.bad:
-        table.add_row("[red]unusable[/red]", f"{fault.rows:,} × {escape(fault.message)} ({escape(_places(one, fault))})")
+        table.add_row("not read", escape(_listed([f"{_short(name)} ({rows:,} rows)" for name, rows in one.other_columns.items()])))
+    for fault in one.bad[:MOST_LINES]:
+        example = escape(f"{_short(fault.message, 160)} ({_places(one, fault)})")
+        table.add_row("[red]unusable[/red]", f"{fault.rows:,} × {example}")
+    if rest := one.bad[MOST_LINES:]:
+        table.add_row("[red]unusable[/red]", f"{sum(fault.rows for fault in rest):,} more of {len(rest):,} other kinds; --json has all")
     table.add_row("duplicates", f"{one.duplicates:,} rows repeat turns and answer, {one.conflicts:,} repeat turns with another answer")
     if one.unit == "tokens":
-        spelled = ", ".join(f"{escape(token)} in {rows:,} rows" for token, rows in one.control.items())
+        spelled = escape(_listed([f"{token} in {rows:,} rows" for token, rows in one.control.items()]))
         table.add_row("control tokens", f"{spelled}; read as plain text" if spelled else "none is spelled in a text")
         if one.unknown:
             share = _share(one.unknown, round(one.rows * (one.prompt.mean + one.answer.mean)))
             table.add_row("[red]unknown tokens[/red]", f"{one.unknown:,} ({share}): the model's vocabulary has nothing for this text")
         table.add_row("within the caps", f"{one.kept:,} of {one.rows:,} ({_share(one.kept, one.rows)})")
-    for part in (table, _length_table(one), source_table(one, most=12)):
+    for part in (table, _length_table(one), source_table(one, most=8)):
         console.print(part)
         console.print()
 
@@ -138,7 +146,7 @@ def source_table(one: Inspection, most: int | None = None) -> Table:
         table.add_column(name, justify="right")
     for name, share in islice(one.sources.items(), most):
         means = f"{share.mean_prompt:,.1f}", f"{share.mean_answer:,.1f}"
-        table.add_row(escape(name) or "(none named)", f"{share.rows:,}", f"{share.share:.2%}", *means)
+        table.add_row(escape(_short(name, 40)) or "(none named)", f"{share.rows:,}", f"{share.share:.2%}", *means)
     if most is not None and len(one.sources) > most:
         table.add_row(f"… and {len(one.sources) - most} more")
     if len(one.sources) > 1:
@@ -168,7 +176,8 @@ def plot_lengths(found: Sequence[Inspection], file: Path) -> None:
                               rotation=90, fontsize=8, color="#c44e52")  # fmt: skip
             axis.spines[["top", "right"]].set_visible(False)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
+    with replaced(file, binary=True) as out:
+        figure.savefig(out, dpi=150, format=file.suffix.removeprefix(".") or "png")
 
 
 # --- for machines ---
@@ -187,7 +196,19 @@ def _plain(one: Inspection) -> Record:
 
 
 def _files(files: Sequence[str]) -> str:
-    return escape(", ".join(files) if len(files) <= 3 else f"{files[0]} … {files[-1]} ({len(files)} files)")
+    named = ", ".join(files) if len(files) <= 3 else f"{files[0]} … {files[-1]} ({len(files)} files)"
+    return escape(_short(named, 160))
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = f" and {len(items) - MOST_NAMES:,} more" if len(items) > MOST_NAMES else ""
+    return ", ".join(items[:MOST_NAMES]) + more
+
+
+def _short(text: str, most: int = 40) -> str:
+    """On one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def _places(one: Inspection, fault: Faults) -> str:

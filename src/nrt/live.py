@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from nrt.run.reader import Run
+from nrt.run import Run
+from nrt.terminal import shown
 
 
 class LiveLine:
@@ -132,7 +133,7 @@ class JsonLines:
         self._write({"run": str(path), "step": step, "steps": steps})
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(shown(text), file=sys.stderr, flush=True)
 
     def phase(self, name: str) -> None: ...
 

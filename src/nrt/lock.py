@@ -165,13 +165,18 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
+LARGEST_PID = 2**31
+"""A number that no system gives to a process; os.kill refuses it."""
+
+
 def _read(descriptor: int) -> Holder:
     """{} if it cannot be read, and then nobody knows whose it is."""
     try:
         holder = json.loads(os.pread(descriptor, 1 << 16, 0))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return holder if isinstance(holder, dict) else {}
+    pid = holder.get("pid") if isinstance(holder, dict) else None
+    return holder if type(pid) is int and 0 < pid < LARGEST_PID else {}
 
 
 def _this_process() -> Holder:

@@ -43,7 +43,8 @@ class Example:
     messages: tuple[Message, ...]  # ends with a user turn
     answer: str
     source: str = ""  # where it comes from, or which family it belongs to
-    extra: Mapping[str, Any] = field(default_factory=dict)  # the row's other columns, untouched
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what of the row is not read, untouched
+    references: tuple[str, ...] = ()  # all right answers, `answer` among them, where the row has several
 
 
 @dataclass(frozen=True, slots=True)

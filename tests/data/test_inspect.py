@@ -49,7 +49,7 @@ def config(tmp_path: Path) -> Config:
 def test_everything_by_hand(config: Config, tmp_path: Path) -> None:
     found = inspect(config, "train", CHAT)
     assert found.columns == {"question": "question", "answer": "answer", "source": "source"}
-    assert found.other_columns == ("note",)
+    assert found.other_columns == {"note": 1}
     assert (found.rows, found.kept, found.bad_rows) == (5, 3, 3)
     assert (found.duplicates, found.conflicts) == (1, 1)
     faults = {fault.message.split(";")[0]: (fault.rows, fault.first) for fault in found.bad}

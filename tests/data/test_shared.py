@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -44,9 +45,9 @@ FILES: list[tuple[str, Callable[[str], int]]] = [
 ]
 
 
-def mappings() -> dict[str, dict[str, object]]:
-    """The YAML block of the document, file by file."""
-    block = DOCUMENT.read_text(encoding="utf-8").split("```yaml\n# shared data\n")[1].split("```")[0]
+def mappings(title: str = "shared data") -> dict[str, dict[str, Any]]:
+    """The YAML block of the document with that first line, file by file."""
+    block = DOCUMENT.read_text(encoding="utf-8").split(f"```yaml\n# {title}\n")[1].split("```")[0]
     return yaml.safe_load(block)
 
 

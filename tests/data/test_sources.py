@@ -115,7 +115,7 @@ def test_datasets_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     examples = read_examples("org/name:test", DataConfig())
     assert [(example.id, example.source) for example in examples] == [("org/name:test:1", "ants"), ("org/name:test:2", "spiders")]
-    with pytest.raises(InputError, match=r"org/name:dev is no file, and as a datasets name: .*check name and split"):
+    with pytest.raises(InputError, match=r"org/name:dev is no file, and as a datasets name: .*check org/name:config:split"):
         read_examples("org/name:dev", DataConfig())
 
 
@@ -160,18 +160,18 @@ ASSISTANT, USER = {"role": "assistant", "content": "b"}, {"role": "user", "conte
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ([1], "the row is list, not an object"),
+        ([1], "the row is a list, not an object"),
         ({"question": "a"}, "no column 'answer' among question; set data.columns.answer"),
         ({"question": " \n", "answer": "b"}, "the question (column 'question') is empty; fill it in or remove the row"),
         ({"question": "a", "answer": ""}, "the answer (column 'answer') is empty"),
         ({"question": "a", "answer": None}, "column 'answer' is empty (null), not text; write a string"),
-        ({"question": "a", "answer": 0.5}, "column 'answer' is float, not text"),
-        ({"question": "a", "answer": True}, "column 'answer' is bool, not text"),
+        ({"question": "a", "answer": 0.5}, "column 'answer' is 0.5, a number whose digits are not said"),
+        ({"question": "a", "answer": True}, "column 'answer' is true or false, not text"),
         ({"question": "a", "answer": "\ud800"}, "column 'answer' holds half a surrogate pair"),
         ({"question": [], "answer": "b"}, "column 'question' holds no turns"),
         ({"question": ["a"], "answer": "b"}, "column 'question', turn 1 must be an object with \"role\" and \"content\"; it is 'a'"),
         ({"question": [{"role": "tool", "content": "a"}], "answer": "b"}, "column 'question', turn 1 has the role 'tool'; known roles:"),
-        ({"question": [USER, {"role": "user", "content": 0.5}], "answer": "b"}, "column 'question', turn 2 is float, not text"),
+        ({"question": [USER, {"role": "user", "content": 0.5}], "answer": "b"}, "column 'question', turn 2 is 0.5, a number whose digits"),
         ({"question": [ASSISTANT], "answer": "b"}, "the answer follows no user turn"),
         ({"question": "a", "answer": [USER]}, "the last turn is of role 'user'; it must be the assistant's"),
     ],
@@ -193,7 +193,7 @@ def test_faulty_rows(row: Any, message: str, tmp_path: Path) -> None:
         (GOOD, {"columns": Columns(messages="m")}, "no column 'm' among question, answer; set data.columns.messages"),
         (GOOD, {"columns": Columns(source="s")}, "no column 's' among question, answer; set data.columns.source"),
         (GOOD, {"columns": Columns(messages="m", answer="answer")}, "data.columns.messages is set together with question or answer"),
-        ({"messages": "a"}, {}, "column 'messages' is str, not a list of turns"),
+        ({"messages": "a"}, {}, "column 'messages' is text, not a list of turns"),
         ({"messages": [USER]}, {}, "the last turn is of role 'user'"),
         ({"messages": [ASSISTANT]}, {}, "the answer follows no user turn"),
         (GOOD, {"answer": "after:####"}, "the answer has no mark '####'; write it before the final answer, or set data.answer=whole"),
@@ -231,7 +231,11 @@ LINE = b'{"question": "a", "answer": "b"}\n'
         ("x.csv", b"question,answer\na,b\nc\0,d\n", ":3: column 'question' holds a NUL character; remove it"),
         ("x.csv", b'question,answer\n"' + b"x" * 33 * 2**20, ":2: the line is longer than 32 MiB"),
         ("x.jsonl.zst", LINE, ":1: the zstd file is truncated or damaged"),
-        ("x.jsonl", LINE + b'{"question": "a", "answer": 7}', ":2: column 'answer' is int here and str in row 1; write the same type"),
+        (
+            "x.jsonl",
+            LINE + b'{"question": "a", "answer": 7}',
+            ":2: column 'answer' is a number here and text in row 1",
+        ),
         ("x.jsonl", LINE + b'{"messages": []}', ":2: no column 'question' among messages"),
         ("x.json", b"[]", ":1: the file holds no rows"),
         ("x.json", b"[" * 100000, ":1: JSON that cannot be read: "),
@@ -387,7 +391,7 @@ def test_templates_that_do_not_fit(template: str, message: str, tmp_path: Path) 
 
 def test_columns_keep_their_type(tmp_path: Path) -> None:
     path = written(tmp_path / "x.jsonl", {"prompt": "a", "completion": "b"}, {"prompt": [USER], "completion": "b"})
-    with pytest.raises(InputError, match=r":2: column 'prompt' is list here and str in row 1; write the same type in all rows"):
+    with pytest.raises(InputError, match=r":2: column 'prompt' is a list here and text in row 1; write the same type in all rows"):
         read_examples(path, DataConfig())
     path = written(tmp_path / "y.jsonl", {"question": "a", "answer": 6}, {"question": "b", "answer": 8})
     assert [e.answer for e in read_examples(path, DataConfig())] == ["6", "8"]

@@ -292,12 +292,12 @@ def test_what_a_killed_judge_left_is_removed_when_it_is_old(serve, tmp_path):
     folders = cache_folder() / "judge", run / "judge"
     for folder in folders:
         folder.mkdir(parents=True)
-        for name in (".old.json.7.7.tmp", ".young.json.8.8.tmp"):
+        for name in (".old.json.0123456789abcdef.tmp", ".young.json.0123456789abcdef.tmp"):
             (folder / name).write_text("{")
-        os.utime(folder / ".old.json.7.7.tmp", (0, 0))
+        os.utime(folder / ".old.json.0123456789abcdef.tmp", (0, 0))
     judge(run, url)
     for folder in folders:
-        assert [file.name for file in folder.glob(".*")] == [".young.json.8.8.tmp"]
+        assert [file.name for file in folder.glob(".*")] == [".young.json.0123456789abcdef.tmp"]
 
 
 def test_one_prompt_of_several_rows_is_asked_once(serve, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nrt.eval.sandbox import Outcome, _run, confinement, cores, run_programs
+from nrt.eval.sandbox import Outcome, Program, _run, confinement, cores, run_programs
 
 SOON = 0.7
 """Seconds; a program that is to time out."""
@@ -19,7 +19,7 @@ ALL = (*KERNEL, "memory limit", "other limits", "audit hook")
 
 
 def outcome(program: str, timeout_s: float = 10.0, memory_mb: int = 1024, skip: tuple[str, ...] = ()) -> Outcome:
-    return _run(program, timeout_s, memory_mb, skip)[0]
+    return _run(Program(program), timeout_s, memory_mb, skip)[0]
 
 
 def needs(layer: str) -> None:
@@ -36,7 +36,7 @@ def test_confinement_says_in_one_line_what_is_in_force() -> None:
 
 
 def test_a_layer_that_is_skipped_is_not_said_to_be_in_force() -> None:
-    assert _run("", 10.0, 1024, ALL) == (Outcome(True), "")
+    assert _run(Program(""), 10.0, 1024, ALL) == (Outcome(True), "")
 
 
 PASSES = [
@@ -108,61 +108,148 @@ def test_a_program_without_end_is_stopped(program: str) -> None:
 FORGERY = """
 import os
 for number in range(64):
-    try:
-        os.write(number, b'passed' + bytes([10]) + b'passed' + bytes([10]))
-    except OSError:
-        pass
+    for line in (b'passed', b'["value", ["int", "0x4"]]', b'["ready", null]', b'[]', b'[[[['):
+        try:
+            os.write(number, line + bytes([10]))
+        except OSError:
+            pass
 os._exit(0)
 """
 FRAMES = """
 import sys
 frame = sys._getframe()
 while frame:
-    frame.f_locals.get('finished', []).append(None)
+    frame.f_globals.update(check=lambda *_: None, PASSED='wrong', described=lambda *_: 'passed', encoded=lambda _: ['int', '0x3'])
     frame = frame.f_back
-assert False
 """
+EQUAL = """
+class Equal(int):
+    def __eq__(self, other): return True
+    __hash__ = int.__hash__
+    def __index__(self): return 3
+    def __int__(self): return 3
+"""
+HOOK = """
+import sys
+report = {}
+def steal(*given):
+    frame = given[-1].tb_frame if given[-1] else None
+    while frame:
+        report.update(frame.f_locals)
+        frame = frame.f_back
+sys.excepthook = sys.unraisablehook = steal
+import _thread
+_thread.interrupt_main()
+"""
+WRONG = "\ndef double(x):\n    return 3\n"
+TEST = "def check(double):\n    assert double(2) == 4\n    assert all(map(double, [1, 2]))\n"
+
+
+def doubled(code: str) -> Outcome:
+    (found,) = run_programs([Program(code, "double", test=TEST)])
+    return found
+
+
+def test_a_function_that_is_right_passes() -> None:
+    assert doubled("def double(x):\n    return 2 * x") == Outcome(True)
+    assert doubled(WRONG) == Outcome(False, "AssertionError: assert double(2) == 4")
 
 
 @pytest.mark.parametrize(
-    "program",
+    "code",
     [
         "raise SystemExit",
-        "import sys\nsys.exit(0)",
-        "raise SystemExit(0)",
         "import os\nos._exit(0)",
         "import _thread\n_thread.exit()",
         "import os\nos.abort()",
-        "import os\nos.closerange(0, 100)",
+        "import os\nos.closerange(0, 100)" + WRONG,
         FORGERY,
-        "print('passed')\nassert False",
-        "import sys\nsys.unraisablehook = lambda *_: None\nassert False",
-        "import builtins\nbuiltins.exec = builtins.AssertionError = None\nassert False",
-        "import __main__\n__main__.run = lambda *_: None\n__main__.finished = [None]\nassert False",
-        "import atexit, os\natexit.register(os._exit, 0)\nassert False",
-        FRAMES,
-        "import gc\n[x.append(None) for x in gc.get_objects() if x == []]\nassert False",
-        "import sys\nfor frame in sys._current_frames().values():\n    print(frame.f_locals)\nassert False",
+        "print('passed')" + WRONG,
+        "import sys\nsys.unraisablehook = lambda *_: None" + WRONG,
+        "import sys\n[c.cell_contents.clear() for c in getattr(sys.unraisablehook, '__closure__', None) or ()]\nsys.exit()",
+        "import os\nos.write = lambda number, text: len(text)" + WRONG,
+        HOOK + WRONG,
+        "import builtins\nbuiltins.exec = builtins.AssertionError = None" + WRONG,
+        "import __main__\n__main__.check = __main__.answer = lambda *_: None" + WRONG,
+        "import atexit, os\natexit.register(os._exit, 0)" + WRONG,
+        FRAMES + WRONG,
+        "import gc\n[x.append(None) for x in gc.get_objects() if x == []]" + WRONG,
+        'import json\njson.dumps = lambda value: \'["value", ["other"]]\'' + WRONG,
+        EQUAL + "def double(x):\n    return Equal(3)",
+        "class Equal:\n    def __eq__(self, other): return True\ndef double(x):\n    return Equal()",
+        "def double(x):\n    raise StopIteration",
+        "def double(x):\n    raise type('Told', (Exception,), {})('passed')",
+        "def double(x):\n    raise Exception('passed')",
+        "import os\ndef double(x):\n    os._exit(0)",
+        "def check(function):\n    pass\ndef double(x):\n    return 3",
     ],
-)  # fmt: skip
-def test_a_program_cannot_say_itself_that_it_passed(program: str) -> None:
-    found = outcome(program)
+)
+def test_a_program_cannot_say_itself_that_it_passed(code: str) -> None:
+    found = doubled(code)
     assert not found.passed
     assert found.detail
 
 
-def test_nothing_of_ours_stands_below_a_program() -> None:
-    program = """
-import sys
-try:
-    raise ValueError
-except ValueError as error:
-    frame = error.__traceback__.tb_frame
-assert frame.f_back is None and frame.f_globals is globals()
-assert set(globals()) <= set(sys.modules['__main__'].__dict__), 'another main'
-assert 'token' not in globals() and not any('confine' in (getattr(m, '__file__', '') or '') for m in sys.modules.values())
+VALUES = [
+    "None", "True", "0", "-17", "2 ** 200", "1.5", "float('inf')", "0.1 + 0.2", "1 + 2j", "'é\\ud800'", "b'\\xff'", "[]",
+    "[1, [2, (3,)]]", "(1, 'a')", "{1, 2}", "frozenset({1})", "{'a': [1], 2: {}}", "{(1, 2): None}",
+]  # fmt: skip
+
+
+def test_values_come_and_go_as_they_are() -> None:
+    """Those derived from Python's own as Python's own, and all others as something that equals nothing: no test sees a program's code."""
+    same = "def same(x):\n    return x"
+    check = "def check(same):\n    x = {}\n    assert same(x) == x and type(same(x)) is type(x) and repr(same(x)) == repr(x), same(x)"
+    for value in VALUES:
+        assert run_programs([Program(same, "same", test=check.replace("{}", value, 1))]) == [Outcome(True)], value
+    get = "import collections, enum\nimport numpy as np\nclass E(enum.IntEnum):\n    A = 3\ndef get():\n    return {}"
+    derived = {
+        "collections.Counter('aab')": "{'a': 2, 'b': 1}",
+        "E.A": "3",
+        "np.int64(3)": "3",
+        "np.float64(1.5)": "1.5",
+        "np.bool_(True)": "True",
+    }
+    for made, value in derived.items():
+        check = f"def check(get):\n    assert get() == {value} and type(get()) is type({value})"
+        assert run_programs([Program(get.replace("{}", made), "get", test=check)]) == [Outcome(True)], made
+    check = "def check(get):\n    assert get() != [0, 1, 2] and get() != get() and get() is not None"
+    for other in ("range(3)", "object()", "(x for x in [1])", "np.zeros(2)", "map(int, [])"):
+        assert run_programs([Program(get.replace("{}", other), "get", test=check)]) == [Outcome(True)], other
+
+
+EXPECTS = """
+def check(f):
+    try:
+        f(0)
+    except ZeroDivisionError as error:
+        assert 'division' in str(error)
+    else:
+        assert False
 """
-    assert outcome(program) == Outcome(True)
+
+
+def test_a_test_may_expect_an_error() -> None:
+    programs = [Program(f"def f(x):\n    return {value}", "f", test=EXPECTS) for value in ("1 / x", "x", "{}[x]")]
+    assert run_programs(programs) == [Outcome(True), Outcome(False, "AssertionError: assert False"), Outcome(False, "KeyError: 0")]
+
+
+def test_a_test_has_the_helpers_of_the_benchmark_and_none_of_the_programs() -> None:
+    setup = "def helper(x):\n    return x + 1\n\n\ndef f(x):\n    'Adds one.'\n"
+    test = "def check(f):\n    assert f(1) == helper(1) == 2"
+    codes = (setup + "    return x + 1", setup + "    return 7\n\n\ndef helper(x):\n    return 7")
+    right, cheat = run_programs([Program(code, "f", setup, test) for code in codes])
+    assert right == Outcome(True)
+    assert cheat == Outcome(False, "AssertionError: assert f(1) == helper(1) == 2")
+
+
+def test_neither_process_outlives_a_verdict() -> None:
+    """A program that goes on after its test has ended, and a test whose program has ended."""
+    started = time.monotonic()
+    waits = "\nimport threading\nthreading.Thread(target=threading.Event().wait).start()"
+    assert doubled("def double(x):\n    return 2 * x" + waits).passed
+    assert doubled("import os\ndef double(x):\n    os._exit(3)") == Outcome(False, "ended itself with status 3")
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(
@@ -319,12 +406,12 @@ def test_a_process_left_behind_is_dead_afterwards(tmp_path: Path) -> None:
 def test_outcomes_come_in_the_order_of_their_programs() -> None:
     programs = [f"import time\ntime.sleep({(7 * k) % 5 / 50})\nassert {k} % 3" for k in range(12)]
     expected = [Outcome(True) if k % 3 else Outcome(False, f"AssertionError: assert {k} % 3") for k in range(12)]
-    assert run_programs(programs, jobs=4) == expected
+    assert run_programs([Program(program) for program in programs], jobs=4) == expected
 
 
 def test_the_same_program_is_run_once() -> None:
     started = time.monotonic()
-    assert run_programs(["import time\ntime.sleep(0.5)"] * 20, jobs=1) == [Outcome(True)] * 20
+    assert run_programs([Program("import time\ntime.sleep(0.5)")] * 20, jobs=1) == [Outcome(True)] * 20
     assert time.monotonic() - started < 5
     assert run_programs([]) == []
     assert cores() >= 1

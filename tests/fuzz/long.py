@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -43,11 +45,13 @@ def run(name: str, target: Target, seed: int, numbers: range, *, loud: bool = Fa
     """Kinds of faults."""
     counts: Counter[str] = Counter()
     kinds: dict[str, tuple[int, str]] = {}
+    slowest = 0.0
     with tempfile.TemporaryDirectory() as root:
         os.environ["NRT_CACHE"] = str(Path(root) / "cache")
         folder = Path(root) / "input"
         for number in numbers:
             folder.mkdir()
+            started = time.perf_counter()
             try:
                 counts["taken" if target(Random(f"{name} {seed} {number}"), folder) == "taken" else "refused"] += 1
             except BaseException as error:
@@ -60,11 +64,11 @@ def run(name: str, target: Target, seed: int, numbers: range, *, loud: bool = Fa
                 kinds.setdefault(kind, (number, str(error)[:200]))
                 if loud:
                     traceback.print_exc()
+            slowest = max(slowest, time.perf_counter() - started)
             shutil.rmtree(folder)
-    print(
-        f"{name}\t{sum(counts.values())} inputs\t{counts['taken']} taken\t{counts['refused']} refused\t{counts['faults']} faults",
-        flush=True,
-    )
+    results = "\t".join(f"{counts[word]} {word}" for word in ("taken", "refused", "faults"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10  # of this process so far; in KiB on Linux
+    print(f"{name}\t{sum(counts.values())} inputs\t{results}\tat most {slowest:.2f} s\t{peak} MiB", flush=True)
     for kind, (number, said) in kinds.items():
         print(f"  --only '{name}' --seed {seed} --at {number}: {kind}: {said!r}", flush=True)
     return len(kinds)

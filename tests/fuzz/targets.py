@@ -35,6 +35,7 @@ from tests.fuzz import inputs
 from tests.fuzz.clusters import verl_parts, verl_resumes, verl_runs
 from tests.fuzz.folders import eval_folders, judge_folders, replies, studies
 from tests.fuzz.forgery import forgery
+from tests.fuzz.hostile import bombs, duplicate_keys, links, merge_keys
 from tests.fuzz.outcome import Target, assert_unchanged, contents, outcome, verdict
 from tests.runs import write_evaluation, write_run
 from tests.training.conftest import tiny_config, write_model, write_sums
@@ -251,6 +252,8 @@ CHEAP: dict[str, Target] = {
     "data rows": data_rows,
     "metrics lines": metrics_lines,
     "replies": replies,
+    "merge keys": merge_keys,
+    "duplicate keys": duplicate_keys,
 }
 """A millisecond or a few each."""
 
@@ -263,6 +266,8 @@ DEARER: dict[str, Target] = {
     "judge folders": judge_folders,
     "studies": studies,
     "verl runs": verl_runs,
+    "links": links,
+    "bombs": bombs,
 }
 """Tens of milliseconds and more."""
 

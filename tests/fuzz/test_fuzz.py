@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -20,13 +21,14 @@ from nrt.data.shapes import Shape
 from nrt.errors import InputError
 from nrt.models import load_model
 from nrt.run import RunWriter, load_run
+from tests.fuzz.hostile import bombs
 from tests.fuzz.inputs import LAUGHS
 from tests.fuzz.targets import CHEAP, DEARER, Target
 from tests.runs import write_run
 from tests.training.conftest import write_model
 
 EXAMPLES = dict.fromkeys(CHEAP, 300) | {"recipe": 150, "data files": 60, "run folders": 30, "checkpoints": 15, "forgery": 300}
-EXAMPLES |= {"replies": 100, "eval folders": 8, "judge folders": 20, "studies": 8, "verl runs": 8}
+EXAMPLES |= {"links": 20, "replies": 100, "eval folders": 8, "judge folders": 20, "studies": 8, "verl runs": 8}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -42,6 +44,12 @@ def test_it_works_or_is_refused_in_a_line(name: str, tmp_path: Path) -> None:
         assert target(rng, folder) in ("taken", "refused", "failed")
 
     check()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_small_files_that_unpack_to_large_ones(seed: int, tmp_path: Path) -> None:
+    """Not by hypothesis, which would unpack a hundred of them to show a smaller one."""
+    assert bombs(Random(seed), tmp_path) in ("taken", "refused")
 
 
 # --- what was found ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def test_saving_again_replaces_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "stale").touch()
-    (tmp_path / ".model.new").mkdir()  # left behind by a crash
+    (tmp_path / ".model.0123456789abcdef.new").mkdir()  # left behind by a crash
+    os.utime(tmp_path / ".model.0123456789abcdef.new", (0, 0))  # long ago
     save_model(model, tokenizer, folder, template=None)
     assert not (folder / "stale").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -35,7 +35,10 @@ class Outward:
         """Before the first start."""
 
     def clear(self, place: Path) -> None:
-        """Before each start."""
+        """Before each start, which comes much later than the one before: what was left half written is nobody's any more."""
+        for path in (half for form in ("tmp", "new", "old") for half in place.glob(f".*.{form}")):
+            for file in (*path.rglob("*"), path):
+                os.utime(file, (0, 0))
 
     def faults(self, whole: Path, place: Path) -> list[str]:
         """After a start that was killed: the target is as it was before, or whole."""
@@ -56,6 +59,7 @@ class Export(Outward):
         return ["export", str(place / "run"), str(place / self.target)]
 
     def clear(self, place: Path) -> None:
+        super().clear(place)
         shutil.rmtree(place / self.target, ignore_errors=True)
 
 
@@ -66,6 +70,7 @@ class Report(Outward):
         return ["report", str(place / "run"), "-o", str(place / self.target)]
 
     def clear(self, place: Path) -> None:
+        super().clear(place)
         if not (place / self.target).exists():
             (place / self.target).write_text(OLD)
 

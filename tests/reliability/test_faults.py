@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
@@ -120,7 +119,7 @@ def test_an_export_is_whole_or_not_there(make_config, monkeypatch, tmp_path):  #
     assert not out.exists()
     export.export_run(run, out)
     assert (out / "README.md").is_file()
-    assert not (tmp_path / ".out.new").exists()
+    assert not list(tmp_path.glob(".out.*"))
 
 
 def test_a_picture_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
@@ -128,7 +127,7 @@ def test_a_picture_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
     file.write_text("old")
 
     def half(self, target, **_):
-        Path(target).write_text("ha")
+        target.write(b"ha")
         cut()
 
     monkeypatch.setattr(Figure, "savefig", half)
@@ -155,3 +154,16 @@ def test_a_warning_belongs_to_the_step_that_is_under_way(make_config, monkeypatc
         nrt.train(config, listener=WarnsAndEnds("saving", 2, cut))
     again = nrt.train(make_config(steps=4, resume=config.run), listener=WarnsAndEnds("", 0, cut))
     assert [warning["step"] for warning in again.warnings()] == [2, 3]
+
+
+@pytest.mark.parametrize(("phase", "n"), [("sampling", 2), ("updating", 2), ("saving", 1), ("evaluating", 2)])
+def test_a_run_folder_that_is_moved_away_ends_the_run_in_a_line(phase, n, make_config, tmp_path):  # noqa: F811
+    """And it can be gone on with from where it is put back to."""
+    whole = nrt.train(make_config(run=str(tmp_path / "whole")))
+    run, aside = tmp_path / "run", tmp_path / "aside"
+    with pytest.raises(RunError, match=r"run is gone; put it back where it was, then go on from the last checkpoint: resume="):
+        nrt.train(make_config(run=str(run)), listener=At(phase, n, lambda: run.rename(aside)))
+    shutil.rmtree(run, ignore_errors=True)
+    aside.rename(run)
+    (run / "lock").unlink(missing_ok=True)
+    assert_same_run(whole, resume(make_config, run))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,21 +11,25 @@ from http.client import HTTPConnection
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from nrt.errors import InputError, RunError
 from nrt.rollout import HFSampler, RemoteSampler, Request
 from nrt.rollout.remote import FOREIGN
 from nrt.rollout.server import RolloutServer
-from nrt.rollout.wire import TOKEN, request_from_json, request_to_json
+from nrt.rollout.wire import PUSHER, TOKEN, VERSION, request_from_json, request_to_json
 from tests.tiny import PAD, tiny_model
 
+FROM_A_TRAINER = {PUSHER: "me", VERSION: "1", "Content-Length": "0"}
 REQUEST = Request([(3, 4), (5,), (6, 7, 8)], n=2, stop_ids=frozenset({2}), cap=9, seed=1)
 
 
 @contextmanager
 def served(model=None, host="127.0.0.1", port=0):
     """Its address, in this process."""
-    with RolloutServer(HFSampler(model or tiny_model(seed=5), PAD), host, port) as server:
+    model = model or tiny_model(seed=5)
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    with RolloutServer(HFSampler(model, PAD), host, port, shapes) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -89,9 +94,14 @@ def test_without_weights_it_says_so_and_wrong_ones_are_an_error():
     with served() as url:
         with pytest.raises(RunError, match="load_weights comes first"):
             RemoteSampler([url]).sample(REQUEST)
-        with pytest.raises(RunError, match="failed with status 500"):
-            RemoteSampler([url]).load_weights([("nothing.like.this", torch.zeros(1))], 0)
-        assert status(url, "/sample", "POST") == 409
+        for wrong in (
+            [("nothing.like.this", torch.zeros(1))],
+            list(tiny_model().named_parameters())[1:],
+            [(name, weight[:-1]) for name, weight in tiny_model().named_parameters()],
+        ):
+            with pytest.raises(InputError, match="the weights are not this model's"):
+                RemoteSampler([url]).load_weights(wrong, 0)
+        assert status(url, "/sample", "POST", **FROM_A_TRAINER) == 409
         assert status(url, "/elsewhere") == 404
 
 
@@ -126,6 +136,64 @@ def test_beyond_this_machine_a_token_must_be_set(monkeypatch):
     with served() as url:
         assert status(url, "/health", Host="evil.example") == 401
         assert status(url, "/health", Host="localhost:1") == 200
+
+
+def raw(url, text, then=b""):
+    """The first line of the reply to what is sent as it stands; the client then sends no more."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(text.replace("\n", "\r\n").encode() + then)
+        connection.shutdown(socket.SHUT_WR)
+        return connection.makefile("rb").readline().decode().strip()
+
+
+HEAD = "POST {} HTTP/1.1\nHost: localhost\n"
+TRAINERS = "X-Nrt-Pusher: me\nX-Nrt-Version: 1\n"
+
+
+def test_a_page_of_another_site_cannot_push_weights():
+    """A browser sends such a page's requests without asking first only if they have no header of their own (fetch's no-cors)."""
+    body = save({name: weight.detach() for name, weight in tiny_model().named_parameters()})
+    with served() as url:
+        for headers, expected in (
+            ("", "400"),
+            ("Origin: http://evil.example\n", "401"),
+            (TRAINERS + "Origin: http://evil.example\n", "401"),
+            (TRAINERS + "Origin: null\n", "401"),
+            (TRAINERS, "200"),
+        ):
+            text = HEAD.format("/weights") + headers + f"Content-Type: text/plain\nContent-Length: {len(body)}\n\n"
+            assert raw(url, text, body).split()[1] == expected, headers
+        assert status(url, "/weights", "OPTIONS") == 501, "a browser that asks first is allowed nothing"
+
+
+@pytest.mark.parametrize("cut", [0, 7, 100, -1])
+def test_an_incomplete_push_is_refused(cut):
+    model = tiny_model()
+    body = save({name: weight.detach() for name, weight in model.named_parameters()})
+    with served() as url:
+        sampler = RemoteSampler([url])
+        sampler.load_weights(model.named_parameters(), 1)
+        text = HEAD.format("/weights") + TRAINERS
+        assert raw(url, text + f"Content-Length: {len(body)}\n\n", body[:cut]).split()[1] == "400", "the connection ended"
+        assert raw(url, text + f"Content-Length: {len(body[:cut])}\n\n", body[:cut]).split()[1] == "400", "the file ends"
+        assert ids(sampler.sample(REQUEST)) == ids(here(model)), "it has the weights that it had"
+
+
+@pytest.mark.parametrize("length", ["abc", "-1", "", "1e3", "9" * 15, "9" * 400])
+def test_a_length_that_is_none(length, capfd):
+    with served() as url:
+        assert raw(url, HEAD.format("/sample") + TRAINERS + f"Content-Length: {length}\n\n").split()[1] == "400"
+        assert status(url, "/health") == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"nonsense", b"\xff", b"[" * 100_000, b'{"prompts": 3}'])
+def test_a_request_that_is_none(body):
+    with served() as url:
+        RemoteSampler([url]).load_weights(tiny_model().named_parameters(), 1)
+        text = HEAD.format("/sample") + TRAINERS + f"Content-Length: {len(body)}\n\n"
+        assert raw(url, text, body).split()[1] == "400"
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:80", "ftp://x/", "http://"])

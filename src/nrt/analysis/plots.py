@@ -10,6 +10,7 @@ from typing import Any
 
 from nrt.analysis.comparison import Comparison
 from nrt.analysis.confidence import Bin
+from nrt.durable import replaced
 from nrt.errors import InputError, unknown
 from nrt.run import Run, as_nrt_writes
 
@@ -179,7 +180,6 @@ def _save(figure: Any, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     given = plt.rcParams["savefig.dpi"]
-    beside = file.with_name(f".{file.name}.tmp")
-    figure.savefig(beside, dpi=140 if given == "figure" else given, format=file.suffix.removeprefix("."))
-    beside.replace(file)
+    with replaced(file, binary=True) as out:
+        figure.savefig(out, dpi=140 if given == "figure" else given, format=file.suffix.removeprefix("."))
     plt.close(figure)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -16,6 +18,12 @@ from nrt.errors import InputError, unknown
 
 MOST_VALUES = 10_000
 """In a recipe."""
+
+LARGEST_FILE = 4 * 2**20
+"""Bytes of a recipe."""
+
+LONGEST_NUMBER = 100
+"""Characters. YAML reads `1:1:1` in base 60, which takes minutes for a long one."""
 
 
 def load_config(recipe: str, overrides: Iterable[str] = ()) -> Config:
@@ -47,9 +55,13 @@ def parse_yaml(text: str, source: str) -> Config:
 
 
 def read_text(path: Path) -> str:
-    """A file of settings. Raises InputError where it cannot be read."""
+    """A file of settings. Raises InputError where it cannot be read, or is larger than any recipe."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
+            raise InputError(f"{path} is larger than {LARGEST_FILE >> 20} MiB, so it is no recipe; give another file")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
     except OSError as error:
@@ -137,21 +149,68 @@ def _settings(text: str, source: str) -> Mapping[str, Any]:
 
 
 def plain_values(text: str, source: str) -> Any:
-    """What YAML holds. Raises InputError where it holds none, or more than recipes do: aliases within aliases make billions of a line."""
+    """The value that a YAML text holds: plain types only.
+
+    Raises InputError for text that is not YAML, or that holds more than MOST_VALUES values with its aliases and merge keys written out:
+    aliases of aliases make billions out of a line, so they are counted before they are.
+    """
     try:
-        values = yaml.safe_load(text)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values_in(node, {}) > MOST_VALUES:
+            raise _TooManyValues
+        return loader.construct_document(node)
+    except _TooManyValues:
+        raise InputError(
+            f"{source} holds more than {MOST_VALUES:,} values (a YAML alias within itself?); write them out, or in a data file"
+        ) from None
     except Exception as error:  # also ValueError and others, of values that are not what their tag says, and of deep nesting
         raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
-    waiting, seen = [values], 0
-    while waiting:
-        value = waiting.pop()
-        seen += 1
-        waiting += [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
-        if seen > MOST_VALUES:
-            raise InputError(
-                f"{source} holds more than {MOST_VALUES:,} values (a YAML alias within itself?); write them out, or in a data file"
-            )
-    return values
+
+
+class _TooManyValues(Exception): ...
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops after MOST_VALUES values (a file of gigabytes is not read to its end), and refuses a key that stands twice."""
+
+    composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.composed += 1
+        if self.composed > MOST_VALUES:
+            raise _TooManyValues
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := next((key for key, count in keys.items() if count > 1), None):
+            raise ValueError(f"'{twice:.80}' stands twice, in line {node.start_mark.line + 1} or below; remove one")
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > LONGEST_NUMBER:
+            raise ValueError(f"a number of {len(node.value):,} characters")
+        return super().construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _values_in(node: yaml.Node, counted: dict[int, float]) -> float:
+    """Values of a node with its aliases written out; infinite for a node within itself."""
+    if id(node) not in counted:
+        counted[id(node)] = math.inf  # until it is known: met again before that, it is within itself
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            children = node.value
+        elif isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        counted[id(node)] = 1 + sum(_values_in(child, counted) for child in children)
+    return counted[id(node)]
 
 
 def _scalar(text: str) -> Any:

@@ -78,6 +78,8 @@ class Reading(Section):
     """Key of the list of rows in a JSON file; unset: the file's only list."""
     answer: str = "whole"
     """`whole`; `after:MARK`: what follows the last MARK (GSM8K: `after:####`); `before:MARK`: what stands before the first."""
+    references: Literal["first", "random", "each"] | None = None
+    """Where the answer column is a list of right answers: train on the first, on one drawn for each row, or make a row of each."""
     system: str | None = None
     """A system message put before every example that has none."""
     text: TextConfig | None = None
@@ -99,6 +101,8 @@ class Source(Section):
     """As `data.rows`."""
     answer: str | None = None
     """As `data.answer`."""
+    references: Literal["first", "random", "each"] | None = None
+    """As `data.references`."""
     system: str | None = None
     """As `data.system`."""
     text: TextConfig | None = None
@@ -150,7 +154,11 @@ class DataConfig(Reading):
     def sources(self, kind: Literal["train", "valid"]) -> tuple[Source, ...]:
         """The training or validation data as sources."""
         given = self.train if kind == "train" else self.valid
-        return (Source(path=given),) if isinstance(given, str) else given or ()
+        sources = (Source(path=given),) if isinstance(given, str) else given or ()
+        if kind == "train":
+            return sources
+        once = {"references": "first"}  # a question counts once; any of its references is right
+        return tuple(s.model_copy(update=once) if (s.references or self.references) == "each" else s for s in sources)
 
 
 class MarkersConfig(Section):

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from nrt.config.schema import Config, Section
 from nrt.errors import InputError, unknown
+from nrt.network import refuse_credentials
 
 _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 200, 200, 100
@@ -36,6 +37,8 @@ def validate(values: Mapping[str, Any]) -> Config:
         )
     if config.quantize and not config.lora.rank:
         raise InputError(f"quantize={config.quantize} freezes the weights that it shortens; set lora.rank=16 to train adapters beside them")
+    for url in config.vllm.urls:
+        refuse_credentials("vllm.urls", url)
     for kind in ("train", "valid"):
         if len({source.weight is None for source in config.data.sources(kind)}) == 2:
             raise InputError(f"some sources of data.{kind} have a weight and some have none; give a weight to all or to none")

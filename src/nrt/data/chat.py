@@ -21,12 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
-from jinja2.exceptions import TemplateError
-
 from nrt.config import MarkersConfig
 from nrt.data.backend import Spec, build, renamed, unknown_id, without_dummy_prefix
-from nrt.data.template import exported_template, original_template
-from nrt.errors import InputError
+from nrt.data.template import check_default, exported_template, original_template
+from nrt.errors import InputError, first_line
 from nrt.types import Message
 
 if TYPE_CHECKING:
@@ -55,6 +53,7 @@ class Chat:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, markers: MarkersConfig, extra_end_ids: Iterable[int] = ()) -> None:
         if tokenizer.chat_template is None:
             raise InputError("the tokenizer has no chat template; nrt.data.ensure_template gives it one")
+        check_default(tokenizer)
         self._tokenizer = tokenizer
         self._contents = _as_text
         self._markers = markers
@@ -158,8 +157,8 @@ class Chat:
             text = self._tokenizer.apply_chat_template(
                 shaped, chat_template=self._template(), tokenize=False, add_generation_prompt=generate
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:  # Jinja runs the template's own code
-            raise InputError(f"the model's chat template refuses these turns: {error}") from None
+        except Exception as error:  # of any kind: Jinja runs the template's own code
+            raise InputError(f"the model's chat template refuses these turns: {first_line(error):.300}") from None
         return str(text)
 
     def _shows(self, turns: Sequence[tuple[str, str]]) -> bool:

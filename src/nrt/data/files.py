@@ -26,6 +26,21 @@ from nrt.errors import InputError
 LONGEST_LINE = 32 * 2**20
 """Bytes. A longer line is a file of another kind, or one without line feeds."""
 
+LARGEST_UNPACKED = 32 * 2**20
+"""Bytes. A compressed file that has to be read as a whole may hold no more: it can be a thousand times what it takes on the disk."""
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+MOST_EMPTY = 100_000
+"""Lines of a file. A compressed one can hold any number of them."""
+
+TOO_EMPTY = f"more than {MOST_EMPTY:,} empty lines; the rest of the file is not read"
+
+DATASET = re.compile(r"([\w.-]+/[\w.-]+)(?::(?:([\w.-]+):)?(.+))?")
+"""org/name, org/name:split or org/name:config:split; a split may be a slice, as in train[:10%]."""
+
+TWO_COLUMNS = "two columns have the same name; rename one"
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -70,15 +85,20 @@ def find_tables(path: str) -> list[Table]:
         if not inside:
             raise InputError(f"{path} is a folder without data files; known endings: {', '.join(_ENDINGS)}")
         return [_table(found, found.relative_to(file).as_posix()) for found in inside]
+    if _reader(file) is None and not file.is_absolute() and not _is_pattern(path) and (found := DATASET.fullmatch(path)):
+        return [_dataset(path, found[1], found[2], found[3] or "train")]
     if glob.has_magic(path):
         matches = [Path(found) for found in sorted(glob.glob(path, recursive=True)) if Path(found).is_file()]
         if not matches:
             raise InputError(f"{path}: no file matches this pattern")
         root = Path(*_plain_parts(file))
         return [_table(found, found.relative_to(root).as_posix()) for found in matches]
-    if _reader(file) is None and not file.is_absolute() and (found := re.fullmatch(r"([\w.-]+/[\w.-]+)(?::(.+))?", path)):
-        return [_dataset(path, found[1], found[2] or "train")]
-    raise InputError(f"{path}: no such file; give a file, or a datasets name as in org/name:split")
+    raise InputError(f"{path}: no such file; give a file, or a datasets name as in org/name:split or org/name:config:split")
+
+
+def _is_pattern(path: str) -> bool:
+    """With wildcards, those of a split's slice aside."""
+    return glob.has_magic(path.partition(":")[0])
 
 
 def _table(file: Path, name: str) -> Table:
@@ -133,14 +153,17 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes] | Bad]:
                         line = stream.readline(LONGEST_LINE)
                     yield Bad(str(file), number, f"the line is longer than {LONGEST_LINE >> 20} MiB; write one row a line, or cut the row")
                     continue
-                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        yield Bad(str(file), number + 1, f"the gzip file is truncated or damaged ({error}); fetch or compress it again")
-    except OSError as error:
-        if file.suffix.lower() == ".zst":
-            yield Bad(str(file), number + 1, f"the zstd file is truncated or damaged ({error}); fetch or compress it again")
-        else:
-            yield Bad(str(file), number + 1, f"cannot be read: {error.strerror or error}")
+                yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+    except (EOFError, zlib.error, OSError) as error:
+        yield _unreadable(file, number + 1, error)
+
+
+def _unreadable(file: Path, number: int, error: Exception) -> Bad:
+    """What keeps a file from being read, from a line on."""
+    kind = {".gz": "gzip", ".zst": "zstd"}.get(file.suffix.lower())
+    if kind == "zstd" or (kind and isinstance(error, EOFError | gzip.BadGzipFile | zlib.error)):
+        return Bad(str(file), number, f"the {kind} file is truncated or damaged ({error}); fetch or compress it again")
+    return Bad(str(file), number, f"cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def _decode(line: bytes, file: Path, number: int) -> str | Bad:
@@ -160,20 +183,34 @@ def _texts(file: Path) -> Iterator[tuple[int, str] | Bad]:
 
 
 def _read_jsonl(file: Path, _: str | None) -> Rows:
+    empty = 0
     for item in _texts(file):
         if isinstance(item, Bad):
             yield item
         elif item[1].strip():
             yield _parsed(item[1].rstrip("\r\n"), file, item[0], "write one JSON object a line")
+        elif (empty := empty + 1) > MOST_EMPTY:
+            yield Bad(str(file), item[0], TOO_EMPTY)
+            return
 
 
 def _whole(file: Path) -> str | Bad:
-    parts = []
-    for item in _texts(file):
-        if isinstance(item, Bad):
-            return item
-        parts.append(item[1])
-    return "".join(parts)
+    packed = file.suffix.lower() in (".gz", ".zst")
+    try:
+        with _open(file) as stream:
+            data = stream.read(LARGEST_UNPACKED + 1) if packed else stream.read()
+    except (EOFError, zlib.error, OSError) as error:
+        return _unreadable(file, 1, error)
+    if packed and len(data) > LARGEST_UNPACKED:
+        most = f"{LARGEST_UNPACKED >> 20} MiB"
+        return Bad(str(file), 1, f"the file holds more than {most} when unpacked; unpack it, or write .jsonl, which is read by rows")
+    data = data.removeprefix(BYTE_ORDER_MARK)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        begin = data.rfind(b"\n", 0, error.start) + 1
+        number = data.count(b"\n", 0, begin) + 1
+        return Bad(str(file), number, f"byte {error.start - begin + 1} of the line is not UTF-8; convert the file to UTF-8")
 
 
 def _read_json(file: Path, key: str | None) -> Rows:
@@ -205,11 +242,21 @@ def _read_json(file: Path, key: str | None) -> Rows:
 
 def _parsed(text: str, file: Path, line: int, mend: str) -> Found | Bad:
     try:
-        return Found(line, json.loads(text))
+        return Found(line, json.loads(text, object_pairs_hook=_unique))
     except json.JSONDecodeError as error:
         return Bad(str(file), line + error.lineno - 1, f"broken JSON at column {error.colno}: {error.msg}; {mend}")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or too deep a nesting
         return Bad(str(file), line, f"JSON that cannot be read: {error}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError for a key that stands twice: which of the two is meant?"""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key '{twice:.80}' twice; remove one")
+    return found
 
 
 def _read_csv(file: Path, _: str | None) -> Rows:
@@ -229,7 +276,7 @@ def _read_csv(file: Path, _: str | None) -> Rows:
 
     reader = csv.reader(texts(), strict=True)
     header: list[str] | None = None
-    begin = 1
+    begin, empty = 1, 0
     while True:
         try:
             fields = next(reader)
@@ -245,11 +292,13 @@ def _read_csv(file: Path, _: str | None) -> Rows:
             yield from faults
             faults.clear()
         elif not fields:
-            continue
+            if (empty := empty + 1) > MOST_EMPTY:
+                yield Bad(str(file), number, TOO_EMPTY)
+                return
         elif header is None:
             header = fields
             if len(set(header)) < len(header):
-                yield Bad(str(file), number, "two columns have the same name; rename one")
+                yield Bad(str(file), number, TWO_COLUMNS)
                 return
         elif len(fields) != len(header):
             yield Bad(str(file), number, f"{len(fields)} fields under {len(header)} columns; quote fields that hold commas")
@@ -269,6 +318,9 @@ def _read_parquet(file: Path, _: str | None) -> Rows:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
+            if len(set(table.schema_arrow.names)) < len(table.schema_arrow.names):
+                yield Bad(str(file), 1, TWO_COLUMNS)
+                return
             for batch in table.iter_batches(batch_size=1024):
                 for value in batch.to_pylist():
                     number += 1
@@ -277,16 +329,17 @@ def _read_parquet(file: Path, _: str | None) -> Rows:
         yield Bad(str(file), number + 1, f"not a whole parquet file: {error}; write it again")
 
 
-def _dataset(path: str, name: str, split: str) -> Table:
-    where = f"{name}:{split}"
+def _dataset(path: str, name: str, config: str | None, split: str) -> Table:
+    where = ":".join(filter(None, (name, config, split)))
     try:
         import datasets
     except ImportError:
         raise InputError(f"{where}: no such file; as a datasets name it needs datasets: pip install 'native-reasoning[data]'") from None
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the library raises many kinds, and each means that these data cannot be had
-        raise InputError(f"{where} is no file, and as a datasets name: {' '.join(str(error).split())}; check name and split") from error
+        said = " ".join(str(error).split())
+        raise InputError(f"{where} is no file, and as a datasets name: {said:.300}; check org/name:config:split") from error
     return Table(path, path, lambda _: (Found(i, row) for i, row in enumerate(rows, start=1)), lambda: str(rows._fingerprint))
 
 

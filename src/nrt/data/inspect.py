@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +24,15 @@ from nrt.data.tokens import tokenise
 from nrt.errors import InputError
 from nrt.types import Example
 
+QUOTED = re.compile(r"""'[^']*'|"[^"]*"|\d[\d,]*""")
+"""What differs in messages of the same kind."""
+
 PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 MOST_LISTED = 5
 """Examples given of each kind of fault."""
+
+SAMPLE = 100
+"""Rows of a file from which it is told what is read."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,9 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Faults:
-    """Bad rows with the same complaint."""
+    """Bad rows with the same complaint, but for what it quotes and counts."""
 
-    message: str
+    message: str  # of the first
     rows: int
     first: tuple[str, ...]  # file:row of the first few
 
@@ -63,7 +72,7 @@ class Inspection:
     unit: str  # "tokens", or "characters" where no tokenizer was given
     files: tuple[str, ...]
     columns: Mapping[str, str]  # what is read → column
-    other_columns: tuple[str, ...]
+    other_columns: Mapping[str, int]  # what is not read → rows that have it; `messages[].name` is a key of turns
     rows: int  # that can be used, before caps
     kept: int  # of these, within the caps
     bad: tuple[Faults, ...]
@@ -113,19 +122,18 @@ def inspect(config: Config, kind: Literal["train", "valid"], chat: Chat | None, 
             part = tokenise(source, reading, chat, skip=True, entropies=entropies)
             bad += part.bad
             unknown += part.count(chat.unknown_id)
-            walk.take(zip(*(part.column(name) for name in ("id", "messages", "answer", "source")), strict=True))
+            walk.take(zip(*(part.column(name) for name in ("id", "messages", "answer", "source", "extra")), strict=True))
             lengths.append((part.prompt_lengths, part.answer_lengths))
     prompts, answers = (np.concatenate(parts) for parts in zip(*lengths, strict=True))
     unit = "tokens" if chat else "characters"
     caps = (config.max_prompt_tokens, config.max_answer_tokens)
     over = [values > cap if chat else np.zeros(len(values), bool) for values, cap in zip((prompts, answers), caps, strict=True)]
-    columns, others = _columns(sources, config)
     return Inspection(
         kind=kind,
         unit=unit,
         files=tuple(table.path for source in sources for table in find_tables(source.path)),
-        columns=columns,
-        other_columns=others,
+        columns=_columns(sources, config),
+        other_columns=dict(walk.unread.most_common()),
         rows=len(prompts),
         kept=int((~over[0]).sum() if config.data.truncate_answers else (~(over[0] | over[1])).sum()),
         bad=_grouped(bad),
@@ -155,12 +163,15 @@ class _Walk:
         self.asked: dict[bytes, list[str]] = {}
         self.duplicates = self.conflicts = 0
         self.control: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()
         self.sources: list[str] = []
         self._answered: dict[bytes, bytes] = {}
 
-    def take(self, rows: Iterable[tuple[str, Sequence[Mapping[str, str]], str, str]]) -> None:
-        """(id, turns, answer, source) of each row."""
-        for name, turns, answer, source in rows:
+    def take(self, rows: Iterable[tuple[str, Sequence[Mapping[str, str]], str, str, str]]) -> None:
+        """(id, turns, answer, source, what is not read as JSON) of each row."""
+        for name, turns, answer, source, unread in rows:
+            if unread != "{}":
+                self.unread.update(column for column, value in json.loads(unread).items() if value is not None)
             texts = [(turn["role"], turn["content"]) for turn in turns]
             key, said = _hash(repr(texts)), _hash(answer)
             if key in self._answered:
@@ -177,7 +188,7 @@ class _Walk:
         prompts, answers = [], []
         for example in examples:
             turns = [{"role": message.role, "content": message.content} for message in example.messages]
-            self.take([(example.id, turns, example.answer, example.source)])
+            self.take([(example.id, turns, example.answer, example.source, json.dumps(example.extra, default=str))])
             prompts.append(sum(len(m.content) for m in example.messages))
             answers.append(len(example.answer))
         return np.asarray(prompts, int), np.asarray(answers, int)
@@ -194,7 +205,8 @@ def _usable(source: Source, reading: Reading, bad: list[Bad]) -> Iterator[Exampl
 
 def _question(turns: Sequence[tuple[str, str]]) -> bytes:
     """Of the turns without the system's, case and white space aside."""
-    return _hash("\0".join(" ".join(text.casefold().split()) for role, text in turns if role != "system"))
+    folded = (unicodedata.normalize("NFC", text.casefold()) for role, text in turns if role != "system")
+    return _hash("\0".join(" ".join(text.split()) for text in folded))
 
 
 def _hash(text: str) -> bytes:
@@ -202,11 +214,12 @@ def _hash(text: str) -> bytes:
 
 
 def _grouped(bad: Sequence[Bad]) -> tuple[Faults, ...]:
-    counts = Counter(item.message for item in bad)
-    places: dict[str, list[str]] = {}
+    """The commonest first."""
+    alike: dict[str, list[Bad]] = {}
     for item in bad:
-        places.setdefault(item.message, []).append(f"{item.file}:{item.number}")
-    return tuple(Faults(message, rows, tuple(places[message][:MOST_LISTED])) for message, rows in counts.most_common())
+        alike.setdefault(QUOTED.sub("…", item.message), []).append(item)
+    groups = sorted(alike.values(), key=len, reverse=True)
+    return tuple(Faults(items[0].message, len(items), tuple(f"{i.file}:{i.number}" for i in items[:MOST_LISTED])) for items in groups)
 
 
 def _lengths(values: np.ndarray, cap: int, over: np.ndarray) -> Lengths:
@@ -225,19 +238,21 @@ def _shares(names: Sequence[str], prompts: np.ndarray, answers: np.ndarray) -> d
     return shares
 
 
-def _columns(sources: Sequence[Source], config: Config) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Of the first row that can be read: what is read from where, and the columns that are not."""
+def _columns(sources: Sequence[Source], config: Config) -> dict[str, str]:
+    """What is read → column, over the first rows of all files; a column of several names has the first that was met."""
+    found: dict[str, str] = {}
     for source in sources:
         reading = source.reading(config.data)
         for table in find_tables(source.path):
-            for row in islice(table.read(reading.rows), 100):
+            layout = None
+            for row in islice(table.read(reading.rows), SAMPLE):
                 if isinstance(row, Bad) or not isinstance(row.value, Mapping):
                     continue
                 if reading.text:
-                    return {"text": reading.text.column}, tuple(name for name in row.value if name != reading.text.column)
+                    return {"text": reading.text.column}
                 try:
-                    layout = Layout(row.value, reading.columns)
+                    layout = layout or Layout(row.value, reading.columns)
                 except InputError:
                     continue
-                return layout.described(row.value), tuple(name for name in row.value if name not in layout.used)
-    return {}, ()
+                found = layout.described(row.value) | found
+    return found

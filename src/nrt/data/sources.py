@@ -13,6 +13,9 @@ from nrt.types import Example
 
 T = TypeVar("T")
 
+MOST_BAD = 20_000
+"""Rows of a file that cannot be used; after so many a file of which most cannot is one of another kind."""
+
 
 def read_examples(path: str, reading: Reading | None = None) -> list[Example]:
     """All question–answer pairs of a file, folder, glob or dataset, in order.
@@ -24,23 +27,27 @@ def read_examples(path: str, reading: Reading | None = None) -> list[Example]:
 
 def iterate_examples(table: Table, reading: Reading, source: str | None = None) -> Iterator[Example | Bad]:
     """The examples of one file; `source` is that of rows that name none. Raises InputError for settings that fit no file."""
-    return convert_rows(table, reading, Shape(table.name, reading, source), "question–answer pair")
+    for found in convert_rows(table, reading, Shape(table.name, reading, source), "question–answer pair"):
+        if isinstance(found, Bad):
+            yield found
+        else:
+            yield from found
 
 
 def convert_rows(table: Table, reading: Reading, convert: Callable[[int, Any], T], what: str) -> Iterator[T | Bad]:
     """What `convert` makes of each row's number and value; where it raises InputError, and for a file without rows, a `Bad`."""
-    number = 0
+    number = good = bad = 0
     for row in table.read(reading.rows):
         number = row.number
-        if isinstance(row, Bad):
-            yield row
-            continue
         try:
-            converted = convert(row.number, row.value)
+            converted = row if isinstance(row, Bad) else convert(row.number, row.value)
         except InputError as error:
-            yield Bad(table.path, row.number, str(error))
-        else:
-            yield converted
+            converted = Bad(table.path, row.number, str(error))
+        yield converted
+        good, bad = good + (not isinstance(converted, Bad)), bad + isinstance(converted, Bad)
+        if bad > max(good, MOST_BAD):
+            yield Bad(table.path, number, f"more than {MOST_BAD:,} rows cannot be used, and fewer can; the rest of the file is not read")
+            return
     if not number:
         yield Bad(table.path, 1, f"the file holds no rows; give one {what} a row")
 

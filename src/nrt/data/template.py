@@ -67,11 +67,20 @@ def answers_at_once(template: str, markers: MarkersConfig) -> bool:
 
 
 def ensure_template(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Gives a tokenizer without a chat template `default_template`; says whether it did."""
+    """Gives a tokenizer without a chat template `default_template`; says whether it did. Raises InputError as `check_default` does."""
     if tokenizer.chat_template is not None:
+        check_default(tokenizer)
         return False
     tokenizer.chat_template = default_template(tokenizer)
     return True
+
+
+def check_default(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raises InputError for several chat templates of which none is the default."""
+    given = tokenizer.chat_template
+    if isinstance(given, dict) and "default" not in given:
+        names = ", ".join(map(str, given)) or "none"
+        raise InputError(f"the tokenizer's chat templates have names ({names:.200}), and none is 'default'; give it one chat template")
 
 
 def default_template(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -24,6 +24,7 @@ from nrt.config import Reading, Source, TextConfig
 from nrt.data.chat import Chat
 from nrt.data.documents import Document, Entropies, cut_document, document_in
 from nrt.data.files import Bad, Table, find_tables
+from nrt.data.shapes import row_number
 from nrt.data.sources import convert_rows, iterate_examples
 from nrt.environment import cache_folder
 from nrt.errors import InputError
@@ -32,7 +33,7 @@ from nrt.types import Example, Message, Pair
 T = TypeVar("T")
 U = TypeVar("U")
 
-FORMAT = 1
+FORMAT = 2
 """Of the cache files; part of their names."""
 
 BATCH = 1000
@@ -51,6 +52,7 @@ _SCHEMA = pyarrow.schema(
         ("answer", pyarrow.string()),
         ("source", pyarrow.string()),
         ("extra", pyarrow.string()),  # JSON
+        ("references", pyarrow.list_(pyarrow.string())),
         ("prompt_ids", _IDS),
         ("answer_ids", _IDS),
     ]
@@ -76,11 +78,12 @@ class Tokenised:
         batch = self._batches[row // BATCH].slice(row % BATCH, 1)
         values = {name: batch.column(name)[0].as_py() for name in _SCHEMA.names}
         turns = tuple(Message(**turn) for turn in values["messages"])
-        example = Example(values["id"], turns, values["answer"], values["source"], json.loads(values["extra"]))
+        extra, references = json.loads(values["extra"]), tuple(values["references"])
+        example = Example(values["id"], turns, values["answer"], values["source"], extra, references)
         return Pair(example, tuple(values["prompt_ids"]), tuple(values["answer_ids"]))
 
     def column(self, name: str) -> Iterator[Any]:
-        """One column's values in order: id, messages, answer or source."""
+        """One column's values in order: id, messages, answer, source or extra (as JSON)."""
         for batch in self._batches:
             yield from batch.column(name).to_pylist()
 
@@ -165,7 +168,7 @@ def _encode(examples: Iterable[Example | Bad], table: Table, chat: Chat) -> list
         try:
             usable.append((example, chat.prompt_text(example.messages)))
         except InputError as error:
-            items.append(Bad(table.path, int(example.id.rpartition(":")[2]), str(error)))
+            items.append(Bad(table.path, row_number(example.id), str(error)))
     prompts = chat.encode_prompts([text for _, text in usable])
     answers = chat.encode_answers([example.answer for example, _ in usable])
     items += [Pair(example, x, y) for (example, _), x, y in zip(usable, prompts, answers, strict=True)]
@@ -228,6 +231,7 @@ def _record_batch(pairs: Sequence[Pair]) -> pyarrow.RecordBatch:
         "answer": [pair.example.answer for pair in pairs],
         "source": [pair.example.source for pair in pairs],
         "extra": [_TO_JSON.encode(pair.example.extra) for pair in pairs],
+        "references": [pair.example.references for pair in pairs],
     }
     arrays = [pyarrow.array(columns[field.name], field.type) for field in _SCHEMA if field.name in columns]
     arrays += [_id_lists([pair.prompt_ids for pair in pairs]), _id_lists([pair.answer_ids for pair in pairs])]

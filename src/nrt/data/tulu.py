@@ -8,7 +8,6 @@ in their order, files by name: each source draws from a generator of its own, an
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from nrt.data.mixture import Scan, copy_rows, find_parquet, scan_rows, sha256
+from nrt.durable import beside
 from nrt.errors import InputError
 
 TABLE_4: Mapping[str, int] = {
@@ -124,8 +124,7 @@ def draw_subset(folder: Path, output: Path, request: Request, *, origin: str, co
     taken_R = np.isin(scan.hash_R, scan.hash_R[train_R])
     valid_R = _choose_valid(scan, request, taken_R)
 
-    new = output.with_name(f".{output.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
+    new = beside(output, "new")
     new.mkdir(parents=True)
     chosen = {"train.parquet": train_R} | ({"valid.parquet": valid_R} if request.valid else {})
     copy_rows(files, {new / name: rows_R for name, rows_R in chosen.items()})

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from nrt.durable import told_of_disk
+from nrt.durable import read_bounded, sweep, told_of_disk
 from nrt.errors import InputError, RunError
 from nrt.eval.judge_client import TEMPERATURE, Judge, open_judge
-from nrt.eval.judge_verdict import PROMPT_SHA256, Outcome, ask_all, fill, sweep, write
+from nrt.eval.judge_verdict import PROMPT_SHA256, Outcome, ask_all, fill, write
 from nrt.run import Record, Run, as_nrt_writes, load_run, step_name
 from nrt.run.lines import JUDGE_AGAIN
 
@@ -258,7 +258,7 @@ def _read(file: Path) -> Record:
     if not file.is_file():
         return {"judge": {}, "steps": []}
     with as_nrt_writes(file, mend=JUDGE_AGAIN):
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_bounded(file))
         return {"judge": dict(found["judge"]), "steps": [dict(one) | {"step": index(one["step"])} for one in found["steps"]]}
 
 

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from nrt.durable import TEXT
+from nrt.durable import sweep, write_file
 from nrt.environment import cache_folder
 from nrt.errors import InputError, RunError
 from nrt.eval.judge_client import TEMPERATURE, Judge, Turn, Unanswered
 from nrt.eval.questions import Count
-
-ABANDONED = 3600.0
-"""Seconds after which nobody writes at a file any more."""
 
 PROMPT = """\
 You are verifying the *reasoning process* quality, not the final answer formatting.
@@ -95,9 +88,12 @@ def read_verdict(reply: str) -> Verdict:
     >>> read_verdict('```json\\n{"score": 1, "justification": "sound"}\\n```').score
     1.0
     """
-    fenced = re.fullmatch(r"\s*```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```\s*", reply, re.DOTALL | re.IGNORECASE)
+    text = reply.strip()
+    opening = re.match(r"```(?:json)?[ \t]*\n", text, re.IGNORECASE)
+    if opening and text.endswith("```"):
+        text = text[opening.end() : -3]
     try:
-        return Verdict.model_validate_json(fenced[1] if fenced else reply)
+        return Verdict.model_validate_json(text)
     except ValidationError as error:
         faults = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}".removeprefix(": ") for one in error.errors()]
         raise ValueError("; ".join(faults)) from None
@@ -218,22 +214,9 @@ class Cache:
         return self.folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()}.json"
 
 
-def sweep(folder: Path) -> None:
-    """Removes what a killed process was about to `write`; younger than `ABANDONED`, it may be another's that lives, on whatever host."""
-    for beside in folder.glob(".*.tmp"):
-        with suppress(FileNotFoundError):
-            if time.time() - beside.stat().st_mtime > ABANDONED:
-                beside.unlink()
-
-
 def write(file: Path, text: str) -> None:
     """All or nothing, whoever else writes the same file. Raises RunError where it cannot be written."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with beside.open("w", **TEXT) as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        beside.replace(file)
+        write_file(file, [text])
     except OSError as error:
         raise RunError(f"{file} cannot be written ({error.strerror}); make room or mend its folder, then give the same command") from None

@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from nrt.durable import open_to_append
 from nrt.errors import InputError
 from nrt.types import Message
 
@@ -115,7 +116,7 @@ class Replies:
         replies = list(replies)
         lines = "".join(json.dumps(asdict(reply), ensure_ascii=False) + "\n" for reply in replies)
         file = self.folder / f"{task}.{self.writer}.jsonl"
-        with file.open("ab") as out:
+        with open_to_append(file) as out:
             if out.tell() and not _ends_line(file):
                 out.write(b"\n")
             out.write(lines.encode(errors="backslashreplace"))

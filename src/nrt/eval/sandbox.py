@@ -1,9 +1,10 @@
-"""Runs programs that a model wrote, each in a process of its own: short of time and memory, and without files, network or processes.
+"""Runs programs that a model wrote: short of time and memory, and without files, network or processes.
 
-A program passes if it runs to its end without an exception; neither an exit nor anything it prints is taken for that.
-`nrt.eval.confined` is the inside: which rights are taken, and how a program is kept from saying itself that it passed.
+A program is a function and, apart from it, a test. They run in two processes (`nrt.eval.confined`): one has what the model wrote, the
+other has the test, and asks the first for values. So a program passes if the test says so, and nothing that the program does in its own
+process can say it instead.
 
-    Linux     the kernel holds the program: Landlock, seccomp, no capabilities, limits (`confinement` says which are in force)
+    Linux     the kernel holds both processes: Landlock, seccomp, no capabilities, limits (`confinement` says which are in force)
     elsewhere limits and an audit hook of Python's: enough for a program that errs, not for one that attacks
 
 What is left even on Linux: a program can read Python's library and the system's, burn a core until its time is up, and attack the
@@ -16,7 +17,6 @@ import functools
 import marshal
 import math
 import os
-import secrets
 import selectors
 import signal
 import subprocess
@@ -24,12 +24,15 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nrt.errors import RunError
+from nrt.eval.confined.__main__ import ENDED, PASSED
 
 INSIDE = Path(__file__).with_name("confined")
 MOST_BYTES = 4096
@@ -43,6 +46,16 @@ SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/nix/
 
 
 @dataclass(frozen=True)
+class Program:
+    """What a model wrote, and the benchmark's own text that tests it."""
+
+    code: str  # of the model
+    entry: str = ""  # the name of the function that `code` defines
+    setup: str = ""  # imports and helpers of the test
+    test: str = ""  # defines `check(function)`, which raises where the function is wrong; empty: `code` has to run to its end
+
+
+@dataclass(frozen=True)
 class Outcome:
     """`detail` is empty or one line, such as `AssertionError: assert f(2) == 4`, `timed out after 10 s`, `killed by SIGSEGV`."""
 
@@ -50,10 +63,10 @@ class Outcome:
     detail: str = ""
 
 
-def run_programs(programs: Sequence[str], *, timeout_s: float = 10.0, memory_mb: int = 1024, jobs: int = 0) -> list[Outcome]:
+def run_programs(programs: Sequence[Program], *, timeout_s: float = 10.0, memory_mb: int = 1024, jobs: int = 0) -> list[Outcome]:
     """One outcome a program, in their order; `jobs` at a time, 0 for as many as there are cores. The same program is run once.
 
-    timeout_s   of wall clock, with the interpreter's start. human-eval and OLMES give 3 s, EvalPlus in OLMES 20: with 10 the verdict
+    timeout_s   of wall clock, with the interpreters' start. human-eval and OLMES give 3 s, EvalPlus in OLMES 20: with 10 the verdict
                 hangs less on what else the machine does; a program that needs between 3 and 10 s passes here and not there
     memory_mb   of address space; where the system does not limit that (macOS), time alone bounds memory
 
@@ -77,7 +90,7 @@ def confinement() -> str:
 
     Raises RunError where nothing can be run.
     """
-    outcome, layers = _run("", 30.0, 1024)
+    outcome, layers = _run(Program(""), 30.0, 1024)
     if not outcome.passed:
         raise RunError(f"an empty program does not run in the sandbox: {outcome.detail}")
     missing = [name for name in ("memory limit", "landlock", "seccomp") if name not in layers]
@@ -85,9 +98,8 @@ def confinement() -> str:
     return f"programs are confined by {layers}{weak}"
 
 
-def _run(program: str, timeout_s: float, memory_mb: int, skip: Sequence[str] = ()) -> tuple[Outcome, str]:
+def _run(program: Program, timeout_s: float, memory_mb: int, skip: Sequence[str] = ()) -> tuple[Outcome, str]:
     """(outcome, layers in force)."""
-    token = secrets.token_hex(32)
     limits = {
         "memory": memory_mb << 20,
         "seconds": math.ceil(timeout_s) + 1,
@@ -95,27 +107,49 @@ def _run(program: str, timeout_s: float, memory_mb: int, skip: Sequence[str] = (
         "readable": [sys.base_prefix, *SYSTEM, *filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":"))],
         "skip": list(skip),
     }
-    environment = ENVIRONMENT | {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryDirectory(prefix="nrt-program-", ignore_cleanup_errors=True) as folder:
-        marshal.dump((token.encode(), program.encode("utf-8", "surrogatepass"), limits), given)
-        given.seek(0)
-        command = [sys.executable, "-s", "-S", "-B", "-X", "utf8", str(INSIDE)]
+    with tempfile.TemporaryDirectory(prefix="nrt-program-", ignore_cleanup_errors=True) as folder, ExitStack() as stack:
+        asked, asks, told, tells = *os.pipe(), *os.pipe()
         started = time.monotonic()
         try:
-            process = subprocess.Popen(
-                command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=folder, env=environment, start_new_session=True
-            )  # fmt: skip
+            answer = {"code": program.code, "entry": program.entry}
+            answerer = stack.enter_context(_started("answer", (asked, tells), answer, limits, folder))
+            stack.callback(_end, answerer)
+            check = {"setup": program.setup, "test": program.test, "entry": program.entry}
+            checker = stack.enter_context(_started("check", (told, asks), check, limits, folder))
+            stack.callback(_end, checker)
         except OSError as error:
             raise RunError(f"no process for a program can be started: {error}") from None
-        with process:
-            said = _read(process, started + timeout_s)
-            _end(process)
-    if said is None:
-        return Outcome(False, f"timed out after {timeout_s:g} s"), ""
-    layers, verdict = [line.decode("utf-8", "replace") for line in (said + b"\n\n").split(b"\n")[:2]]
-    if verdict == token:
-        return Outcome(True), layers
-    return Outcome(False, verdict or _ending(process.returncode)), layers
+        finally:
+            for end in (asked, asks, told, tells):
+                os.close(end)
+        said = _read(checker, started + timeout_s)
+        if said is None:
+            return Outcome(False, f"timed out after {timeout_s:g} s"), ""
+        layers, verdict = [line.decode("utf-8", "replace") for line in (said + b"\n\n").split(b"\n")[:2]]
+        if verdict == PASSED:
+            return Outcome(True), layers
+        if not verdict or verdict == ENDED:
+            return Outcome(False, _ending(answerer if verdict else checker)), layers
+        return Outcome(False, verdict), layers
+
+
+def _started(role: str, pipes: tuple[int, int], task: Mapping[str, str], limits: Any, folder: str) -> subprocess.Popen[bytes]:
+    """A process that reads from the first pipe and writes to the second, in a group of its own."""
+    environment = ENVIRONMENT | {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    command = [sys.executable, "-s", "-S", "-B", "-X", "utf8", str(INSIDE), role, *map(str, pipes)]
+    with tempfile.TemporaryFile() as given:
+        marshal.dump(({name: text.encode("utf-8", "surrogatepass") for name, text in task.items()}, limits), given)
+        given.seek(0)
+        return subprocess.Popen(
+            command,
+            stdin=given,
+            stdout=subprocess.PIPE if role == "check" else subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=pipes,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+        )
 
 
 def _read(process: subprocess.Popen[bytes], deadline: float) -> bytes | None:
@@ -142,7 +176,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _ending(status: int) -> str:
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    """How a process ended that says no more."""
+    try:
+        status = process.wait(1.0)
+    except subprocess.TimeoutExpired:
+        return "said nothing that could be understood"
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
     return f"ended itself with status {status}"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -23,9 +22,9 @@ from itertools import accumulate, product
 from math import prod
 from pathlib import Path
 from random import Random
-from tempfile import NamedTemporaryFile
 from types import MappingProxyType
 
+from nrt.durable import write_file
 from nrt.errors import unknown
 
 NAMES = tuple(
@@ -175,9 +174,7 @@ def _write(path: str | Path, rows: Iterable[Mapping[str, str]]) -> None:
     """As JSONL, at once: another process may be reading it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False) as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    os.replace(file.name, path)
+    write_file(path, (json.dumps(row) + "\n" for row in rows))
 
 
 def every(family: str, split: str) -> Iterator[Problem]:

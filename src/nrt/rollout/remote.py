@@ -81,7 +81,7 @@ class RemoteSampler:
         return samples_from_json(reply["samples"], reply["version"] if mine else FOREIGN)
 
     def _push(self, url: str) -> None:
-        self._call(url, "/weights", self._body, {PUSHER: self._pusher, VERSION: str(self.version)})
+        self._call(url, "/weights", self._body)
 
     def _insist(self, url: str, work: Callable[[], T], *, again: bool) -> T:
         """The work's result. Where the server is gone, waits for it, and (`again`) pushes the weights before it goes on."""
@@ -107,7 +107,7 @@ class RemoteSampler:
                     self.say(f"rollout server {url} is back after {time.monotonic() - lost:.0f} s, with weights of version {self.version}")
                 return result
 
-    def _call(self, url: str, path: str, body: bytes | None, headers: dict[str, str] | None = None) -> dict[str, Any]:
+    def _call(self, url: str, path: str, body: bytes | None) -> dict[str, Any]:
         """The reply to a POST, or without a body to a GET. Raises OSError or HTTPException where the server is gone."""
         at = urlsplit(url)
         kind = HTTPSConnection if at.scheme == "https" else HTTPConnection
@@ -116,8 +116,10 @@ class RemoteSampler:
             connection.connect()
             if body is not None:
                 _be_patient(connection.sock)
-            given = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-            connection.request("GET" if body is None else "POST", at.path.rstrip("/") + path, body, {**given, **(headers or {})})
+            headers = {PUSHER: self._pusher, VERSION: str(self.version)}
+            if self._token:
+                headers["Authorization"] = f"Bearer {self._token}"
+            connection.request("GET" if body is None else "POST", at.path.rstrip("/") + path, body, headers)
             reply = connection.getresponse()
             text = reply.read()
         finally:

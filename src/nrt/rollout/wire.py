@@ -1,9 +1,10 @@
 """What a trainer and a rollout server say to each other over HTTP: JSON, and weights as the bytes of a safetensors file; no pickle.
 
-    POST /weights   X-Nrt-Pusher, X-Nrt-Version; body: safetensors          → 200 held
-    POST /sample    body: a request                                         → 200 held + samples; 409: no weights yet
-    GET  /health                                                            → 200 held
+    POST /weights   body: safetensors, of all weights       → 200 held
+    POST /sample    body: a request                         → 200 held + samples; 409: no weights yet
+    GET  /health                                            → 200 held
 
+Each POST has the headers X-Nrt-Pusher and X-Nrt-Version: who asks, and the version of its weights. A connection has one request.
 `held` says which weights the server has: who pushed them last, and under which version. 400 and 401 are the trainer's fault, 500 the
 server's; the body then has `error`.
 """

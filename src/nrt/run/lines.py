@@ -7,9 +7,12 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nrt.errors import InputError
+
+LONGEST_LINE = 256 * 2**20
+"""Bytes. A group of 64 traces of 8,192 tokens has about 20 MiB."""
 
 Record = dict[str, Any]
 """A line of a file, with the fields that docs/run-folder.md lists."""
@@ -33,7 +36,7 @@ def read_lines(path: Path) -> Iterator[Record]:
     if not path.is_file():
         return
     with path.open("rb") as file:  # bytes, since a line can end within a character
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(lines_of(file, str(path)), start=1):
             try:
                 record = parse_line(line, f"{path}, line {number}")
             except InputError:
@@ -41,6 +44,14 @@ def read_lines(path: Path) -> Iterator[Record]:
                     raise
                 return  # the last line is being written, or was when the run was killed
             yield record
+
+
+def lines_of(file: IO[bytes], name: str) -> Iterator[bytes]:
+    """Raises InputError for a line that no run has."""
+    while line := file.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise InputError(f"{name} has a line of more than {LONGEST_LINE >> 20} MiB, so nrt did not write it; remove it")
+        yield line
 
 
 def parse_line(line: bytes, where: str) -> Record:

@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 from nrt.config import Config, parse_yaml, read_text
-from nrt.durable import damage
+from nrt.durable import damage, read_bounded
 from nrt.errors import InputError
-from nrt.run.layout import entries, numbered, run_folder, step_name
-from nrt.run.lines import JUDGE_AGAIN, Record, as_nrt_writes, parse_line, read_lines
+from nrt.run.layout import entries, link_in, numbered, run_folder, step_name
+from nrt.run.lines import JUDGE_AGAIN, Record, as_nrt_writes, lines_of, parse_line, read_lines
 
 STEP = re.compile(rb'\{"step": (\d+)')
 CHECKPOINT = re.compile(r"step-(\d+)(?:\+(\d+))?")
@@ -23,7 +23,10 @@ def load_run(name_or_path: str | Path) -> Run:
 
 
 class Run:
-    """A run folder, read. It may still be growing: a half-written last line is passed over."""
+    """A run folder, read. It may still be growing: a half-written last line is passed over.
+
+    Raises InputError for a folder that is no run, and for links in it: they would show, or copy, files from elsewhere as the run's.
+    """
 
     def __init__(self, name_or_path: str | Path) -> None:
         self.path = run_folder(name_or_path)
@@ -32,6 +35,8 @@ class Run:
                 f"{self.path} is not a run: it has no config.yaml; "
                 "give the name of a folder in runs/, or a path with a separator, such as ./NAME"
             )
+        if link := link_in(self.path):
+            raise InputError(f"{link} is a link, and nrt follows none inside a run folder; put the file itself there, or remove it")
 
     @cached_property
     def config(self) -> Config:
@@ -45,7 +50,7 @@ class Run:
         if not path.is_file():
             return []
         with as_nrt_writes(path):
-            return [dict(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+            return [dict(entry) for entry in json.loads(read_bounded(path))]
 
     def metrics(self) -> list[Record]:
         """One record a step (see `nrt.metrics`), in order; with the means of what a judge said, where `nrt judge` was here."""
@@ -64,7 +69,7 @@ class Run:
         if not path.is_file():
             return {}
         with as_nrt_writes(path, mend=JUDGE_AGAIN):
-            steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
+            steps = json.loads(read_bounded(path))["steps"]
             there, any_failed = set(self.heldout_steps()), any(one["failed"] for one in steps)
             found = {}
             for one in steps:
@@ -88,7 +93,7 @@ class Run:
             return []
         with path.open("rb") as file:
             file.seek(start)
-            for line in file:
+            for line in lines_of(file, str(path)):
                 if line.endswith(b"\n"):
                     match = STEP.match(line)
                     found.append((int(match[1]) if match else 0, offset))
@@ -100,7 +105,7 @@ class Run:
         path = self.path / "traces.jsonl"
         with path.open("rb") as file:
             file.seek(offset)
-            return parse_line(file.readline(), f"{path}: the line at byte {offset}")
+            return parse_line(next(lines_of(file, str(path)), b""), f"{path}: the line at byte {offset}")
 
     def warnings(self) -> list[Record]:
         return list(read_lines(self.path / "warnings.jsonl"))

@@ -12,10 +12,10 @@ from typing import Any
 
 from nrt import lock
 from nrt.config import Config, dump_yaml
-from nrt.durable import TEXT, sync, write_file
+from nrt.durable import TEXT, open_to_append, sweep, sync, write_file
 from nrt.environment import describe_environment
 from nrt.errors import InputError
-from nrt.run.layout import BASE, STREAMS, entries, numbered, run_folder, step_name
+from nrt.run.layout import BASE, STREAMS, entries, numbered, run_folder, step_name, without_folders
 from nrt.run.lines import as_nrt_writes, read_lines, to_line
 from nrt.run.reader import Run
 
@@ -98,7 +98,7 @@ class RunWriter:
 
     def warn(self, kind: str, message: str, step: int, **details: Any) -> None:
         """Appends a warning: a short fixed kind to filter by, a message for people, and numbers."""
-        self._append("warnings.jsonl", {"step": step, "kind": kind, "message": message, **details})
+        self._append("warnings.jsonl", {"step": step, "kind": kind, "message": without_folders(message, self.path), **details})
 
     def heldout(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes the held-out rows of a step, all at once."""
@@ -134,16 +134,16 @@ class RunWriter:
         self.close()
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
-        with (self.path / name).open("a", **TEXT) as file:
-            file.write(to_line({"step": record["step"], **record}))
+        with open_to_append(self.path / name) as file:
+            file.write(to_line({"step": record["step"], **record}).encode(errors=TEXT["errors"]))
 
     def _sweep(self) -> None:
-        """Removes half-written files and checkpoints; not of the report, which another process may be making."""
-        for file in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
-            if file.name != ".report.html.tmp":
-                file.unlink(missing_ok=True)
-        for folder in (*self.path.glob("checkpoints/step-*.tmp"), self.path / ".model.new", self.path / ".model.old"):
-            shutil.rmtree(folder, ignore_errors=True)
+        """Remove half-written files and checkpoints; not of the report, which another process may be making."""
+        names = ["environment.json", "config.yaml", *STREAMS, "model", BASE]
+        for name in names:
+            sweep(self.path, name=name, older_than=0.0)
+        for name in ("checkpoints", "heldout", "skipped"):
+            sweep(self.path / name, older_than=0.0)
 
     def _describe_start(self, step: int) -> None:
         entry = {"step": step, **describe_environment()}

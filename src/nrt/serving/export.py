@@ -6,7 +6,7 @@ import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from nrt.durable import at_once
+from nrt.durable import at_once, copy_plain
 from nrt.errors import InputError, RunError, first_line
 from nrt.run import Run, as_nrt_writes
 from nrt.serving.card import model_card
@@ -18,7 +18,8 @@ def export_run(run: Run, folder: Path, *, step: int | None = None, name: str | N
     """Copies the model of the run, or of a checkpoint, to `folder`, and writes README.md and vLLM's parser beside it.
     The folder appears whole.
 
-    Returns where the model was copied from. Raises InputError when `folder` exists, or when the run has no such model.
+    Returns where the model was copied from. Raises InputError when `folder` exists, when the run has no such model, and when something
+    else than plain files is in it.
     """
     source = run.model_of(step)
     if folder.exists():
@@ -26,7 +27,7 @@ def export_run(run: Run, folder: Path, *, step: int | None = None, name: str | N
     with as_nrt_writes(run.path):
         card = model_card(run, name or folder.absolute().name, step)
     with at_once(folder) as new:
-        shutil.copytree(source, new, dirs_exist_ok=True)
+        copy_plain(source, new)
         (new / "README.md").write_text(card, encoding="utf-8")
         if run.config.method != "sft":
             with as_file(files("nrt") / "serving" / PARSER) as parser:

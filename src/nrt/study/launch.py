@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nrt.durable import require_plain
 from nrt.errors import RunError
 from nrt.lock import at_work
 from nrt.study.plan import Study, read_study, run_path
@@ -89,6 +90,7 @@ def _run(study: Study, folder: Path, variant: str, seed: int, prepare: Prepare, 
     log.parent.mkdir(exist_ok=True)
     while not is_done(run):
         command = [sys.executable, "-m", "nrt", "train", "--json", *_arguments(study, folder, variant, seed, given)]
+        require_plain(log)
         with log.open("w", encoding="utf-8") as file:
             status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
         pid = at_work(run / "lock")

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import AdamW
 
-from nrt.durable import damage, disk_error, remove_folder, write_file, write_folder
+from nrt.durable import damage, disk_error, read_bounded, remove_folder, write_file, write_folder
 from nrt.engine.base import Remote
 from nrt.engine.local import LocalEngine
 from nrt.engine.sharded import gathered, spread_like
@@ -67,7 +67,7 @@ def _write_state(folder: Path, document: Mapping[str, Any]) -> None:
 
 def load_checkpoint(folder: Path, engine: LocalEngine | Remote) -> dict[str, Any]:
     """Puts optimiser, schedule and random state back into the engine (its model was loaded from `folder/model`)."""
-    document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    document = json.loads(read_bounded(folder / "state.json"))
     if not isinstance(engine, LocalEngine):
         engine.load(folder, document)
         return document

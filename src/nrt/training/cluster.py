@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from nrt.config import Config
 from nrt.data import Chat, ensure_template, load_pairs
-from nrt.durable import at_once, damage, write_manifest
+from nrt.durable import at_once, copy_plain, damage, write_manifest
 from nrt.engine.verl.bridge import refuse, rollout_name
 from nrt.engine.verl.engine import VerlEngine
 from nrt.engine.verl.requirements import check_installed
@@ -95,4 +94,4 @@ def _initial_model(config: Config, chat: Chat, model: Any, run: Path, pairs: Seq
 def _copy_last_checkpoint(folder: Path) -> None:
     """The run's model: that of its last step's checkpoint, which is there when the run ends."""
     with at_once(folder) as new:
-        shutil.copytree(Run(folder.parent).checkpoints()[-1] / "model", new, dirs_exist_ok=True)
+        copy_plain(Run(folder.parent).checkpoints()[-1] / "model", new)

@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
-from nrt.checkers import Checker
+from nrt.checkers import Checker, is_right
 from nrt.data import Chat, bare_row, null_row, trace_row
 from nrt.run import document_id
 from nrt.training.policy import Policy
-from nrt.types import Pair, Row, Trace
+from nrt.types import Example, Pair, Row, Trace
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Heldout:
     def _read(self, rows: Sequence[Row]) -> list[tuple[tuple[Tensor, Tensor], str | None, bool | None]]:
         """Scores of y*, the answer sampled in its place, and the checker's verdict."""
         answers = self._answers(rows)
-        both = [(answer, pair.example.answer) for answer, pair in zip(answers, self.pairs, strict=True)]
+        both = [(answer, pair.example) for answer, pair in zip(answers, self.pairs, strict=True)]
         verdicts = self.policy.engine.processes.map(self._check, both)
         return list(zip(self._scores(rows), answers, verdicts, strict=True))
 
@@ -147,9 +147,9 @@ class Heldout:
             return [None] * len(rows)
         return [self.chat.decode(self.policy.body(ids)) for ids in self.policy.answers(rows, seed=0, greedy=True)]
 
-    def _check(self, both: tuple[str | None, str]) -> bool | None:
-        answer, reference = both
-        return None if answer is None or self.checker is None else self.checker(answer, reference)
+    def _check(self, both: tuple[str | None, Example]) -> bool | None:
+        answer, example = both
+        return None if answer is None or self.checker is None else is_right(self.checker, answer, example)
 
 
 def summary(records: Sequence[HeldoutRecord]) -> dict[str, float]:

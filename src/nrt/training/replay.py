@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nrt.durable import read_bounded
 from nrt.errors import InputError
 from nrt.run import Run
 from nrt.training.checkpoint import load_checkpoint
@@ -31,7 +32,7 @@ def replay(file: str | Path, checkpoint: str | Path | None = None, *, say: Calla
     """
     file = Path(file).resolve()
     try:
-        batch = json.loads(file.read_text(encoding="utf-8"))
+        batch = json.loads(read_bounded(file))
         pairs = [Pair(Example(g["id"], (), "", g["source"]), tuple(g["prompt_ids"]), tuple(g["answer_ids"])) for g in batch["groups"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is not a skipped batch ({error}); give a file RUN/skipped/step-….json") from None

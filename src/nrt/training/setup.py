@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from nrt.checkers import Checker
+from nrt.checkers import Checker, is_right
 from nrt.config import AUTO_TOKENS, Config
 from nrt.data import Chat, Encoded, Markers, Pairs, Stream, bare_row, ensure_template, load_pairs, null_row
+from nrt.durable import read_bounded
 from nrt.engine.base import Engine
 from nrt.engine.local import LocalEngine, build_engine, frozen_copy
 from nrt.engine.processes import ALONE, Processes
@@ -174,7 +175,7 @@ def _ways_of(checkpoint: Path | None) -> dict[str, bool]:
     if checkpoint is None or not (checkpoint / "state.json").is_file():
         return {}
     try:
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        state = json.loads(read_bounded(checkpoint / "state.json"))
     except ValueError:  # `load_checkpoint` says what is wrong with it
         return {}
     ways = state.get("ways") if isinstance(state, dict) else None
@@ -313,7 +314,7 @@ def _stream(pairs: Pairs, config: Config) -> Stream:
 
 def _judge(chat: Chat, checker: Checker) -> Judge:
     """Right or wrong, by the answer's text."""
-    return lambda pair, ids: checker(chat.decode(ids), pair.example.answer)
+    return lambda pair, ids: is_right(checker, chat.decode(ids), pair.example)
 
 
 def _initial_model(load: Load, config: Config, chat: Chat, pairs: Sequence[Pair] = ()) -> Any:

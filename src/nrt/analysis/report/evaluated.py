@@ -11,6 +11,7 @@ from typing import Any
 from nrt.analysis.benchmarks import Score, score_rows
 from nrt.analysis.report.loaded import Loaded
 from nrt.analysis.report.sampling import spread, within_budget
+from nrt.durable import read_bounded
 from nrt.run import as_nrt_writes
 
 MOST_ROWS = 40
@@ -76,7 +77,7 @@ def read_evaluated(runs: Sequence[Loaded]) -> tuple[dict[int, Evaluated], list[B
 def _read(folder: Path) -> tuple[list[dict[str, Any]], Evaluated]:
     """The rows of an evaluation, and their scores."""
     file = folder / "eval.json"
-    whole = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    whole = json.loads(read_bounded(file)) if file.is_file() else {}
     order = [score["benchmark"] for score in whole.get("scores", ())]
     files = sorted((folder / "rows").glob("*.jsonl"), key=lambda file: (order + [file.stem]).index(file.stem))
     records = [json.loads(line) for file in files for line in _lines(file)]
@@ -97,4 +98,4 @@ def _answered(record: Mapping[str, Any]) -> Answered:
 
 
 def _lines(file: Any) -> list[str]:
-    return [line for line in file.read_text("utf-8").splitlines() if line]
+    return [line for line in read_bounded(file, most=1 << 30).splitlines() if line]

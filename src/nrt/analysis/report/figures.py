@@ -9,6 +9,7 @@ from pathlib import Path
 from nrt.analysis.plots import dynamics_panels, dynamics_value, plot_accuracy, plot_confidence, plot_dynamics, read_dynamics, style
 from nrt.analysis.report.compared import Variants, comparison, evaluated, paths, token_confidence, variants
 from nrt.analysis.report.data import load_runs
+from nrt.durable import replaced
 from nrt.errors import InputError
 from nrt.run import as_nrt_writes, run_folder
 
@@ -78,6 +79,11 @@ def _confidence(found: Variants, folder: Path) -> Iterable[Path]:
 
 
 def _table(file: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    with file.open("w", encoding="utf-8", newline="") as out:
-        csv.writer(out).writerows([head, *rows])
+    """Texts that a spreadsheet would take for a formula begin with an apostrophe, as spreadsheets write them."""
+    with replaced(file) as out:
+        csv.writer(out).writerows([_harmless(cell) for cell in row] for row in [head, *rows])
     return file
+
+
+def _harmless(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

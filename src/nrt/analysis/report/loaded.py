@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from nrt.config import plain_values, read_text
 from nrt.errors import InputError
 from nrt.run import Run
+from nrt.run.layout import without_folders
 
 Record = Mapping[str, Any]
 
@@ -59,12 +59,12 @@ def load(path: Path, name: str) -> Loaded:
         run=run,
         name=name,
         settings=settings,
-        foreign=foreign,
+        foreign=without_folders(foreign, run.path),
         metrics=run.metrics(),
         evaluations=evaluations,
         before=run.heldout(0) if 0 in evaluations else (),
         after=run.heldout() if evaluations and evaluations[-1] > 0 else (),
-        warnings=run.warnings(),
+        warnings=[{**warning, "message": without_folders(str(warning.get("message", "")), run.path)} for warning in run.warnings()],
     )
 
 
@@ -73,7 +73,7 @@ def _settings(run: Run) -> tuple[Record, str]:
         return run.config.model_dump(mode="json"), ""
     except InputError as error:
         try:
-            values = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-        except Exception:  # of PyYAML's many; `error` says what is wrong with the file
+            values = plain_values(read_text(run.path / "config.yaml"), "config.yaml")
+        except InputError:  # `error` says what is wrong with the file
             values = None
         return values if isinstance(values, Mapping) else {}, str(error)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import secrets
-import socket
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 from urllib.parse import parse_qs, quote, urlsplit
@@ -18,18 +14,16 @@ from urllib.parse import parse_qs, quote, urlsplit
 from nrt.analysis.report.data import build_report
 from nrt.analysis.report.groups import Index
 from nrt.analysis.report.page import render_page
-from nrt.errors import InputError, NrtError
-from nrt.network import host_of, is_loopback, token_of
+from nrt.errors import NrtError
+from nrt.network import Handler, Server, is_loopback, token_of
 from nrt.run import run_folder
 
 HOST = "127.0.0.1"
 TOKEN = "NRT_REPORT_TOKEN"
 """The environment variable that holds the token; an option would show in the list of processes."""
 
-EVERY_ADDRESS = ("", "0.0.0.0", "::")
 
-
-class ReportServer(ThreadingHTTPServer):
+class ReportServer(Server):
     """Serves the page of some runs at `url`; call its `serve_forever`.
 
     `GET /` is the page; `GET /version` says which state of the folders is the latest, and the page asks for it. Where there is a
@@ -37,23 +31,13 @@ class ReportServer(ThreadingHTTPServer):
     """
 
     def __init__(self, page: LivePage, host: str, port: int, token: str) -> None:
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.page, self.host, self.token = page, host, token
-        super().__init__((host, port), _Handler)
+        self.page = page
+        where = "open the whole address that nrt report --serve printed"
+        super().__init__(host, port, _Handler, token=token, token_from=where)
 
     @property
     def url(self) -> str:
-        host = socket.gethostname() if self.host in EVERY_ADDRESS else self.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/{f'?token={quote(self.token)}' if self.token else ''}"
-
-    def refusal(self, host: str, token: str) -> str:
-        """Why a request is refused that came for this host with this token; empty if it is not."""
-        # Without a token, a foreign name that resolves to this machine would let any web page read ours.
-        if is_loopback(self.host) and host not in (HOST, "localhost", self.host):
-            return "only for this machine"
-        if self.token and not hmac.compare_digest(token.encode(), self.token.encode()):
-            return "only with the token: open the whole address that nrt report --serve printed"
-        return ""
+        return f"{self.root}/{f'?token={quote(self.token)}' if self.token else ''}"
 
 
 def make_server(names: Sequence[str | Path], *, host: str = HOST, port: int = 0) -> ReportServer:
@@ -67,11 +51,7 @@ def make_server(names: Sequence[str | Path], *, host: str = HOST, port: int = 0)
         token = secrets.token_urlsafe()
     page = LivePage(names)
     page.html()  # what cannot be read is said before anyone waits for it
-    try:
-        return ReportServer(page, host, port, token)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{host} port {port} cannot be served ({reason}); choose another with --host or --port") from error
+    return ReportServer(page, host, port, token)
 
 
 class LivePage:
@@ -108,33 +88,22 @@ def _stat(file: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: ReportServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
         asked, page = urlsplit(self.path), self.server.page
         token = parse_qs(asked.query).get("token", [""])[0]
-        if refusal := self.server.refusal(host_of(self.headers.get("Host", "")), token):
-            self._send(403, "text/plain", f"{refusal}\n")
-        elif asked.path == "/version":
-            self._send(200, "application/json", json.dumps({"version": page.version()}))
+        if refusal := self.server.refusal(self.headers, token):
+            self.reply(403, "text/plain", f"{refusal}\n")
+            return
+        self.server.admit(self.connection)
+        if asked.path == "/version":
+            self.reply(200, "application/json", json.dumps({"version": page.version()}))
         elif asked.path == "/":
             try:
-                self._send(200, "text/html", page.html())
+                self.reply(200, "text/html", page.html())
             except NrtError as error:
-                self._send(500, "text/plain", f"{error}\n")
+                self.reply(500, "text/plain", f"{error}\n")
         else:
-            self._send(404, "text/plain", "only / and /version are here\n")
-
-    def _send(self, status: int, kind: str, text: str) -> None:
-        body = text.encode("utf-8", errors="backslashreplace")
-        self.send_response(status)
-        self.send_header("Content-Type", f"{kind}; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        with suppress(ConnectionError):  # a reader who reloads or leaves does not wait for the rest
-            self.end_headers()
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Quiet: the page asks every few seconds, and its address may hold the token."""
+            self.reply(404, "text/plain", "only / and /version are here\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -55,15 +55,38 @@ ANSWERS = {
 """By task, what an answer looks like."""
 
 
-def rules_of(form: str) -> list[re.Pattern[str]]:
-    """The first that matches, and of its matches the last."""
+Rule = Callable[[str], list[str]]
+"""All that a text says by it, in order."""
+
+
+def rules_of(form: str) -> list[Rule]:
+    """The first that finds something, and of it the last."""
     direct, lone = rf"(?i:{form})", []
     if form == LETTER:
         direct += rf"|(?:[A-HJ-Z]|I(?!\s+[a-z]))\b{UNJOINED}"
         lone = [rf"\b([B-HJ-Z]|A{NO_ARTICLE}|I(?!\s+[a-z]))\b{UNJOINED}"]
-    rules = [rf"(?i:{said}){MARKS}({direct})" for said in ("So the answer is", "answer is", "answer:")]
-    rules += [rf"(?i)answer:.*?({form})", rf"(?i)answer\b.*?({form})", f"({form})", *lone, f"(?i)({form})"]
-    return [re.compile(rule) for rule in rules]
+    said = [rf"(?i:{words}){MARKS}({direct})" for words in ("So the answer is", "answer is", "answer:")]
+    alone = [f"({form})", *lone, f"(?i)({form})"]
+    after = [
+        partial(in_line_after, re.compile(words, re.IGNORECASE), re.compile(form, re.IGNORECASE)) for words in ("answer:", r"answer\b")
+    ]
+    return [*(re.compile(rule).findall for rule in said), *after, *(re.compile(rule).findall for rule in alone)]
+
+
+def in_line_after(words: re.Pattern[str], form: re.Pattern[str], text: str) -> list[str]:
+    """What `words.*?(form)` finds, in linear time: that expression reads the rest of a line again for each of its words."""
+    found, at = [], 0
+    match = form.search(text)
+    while match and (begin := words.search(text, at)):
+        at = begin.end()
+        if match.start() < at:
+            match = form.search(text, at)
+        if match and (end := text.find("\n", at, match.start())) >= 0:
+            at = end  # nothing in this line
+        elif match:
+            found.append(match[0])
+            at = match.end()
+    return found
 
 
 RULES = {form: rules_of(form) for form in set(ANSWERS.values())}
@@ -77,7 +100,7 @@ def answer_of(task: str, answer: str) -> str:
     'Yes'
     """
     for rule in RULES[ANSWERS[task]]:
-        if found := rule.findall(answer):
+        if found := rule(answer):
             return found[-1]
     return ""
 
