@@ -227,3 +227,14 @@ def test_a_lock_of_nested_lists_is_nobodys_either(tmp_path):
     (tmp_path / "run" / "lock").write_text("[" * 60_000)
     with pytest.raises(InputError, match="does not say whose it is"):
         RunWriter.reopen(tmp_path / "run", 0)
+
+
+@pytest.mark.parametrize("target", ["nowhere", "precious", "."])
+def test_a_link_in_the_locks_place_is_refused(target, tmp_path):
+    """One that leads nowhere was waited for without end: it could be neither opened nor made."""
+    RunWriter.create(tmp_path / "run", Config()).close()
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / target)
+    with pytest.raises(InputError, match="lock is a link, not a plain file"):
+        RunWriter.reopen(tmp_path / "run", 0)
+    assert (tmp_path / "precious").read_text() == "mine"

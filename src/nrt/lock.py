@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nrt.durable import require_plain
 from nrt.errors import InputError
 
 Holder = dict[str, Any]  # pid, host, birth (see `_birth`), started
@@ -62,9 +63,11 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def take(path: Path) -> Lock:
-    """Raises InputError while a live process of this host, or any process of another host, holds the lock."""
+    """Raises InputError while a live process of this host, or any process of another host, holds the lock, and where something else
+    than a file stands in its place."""
     replaced, deadline = None, time.monotonic() + PATIENCE
     while True:
+        require_plain(path)
         replaced = _clear(path, deadline) or replaced
         if (descriptor := _created(path)) is not None:
             _held.add(descriptor)

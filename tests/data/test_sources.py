@@ -218,7 +218,7 @@ LINE = b'{"question": "a", "answer": "b"}\n'
         ("x.jsonl", LINE + b"9" * 5000, ":2: JSON that cannot be read: Exceeds the limit"),
         ("x.jsonl", b"", ":1: the file holds no rows"),
         ("x.jsonl", b"\n\n", ":1: the file holds no rows"),
-        ("x.jsonl.gz", gzip.compress(LINE * 9)[:-9], ": the gzip file is truncated or damaged"),
+        ("x.jsonl.gz", gzip.compress(LINE * 9, mtime=0)[:-9], ": the gzip file is truncated or damaged"),
         ("x.jsonl.gz", LINE, ":1: the gzip file is truncated or damaged (Not a gzipped file (b'{\"')); fetch or compress it again"),
         ("x.json", b'[\n{"question": "a",\n"answer" "b"}]', ":3: broken JSON at column 10: Expecting ':' delimiter"),
         ("x.json", LINE * 2, ":2: broken JSON at column 1: Extra data; if it holds one object a line, name it .jsonl"),
