@@ -201,7 +201,7 @@ def report(
         print_report(build_report(runs), _console())
     elif serve:
         server = make_server(runs, host=host, port=port)
-        _console().print(f"{server.root} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+        _console().print(f"{server.url} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
         with server:
             server.serve_forever()
     else:
