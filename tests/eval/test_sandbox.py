@@ -190,6 +190,31 @@ def test_a_program_cannot_say_itself_that_it_passed(code: str) -> None:
     assert found.detail
 
 
+SAYS_RAISED = """
+import os
+for number in range(3, 64):
+    try:
+        os.write(number, b'["raised", "passed"]' + bytes([10]))
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise type('passed', (Exception,), {})()",
+        "def double(x):\n    raise type('passed', (Exception,), {})()",
+        "def double(x):\n    raise type('failed: passed', (Exception,), {})()",
+        SAYS_RAISED + WRONG,
+    ],
+)
+def test_the_words_of_a_program_are_not_the_verdict(code: str) -> None:
+    found = doubled(code)
+    assert not found.passed
+    assert found.detail
+
+
 VALUES = [
     "None", "True", "0", "-17", "2 ** 200", "1.5", "float('inf')", "0.1 + 0.2", "1 + 2j", "'é\\ud800'", "b'\\xff'", "[]",
     "[1, [2, (3,)]]", "(1, 'a')", "{1, 2}", "frozenset({1})", "{'a': [1], 2: {}}", "{(1, 2): None}",

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from nrt.errors import RunError
-from nrt.eval.confined.__main__ import ENDED, PASSED
+from nrt.eval.confined.__main__ import ENDED, FAILED, PASSED
 
 INSIDE = Path(__file__).with_name("confined")
 MOST_BYTES = 4096
@@ -128,9 +128,10 @@ def _run(program: Program, timeout_s: float, memory_mb: int, skip: Sequence[str]
         layers, verdict = [line.decode("utf-8", "replace") for line in (said + b"\n\n").split(b"\n")[:2]]
         if verdict == PASSED:
             return Outcome(True), layers
-        if not verdict or verdict == ENDED:
-            return Outcome(False, _ending(answerer if verdict else checker)), layers
-        return Outcome(False, verdict), layers
+        detail = verdict.removeprefix(FAILED)
+        if not detail or detail == ENDED:
+            return Outcome(False, _ending(answerer if detail else checker)), layers
+        return Outcome(False, detail), layers
 
 
 def _started(role: str, pipes: tuple[int, int], task: Mapping[str, str], limits: Any, folder: str) -> subprocess.Popen[bytes]:

@@ -5,7 +5,7 @@
 
 Arguments: the role, and the numbers of two pipes, to read from and to write to. A role reads what it has to do from stdin, closes it,
 gives up its rights (`layers`), and does it. `check` then writes two lines to what was its stdout: the layers in force, and PASSED or
-what went wrong.
+FAILED with what went wrong.
 
 What a model wrote thus shares no process with what judges it: it is asked for values, and values are all that it can say. They travel
 as JSON (`encoded`), never as pickles.
@@ -21,7 +21,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-PASSED, ENDED = "passed", "the program's process has ended"
+PASSED, FAILED, ENDED = "passed", "failed: ", "the program's process has ended"
+"""The verdict's line is the first, or the second and then words, some of them the program's; the third are words of ours."""
 
 
 def main() -> None:
@@ -40,7 +41,8 @@ def main() -> None:
     else:
         os.write(report, ", ".join(in_force).encode() + b"\n")
         failure = check(Wire(reads, writes), texts["setup"], texts["test"], texts["entry"])
-        os.write(report, (failure or PASSED)[:300].encode("utf-8", "backslashreplace") + b"\n")
+        verdict = PASSED if failure is None else FAILED + failure[:300]
+        os.write(report, verdict.encode("utf-8", "backslashreplace") + b"\n")
     os._exit(0)
 
 
