@@ -24,13 +24,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nrt.config import OptimizerConfig, build_config
 from nrt.data import Markers
-from nrt.engine.local import build_engine, frozen_copy
+from nrt.engine.build import build_engine, frozen_copy
+from nrt.objective import NOISE
 from nrt.rollout import HFSampler, Request
-from nrt.training.collect import Collector
-from nrt.training.difficulty import InOrder
-from nrt.training.policy import Policy
-from nrt.training.resolve import resolve_method
-from nrt.training.step import Stepper
+from nrt.trainer.difficulty import InOrder
+from nrt.trainer.learner import Learner
+from nrt.trainer.policy import Policy
+from nrt.trainer.progress import Progress
+from nrt.trainer.resolve import resolve_method
+from nrt.trainer.step import train_step
 from nrt.types import Example, Message, Pair, Sample
 
 SIZES = {"3m": (4, 256), "30m": (10, 512)}
@@ -75,15 +77,28 @@ def llama(size: str, *, vocabulary: int = VOCABULARY, dtype: torch.dtype = torch
     return LlamaForCausalLM(config).to(dtype).eval()
 
 
-def make_stepper(model: Any, shape: Shape, *, tokens_per_batch: int = 4096, initial_reference: bool = True) -> Stepper:
-    """nrt's step on random pairs; no token ends a trace, so that each has exactly `shape.trace` tokens."""
+def make_learner(model: Any, shape: Shape, *, tokens_per_batch: int = 4096, initial_reference: bool = True) -> Learner:
+    """Build a learner for random pairs. No token ends a trace, so that each has exactly `shape.trace` tokens."""
     reference = frozen_copy(model) if initial_reference else None
     engine = build_engine(model, OptimizerConfig(), pad_id=0, updates=10**6, tokens_per_batch=tokens_per_batch, reference=reference)
     markers = Markers(START, END)
-    policy = Policy(Unending(model, 0), markers, frozenset({10**9}), shape.trace, shape.answer, engine=engine)
-    method = resolve_method("nrt-ws-neg-log-p", build_config({}).objective)
-    collector = Collector(method, policy, shape.traces, initial_reference)
-    return Stepper(method, policy, collector, InOrder(), shape.trace + shape.answer)
+    return Learner(
+        method=resolve_method("nrt-ws-neg-log-p", build_config({}).objective),
+        policy=Policy(Unending(model, 0), markers, frozenset({10**9}), shape.trace, shape.answer, engine=engine),
+        select=InOrder(),
+        batch=shape.prompts,
+        traces=shape.traces,
+        updates=1,
+        loss_tokens=shape.trace + shape.answer,
+        initial_reference=initial_reference,
+        check_answer=None,
+        noise=NOISE["float32"],
+    )
+
+
+def train_one(learner: Learner, pairs: Callable[[int, int], list[Pair]], *, seed: int) -> None:
+    """Train one step from the beginning of the stream."""
+    train_step(learner, Progress(), pairs, seed=seed)
 
 
 class Unending(HFSampler):

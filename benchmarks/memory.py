@@ -12,16 +12,18 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks.common import Bar, Peak, Shape, finish, llama, make_stepper
+from benchmarks.common import Bar, Peak, Shape, finish, llama, make_learner
 from benchmarks.scoring import rows_of
 from nrt.objective import RowCredit
 from nrt.scoring import PaddedScorer
-from nrt.training.step import Stepper
-from nrt.types import Row
+from nrt.trainer.learner import Learner
+from nrt.types import Row, TailScores
 
 MIB = 2**20
 
@@ -63,36 +65,44 @@ def peak(size: str, scorer: str, vocabulary: int, shape: Shape) -> int:
     model = llama(size, vocabulary=vocabulary)
     group = shape.prompt + shape.traces * (shape.trace + shape.answer + 2)
     padded = shape.traces * (shape.prompt + shape.trace + shape.answer + 2)
-    stepper = make_stepper(model, shape, tokens_per_batch=padded if scorer == "padded" else group, initial_reference=False)
-    engine = stepper.policy.engine
+    learner = make_learner(model, shape, tokens_per_batch=padded if scorer == "padded" else group, initial_reference=False)
+    engine = learner.policy.engine
     if scorer == "padded":
         engine.scorer = PaddedScorer(0)
     rows = rows_of(shape)
     for _ in range(2):
-        update(stepper, rows)
+        update(learner, rows)
     engine.optimizer.zero_grad(set_to_none=True)
     gradients = sum(p.numel() * p.element_size() for p in engine.weights.masters.values())
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        update(stepper, rows)
+        update(learner, rows)
         return torch.cuda.max_memory_allocated() - before - gradients
     with Peak().watched() as watched:
-        update(stepper, rows)
+        update(learner, rows)
     return watched.bytes - gradients
 
 
-def update(stepper: Stepper, rows: list[Row]) -> Any:
-    engine = stepper.policy.engine
+@dataclass(frozen=True)
+class CreditedRow:
+    """A row by itself as a group."""
 
-    def credit(batch: Any, scores: Any) -> list[RowCredit]:
-        credits = []
-        for i, (logp, _) in zip(batch, scores.rows(), strict=True):
-            answer = rows[i].tail_roles.count(rows[i].tail_roles[-1])
-            credits.append(RowCredit(float(i % 3 - 1), torch.zeros(answer), logp.detach().cpu()))
-        return credits
+    credit: RowCredit
 
-    return engine.update(engine.gradient(rows, credit, stepper.method, denominator=len(rows) * stepper.loss_tokens))
+    def row_credits(self) -> list[RowCredit]:
+        return [self.credit]
+
+
+def update(learner: Learner, rows: list[Row]) -> Any:
+    """Take one optimizer step; each row's credit comes from its own forward, as in an on-policy step."""
+
+    def credit(i: int, tails: Sequence[TailScores]) -> CreditedRow:
+        answer = rows[i].tail_roles.count(rows[i].tail_roles[-1])
+        return CreditedRow(RowCredit(float(i % 3 - 1), torch.zeros(answer), tails[0][0]))
+
+    denominator = len(rows) * learner.loss_tokens
+    return learner.policy.engine.score_and_train([[row] for row in rows], credit, learner.method, denominator=denominator)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import statistics
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import Bar, Shape, draw, finish, make_stepper, seconds
+from benchmarks.common import Bar, Shape, draw, finish, make_learner, seconds
 from benchmarks.memory import update
 from benchmarks.scoring import rows_of
 
@@ -40,13 +40,13 @@ def main() -> None:
     torch.manual_seed(0)
     with device:
         model = LlamaForCausalLM(config).bfloat16().eval()
-    stepper, rows = make_stepper(model, SHAPE, tokens_per_batch=4096, initial_reference=False), rows_of(SHAPE)
-    assert all(len(batch) == SHAPE.traces for batch in stepper.policy.engine.scorer.batches(rows, 4096))
+    learner, rows = make_learner(model, SHAPE, tokens_per_batch=4096, initial_reference=False), rows_of(SHAPE)
+    assert all(len(batch) == SHAPE.traces for batch in learner.policy.engine.scorer.batches(rows, 4096))
     for _ in range(2):
-        update(stepper, rows)
-    took = statistics.median(seconds(lambda: update(stepper, rows)) for _ in range(5))
+        update(learner, rows)
+    took = statistics.median(seconds(lambda: update(learner, rows)) for _ in range(5))
     pairs = draw(SHAPE)(0, SHAPE.prompts)
-    rollout = seconds(lambda: stepper.policy.traces(pairs, SHAPE.traces, seed=0))
+    rollout = seconds(lambda: learner.policy.traces(pairs, SHAPE.traces, seed=0))
     flops = counted(config, model.num_parameters())
     peak = next((rate for name, rate in PEAKS.items() if device.type == "cuda" and name in torch.cuda.get_device_name()), 1e11)
     figures = {

@@ -23,7 +23,9 @@ from nrt.config import build_config
 from nrt.models import load_model
 from nrt.rollout import HFSampler
 from nrt.scoring import PaddedScorer
-from nrt.training.setup import Parts, prepare
+from nrt.trainer.progress import Progress
+from nrt.trainer.setup import Parts, prepare
+from nrt.trainer.step import train_step
 from tests.real.conftest import WORKED
 from tests.real.model import smollm2
 
@@ -42,11 +44,11 @@ def main() -> None:
     pairs = 1 if arguments.quick else arguments.pairs
     with tempfile.TemporaryDirectory() as folder:
         shared, padded = parts_of(Path(folder), arguments.threads), parts_of(Path(folder), arguments.threads)
-        engine, sampler = padded.stepper.policy.engine, padded.stepper.policy.sampler
+        engine, sampler = padded.learner.policy.engine, padded.learner.policy.sampler
         engine.scorer = PaddedScorer(0)
         assert isinstance(sampler, HFSampler)
         own = replace(sampler, share=False)
-        padded = replace(padded, stepper=with_sampler(padded.stepper, own))
+        padded = replace(padded, learner=with_sampler(padded.learner, own))
         timings = interleave(Steps("shared", shared), Steps("padded", padded), pairs)
         record = timings.record("shared", "padded")
         say(f"SmolLM2-135M, {PROMPTS}×{TRACES}, traces of {TRACE}", record, "shared", "padded")
@@ -84,10 +86,9 @@ def parts_of(folder: Path, threads: int) -> Parts:
     return prepare(build_config(values))
 
 
-def with_sampler(stepper: Any, sampler: Any) -> Any:
-    """The stepper whose policy samples with it."""
-    policy = replace(stepper.policy, sampler=sampler)
-    return replace(stepper, policy=policy, collector=replace(stepper.collector, policy=policy))
+def with_sampler(learner: Any, sampler: Any) -> Any:
+    """The learner whose policy samples with it."""
+    return replace(learner, policy=replace(learner.policy, sampler=sampler))
 
 
 class Steps:
@@ -98,7 +99,7 @@ class Steps:
 
     def __call__(self) -> None:
         begin, started = self.done * PROMPTS, time.perf_counter()
-        self.parts.stepper.collect_and_update(lambda offset, n: self.parts.draw(begin + offset, n), PROMPTS, seed=self.done)
+        train_step(self.parts.learner, Progress(), lambda offset, n: self.parts.draw(begin + offset, n), seed=self.done)
         self.done += 1
         print(f"{self.name}, step {self.done}: {time.perf_counter() - started:.1f} s", flush=True)
 

@@ -20,7 +20,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from benchmarks.common import Bar, Shape, draw, finish, interleave, llama, say
-from nrt.models.attention import carry
+from nrt.models.attention import install_attention
 from nrt.rollout import HFSampler, Request
 
 BARS = {"float32": 1 / 1.3, "bfloat16": 1 / 1.7}
@@ -37,7 +37,7 @@ def main() -> None:
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
     shape = Shape(trace=32 if arguments.quick else 128)
     model = llama(arguments.model, dtype=dtype)
-    carry(model)
+    install_attention(model)
     prompts = [pair.prompt_ids for pair in draw(shape)(0, shape.prompts)]
     sampler = HFSampler(model, 0)
     ids = torch.tensor(prompts).repeat_interleave(shape.traces, 0)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import Bar, Shape, draw, finish, llama, make_stepper, seconds
+from benchmarks.common import Bar, Shape, draw, finish, llama, make_learner, seconds
 from benchmarks.scoring import backward, rows_of
 
 SIZES = {"traces": (4, 8, 16, 32), "prompts": (4, 8, 16, 32), "prompt": (64, 128, 256, 512), "answer": (32, 64, 128, 256)}
@@ -37,11 +37,11 @@ def main() -> None:
 
 def measure(shape: Shape) -> dict[str, float]:
     """Least seconds of three."""
-    stepper, pairs = make_stepper(llama("3m"), shape, initial_reference=False), draw(shape)(0, shape.prompts)
-    rows, engine = rows_of(shape), stepper.policy.engine
+    learner, pairs = make_learner(llama("3m"), shape, initial_reference=False), draw(shape)(0, shape.prompts)
+    rows, engine = rows_of(shape), learner.policy.engine
     work = {
         "update": lambda: backward(engine.scorer, engine.model, rows, 4096),
-        "rollout": lambda: stepper.policy.traces(pairs, shape.traces, seed=0),
+        "rollout": lambda: learner.policy.traces(pairs, shape.traces, seed=0),
     }
     torch.manual_seed(0)
     return {name: min(seconds(run) for _ in range(3)) for name, run in work.items()}

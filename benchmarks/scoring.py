@@ -15,7 +15,19 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common import SIZES, VOCABULARY, Bar, Shape, draw, finish, interleave, llama, make_stepper, say, seconds
+from benchmarks.common import (
+    SIZES,
+    VOCABULARY,
+    Bar,
+    Shape,
+    draw,
+    finish,
+    interleave,
+    llama,
+    make_learner,
+    say,
+    seconds,
+)
 from nrt.scoring import PaddedScorer, Scorer
 from nrt.types import Role, Row
 
@@ -64,7 +76,7 @@ def backward(scorer: Scorer, model: Any, rows: Sequence[Row], tokens: int) -> No
 
 def against_oracle(size: str, shape: Shape, pairs: int) -> dict[str, Any]:
     rows = rows_of(shape)
-    packed, padded = make_stepper(llama(size), shape, initial_reference=False).policy.engine, llama(size)
+    packed, padded = make_learner(llama(size), shape, initial_reference=False).policy.engine, llama(size)
     oracle = PaddedScorer(0)
     best = {}
     for name, scorer, model in (("packed", packed.scorer, packed.model), ("padded", oracle, padded)):
@@ -79,7 +91,7 @@ def against_oracle(size: str, shape: Shape, pairs: int) -> dict[str, Any]:
 def limit(size: str, shape: Shape) -> dict[str, float]:
     """Seconds of an update's forward and backward, least seconds by arithmetic, and the share of time in kernels."""
     rows = rows_of(shape)
-    engine = make_stepper(llama(size), shape, initial_reference=False).policy.engine
+    engine = make_learner(llama(size), shape, initial_reference=False).policy.engine
 
     def update() -> None:
         backward(engine.scorer, engine.model, rows, 4096)

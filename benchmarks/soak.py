@@ -25,10 +25,10 @@ import torch
 
 from benchmarks.common import Bar, finish, resident
 from nrt.config import load_config
-from nrt.lab.settings import prepare
+from nrt.lab.settings import prepare_miniature
 from nrt.models import load_model
-from nrt.training import train
-from nrt.training.loop import Silent
+from nrt.trainer import train
+from nrt.trainer.loop import NullListener
 
 KIB = 2**10
 EVERY = 100
@@ -36,7 +36,7 @@ COUNTED = 50
 CHANGES = ("batch=2", "traces=4", "optimizer.lr=1e-8", f"eval_every={EVERY}", f"save_every={EVERY}", "heldout.rows=32", "log_traces=2")
 
 
-class Meter(Silent):
+class Meter(NullListener):
     """Reads this process after each step."""
 
     def __init__(self, model: Any) -> None:
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="300 steps, of which the first 100 warm up; not written")
     quick = parser.parse_args().quick
     steps, warm = (300, 100) if quick else (2000, 400)
-    given = prepare("miniature", 0)
+    given = prepare_miniature("miniature", 0)
     with tempfile.TemporaryDirectory() as folder:
         config = load_config("miniature", [*given, f"run={Path(folder) / 'run'}", f"steps={steps}", *CHANGES])
         meter = Meter(load_model(str(config.model), dtype=torch.float32, device="cpu")[0])

@@ -19,7 +19,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
 
-from benchmarks.common import VOCABULARY, Bar, Shape, Timings, draw, finish, llama, make_stepper, say, seconds
+from benchmarks.common import (
+    VOCABULARY,
+    Bar,
+    Shape,
+    Timings,
+    draw,
+    finish,
+    llama,
+    make_learner,
+    say,
+    seconds,
+    train_one,
+)
 
 BARS = {("3m", 64): 0.70, ("30m", 64): 0.72, ("3m", 512): 0.45, ("30m", 512): 0.45}
 
@@ -45,14 +57,14 @@ def main() -> None:
         print(f"TRL with {threads} thread(s), {batch} completions a micro-batch: {tried[threads, batch]:.2f} s a step", flush=True)
     (threads, batch), _ = min(tried.items(), key=lambda item: item[1])
     torch.set_num_threads(threads)
-    stepper, pairs = make_stepper(llama(arguments.model, dtype=dtype), shape), draw(shape)
+    learner, pairs = make_learner(llama(arguments.model, dtype=dtype), shape), draw(shape)
     timings = _trl_steps(
         arguments.model,
         dtype,
         shape,
         batch,
         1 if arguments.quick else arguments.pairs,
-        lambda i: stepper.collect_and_update(lambda offset, n: pairs(i * n + offset, n), shape.prompts, seed=i),
+        lambda i: train_one(learner, lambda offset, n: pairs(i * n + offset, n), seed=i),
         show=True,
     )
     timings.a, timings.b = timings.b, timings.a

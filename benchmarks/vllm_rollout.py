@@ -72,7 +72,7 @@ def main() -> None:
     record = {"in_process": measure(vllm)}
     with RolloutServer(vllm, "127.0.0.1", 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        record["server"] = measure(RemoteSampler([server.url]))
+        record["server"] = measure(RemoteSampler([server.base_url]))
         server.shutdown()
     for name, r in record.items():
         spread = f"{r['ratio_least']:.4f} to {r['ratio_most']:.4f}"

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nrt.lab.base import BaseSettings, build_base, cache_folder
-from nrt.lab.world import write_pairs
+from nrt.lab.dataset import write_pairs
 
 # The paper's hyperparameters (Table 6), in the miniature's size.
 B, K, MAX_TRACE, LR, FORMAT_COEF = 16, 8, 20, 5e-4, 0.3

@@ -19,7 +19,7 @@ from torch.utils import _device
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from nrt.scoring import attention
+from nrt.scoring import prefix_attention as attention
 
 GPU = torch.device("cuda", 0)
 aten = torch.ops.aten
@@ -107,7 +107,7 @@ def pretended_gpu() -> Iterator[None]:
             patch.setattr(torch.cuda, name, value)
         for name in ("tensor", "as_tensor"):
             patch.setattr(torch, name, _from_numbers(getattr(torch, name)))
-        patch.setattr(attention, "FLEX", ())
+        patch.setattr(attention, "FLEX_DEVICES", ())
         yield
 
 

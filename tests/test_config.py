@@ -1,3 +1,5 @@
+"""Recipes, profiles and overrides become one valid config; invalid settings are named."""
+
 import time
 from pathlib import Path
 
@@ -7,21 +9,36 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nrt import config as module
-from nrt.config import Config, Section, build_config, dump_yaml, load_config, merge, packaged, parse_overrides, parse_yaml, plain_values
+from nrt.config import (
+    Config,
+    Section,
+    build_config,
+    dump_yaml,
+    load_config,
+    merge_settings,
+    packaged_recipes,
+    parse_overrides,
+    parse_plain_yaml,
+    parse_yaml,
+)
 from nrt.errors import InputError
-from nrt.training.resolve import resolve_method
+from nrt.trainer.resolve import resolve_method
 
-SECTIONS = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Section)]
+SECTIONS = [
+    value
+    for value in vars(module).values()
+    if isinstance(value, type) and issubclass(value, Section)
+]
 
 
-@pytest.mark.parametrize("recipe", sorted(packaged()))
+@pytest.mark.parametrize("recipe", sorted(packaged_recipes()))
 def test_packaged_recipes_load(recipe):
     assert isinstance(load_config(recipe), Config)
 
 
-@pytest.mark.parametrize("profile", sorted(packaged("profiles")))
+@pytest.mark.parametrize("profile", sorted(packaged_recipes("profiles")))
 def test_packaged_profiles_load_over_each_recipe(profile):
-    for recipe in packaged():
+    for recipe in packaged_recipes():
         assert load_config(recipe, [f"profile={profile}"]).profile == profile
 
 
@@ -29,22 +46,27 @@ def test_the_papers_recipe_has_the_papers_values():
     """Table 6 of the paper."""
     config = load_config("paper")
     assert (config.batch, config.updates_per_rollout, config.traces) == (256, 4, 8)
-    assert (config.max_prompt_tokens, config.max_trace_tokens, config.max_trace_tokens + config.max_answer_tokens) == (4096, 2048, 4096)
-    assert (config.optimizer.lr, config.optimizer.schedule, config.optimizer.weight_decay) == (1e-5, "constant", 0.01)
+    assert (config.max_prompt_tokens, config.max_trace_tokens) == (4096, 2048)
+    assert config.max_trace_tokens + config.max_answer_tokens == 4096
+    optimizer = config.optimizer
+    assert (optimizer.lr, optimizer.schedule, optimizer.weight_decay) == (1e-5, "constant", 0.01)
     method = resolve_method(config.method, config.objective)
     assert (method.format_coef, method.ratio_clip) == (0.3, (0.2, 0.28))
     assert (method.answer_weight, config.objective.weight_norm) == ("signal", "none")
 
 
 def test_later_layers_win(tmp_path):
-    """schema < profile < recipe < command line, each shown by a setting that the next layer leaves alone."""
+    """schema < profile < recipe < command line, each shown by a setting that no later layer has."""
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("profile: paper\nbatch: 12\noptimizer: {weight_decay: 0.1}\nobjective: {answer_coef: 2}\n")
+    recipe.write_text(
+        "profile: paper\nbatch: 12\noptimizer: {weight_decay: 0.1}\nobjective: {answer_coef: 2}\n"
+    )
     config = load_config(str(recipe), ["batch=16", "objective.answer_coef=3"])
     assert config.traces == 8  # schema
     assert config.objective.weight_norm == "none"  # profile, over the schema's null
     assert config.optimizer.weight_decay == 0.1  # recipe, over the profile's 0.01
-    assert (config.batch, config.objective.answer_coef) == (16, 3)  # command line, over the recipe
+    # command line, over the recipe
+    assert (config.batch, config.objective.answer_coef) == (16, 3)
 
 
 def test_the_command_line_may_choose_the_profile(tmp_path):
@@ -65,10 +87,14 @@ def test_the_command_line_may_choose_the_profile(tmp_path):
         (["steps=0"], "setting steps=0: input should be greater than or equal to 1"),
         (["batch=2.5"], "setting batch=2.5: input should be a valid integer"),
         (["optimizer.lr=-1"], "setting optimizer.lr=-1: input should be greater than 0"),
-        (["optimizer.betas=[0.9, 2]"], "setting optimizer.betas=2: input should be less than or equal to 1"),
+        (
+            ["optimizer.betas=[0.9, 2]"],
+            "setting optimizer.betas=2: input should be less than or equal to 1",
+        ),
         (
             ["objective.answer_weight=all"],
-            "setting objective.answer_weight='all': input should be 'signal' or 'reward' or .* a valid number",
+            "setting objective.answer_weight='all': "
+            "input should be 'signal' or 'reward' or .* a valid number",
         ),
         (["eval_every=-1"], "setting eval_every=-1"),
         (["data=file"], "setting data='file': input should be a valid dictionary"),
@@ -76,12 +102,15 @@ def test_the_command_line_may_choose_the_profile(tmp_path):
         (["profile=papre"], "unknown profile 'papre'; did you mean 'paper'"),
         (["profile=[1]"], "unknown profile"),
         (["traces=0"], "traces=0: a group needs K ≥ 1 traces; set traces=8"),
-        (["batch=10", "updates_per_rollout=4"], "batch=10 cannot be split into updates_per_rollout=4 equal parts"),
+        (
+            ["batch=10", "updates_per_rollout=4"],
+            "batch=10 cannot be split into updates_per_rollout=4 equal parts",
+        ),
         (["steps"], "'steps' is not a setting; write key=value"),
         (["=3"], "'=3' is not a setting; write key=value"),
     ],
 )
-def test_faults_name_the_setting(arguments, message):
+def test_errors_name_the_setting(arguments, message):
     with pytest.raises(InputError, match=message):
         load_config("gsm8k", arguments)
 
@@ -95,7 +124,12 @@ def test_recipe_files_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match=r"none\.yaml: no such file"):
         load_config(str(tmp_path / "none.yaml"))
     path = tmp_path / "bad.yaml"
-    for text, message in (("a: [", "not valid YAML"), ("- a\n", "must hold settings"), ("stesp: 3\n", "did you mean 'steps'")):
+    messages = {
+        "a: [": "not valid YAML",
+        "- a\n": "must hold settings",
+        "stesp: 3\n": "did you mean 'steps'",
+    }
+    for text, message in messages.items():
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             load_config(str(path))
@@ -110,7 +144,7 @@ def test_an_empty_recipe_is_the_default(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("optimizer.lr=1e-5", 1e-5),  # YAML 1.1 takes it for text
+        ("optimizer.lr=1e-5", 1e-5),  # text in YAML 1.1
         ("optimizer.lr=1.0e-5", 1e-5),
         ("steps=1_000", 1000),
         ("steps=null", None),
@@ -144,21 +178,23 @@ def test_values_on_the_command_line(setting, value):
 
 
 def test_overrides_nest_and_the_last_one_wins():
-    assert parse_overrides(["data.train=x.jsonl", "steps=3", "data.valid=y", "steps=4"]) == {
+    overrides = ["data.train=x.jsonl", "steps=3", "data.valid=y", "steps=4"]
+    assert parse_overrides(overrides) == {
         "data": {"train": "x.jsonl", "valid": "y"},
         "steps": 4,
     }
 
 
-def test_merge_leaves_its_arguments_alone():
-    below = {"a": {"b": 1}}
-    assert merge(below, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
-    assert below == {"a": {"b": 1}}
+def test_merge_does_not_change_its_arguments():
+    lower = {"a": {"b": 1}}
+    assert merge_settings(lower, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    assert lower == {"a": {"b": 1}}
 
 
-@pytest.mark.parametrize("recipe", sorted(packaged()))
+@pytest.mark.parametrize("recipe", sorted(packaged_recipes()))
 def test_yaml_round_trip(recipe):
-    config = load_config(recipe, ["optimizer.lr=1e-5", "objective.ratio_clip=[0.2, 0.28]", "trackers=tensorboard"])
+    overrides = ["optimizer.lr=1e-5", "objective.ratio_clip=[0.2, 0.28]", "trackers=tensorboard"]
+    config = load_config(recipe, overrides)
     text = dump_yaml(config)
     assert text.startswith("schema_version: 1\n")
     assert parse_yaml(text, "config.yaml") == config
@@ -200,16 +236,22 @@ def test_every_setting_is_documented(section):
 
 
 def test_recipes_cite_or_explain_themselves():
-    for file in packaged().values():
+    for file in packaged_recipes().values():
         assert Path(str(file)).read_text(encoding="utf-8").startswith("#")
 
 
-# --- YAML that is more than it looks ---
+# --- YAML that expands to far more than its text ---
 
-NINE = ", ".join(["*a{}"] * 9)
+
+def nine_aliases(i: int) -> str:
+    return ", ".join([f"*a{i}"] * 9)
+
+
 BOMBS = {
-    "merge keys": "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i}\n  <<: [{NINE.replace('{}', str(i - 1))}]\n" for i in range(1, 12)),
-    "aliases": "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{NINE.replace('{}', str(i - 1))}]\n" for i in range(1, 12)),
+    "merge keys": "a0: &a0 {x: 1}\n"
+    + "".join(f"a{i}: &a{i}\n  <<: [{nine_aliases(i - 1)}]\n" for i in range(1, 12)),
+    "aliases": "a0: &a0 [1]\n"
+    + "".join(f"a{i}: &a{i} [{nine_aliases(i - 1)}]\n" for i in range(1, 12)),
     "a list in itself": "a: &a [*a]\n",
     "a mapping merged into itself": "a: &a {<<: *a}\n",
     "many values": "- 1\n" * 100_000,
@@ -224,31 +266,47 @@ def test_yaml_that_would_be_huge_is_refused_before_it_is(name, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(BOMBS[name])
     started = time.perf_counter()
-    with pytest.raises(InputError, match=r"is not valid YAML|holds more than 10,000 values") as found:
+    message = r"is not valid YAML|holds more than 10,000 values"
+    with pytest.raises(InputError, match=message) as caught:
         load_config(str(file))
-    assert time.perf_counter() - started < 5, "2 s on a machine that does nothing else"
-    assert len(str(found.value).splitlines()) == 1
+    assert time.perf_counter() - started < 5, "2 s on an idle machine"
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_aliases_and_merge_keys_of_an_ordinary_size_are_read():
     text = (
-        "base: &base {lr: 1.0, warmup: 2}\nmid: &mid {<<: *base, lr: 3.0}\ndeep: {one: {two: &two {<<: *mid, lr: 4.0}}}\nlast: {<<: *two}\n"
+        "base: &base {lr: 1.0, warmup: 2}\n"
+        "mid: &mid {<<: *base, lr: 3.0}\n"
+        "deep: {one: {two: &two {<<: *mid, lr: 4.0}}}\n"
+        "last: {<<: *two}\n"
     )
-    assert plain_values(text, "recipe.yaml") == {
-        "base": {"lr": 1.0, "warmup": 2}, "mid": {"lr": 3.0, "warmup": 2}, "deep": {"one": {"two": {"lr": 4.0, "warmup": 2}}},
+    assert parse_plain_yaml(text, "recipe.yaml") == {
+        "base": {"lr": 1.0, "warmup": 2},
+        "mid": {"lr": 3.0, "warmup": 2},
+        "deep": {"one": {"two": {"lr": 4.0, "warmup": 2}}},
         "last": {"lr": 4.0, "warmup": 2},
-    }  # fmt: skip
+    }
 
 
-@pytest.mark.parametrize("text", ["steps: 3\nmethod: sft\nsteps: 5\n", "optimizer: {lr: 1.0, lr: 2.0}\n", "'steps': 3\nsteps: 5\n"])
-def test_a_setting_that_stands_twice_in_a_recipe_is_an_error(text, tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "steps: 3\nmethod: sft\nsteps: 5\n",
+        "optimizer: {lr: 1.0, lr: 2.0}\n",
+        "'steps': 3\nsteps: 5\n",
+    ],
+)
+def test_a_duplicate_key_in_a_recipe_is_an_error(text, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
-    with pytest.raises(InputError, match=r"'(steps|lr)' stands twice, in line 1 or below; remove one"):
+    message = r"'(steps|lr)' appears twice, in line 1 or below; remove one"
+    with pytest.raises(InputError, match=message):
         load_config(str(file))
 
 
-def test_an_address_with_a_password_is_refused_and_not_repeated():
-    with pytest.raises(InputError, match=r"^vllm.urls: an address with a user or a password would be stored and shown") as found:
-        build_config({"sampler": "vllm", "vllm": {"urls": ["http://ann:secret@127.0.0.1:8643"]}})
-    assert "secret" not in str(found.value)
+def test_an_address_with_a_password_is_refused_and_not_shown():
+    settings = {"sampler": "vllm", "vllm": {"urls": ["http://ann:secret@127.0.0.1:8643"]}}
+    message = r"^vllm.urls: an address with a user or a password would be stored and shown"
+    with pytest.raises(InputError, match=message) as caught:
+        build_config(settings)
+    assert "secret" not in str(caught.value)

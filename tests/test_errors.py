@@ -1,4 +1,4 @@
-from nrt.errors import InputError, NrtError, RunError, unknown
+from nrt.errors import InputError, NrtError, RunError, unknown_name
 
 
 def test_exit_status_tells_the_users_mistake_from_a_failed_run():
@@ -6,10 +6,10 @@ def test_exit_status_tells_the_users_mistake_from_a_failed_run():
 
 
 def test_unknown_names_the_nearest_and_lists_all_in_order():
-    error = unknown("method", "nrt-mg", ["sft", "nrt-gm"])
+    error = unknown_name("method", "nrt-mg", ["sft", "nrt-gm"])
     assert isinstance(error, InputError)
     assert str(error) == "unknown method 'nrt-mg'; did you mean 'nrt-gm'? Known: nrt-gm, sft"
 
 
 def test_unknown_offers_nothing_where_nothing_is_near():
-    assert str(unknown("method", "zzz", ["sft", "nrt-gm"])) == "unknown method 'zzz'. Known: nrt-gm, sft"
+    assert str(unknown_name("method", "zzz", ["sft", "nrt-gm"])) == "unknown method 'zzz'. Known: nrt-gm, sft"

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from nrt import errors
-from nrt.config import Config, load_config, packaged
+from nrt.config import Config, load_config, packaged_recipes
 from nrt.errors import InputError
 from nrt.models import load_model
-from tests.training.conftest import write_model, write_sums
+from tests.trainer.conftest import write_model, write_sums
 
 ROOT = Path(errors.__file__).parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
@@ -35,15 +35,15 @@ BARE = {"eval", "exec", "compile", "__import__"}
 
 STATED = {
     "multiprocessing": ("eval/asking.py",),  # to its own children, over pipes that nobody else has
-    "all_gather_object": ("engine/processes.py",),  # between the processes of one torchrun
+    "all_gather_object": ("distributed.py",),  # between the processes of one torchrun
     "marshal": ("eval/confined/__main__.py", "eval/sandbox.py"),  # the program under test, from its own parent
     "exec": ("eval/confined/__main__.py",),  # the program under test, behind every layer
     "compile": ("eval/confined/__main__.py",),
     "import_module": (
         "__init__.py",
         "lab/__init__.py",
-        "checkers.py",
-        "training/resolve.py",
+        "data/checkers.py",
+        "trainer/resolve.py",
     ),  # own names; dotted names and plugins of the recipe
 }
 """What may stand in these files alone. verl reads its own checkpoints, and Ray its own messages, by pickle: not in our code."""
@@ -137,7 +137,7 @@ def test_a_models_own_code_runs_only_if_the_recipe_says_so(kind, tmp_path, monke
 
 def test_no_recipe_of_ours_trusts_code():
     assert not Config().trust_remote_code
-    assert [name for name in packaged() if load_config(name).trust_remote_code or load_config(name).plugins] == []
+    assert [name for name in packaged_recipes() if load_config(name).trust_remote_code or load_config(name).plugins] == []
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir", "!!python/name:os.mkdir"])
@@ -171,7 +171,7 @@ def refuse(event, args):
         raise SystemExit(f"asked the network: {event} {args}")
 
 sys.addaudithook(refuse)
-from nrt import cli
+from nrt.cli import app as cli
 
 for command in COMMANDS:
     sys.argv = ["nrt", *command]

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 import nrt
-from nrt.cli import main
-from tests.training.conftest import make_config, model_dir, pairs_file  # noqa: F401
-from tests.training.test_several import assert_like
-from tests.training.test_train import assert_same_run
+from nrt.cli.app import main
+from tests.trainer.conftest import make_config, model_dir, pairs_file  # noqa: F401
+from tests.trainer.test_several import assert_like
+from tests.trainer.test_train import assert_same_run
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 120
@@ -119,7 +119,7 @@ def test_what_only_one_process_does(command, monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 2
-    assert f"torchrun started several `nrt {command[0]}`; start one, without torchrun" in capsys.readouterr().err
+    assert f"torchrun started several `nrt {command[0]}` processes" in capsys.readouterr().err
 
 
 def wait_for(condition, process, seconds=90):

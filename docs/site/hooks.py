@@ -26,8 +26,8 @@ EXTERNAL = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//|<link\b[^>]*rel=["']?(?:stylesheet|preconnect)[^>]*//"""
 )
 
-API = ["nrt", "nrt.config", "nrt.types", "nrt.errors", "nrt.objective", "nrt.data", "nrt.models", "nrt.checkers", "nrt.rollout",
-       "nrt.scoring", "nrt.engine.base", "nrt.engine.local", "nrt.training", "nrt.run", "nrt.metrics", "nrt.eval.confidence",
+API = ["nrt", "nrt.config", "nrt.types", "nrt.errors", "nrt.objective", "nrt.data", "nrt.models", "nrt.data.checkers", "nrt.rollout",
+       "nrt.scoring", "nrt.engine.interface", "nrt.engine.local", "nrt.trainer", "nrt.run", "nrt.run.metrics", "nrt.eval.confidence",
        "nrt.eval.reasoner", "nrt.eval.suite", "nrt.eval.judge", "nrt.study", "nrt.plan", "nrt.analysis.comparison",
        "nrt.analysis.confidence", "nrt.analysis.stats", "nrt.analysis.report.data", "nrt.analysis.report.page", "nrt.lab"]  # fmt: skip
 """One page each."""

@@ -4,7 +4,7 @@
     run = nrt.train(nrt.load_config("gsm8k", ["model=…", "data.train=…"]))
     run.metrics()[-1]["reward/gain"]
 
-Names are handed on lazily, so that `import nrt` and `import nrt.config` load no torch.
+Public names are imported on first use, so that `import nrt` and `import nrt.config` load no torch.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ if TYPE_CHECKING:
     from nrt.config import Config, load_config
     from nrt.errors import InputError, NrtError
     from nrt.run import Run, load_run
-    from nrt.training import train
+    from nrt.trainer import train
 
 try:
     __version__ = version("native-reasoning")
 except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns, when imported, of kernels that it could fetch
+# bitsandbytes warns at import that it could download faster CPU kernels.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-_HOME = {
+_MODULE_OF = {
     "Config": "nrt.config",
     "InputError": "nrt.errors",
     "NrtError": "nrt.errors",
     "Run": "nrt.run",
     "load_config": "nrt.config",
     "load_run": "nrt.run",
-    "train": "nrt.training",
+    "train": "nrt.trainer",
 }
 
 __all__ = ["Config", "InputError", "NrtError", "Run", "load_config", "load_run", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'nrt' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)

@@ -1,5 +1,5 @@
-"""`python -m nrt` is the command `nrt`."""
+"""`python -m nrt` runs the command `nrt`."""
 
-from nrt.cli import main
+from nrt.cli.app import main
 
 main()

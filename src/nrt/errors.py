@@ -1,4 +1,4 @@
-"""The one error policy: raise early, say what is wrong, and say how to mend it."""
+"""Errors of nrt: raise early, describe the problem, and describe the fix."""
 
 from __future__ import annotations
 
@@ -7,37 +7,64 @@ from difflib import get_close_matches
 
 
 class NrtError(Exception):
-    """Base of all errors that nrt raises on purpose; `exit_status` is what the command line returns."""
+    """Base of all errors that nrt raises on purpose.
+
+    The command line exits with the status `exit_status`.
+    """
 
     exit_status = 1
 
 
 class InputError(NrtError):
-    """Something that the user gave cannot be used: a setting, a file, a row, a model."""
+    """Invalid input from the user: a setting, a file, a row or a model that cannot be used."""
 
     exit_status = 2
 
 
 class RunError(NrtError):
-    """A run that was well configured failed on its way."""
+    """Failure during a run whose settings are valid."""
+
+
+class Interrupted(NrtError):
+    """A signal stopped the work. Everything done so far is saved; the same command or a resume
+    continues.
+    """
+
+    exit_status = 130
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, or its class where it says nothing.
+    """Return the first line of another library's error message, or its class if it has none.
 
     >>> first_line(ValueError("no such key\\n  in the file")), first_line(KeyError())
     ('no such key', 'KeyError')
     """
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is not in a table, with the nearest known name.
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if memory ran out.
 
-    >>> str(unknown("method", "nrt-mg", ["nrt-gm", "sft"]))
+    Only CUDA's allocator has an error class; MPS, cuBLAS and the CPU's allocator raise
+    RuntimeError.
+
+    >>> is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"))
+    True
+    """
+    messages = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    # by name, because this module does not import torch
+    is_torch_error = type(error).__name__ == "OutOfMemoryError"
+    return is_torch_error or any(message in str(error) for message in messages)
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """Return the error for a name that is not in a table, with the closest known name.
+
+    >>> str(unknown_name("method", "nrt-mg", ["nrt-gm", "sft"]))
     "unknown method 'nrt-mg'; did you mean 'nrt-gm'? Known: nrt-gm, sft"
     """
     names = sorted(known)
-    near = get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
+    closest = get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"; did you mean '{closest[0]}'?" if closest else "."
     return InputError(f"unknown {kind} '{name:.100}'{hint} Known: {', '.join(names)}")

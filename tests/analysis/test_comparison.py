@@ -1,12 +1,12 @@
-"""A comparison of run folders that the test writes, with numbers worked by hand."""
+"""Comparison of run folders that the tests write, with numbers worked by hand."""
 
 import json
 from typing import Any
 
 import pytest
 
-from nrt.analysis.comparison import as_json, compare, markdown
-from nrt.analysis.confidence import confidence
+from nrt.analysis.comparison import compare, comparison_json, comparison_markdown
+from nrt.analysis.confidence import confidence_by_entropy
 from nrt.config import Config
 from nrt.errors import InputError
 from nrt.run import RunWriter
@@ -14,12 +14,25 @@ from nrt.run import RunWriter
 
 @pytest.fixture
 def write_run(tmp_path):
-    """write_run(name, {"sum": [1, 0], "bot": [1]}) → run folder with a last held-out evaluation of these verdicts."""
+    """write_run(name, {"sum": [1, 0], "bot": [1]}) → run folder with one evaluation.
+
+    The lists hold the verdicts of each family.
+    """
 
     def write(name, verdicts):
         with RunWriter.create(tmp_path / name, Config()) as writer:
-            rows = [(family, i, value) for family, values in verdicts.items() for i, value in enumerate(values)]
-            writer.heldout(3, [{"id": f"{family}:{i}", "source": family, "correct": bool(v), "logp": -v} for family, i, v in rows])
+            rows = [
+                (family, i, value)
+                for family, values in verdicts.items()
+                for i, value in enumerate(values)
+            ]
+            writer.heldout(
+                3,
+                [
+                    {"id": f"{family}:{i}", "source": family, "correct": bool(v), "logp": -v}
+                    for family, i, v in rows
+                ],
+            )
         return tmp_path / name
 
     return write
@@ -31,63 +44,76 @@ def row(comparison, variant, family) -> Any:
 
 def test_means_and_paired_differences_by_hand(write_run):
     runs = {
-        "sft": {0: write_run("a", {"sum": [0, 0, 1, 0], "bot": [1, 1]}), 1: write_run("b", {"sum": [0, 0, 0, 0], "bot": [1, 0]})},
-        "nrt": {0: write_run("c", {"sum": [1, 0, 1, 0], "bot": [1, 1]}), 1: write_run("d", {"sum": [1, 1, 1, 1], "bot": [1, 1]})},
+        "sft": {
+            0: write_run("a", {"sum": [0, 0, 1, 0], "bot": [1, 1]}),
+            1: write_run("b", {"sum": [0, 0, 0, 0], "bot": [1, 0]}),
+        },
+        "nrt": {
+            0: write_run("c", {"sum": [1, 0, 1, 0], "bot": [1, 1]}),
+            1: write_run("d", {"sum": [1, 1, 1, 1], "bot": [1, 1]}),
+        },
     }
     comparison = compare(runs, "sft")
     assert row(comparison, "sft", "sum").by_seed == {0: 0.25, 1: 0.0}
     assert row(comparison, "nrt", "sum").interval.mean == pytest.approx((0.5 + 1.0) / 2)
     assert row(comparison, "nrt", "sum").difference.mean == pytest.approx((0.25 + 1.0) / 2)
     assert row(comparison, "sft", "sum").difference.mean == 0.0
-    # The mean weighs families alike: seed 0 (.5 + 1)/2, seed 1 (1 + 1)/2.
+    # Families have equal weight in the mean: seed 0 (.5 + 1)/2, seed 1 (1 + 1)/2.
     assert row(comparison, "nrt", "mean").by_seed == pytest.approx({0: 0.75, 1: 1.0})
     assert row(comparison, "nrt", "mean").interval.high <= 1.0
     # Seed 0 (.25 + 0)/2, seed 1 (1 + .5)/2.
     assert row(comparison, "nrt", "mean").difference.mean == pytest.approx((0.125 + 0.75) / 2)
-    assert json.loads(as_json(comparison))["baseline"] == "sft"
-    text = markdown(comparison)
+    assert json.loads(comparison_json(comparison))["baseline"] == "sft"
+    text = comparison_markdown(comparison)
     assert "| `nrt` | 0.750 [" in text  # the means' table, whose first column is sum
     assert "| `nrt` | 0.50 1.00 | 1.00 1.00 | 0.75 1.00 |" in text
     assert "| `nrt` | +0.625 [" in text
     assert text.count("`sft` |") == 2  # it is not compared with itself
 
 
-def test_a_run_that_failed_is_said_and_not_counted(write_run):
+def test_a_failed_run_is_listed_and_not_counted(write_run):
     runs = {"sft": {0: write_run("a", {"": [1, 0]})}, "nrt": {}}
     comparison = compare(runs, "sft", missing={"nrt, seed 0": "error: no room"})
     assert row(comparison, "nrt", "all").interval is None
-    assert "no run" in markdown(comparison)
-    assert "- `nrt, seed 0`: error: no room" in markdown(comparison)
+    assert "no run" in comparison_markdown(comparison)
+    assert "- `nrt, seed 0`: error: no room" in comparison_markdown(comparison)
 
 
-def test_seeds_that_only_one_has_are_not_paired(write_run):
-    runs = {"sft": {0: write_run("a", {"s": [0, 0]})}, "nrt": {0: write_run("b", {"s": [1, 1]}), 1: write_run("c", {"s": [0, 0]})}}
+def test_seeds_without_a_counterpart_are_not_paired(write_run):
+    runs = {
+        "sft": {0: write_run("a", {"s": [0, 0]})},
+        "nrt": {0: write_run("b", {"s": [1, 1]}), 1: write_run("c", {"s": [0, 0]})},
+    }
     comparison = compare(runs, "sft")
     assert row(comparison, "nrt", "s").difference.mean == 1.0
     assert row(comparison, "nrt", "s").interval.mean == 0.5
 
 
-def test_other_questions_cannot_be_paired(write_run):
+def test_different_questions_cannot_be_paired(write_run):
     runs = {"sft": {0: write_run("a", {"s": [0, 0]})}, "nrt": {0: write_run("b", {"s": [1, 1, 1]})}}
     with pytest.raises(InputError, match="different questions"):
         compare(runs, "sft")
 
 
-def test_a_measure_that_nobody_has(write_run):
+def test_an_unknown_measure(write_run):
     with pytest.raises(InputError, match="no held-out record has 'corect'"):
         compare({"sft": {0: write_run("a", {"s": [0]})}}, "sft", measure="corect")
 
 
 def test_confidence_by_hand():
-    """Easy token: P .9 against .9. Hard tokens: .4 against .1 and .2 against .2: mean .3 over .15 = 2."""
+    """Easy token: P .9 against .9. Hard tokens: .4 against .1, .2 against .2: .3 over .15 = 2."""
     import math
 
     def record(id, probabilities, entropies):
-        return {"id": id, "token_logp": [math.log(p) for p in probabilities], "token_entropy": entropies}
+        return {
+            "id": id,
+            "token_logp": [math.log(p) for p in probabilities],
+            "token_entropy": entropies,
+        }
 
     ours = [[record("1", [0.9, 0.4], [9, 9]), record("2", [0.2], [9])]]
     base = [[record("2", [0.2], [2.0]), record("1", [0.9, 0.1], [0.1, 1.9])]]
-    easy, hard = confidence(ours, base, bins=2)
+    easy, hard = confidence_by_entropy(ours, base, bins=2)
     assert (easy.tokens, hard.tokens) == (1, 2)
     assert easy.ratio.mean == pytest.approx(1.0)
     assert hard.ratio.mean == pytest.approx(2.0)

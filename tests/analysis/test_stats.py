@@ -8,36 +8,41 @@ import pytest
 from nrt.analysis.stats import bootstrap
 
 
-def test_no_spread_no_width():
+def test_equal_values_give_an_interval_of_width_zero():
     interval = bootstrap([[[0.5] * 10], [[0.5] * 7]])
     assert (interval.mean, interval.low, interval.high) == (0.5, 0.5, 0.5)
 
 
 def test_one_seed_is_the_plain_bootstrap_of_its_questions():
-    """A share of 0.3 of 400 questions: ± 1.96 · √(.3 · .7 / 400) = ± .0449."""
+    """A share of 0.3 of 400 questions gives ± 1.96 · √(.3 · .7 / 400) = ± .0449."""
     interval = bootstrap([[[1.0] * 120 + [0.0] * 280]])
     assert interval.mean == pytest.approx(0.3)
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * math.sqrt(0.3 * 0.7 / 400), rel=0.1)
+    assert interval.high - interval.low == pytest.approx(
+        2 * 1.96 * math.sqrt(0.3 * 0.7 / 400), rel=0.1
+    )
 
 
-def test_seeds_that_differ_make_it_wide():
-    """Two seeds, all right and all wrong: a resample has both, or one of them twice, so the interval is [0, 1]."""
+def test_seeds_that_differ_widen_the_interval():
+    """One seed all right, one all wrong: a resample has both, or one twice."""
     interval = bootstrap([[[1.0] * 1000], [[0.0] * 1000]])
     assert (interval.mean, interval.low, interval.high) == (0.5, 0.0, 1.0)
 
 
-def test_seeds_count_alike_whatever_their_questions():
+def test_seeds_have_equal_weight_whatever_their_number_of_questions():
     assert bootstrap([[[1.0] * 3], [[0.0] * 300]]).mean == 0.5
 
 
-def test_families_count_alike_and_are_resampled_apart():
-    """All of a small family right and all of a large one wrong: nothing varies, so the mean of the two is certain."""
+def test_families_have_equal_weight_and_are_resampled_separately():
+    """A small family all right, a large one all wrong: all resamples have the same mean."""
     interval = bootstrap([[[1.0] * 5, [0.0] * 500]])
     assert (interval.mean, interval.low, interval.high) == (0.5, 0.5, 0.5)
 
 
-def test_it_covers():
-    """Seeds N(0, 1), questions N(seed, 2): about 95 of 100 intervals hold 0; a bootstrap over questions alone would hold far fewer."""
+def test_coverage_is_about_95_percent():
+    """Seeds N(0, 1), questions N(seed, 2): about 95 of 100 intervals contain 0.
+
+    Far fewer intervals of a bootstrap over questions only contain it.
+    """
     rng, hits, naive = np.random.default_rng(1), 0, 0
     for _ in range(100):
         values = rng.normal(rng.normal(size=(15, 1)), 2.0, size=(15, 20))

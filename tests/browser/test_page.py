@@ -13,8 +13,8 @@ from playwright.sync_api import Error
 from rich.console import Console
 
 from nrt.analysis.report.serve import make_server
+from nrt.cli.live import LiveLine
 from nrt.lab.demo import run_demo
-from nrt.live import LiveLine
 from nrt.objective import REWARDS, group_advantage, token_signal, with_weight_norm
 from nrt.run import load_run
 from tests.runs import HOSTILE, write_evaluation, write_large_run, write_run

@@ -1,10 +1,18 @@
-"""Small tokenizers of the three families and the chat templates that the tests of nrt.data share. Built by hand: no training, no luck."""
+"""Small tokenizers of three families, built by hand, and chat templates for the tests of nrt.data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import PreTrainedTokenizerFast
 
 from nrt.config import MarkersConfig
@@ -31,7 +39,7 @@ CONTROL = {
 
 
 def byte_level_bpe(space_first: bool = False) -> PreTrainedTokenizerFast:
-    """As GPT-2, Llama 3 and Qwen; `space_first` as RoBERTa. The eos string is also reachable by merges."""
+    """BPE like GPT-2, Llama 3 and Qwen; `space_first` like RoBERTa. Merges also build the eos string."""
     words = [word.replace("▁", "Ġ") for word in WORDS]
     merges = _merges([*words, "<s>", "</s>"])
     vocab = _numbered([*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)])
@@ -42,7 +50,7 @@ def byte_level_bpe(space_first: bool = False) -> PreTrainedTokenizerFast:
 
 
 def unigram() -> PreTrainedTokenizerFast:
-    """As T5 and other SentencePiece models: `</s>` is a piece, and the best one for its own text."""
+    """Unigram like T5 and other SentencePiece models: `</s>` is a piece, the best one for its text."""
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -3.0), *((word, -4.0) for word in WORDS), *((c, -6.0) for c in CHARACTERS)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -51,7 +59,7 @@ def unigram() -> PreTrainedTokenizerFast:
 
 
 def metaspace_bpe() -> PreTrainedTokenizerFast:
-    """As Mistral: BPE over Metaspace with byte fallback."""
+    """BPE over Metaspace with byte fallback, like Mistral."""
     tokenizer = Tokenizer(_byte_fallback_bpe())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = _llama_decoder()
@@ -59,7 +67,7 @@ def metaspace_bpe() -> PreTrainedTokenizerFast:
 
 
 def prepend_bpe() -> PreTrainedTokenizerFast:
-    """As Llama 2: the dummy prefix is a normalizer."""
+    """BPE whose dummy prefix is a normalizer, like Llama 2."""
     tokenizer = Tokenizer(_byte_fallback_bpe())
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = _llama_decoder()
@@ -95,7 +103,7 @@ _CASES: dict[tuple[str, str], Case] = {}
 
 
 def build_case(tokenizer: str, template: str) -> Case:
-    """Built once: nothing in a test changes it."""
+    """Return a case, built once; no test may change it."""
     if (tokenizer, template) not in _CASES:
         _CASES[tokenizer, template] = Case(tokenizer, template)
     return _CASES[tokenizer, template]

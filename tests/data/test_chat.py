@@ -14,7 +14,18 @@ from nrt.config import MarkersConfig
 from nrt.data import Chat, default_template, ensure_template, with_trace_opener
 from nrt.errors import InputError
 from nrt.types import Message
-from tests.data.cases import END, MARKERS, START, TEMPLATES, TOKENIZERS, Case, add_control, build_case, byte_level_bpe, unigram
+from tests.data.cases import (
+    END,
+    MARKERS,
+    START,
+    TEMPLATES,
+    TOKENIZERS,
+    Case,
+    add_control,
+    build_case,
+    byte_level_bpe,
+    unigram,
+)
 
 SINGLE = (Message("user", "What is the town?"),)
 MULTI = (
@@ -26,7 +37,7 @@ MULTI = (
 
 
 def reference(case: Case, messages: Sequence[Message], **kwargs: object) -> tuple[int, ...]:
-    """What transformers makes of the turns."""
+    """Return the ids that transformers gives for the turns."""
     turns = [{"role": message.role, "content": message.content} for message in messages]
     return tuple(case.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, add_generation_prompt=True, **kwargs))
 
@@ -176,7 +187,7 @@ def test_a_template_that_writes_no_end_leaves_it_to_eos() -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     assert Chat(tokenizer, MARKERS).end_of_turn_id == tokenizer.eos_token_id
     tokenizer.eos_token = None
-    with pytest.raises(InputError, match=r"nothing ends a turn.*set tokenizer\.eos_token"):
+    with pytest.raises(InputError, match=r"no token ends a turn.*set tokenizer\.eos_token"):
         Chat(tokenizer, MARKERS)
 
 
@@ -207,7 +218,7 @@ def test_a_tokenizer_without_eos_gets_no_template() -> None:
 
 @pytest.mark.parametrize("newline", ["", "\n", "\n\n", "\n  "])
 def test_the_exported_template_opens_the_trace(case: Case, newline: str) -> None:
-    """…unless told not to; everything else is as it was, and Chat sees no difference."""
+    """Unless `open_trace` is false; everything else renders as before."""
     before = case.tokenizer.chat_template + newline
     after = with_trace_opener(before, MARKERS)
     assert with_trace_opener(after, MARKERS) == after

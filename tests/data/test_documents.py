@@ -1,4 +1,4 @@
-"""Cuts worked by hand, and what holds for every tokenizer: ids are the document's own."""
+"""Cuts worked by hand, and for every tokenizer: the ids are those of the document."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrt.config import Config, Source, TextConfig, build_config
-from nrt.data import Encoded, Entropies, load_pairs, tokenise
+from nrt.config import Config, SourceConfig, TextConfig, build_config
+from nrt.data import EntropyFunction, LoadedPairs, load_pairs, tokenise
 from nrt.data.documents import Document, cut_document
-from nrt.environment import cache_folder
 from nrt.errors import InputError
 from nrt.run import document_id
+from nrt.system.environment import cache_folder
 from nrt.types import Message
 from tests.data.cases import TEMPLATES, TOKENIZERS, build_case
 
@@ -35,19 +35,19 @@ def by_character(text: str, opening: tuple[int, ...] = ()) -> Document:
     return Document("d:1", text, tuple(map(ord, text)), tuple(range(len(text))), opening)
 
 
-def cut(text: str, entropies: list[float] | None = None, **how: Any) -> list[tuple[str, str]]:
+def cut(text: str, entropies: list[float] | None = None, **settings: Any) -> list[tuple[str, str]]:
     """(prefix, continuation) of each cut; ids and text say the same."""
-    given = Entropies(lambda ids: entropies or [], "") if entropies is not None else None
-    pairs = list(cut_document(by_character(text), TextConfig(**{"stride": 1, "continuation_tokens": 99, **how}), given))
+    function = EntropyFunction(lambda ids: entropies or [], "") if entropies is not None else None
+    pairs = list(cut_document(by_character(text), TextConfig(**{"stride": 1, "continuation_tokens": 99, **settings}), function))
     for pair in pairs:
         assert "".join(map(chr, pair.prompt_ids)) == pair.example.messages[0].content
         assert "".join(map(chr, pair.answer_ids)) == pair.example.answer
     return [(pair.example.messages[0].content, pair.example.answer) for pair in pairs]
 
 
-def places(text: str, **how: Any) -> list[str]:
+def places(text: str, **settings: Any) -> list[str]:
     """The whole text before each cut."""
-    return [prefix for prefix, _ in cut(text, prefix_tokens=10**6, **how)]
+    return [prefix for prefix, _ in cut(text, prefix_tokens=10**6, **settings)]
 
 
 # --- where ---
@@ -64,7 +64,7 @@ def places(text: str, **how: Any) -> list[str]:
         ("A title\nText. More", ["A title", "A title\nText."]),
         ("one.\r\ntwo\r\n\r\nthree", ["one.", "one.\r\ntwo"]),
         ("one \t\n \n two", ["one"]),
-        ("e.g. this", ["e.g."]),  # an abbreviation is taken for an end
+        ("e.g. this", ["e.g."]),  # an abbreviation counts as an end
         ("no end", []),
         ("the end.", []),
         ("the end. \n", []),
@@ -114,11 +114,11 @@ def test_sides_of_nothing_but_white_space_are_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("space", "found"),
+    ("space", "cuts"),
     [("keep", [("A?", " \n B!"), ("A? \n B!", "C")]), ("prefix", [("A? \n ", "B!")]), ("drop", [("A?", "B!")])],
 )
-def test_white_space_at_a_cut(space: str, found: list[tuple[str, str]]) -> None:
-    assert cut("A? \n B!", at="sentences", space=space) == found[:1]
+def test_white_space_at_a_cut(space: str, cuts: list[tuple[str, str]]) -> None:
+    assert cut("A? \n B!", at="sentences", space=space) == cuts[:1]
 
 
 def test_white_space_dropped_counts_in_neither_length() -> None:
@@ -130,7 +130,7 @@ def test_cuts_in_one_stretch_of_white_space_are_one() -> None:
 
 
 def test_never_within_a_character() -> None:
-    """Three tokens of one character begin at the same place; a stride that would cut there goes on to the next character."""
+    """Three tokens of one character begin at the same place; a stride that would cut there cuts at the next character."""
     document = Document("d:1", "ab\u6771cd", (1, 2, 3, 4, 5, 6, 7), (0, 1, 2, 2, 2, 3, 4), ())
     pairs = list(cut_document(document, TextConfig(at="stride", stride=3, continuation_tokens=9)))
     assert [(pair.prompt_ids, pair.answer_ids) for pair in pairs] == [((1, 2, 3, 4, 5), (6, 7))]
@@ -151,17 +151,17 @@ def test_names_of_cuts() -> None:
 
 def test_a_quarter_of_a_million_tokens() -> None:
     """Linear in the document, whatever the number of cuts."""
-    document, entropies = by_character("a. b\n" * 50_000), Entropies(lambda ids: [float(i % 97) for i in range(len(ids))], "")
+    document, entropies = by_character("a. b\n" * 50_000), EntropyFunction(lambda ids: [float(i % 97) for i in range(len(ids))], "")
     begin = time.process_time()
-    for how in (TextConfig(at="sentences", stride=5, space="drop"), TextConfig(at="stride", stride=64), TextConfig(at="entropy")):
-        assert sum(1 for _ in cut_document(document, how, entropies)) > 2_000
+    for config in (TextConfig(at="sentences", stride=5, space="drop"), TextConfig(at="stride", stride=64), TextConfig(at="entropy")):
+        assert sum(1 for _ in cut_document(document, config, entropies)) > 2_000
     assert time.process_time() - begin < 60
 
 
 # --- of every tokenizer ---
 
 PIECES = ["Paris", " is", " the town", ". ", "\n", "\r\n", " ", "東京", "é", "🙂", "</s>", "3.5", "\u3000", "ﬁ"]
-HOW = st.builds(
+CONFIGS = st.builds(
     TextConfig,
     at=st.sampled_from(["sentences", "stride", "entropy"]),
     stride=st.integers(1, 5),
@@ -173,33 +173,33 @@ HOW = st.builds(
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
-@given(text=st.lists(st.sampled_from(PIECES)).map("".join), how=HOW)
-def test_ids_are_a_stretch_of_the_documents(tokenizer: str, template: str, text: str, how: TextConfig) -> None:
+@given(text=st.lists(st.sampled_from(PIECES)).map("".join), config=CONFIGS)
+def test_ids_are_a_stretch_of_the_documents(tokenizer: str, template: str, text: str, config: TextConfig) -> None:
     chat = build_case(tokenizer, template).chat
     ids, starts = chat.encode_document(text)
     assert ids == chat.encode_text(text)
     assert len(starts) == len(ids)
     assert list(starts) == sorted(starts)
     document = Document("d:1", text, ids, starts, chat.opening)
-    entropies = Entropies(lambda given: [float(token % 7) for token in given], "")
+    entropies = EntropyFunction(lambda ids: [float(token % 7) for token in ids], "")
     at = []
-    for pair in cut_document(document, how, entropies):
+    for pair in cut_document(document, config, entropies):
         place = int(pair.example.id.rpartition("@")[2])
         prefix = pair.prompt_ids[len(chat.opening) :]
         assert pair.prompt_ids[: len(chat.opening)] == chat.opening
-        assert 1 <= len(prefix) <= how.prefix_tokens
-        assert pair.answer_ids == ids[place : place + how.continuation_tokens]
+        assert 1 <= len(prefix) <= config.prefix_tokens
+        assert pair.answer_ids == ids[place : place + config.continuation_tokens]
         before = pair.example.messages[0].content
-        if how.space == "drop":
-            end = next(end for end in range(place, 0, -1) if ids[max(0, end - how.prefix_tokens) : end] == prefix and end <= place)
+        if config.space == "drop":
+            end = next(end for end in range(place, 0, -1) if ids[max(0, end - config.prefix_tokens) : end] == prefix and end <= place)
             assert not text[starts[end] : starts[place]].strip()
         else:
-            assert prefix == ids[max(0, place - how.prefix_tokens) : place]
+            assert prefix == ids[max(0, place - config.prefix_tokens) : place]
         for side in (before, pair.example.answer):
             assert side in text
             assert side.strip()
         at.append(place)
-    assert all(b - a >= how.stride for a, b in zip([0, *at], at, strict=False))
+    assert all(b - a >= config.stride for a, b in zip([0, *at], at, strict=False))
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -228,7 +228,7 @@ def write(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def load(path: Path, **data: Any) -> Encoded:
+def load(path: Path, **data: Any) -> LoadedPairs:
     text = {"at": "stride", "stride": 2, "continuation_tokens": 2, **data.pop("text", {})}
     return load_pairs(build_config({"data": {"train": str(path), "text": text, **data}, "batch": 1}), "train", CHAT)
 
@@ -273,8 +273,8 @@ def test_documents_and_pairs_in_one_run(tmp_path: Path) -> None:
         ({"text": 7}, r"no text in column 'text'"),
         ([1], r"no text in column 'text' among list"),
         ({"text": " \n"}, r"the document \(column 'text'\) is empty"),
-        ({"text": "a\0b"}, "holds a NUL character"),
-        ({"text": "a\ud800"}, "holds half a surrogate pair"),
+        ({"text": "a\0b"}, "contains a NUL character"),
+        ({"text": "a\ud800"}, "contains half a surrogate pair"),
     ],
 )  # fmt: skip
 def test_rows_without_a_document(tmp_path: Path, row: Any, message: str) -> None:
@@ -310,18 +310,18 @@ def test_limits_that_would_keep_only_parts_of_documents(tmp_path: Path, limits: 
 
 
 def test_a_file_without_documents(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"b\.jsonl:1: the file holds no rows; give one document a row"):
+    with pytest.raises(InputError, match=r"b\.jsonl:1: the file has no rows; write one document per row"):
         load(write(tmp_path / "b.jsonl", []))
 
 
 def test_the_cache_knows_whose_entropies_chose_the_cuts(tmp_path: Path, own_cache: Path) -> None:
-    source = Source(path=str(write(tmp_path / "b.jsonl", [{"text": "xxzzxxzz"}])))
+    source = SourceConfig(path=str(write(tmp_path / "b.jsonl", [{"text": "xxzzxxzz"}])))
 
     def cuts(at: str, least_certain: int, fingerprint: str) -> list[int]:
-        how = TextConfig(at=at, stride=1, most=1)  # type: ignore[arg-type]
-        entropies = Entropies(lambda ids: [float(i == least_certain) for i in range(len(ids))], fingerprint)
-        found = tokenise(source, Config().data.model_copy(update={"text": how}), CHAT, entropies=entropies)
-        return [int(name.rpartition("@")[2]) for name in found.column("id")]
+        config = TextConfig(at=at, stride=1, most=1)  # type: ignore[arg-type]
+        entropies = EntropyFunction(lambda ids: [float(i == least_certain) for i in range(len(ids))], fingerprint)
+        cache = tokenise(source, Config().data.model_copy(update={"text": config}), CHAT, entropies=entropies)
+        return [int(name.rpartition("@")[2]) for name in cache.column("id")]
 
     assert cuts("entropy", 3, "a") == [3]
     assert cuts("entropy", 5, "b") == [5]

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from nrt.cli.inspection import as_json, config_for
+from nrt.cli.inspection_view import plot_lengths, print_check
 from nrt.config import Config, build_config
-from nrt.data.inspect import inspect, leak
+from nrt.data.stats import find_overlap, inspect
 from nrt.errors import InputError
-from nrt.inspecting import as_json, config_for, plot_lengths, print_check
 from tests.data.cases import build_case
 from tests.data.test_tokens import FRAME, write
 
@@ -47,26 +48,26 @@ def config(tmp_path: Path) -> Config:
 
 
 def test_everything_by_hand(config: Config, tmp_path: Path) -> None:
-    found = inspect(config, "train", CHAT)
-    assert found.columns == {"question": "question", "answer": "answer", "source": "source"}
-    assert found.other_columns == {"note": 1}
-    assert (found.rows, found.kept, found.bad_rows) == (5, 3, 3)
-    assert (found.duplicates, found.conflicts) == (1, 1)
-    faults = {fault.message.split(";")[0]: (fault.rows, fault.first) for fault in found.bad}
+    inspection = inspect(config, "train", CHAT)
+    assert inspection.columns == {"question": "question", "answer": "answer", "source": "source"}
+    assert inspection.other_columns == {"note": 1}
+    assert (inspection.rows, inspection.kept, inspection.bad_rows) == (5, 3, 3)
+    assert (inspection.duplicates, inspection.conflicts) == (1, 1)
+    faults = {fault.message.split(";")[0]: (fault.rows, fault.first) for fault in inspection.bad}
     path = str(tmp_path / "train.jsonl")
     assert faults == {
         "the question (column 'question') is empty": (2, (f"{path}:6", f"{path}:7")),
         "no column 'answer' among question": (1, (f"{path}:8",)),
     }
-    assert found.control == {"<|think_end|>": 1, "</s>": 1}, "rows, not finds"
+    assert inspection.control == {"<|think_end|>": 1, "</s>": 1}, "rows, not finds"
     tokens = [len(CHAT.encode_answer(row["answer"])) for row in ROWS[:5]]
     assert tokens == [2, 2, 3, tokens[3], 7]
-    assert found.answer.mean == sum(tokens) / 5
-    assert found.answer.percentiles[50] == 3
-    assert (found.answer.percentiles[0], found.answer.percentiles[100]) == (2, max(tokens))
-    assert (found.answer.cap, found.answer.over, found.prompt.over) == (5, 2, 0)
-    assert [(name, share.rows, share.share) for name, share in found.sources.items()] == [("a", 3, 0.6), ("b", 2, 0.4)]
-    assert found.sources["b"].mean_answer == 5.0
+    assert inspection.answer.mean == sum(tokens) / 5
+    assert inspection.answer.percentiles[50] == 3
+    assert (inspection.answer.percentiles[0], inspection.answer.percentiles[100]) == (2, max(tokens))
+    assert (inspection.answer.cap, inspection.answer.over, inspection.prompt.over) == (5, 2, 0)
+    assert [(name, share.rows, share.share) for name, share in inspection.sources.items()] == [("a", 3, 0.6), ("b", 2, 0.4)]
+    assert inspection.sources["b"].mean_answer == 5.0
 
 
 def test_truncated_answers_are_kept(config: Config) -> None:
@@ -75,15 +76,15 @@ def test_truncated_answers_are_kept(config: Config) -> None:
 
 
 def test_leakage_is_blind_to_case_and_white_space(config: Config) -> None:
-    found = leak(inspect(config, "train", CHAT), inspect(config, "valid", CHAT))
-    assert (found.rows, found.questions, found.first) == (2, 1, ("valid.jsonl:1", "valid.jsonl:2"))
+    overlap = find_overlap(inspect(config, "train", CHAT), inspect(config, "valid", CHAT))
+    assert (overlap.rows, overlap.questions, overlap.first) == (2, 1, ("valid.jsonl:1", "valid.jsonl:2"))
 
 
 def test_without_a_tokenizer_lengths_are_characters(config: Config) -> None:
-    found = inspect(config, "train", None)
-    assert (found.unit, found.rows, found.kept, found.bad_rows) == ("characters", 5, 5, 3)
-    assert found.answer.percentiles[100] == len("z <|think_end|> </s>")
-    assert (found.prompt.over, found.answer.over, found.control) == (0, 0, {})
+    inspection = inspect(config, "train", None)
+    assert (inspection.unit, inspection.rows, inspection.kept, inspection.bad_rows) == ("characters", 5, 5, 3)
+    assert inspection.answer.percentiles[100] == len("z <|think_end|> </s>")
+    assert (inspection.prompt.over, inspection.answer.over, inspection.control) == (0, 0, {})
 
 
 def test_documents_need_a_tokenizer(tmp_path: Path) -> None:
@@ -91,14 +92,14 @@ def test_documents_need_a_tokenizer(tmp_path: Path) -> None:
     config = build_config({"data": {"train": str(tmp_path / "x.txt"), "text": {"stride": 1}}})
     with pytest.raises(InputError, match="documents are cut into tokens; set model=FOLDER"):
         inspect(config, "train", None)
-    found = inspect(config, "train", CHAT)
-    assert (found.rows, found.columns) == (1, {"text": "text"})
+    inspection = inspect(config, "train", CHAT)
+    assert (inspection.rows, inspection.columns) == (1, {"text": "text"})
 
 
 def test_a_file_of_which_nothing_can_be_used(tmp_path: Path) -> None:
     file = write(tmp_path / "x.jsonl", [{"q": 1}, [2]])
-    found = inspect(build_config({"data": {"train": str(file)}}), "train", CHAT)
-    assert (found.rows, found.kept, found.bad_rows, found.columns, found.sources) == (0, 0, 2, {}, {})
+    inspection = inspect(build_config({"data": {"train": str(file)}}), "train", CHAT)
+    assert (inspection.rows, inspection.kept, inspection.bad_rows, inspection.columns, inspection.sources) == (0, 0, 2, {}, {})
 
 
 @pytest.mark.parametrize(("tokenizer", "unknown"), [("unigram", 3), ("byte-level", 0)])
@@ -111,7 +112,7 @@ def test_text_without_a_token_is_counted(tokenizer: str, unknown: int, tmp_path:
 def test_text(config: Config) -> None:
     one, two = inspect(config, "train", CHAT), inspect(config, "valid", CHAT)
     console = Console(width=200, record=True, file=io.StringIO())
-    print_check(console, config, [one, two], leak(one, two))
+    print_check(console, config, [one, two], find_overlap(one, two))
     text = console.export_text()
     for expected in (
         "5 usable, 3 not",
@@ -120,14 +121,14 @@ def test_text(config: Config) -> None:
         "<|think_end|> in 1 rows",
         "3 of 5 (60.0%)",
         "2 (40.0%)",
-        "leakage: 2 validation rows ask what the training data ask too (1 questions)",
+        "leakage: 2 validation rows repeat a question of the training data (1 different questions)",
     ):
         assert expected in text
 
 
 def test_json_and_histogram(config: Config, tmp_path: Path) -> None:
     one, two = inspect(config, "train", CHAT), inspect(config, "valid", CHAT)
-    record = json.loads(json.dumps(as_json([one, two], leak(one, two))))
+    record = json.loads(json.dumps(as_json([one, two], find_overlap(one, two))))
     assert record["train"]["bad_rows"] == 3
     assert record["train"]["sources"]["b"]["mean_answer"] == 5.0
     assert record["leakage"]["rows"] == 2

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from nrt.config import build_config
-from nrt.data.files import Bad, find_tables
+from nrt.data.files import find_tables
+from nrt.data.rows import BadRow
 from nrt.data.sources import iterate_examples
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -64,10 +65,10 @@ def test_counts_are_the_files(pattern: str, count: Callable[[str], int]) -> None
     for file in files:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         (table,) = find_tables(str(file))
-        found = list(iterate_examples(table, config.data))
-        assert len(found) == count(raw.decode("utf-8-sig"))
-        good = [item for item in found if not isinstance(item, Bad)]
-        assert len(found) - len(good) == EMPTY.get(pattern.split("/")[0], 0)
+        items = list(iterate_examples(table, config.data))
+        assert len(items) == count(raw.decode("utf-8-sig"))
+        good = [item for item in items if not isinstance(item, BadRow)]
+        assert len(items) - len(good) == EMPTY.get(pattern.split("/")[0], 0)
         assert all(example.answer.strip() and example.messages[-1].content.strip() for example in good)
 
 

@@ -1,4 +1,4 @@
-"""Data as people have them: nothing of a row is lost, taken twice or altered without a word. Each test says what is right."""
+"""Data as users have it: no part of a row is lost, duplicated or altered silently."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ import pyarrow.parquet
 import pytest
 from rich.console import Console
 
-from nrt.checkers import contains, exact, is_right
-from nrt.config import Reading, TextConfig, build_config
-from nrt.data import Chat, ensure_template, load_pairs, read_examples
-from nrt.data import files as files_module
-from nrt.data import sources as sources_module
-from nrt.data.inspect import inspect, leak
+from nrt.cli.inspection_view import print_check
+from nrt.config import RowsConfig, TextConfig, build_config
+from nrt.data import Chat, ensure_template, formats, load_pairs, read_examples, sources, text_files
+from nrt.data.checkers import contains, exact, is_right
+from nrt.data.stats import find_overlap, inspect
 from nrt.errors import InputError
-from nrt.inspecting import print_check
 from nrt.run.layout import document_id
 from nrt.types import Example, Message
 from tests.data.cases import MARKERS, build_case
@@ -41,11 +39,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(tmp_path: Path, rows: list[Any], **reading: Any) -> list[Example]:
-    return read_examples(str(write(tmp_path / "rows.jsonl", rows)), Reading(**reading))
+    return read_examples(str(write(tmp_path / "rows.jsonl", rows)), RowsConfig(**reading))
 
 
 def checked(tmp_path: Path, rows: list[Any] | Path, *, width: int = 100, **data: Any) -> str:
-    """What `nrt data check` prints, on a terminal of so many columns."""
+    """Return the output of `nrt data check` on a terminal with `width` columns."""
     file = rows if isinstance(rows, Path) else write(tmp_path / "rows.jsonl", rows)
     config = build_config({"data": {"train": str(file), **data}})
     out = io.StringIO()
@@ -148,7 +146,7 @@ def test_a_list_of_references_is_one_message_with_its_mend(tmp_path: Path) -> No
 def test_the_first_reference_is_trained_on_and_any_is_right(tmp_path: Path) -> None:
     one, two = read(tmp_path, NQ, references="first")
     assert (one.answer, one.references, two.answer, two.references) == ("Ann", ("Ann", "Ann Lee", "A. Lee"), "1999", ("1999",))
-    assert [is_right(exact, said, one) for said in ("Ann", "A. Lee", "Lee")] == [True, True, False]
+    assert [is_right(exact, answer, one) for answer in ("Ann", "A. Lee", "Lee")] == [True, True, False]
     assert is_right(exact, "y", Example("a:1", (Message("user", "x"),), "y")), "an ordinary row has one"
 
 
@@ -160,11 +158,11 @@ def test_one_reference_drawn_for_each_row_is_the_same_in_every_run(tmp_path: Pat
 
 
 def test_each_reference_is_a_row_and_all_are_one_question(tmp_path: Path) -> None:
-    found = read(tmp_path, NQ, references="each")
-    assert [(one.id, one.answer) for one in found] == [
+    examples = read(tmp_path, NQ, references="each")
+    assert [(one.id, one.answer) for one in examples] == [
         ("rows.jsonl:1#1", "Ann"), ("rows.jsonl:1#2", "Ann Lee"), ("rows.jsonl:1#3", "A. Lee"), ("rows.jsonl:2", "1999"),
     ]  # fmt: skip
-    assert {document_id(one.id) for one in found} == {"rows.jsonl:1", "rows.jsonl:2"}
+    assert {document_id(one.id) for one in examples} == {"rows.jsonl:1", "rows.jsonl:2"}
 
 
 def test_references_of_validation_data_count_once(tmp_path: Path) -> None:
@@ -179,7 +177,7 @@ def test_references_of_validation_data_count_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ([], "holds no reference"),
+        ([], "has no reference"),
         (["y", None], r"reference 2 is empty \(null\)"),
         (["y", " "], "is empty; fill it in"),
         ([["y"]], "is a list"),
@@ -234,7 +232,7 @@ def test_a_question_in_the_other_form_of_unicode_is_a_leak(tmp_path: Path) -> No
     rows = [[{"question": unicodedata.normalize(form, "Où est le café ?"), "answer": "y"}] for form in ("NFC", "NFD")]
     train, valid = (str(write(tmp_path / f"{i}.jsonl", row)) for i, row in enumerate(rows))
     config = build_config({"data": {"train": train, "valid": valid}, "batch": 1})
-    assert leak(inspect(config, "train", CHAT), inspect(config, "valid", CHAT)).rows == 1
+    assert find_overlap(inspect(config, "train", CHAT), inspect(config, "valid", CHAT)).rows == 1
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "txt.jsonl"])
@@ -276,7 +274,7 @@ def test_numbers_are_written_as_people_write_them(number: Any, text: str, tmp_pa
 
 @pytest.mark.parametrize("number", [0.1, 1e300, float("inf"), float("nan")])
 def test_a_number_whose_digits_nobody_said_is_refused_with_the_mend(number: float, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"whose digits are not said; write text, or a format as in '\{column:.2f\}'"):
+    with pytest.raises(InputError, match=r"without a fixed number of digits; write text, or set a format as in '\{column:.2f\}'"):
         read(tmp_path, [{"question": "x", "answer": number}])
 
 
@@ -285,7 +283,7 @@ def test_a_format_says_how_many_digits(tmp_path: Path) -> None:
     assert [one.answer for one in read(tmp_path, rows, columns={"answer": "{price:.2f}"})] == ["0.12", "3.00", "1234.50"]
     assert [one.answer for one in read(tmp_path, rows, columns={"answer": "${price:,.1f}"})] == ["$0.1", "$3.0", "$1,234.5"]
     assert read(tmp_path, [{"question": "x", "n": 51.0}], columns={"answer": "{n}"})[0].answer == "51"
-    with pytest.raises(InputError, match="'1000000000f' is no format for a number"):
+    with pytest.raises(InputError, match="'1000000000f' is not a number format"):
         read(tmp_path, rows, columns={"answer": "{price:1000000000f}"})
 
 
@@ -315,29 +313,29 @@ def test_named_templates_without_a_default_are_refused_in_one_line() -> None:
 def test_a_fault_inside_a_template_is_told_in_one_line(fault: str) -> None:
     tokenizer = copy.deepcopy(build_case("byte-level", "base").tokenizer)
     tokenizer.chat_template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}" + fault
-    with pytest.raises(InputError, match="the model's chat template refuses these turns") as found:
+    with pytest.raises(InputError, match="the model's chat template refuses these turns") as error:
         Chat(tokenizer, MARKERS)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 # --- files of another size than they look ---
 
 
 def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_module, "LARGEST_UNPACKED", 2**20)
+    monkeypatch.setattr(text_files, "MAX_UNPACKED_BYTES", 2**20)
     file = tmp_path / "bomb.json.gz"
     file.write_bytes(gzip.compress(b"[" + b'{"question": "x", "answer": "y"},\n' * 100_000 + b'{"question": "x", "answer": "y"}]'))
     assert file.stat().st_size < 20_000
-    with pytest.raises(InputError, match=r"holds more than 1 MiB when unpacked; unpack it, or write \.jsonl"):
+    with pytest.raises(InputError, match=r"has more than 1 MiB when unpacked; unpack it, or write \.jsonl"):
         read_examples(str(file))
     file = tmp_path / "bomb.txt.gz"
     file.write_bytes(gzip.compress(b"words\n" * 1_000_000))
-    with pytest.raises(InputError, match="holds more than 1 MiB when unpacked"):
-        read_examples(str(file), Reading(text=TextConfig()))
+    with pytest.raises(InputError, match="has more than 1 MiB when unpacked"):
+        read_examples(str(file), RowsConfig(text=TextConfig()))
 
 
 def test_a_file_of_empty_lines_ends_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_module, "MOST_EMPTY", 1000)
+    monkeypatch.setattr(formats, "MAX_EMPTY_LINES", 1000)
     file = tmp_path / "rows.jsonl.gz"
     file.write_bytes(gzip.compress(json.dumps(QA).encode() + b"\n" * 1_000_000))
     with pytest.raises(InputError, match=r"rows.jsonl.gz:1002: more than .* empty lines; the rest of the file is not read"):
@@ -349,12 +347,12 @@ def test_a_file_of_empty_lines_ends_somewhere(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_file_of_another_kind_is_left_after_enough_bad_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources_module, "MOST_BAD", 100)
+    monkeypatch.setattr(sources, "MAX_BAD_ROWS", 100)
     text = checked(tmp_path, [QA] * 50 + [1] * 1000)
     assert "101 × the row is a number, not an object" in " ".join(text.split())
     assert "more than 100 rows cannot be used, and fewer can; the rest of the file is not read" in " ".join(text.split())
-    found = inspect(build_config({"data": {"train": str(write(tmp_path / "mostly.jsonl", [QA] * 5000 + [1] * 1000))}}), "train", None)
-    assert (found.rows, found.bad_rows) == (5000, 1000), "a file of which most can be used is read whole"
+    inspection = inspect(build_config({"data": {"train": str(write(tmp_path / "mostly.jsonl", [QA] * 5000 + [1] * 1000))}}), "train", None)
+    assert (inspection.rows, inspection.bad_rows) == (5000, 1000), "a file of which most can be used is read whole"
 
 
 # --- what `nrt data check` prints ---
@@ -384,16 +382,16 @@ def test_a_recorded_csv_with_every_quote(tmp_path: Path) -> None:
 def test_rows_in_the_shape_of_nq_open_and_svamp_are_read_by_the_settings_of_the_documentation(tmp_path: Path) -> None:
     """1,200 rows each, in the form in which these data sets come: lists of answers, and floats."""
     nq = [{"question": f"who was number {i}", "answer": [f"Ann {i}", f"A. {i}"][: 1 + i % 2]} for i in range(1200)]
-    found = read(tmp_path, nq, **mappings("further shapes")["nq_open"])
-    assert [one.answer for one in found] == [f"Ann {i}" for i in range(1200)]
-    assert sum(len(one.references) for one in found) == 1800
+    examples = read(tmp_path, nq, **mappings("further shapes")["nq_open"])
+    assert [one.answer for one in examples] == [f"Ann {i}" for i in range(1200)]
+    assert sum(len(one.references) for one in examples) == 1800
     svamp = [
         {"ID": f"chal-{i}", "Body": f"Ann has {i} pens.", "Question": "How many?", "Answer": float(i), "Type": "Sum"} for i in range(1200)
     ]
-    found = read(tmp_path, svamp, **mappings("further shapes")["svamp"])
-    assert [one.answer for one in found] == [str(i) for i in range(1200)]
-    assert found[7].messages == (Message("user", "Ann has 7 pens. How many?"),)
-    assert found[7].extra == {"ID": "chal-7", "Type": "Sum"}
+    examples = read(tmp_path, svamp, **mappings("further shapes")["svamp"])
+    assert [one.answer for one in examples] == [str(i) for i in range(1200)]
+    assert examples[7].messages == (Message("user", "Ann has 7 pens. How many?"),)
+    assert examples[7].extra == {"ID": "chal-7", "Type": "Sum"}
     for rows, name in ((nq, "nq_open"), (svamp, "svamp")):
         text = checked(tmp_path, rows, **mappings("further shapes")[name])
         assert "1,200 usable, 0 not" in text

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from nrt.config import Columns, DataConfig
+from nrt.config import ColumnsConfig, DataConfig
 from nrt.data import read_examples
-from nrt.data.files import Bad, find_tables
+from nrt.data.files import find_tables
+from nrt.data.rows import BadRow
 from nrt.data.sources import iterate_examples
 from nrt.errors import InputError
 from nrt.types import Example, Message
@@ -115,7 +116,7 @@ def test_datasets_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     examples = read_examples("org/name:test", DataConfig())
     assert [(example.id, example.source) for example in examples] == [("org/name:test:1", "ants"), ("org/name:test:2", "spiders")]
-    with pytest.raises(InputError, match=r"org/name:dev is no file, and as a datasets name: .*check org/name:config:split"):
+    with pytest.raises(InputError, match=r"org/name:dev is not a file, and loading it as a dataset failed: .*check org/name:config:split"):
         read_examples("org/name:dev", DataConfig())
 
 
@@ -134,9 +135,9 @@ def test_gsm8k_is_read_whole(split: str, rows: int) -> None:
 
 def test_named_columns(tmp_path: Path) -> None:
     path = written(tmp_path / "x.jsonl", {"q": "a", "completion": "b", "answer": "c", "from": 7, "messages": []})
-    (example,) = read_examples(path, DataConfig(columns=Columns(question="q", source="from")))
+    (example,) = read_examples(path, DataConfig(columns=ColumnsConfig(question="q", source="from")))
     assert example == Example("x.jsonl:1", user("a"), "c", "7", {"completion": "b", "messages": []})
-    (example,) = read_examples(path, DataConfig(columns=Columns(question="q", answer="completion")))
+    (example,) = read_examples(path, DataConfig(columns=ColumnsConfig(question="q", answer="completion")))
     assert example.answer == "b"
 
 
@@ -165,15 +166,15 @@ ASSISTANT, USER = {"role": "assistant", "content": "b"}, {"role": "user", "conte
         ({"question": " \n", "answer": "b"}, "the question (column 'question') is empty; fill it in or remove the row"),
         ({"question": "a", "answer": ""}, "the answer (column 'answer') is empty"),
         ({"question": "a", "answer": None}, "column 'answer' is empty (null), not text; write a string"),
-        ({"question": "a", "answer": 0.5}, "column 'answer' is 0.5, a number whose digits are not said"),
+        ({"question": "a", "answer": 0.5}, "column 'answer' is 0.5, a number without a fixed number of digits"),
         ({"question": "a", "answer": True}, "column 'answer' is true or false, not text"),
-        ({"question": "a", "answer": "\ud800"}, "column 'answer' holds half a surrogate pair"),
-        ({"question": [], "answer": "b"}, "column 'question' holds no turns"),
+        ({"question": "a", "answer": "\ud800"}, "column 'answer' contains half a surrogate pair"),
+        ({"question": [], "answer": "b"}, "column 'question' has no turns"),
         ({"question": ["a"], "answer": "b"}, "column 'question', turn 1 must be an object with \"role\" and \"content\"; it is 'a'"),
         ({"question": [{"role": "tool", "content": "a"}], "answer": "b"}, "column 'question', turn 1 has the role 'tool'; known roles:"),
-        ({"question": [USER, {"role": "user", "content": 0.5}], "answer": "b"}, "column 'question', turn 2 is 0.5, a number whose digits"),
+        ({"question": [USER, {"role": "user", "content": 0.5}], "answer": "b"}, "column 'question', turn 2 is 0.5, a number without"),
         ({"question": [ASSISTANT], "answer": "b"}, "the answer follows no user turn"),
-        ({"question": "a", "answer": [USER]}, "the last turn is of role 'user'; it must be the assistant's"),
+        ({"question": "a", "answer": [USER]}, "the last turn has the role 'user'; it must be the assistant's"),
     ],
 )
 def test_faulty_rows(row: Any, message: str, tmp_path: Path) -> None:
@@ -188,13 +189,13 @@ def test_faulty_rows(row: Any, message: str, tmp_path: Path) -> None:
     [
         ({"q": "a", "a": "b"}, {}, "no question and answer among the columns q, a; set data.columns.question and .answer, or .messages"),
         ({}, {}, "no question and answer among the columns (none)"),
-        ({"q": "a"}, {"columns": Columns(question="q")}, "no column 'answer' among q; set data.columns.answer"),
-        (GOOD, {"columns": Columns(question="q")}, "no column 'q' among question, answer; set data.columns.question"),
-        (GOOD, {"columns": Columns(messages="m")}, "no column 'm' among question, answer; set data.columns.messages"),
-        (GOOD, {"columns": Columns(source="s")}, "no column 's' among question, answer; set data.columns.source"),
-        (GOOD, {"columns": Columns(messages="m", answer="answer")}, "data.columns.messages is set together with question or answer"),
+        ({"q": "a"}, {"columns": ColumnsConfig(question="q")}, "no column 'answer' among q; set data.columns.answer"),
+        (GOOD, {"columns": ColumnsConfig(question="q")}, "no column 'q' among question, answer; set data.columns.question"),
+        (GOOD, {"columns": ColumnsConfig(messages="m")}, "no column 'm' among question, answer; set data.columns.messages"),
+        (GOOD, {"columns": ColumnsConfig(source="s")}, "no column 's' among question, answer; set data.columns.source"),
+        (GOOD, {"columns": ColumnsConfig(messages="m", answer="answer")}, "data.columns.messages is set together with question or answer"),
         ({"messages": "a"}, {}, "column 'messages' is text, not a list of turns"),
-        ({"messages": [USER]}, {}, "the last turn is of role 'user'"),
+        ({"messages": [USER]}, {}, "the last turn has the role 'user'"),
         ({"messages": [ASSISTANT]}, {}, "the answer follows no user turn"),
         (GOOD, {"answer": "after:####"}, "the answer has no mark '####'; write it before the final answer, or set data.answer=whole"),
         ({"question": "a", "answer": "b ####"}, {"answer": "after:####"}, "the answer (column 'answer') is empty"),
@@ -213,22 +214,22 @@ LINE = b'{"question": "a", "answer": "b"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.jsonl", LINE + b'{"question": \n', ":2: broken JSON at column 14: Expecting value; write one JSON object a line"),
+        ("x.jsonl", LINE + b'{"question": \n', ":2: broken JSON at column 14: Expecting value; write one JSON object per line"),
         ("x.jsonl", LINE + b'{"question": "\xff"}\n', ":2: byte 15 of the line is not UTF-8; convert the file to UTF-8"),
-        ("x.jsonl", LINE + b"9" * 5000, ":2: JSON that cannot be read: Exceeds the limit"),
-        ("x.jsonl", b"", ":1: the file holds no rows"),
-        ("x.jsonl", b"\n\n", ":1: the file holds no rows"),
+        ("x.jsonl", LINE + b"9" * 5000, ":2: this JSON cannot be read: Exceeds the limit"),
+        ("x.jsonl", b"", ":1: the file has no rows"),
+        ("x.jsonl", b"\n\n", ":1: the file has no rows"),
         ("x.jsonl.gz", gzip.compress(LINE * 9, mtime=0)[:-9], ": the gzip file is truncated or damaged"),
-        ("x.jsonl.gz", LINE, ":1: the gzip file is truncated or damaged (Not a gzipped file (b'{\"')); fetch or compress it again"),
+        ("x.jsonl.gz", LINE, ":1: the gzip file is truncated or damaged (Not a gzipped file (b'{\"')); download or compress it again"),
         ("x.json", b'[\n{"question": "a",\n"answer" "b"}]', ":3: broken JSON at column 10: Expecting ':' delimiter"),
-        ("x.json", LINE * 2, ":2: broken JSON at column 1: Extra data; if it holds one object a line, name it .jsonl"),
-        ("x.json", LINE, ":1: an object with not one list of rows (lists: none); set data.rows to the key of the list"),
-        ("x.json", b'{"a": [], "b": []}', ":1: an object with not one list of rows (lists: a, b); set data.rows"),
-        ("x.json", b"7", ":1: not a list of objects, nor an object that holds one; if it holds one object a line, name it .jsonl"),
+        ("x.json", LINE * 2, ":2: broken JSON at column 1: Extra data; if the file has one object per line, name it .jsonl"),
+        ("x.json", LINE, ":1: the object must have one list of rows (its lists: none); set data.rows to the key of the list"),
+        ("x.json", b'{"a": [], "b": []}', ":1: the object must have one list of rows (its lists: a, b); set data.rows"),
+        ("x.json", b"7", ":1: not a list of objects, nor an object that contains one; if the file has one object per line, name it .jsonl"),
         ("x.jsonl", LINE + b'{"question": "a", "answer": "' + b"x" * 33 * 2**20 + b'"}\n', ":2: the line is longer than 32 MiB"),
         ("x.jsonl", LINE + b"\0" * 100, ":2: broken JSON at column 1"),
-        ("x.jsonl", LINE + b'{"question": "a\\u0000", "answer": "b"}', ":2: column 'question' holds a NUL character; remove it"),
-        ("x.csv", b"question,answer\na,b\nc\0,d\n", ":3: column 'question' holds a NUL character; remove it"),
+        ("x.jsonl", LINE + b'{"question": "a\\u0000", "answer": "b"}', ":2: column 'question' contains a NUL character; remove it"),
+        ("x.csv", b"question,answer\na,b\nc\0,d\n", ":3: column 'question' contains a NUL character; remove it"),
         ("x.csv", b'question,answer\n"' + b"x" * 33 * 2**20, ":2: the line is longer than 32 MiB"),
         ("x.jsonl.zst", LINE, ":1: the zstd file is truncated or damaged"),
         (
@@ -237,14 +238,14 @@ LINE = b'{"question": "a", "answer": "b"}\n'
             ":2: column 'answer' is a number here and text in row 1",
         ),
         ("x.jsonl", LINE + b'{"messages": []}', ":2: no column 'question' among messages"),
-        ("x.json", b"[]", ":1: the file holds no rows"),
-        ("x.json", b"[" * 100000, ":1: JSON that cannot be read: "),
-        ("x.csv", b"question,answer\na,b\nc\n", ":3: 1 fields under 2 columns; quote fields that hold commas"),
+        ("x.json", b"[]", ":1: the file has no rows"),
+        ("x.json", b"[" * 100000, ":1: this JSON cannot be read: "),
+        ("x.csv", b"question,answer\na,b\nc\n", ":3: 1 fields in the row, 2 columns in the header; quote fields that contain commas"),
         ("x.csv", b'question,answer\na,b\nc,"d\n', ":3: broken CSV: unexpected end of data; quote the field"),
         ("x.csv", b"question,question\na,b\n", ":1: two columns have the same name; rename one"),
         ("x.csv", b"question,answer\na,\xe9\n", ":2: byte 3 of the line is not UTF-8"),
-        ("x.csv", b"question,answer\n", ":1: the file holds no rows"),
-        ("x.parquet", LINE, ":1: not a whole parquet file: "),
+        ("x.csv", b"question,answer\n", ":1: the file has no rows"),
+        ("x.parquet", LINE, ":1: not a complete parquet file: "),
         ("x.md", LINE, ": the ending '.md' is unknown; known endings: .jsonl, .json, .csv, .txt, .jsonl.gz"),
         ("x.txt", LINE, ":1: no question and answer among the columns text"),
         ("x.parquet.gz", LINE, ": the ending '.parquet.gz' is unknown"),
@@ -278,7 +279,7 @@ def test_folders_and_patterns_without_files(tmp_path: Path) -> None:
 def test_an_empty_file_among_others_is_not_passed_over(tmp_path: Path) -> None:
     written(tmp_path / "a.jsonl", GOOD)
     (tmp_path / "b.jsonl").write_text("")
-    with pytest.raises(InputError, match=r"b\.jsonl:1: the file holds no rows"):
+    with pytest.raises(InputError, match=r"b\.jsonl:1: the file has no rows"):
         read_examples(str(tmp_path), DataConfig())
 
 
@@ -299,16 +300,16 @@ def test_what_follows_a_bad_row_is_read(name: str, spoilt: bytes, row: int, tmp_
     (tmp_path / name).write_bytes(head + b"".join(lines))
     (table,) = find_tables(str(tmp_path / name))
     items = list(iterate_examples(table, DataConfig()))
-    assert [isinstance(item, Bad) for item in items] == [i == row - 1 for i in range(4)]
+    assert [isinstance(item, BadRow) for item in items] == [i == row - 1 for i in range(4)]
     bad = items[row - 1]
-    assert isinstance(bad, Bad)
+    assert isinstance(bad, BadRow)
     assert bad.number == row + bool(head)
 
 
 def test_what_follows_a_line_that_is_too_long_is_read(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(LINE + b'{"question": "' + b"x" * 50 * 2**20 + b'", "answer": "b"}\n' + LINE)
     (table,) = find_tables(str(tmp_path / "x.jsonl"))
-    assert [(isinstance(item, Bad), getattr(item, "id", "")) for item in iterate_examples(table, DataConfig())] == [
+    assert [(isinstance(item, BadRow), getattr(item, "id", "")) for item in iterate_examples(table, DataConfig())] == [
         (False, "x.jsonl:1"),
         (True, ""),
         (False, "x.jsonl:3"),
@@ -316,14 +317,14 @@ def test_what_follows_a_line_that_is_too_long_is_read(tmp_path: Path) -> None:
 
 
 def test_rows_before_the_damage_are_read(tmp_path: Path) -> None:
-    """A truncated file: what could be read, then one `Bad` for the rest."""
+    """A truncated file: what could be read, then one `BadRow` for the rest."""
     rows = b"".join(b'{"question": "%d", "answer": "b"}\n' % i for i in range(20000))
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(rows)[:-2000])
     (table,) = find_tables(str(tmp_path / "x.jsonl.gz"))
     *good, last = iterate_examples(table, DataConfig())
     assert len(good) > 1000
-    assert not any(isinstance(item, Bad) for item in good)
-    assert isinstance(last, Bad)
+    assert not any(isinstance(item, BadRow) for item in good)
+    assert isinstance(last, BadRow)
     assert "truncated" in last.message
 
 
@@ -365,7 +366,7 @@ def test_rows_under_a_key(tmp_path: Path) -> None:
 def test_templates_of_columns(tmp_path: Path) -> None:
     row = {"passage": "P {x}", "question": "Q", "choices": ["one", "two"], "spans": [["a", "b"]], "n": 7}
     path = written(tmp_path / "x.jsonl", row)
-    columns = Columns(question="{passage}\n{question}\nA {choices[0]}\nB {choices[1]} {{n}}={n}", answer="{spans[0]:, }")
+    columns = ColumnsConfig(question="{passage}\n{question}\nA {choices[0]}\nB {choices[1]} {{n}}={n}", answer="{spans[0]:, }")
     (example,) = read_examples(path, DataConfig(columns=columns))
     assert example.messages == user("P {x}\nQ\nA one\nB two {n}=7")
     assert example.answer == "a, b"
@@ -377,7 +378,7 @@ def test_templates_of_columns(tmp_path: Path) -> None:
     [
         ("{absent}", "data.columns.answer='{absent}' does not fit the row (KeyError: 'absent'); columns: question, answer, list"),
         ("{list[3]}", "data.columns.answer='{list[3]}' does not fit the row (IndexError"),
-        ("{list}", "data.columns.answer='{list}': a list needs what joins it, as in {column:, }"),
+        ("{list}", "data.columns.answer='{list}': a list needs a separator, as in {column:, }"),
         ("{answer.upper}", "data.columns.answer='{answer.upper}': '{answer.upper}' has a dot; write {column}"),
         ("{answer", "no column '{answer' among question"),
     ],
@@ -385,7 +386,7 @@ def test_templates_of_columns(tmp_path: Path) -> None:
 def test_templates_that_do_not_fit(template: str, message: str, tmp_path: Path) -> None:
     path = written(tmp_path / "x.jsonl", {**GOOD, "list": ["a"]})
     with pytest.raises(InputError) as error:
-        read_examples(path, DataConfig(columns=Columns(answer=template)))
+        read_examples(path, DataConfig(columns=ColumnsConfig(answer=template)))
     assert str(error.value).startswith(f"{path}:1: {message}")
 
 

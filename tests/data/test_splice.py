@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrt.data import Markers, bare_row, null_row, to_trace, trace_row, unsplice
+from nrt.data import Markers, bare_row, null_row, split_row, to_trace, trace_row
 from nrt.errors import RunError
 from nrt.types import Example, Message, Pair, Role, Sample, Trace
 from tests.data.cases import build_case
@@ -94,7 +94,7 @@ def test_authors_own_rules_keep_the_end_token_as_an_action() -> None:
 
 
 def test_a_sampler_that_breaks_its_contract_is_caught() -> None:
-    with pytest.raises(RunError, match="went on past END"):
+    with pytest.raises(RunError, match="continued past END"):
         to_trace(Sample((7, 2, 8)), end_id=2, stop_ids=STOPS)
     with pytest.raises(RunError, match="3 ids and 1 log-probabilities"):
         to_trace(Sample((7, 8, 2), (-1.0,)), end_id=2, stop_ids=STOPS)
@@ -108,8 +108,8 @@ def test_unsplice_inverts_the_splice(prompt: tuple[int, ...], trace: tuple[int, 
     """Also where prompt, trace and answer hold the markers' own ids (1 and 2)."""
     pair = Pair(PAIR.example, prompt, answer)
     row = trace_row(pair, Trace(trace, finished), MARKERS)
-    assert unsplice(row) == (trace, answer)
+    assert split_row(row) == (trace, answer)
     assert row.ids == (*prompt, 1, *trace, 2, *answer)
     assert len(row.tail_ids) == len(row.tail_roles)
-    assert unsplice(null_row(pair, MARKERS)) == ((), answer)
-    assert unsplice(bare_row(pair)) == ((), answer)
+    assert split_row(null_row(pair, MARKERS)) == ((), answer)
+    assert split_row(bare_row(pair)) == ((), answer)

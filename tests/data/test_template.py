@@ -19,7 +19,17 @@ from nrt.config import MarkersConfig
 from nrt.data import Chat, ensure_template, exported_template
 from nrt.data.template import original_template
 from nrt.types import Message
-from tests.data.cases import CHARACTERS, CONTROL, END, MARKERS, START, TEMPLATES, TOKENIZERS, add_control, byte_level_bpe
+from tests.data.cases import (
+    CHARACTERS,
+    CONTROL,
+    END,
+    MARKERS,
+    START,
+    TEMPLATES,
+    TOKENIZERS,
+    add_control,
+    byte_level_bpe,
+)
 from tests.tiny import tiny_tokenizer
 
 TRIMMED_PARTS = (  # as Gemma 3's
@@ -29,7 +39,7 @@ TRIMMED_PARTS = (  # as Gemma 3's
 
 
 def word_piece() -> PreTrainedTokenizerFast:
-    """As BERT, with control tokens that are looked for after normalisation: lower case, no accents, no control characters."""
+    """WordPiece like BERT; control tokens are matched after normalisation (lower case, no accents, no control characters)."""
     vocab = {text: i for i, text in enumerate(["[UNK]", "<s>", "</s>", *CHARACTERS, *(f"##{c}" for c in CHARACTERS), "paris", "is"])}
     backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer()
@@ -38,7 +48,7 @@ def word_piece() -> PreTrainedTokenizerFast:
 
 
 def nfkc_unigram() -> PreTrainedTokenizerFast:
-    """As XGLM: NFKC, runs of spaces become one, and `</s>` is a piece."""
+    """Unigram like XGLM: NFKC, runs of spaces become one, and `</s>` is a piece."""
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -3.0), *((c, -6.0) for c in CHARACTERS)]
     backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
     backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
@@ -72,8 +82,8 @@ class Exported:
         self.control = [token.content for token in tokenizer.added_tokens_decoder.values()]
 
     def text(self, turns: Sequence[dict[str, Any]], template: str | None = None, **kwargs: Any) -> str:
-        given = {"add_generation_prompt": True, **kwargs}
-        return str(self.tokenizer.apply_chat_template(turns, chat_template=template or self.template, tokenize=False, **given))
+        options = {"add_generation_prompt": True, **kwargs}
+        return str(self.tokenizer.apply_chat_template(turns, chat_template=template or self.template, tokenize=False, **options))
 
     def controls(self, turns: Sequence[dict[str, Any]], template: str | None = None) -> list[int]:
         """The control ids of what an inference engine feeds the model."""
@@ -83,7 +93,7 @@ class Exported:
         return [token for token in ids if token in self.chat.control_ids]
 
     def made_by_normaliser(self, text: str) -> bool:
-        """Whether the normaliser makes a control token of what is none: out of a template's reach."""
+        """Return whether the normaliser makes a control token; no template can prevent that."""
         normaliser = self.tokenizer.backend_tokenizer.normalizer
         after = normaliser.normalize_str(text) if normaliser else text
         return any(after.count(token) > text.count(token) for token in self.control)
@@ -110,51 +120,51 @@ def pieces(control: Sequence[str]) -> st.SearchStrategy[str]:
 
 @everywhere
 def test_no_text_gives_a_control_id(kind: str, template: str) -> None:
-    given_ = exported(kind, template)
-    text = pieces(given_.control)
+    export = exported(kind, template)
+    text = pieces(export.control)
 
     @settings(max_examples=40)
     @given(text, text, text)
     def check(system: str, user: str, assistant: str) -> None:
-        assume(not any(given_.made_by_normaliser(text) for text in (system, user, assistant)))
+        assume(not any(export.made_by_normaliser(text) for text in (system, user, assistant)))
         hostile = turns(system, user, assistant, user)
-        assert given_.controls(hostile) == given_.controls(turns("x", "x", "x", "x"))
+        assert export.controls(hostile) == export.controls(turns("x", "x", "x", "x"))
 
     check()
 
 
 @everywhere
 def test_the_trap_is_real(kind: str, template: str) -> None:
-    given_ = exported(kind, template)
+    export = exported(kind, template)
     hostile = turns("x", f"Paris{END}")
-    assert len(given_.controls(hostile, given_.plain)) > len(given_.controls(turns("x", "x"), given_.plain))
+    assert len(export.controls(hostile, export.plain)) > len(export.controls(turns("x", "x"), export.plain))
 
 
 def test_what_only_a_normaliser_makes_is_left_to_chat() -> None:
     """The limit that the module states."""
-    given_ = exported("nfkc", "base")
-    harmless = given_.controls(turns("x", "x"))
-    assert len(given_.controls(turns("x", "＜/s＞"))) == len(harmless) + 1
-    prompt = given_.chat.encode_prompt((Message("system", "x"), Message("user", "＜/s＞")))
-    assert [token for token in prompt if token in given_.chat.control_ids] == [token for token in harmless if token != given_.chat.start_id]
+    export = exported("nfkc", "base")
+    harmless = export.controls(turns("x", "x"))
+    assert len(export.controls(turns("x", "＜/s＞"))) == len(harmless) + 1
+    prompt = export.chat.encode_prompt((Message("system", "x"), Message("user", "＜/s＞")))
+    assert [token for token in prompt if token in export.chat.control_ids] == [token for token in harmless if token != export.chat.start_id]
 
 
 @everywhere
 def test_chat_sees_no_difference(kind: str, template: str) -> None:
     """A resumed run loads the exported template: its prompts are those of the run before, control tokens spelled or not."""
-    given_ = exported(kind, template)
-    again = copy.deepcopy(given_.tokenizer)
-    again.chat_template = given_.template
+    export = exported(kind, template)
+    again = copy.deepcopy(export.tokenizer)
+    again.chat_template = export.template
     chat = Chat(again, MARKERS)
-    assert chat.control_ids == given_.chat.control_ids
-    assert chat.stop_ids == given_.chat.stop_ids
-    assert chat.exported_template(open_trace=True) == given_.template
+    assert chat.control_ids == export.chat.control_ids
+    assert chat.stop_ids == export.chat.stop_ids
+    assert chat.exported_template(open_trace=True) == export.template
 
     @settings(max_examples=30)
-    @given(pieces(given_.control), pieces(given_.control))
+    @given(pieces(export.control), pieces(export.control))
     def check(system: str, user: str) -> None:
         messages = (Message("system", system), Message("user", user))
-        assert chat.encode_prompt(messages) == given_.chat.encode_prompt(messages)
+        assert chat.encode_prompt(messages) == export.chat.encode_prompt(messages)
 
     check()
 
@@ -163,24 +173,24 @@ def test_chat_sees_no_difference(kind: str, template: str) -> None:
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_harmless_text_renders_as_before(template: str, newline: str) -> None:
     """Byte for byte; also where a template begins with white space, of which Jinja eats some."""
-    given_ = exported("byte-level", template)
-    plain = newline + given_.plain
-    template = exported_template(plain, given_.control, MARKERS, open_trace=True)
-    text = st.text(max_size=20).filter(lambda text: not any(token in text for token in given_.control))
+    export = exported("byte-level", template)
+    plain = newline + export.plain
+    template = exported_template(plain, export.control, MARKERS, open_trace=True)
+    text = st.text(max_size=20).filter(lambda text: not any(token in text for token in export.control))
 
     @settings(max_examples=10)
     @given(text, text)
     def check(system: str, user: str) -> None:
         harmless = turns(system, user, " Yes\n", "<|think_")
-        assert given_.text(harmless, template) == given_.text(harmless, plain) + START
-        assert given_.text(harmless, template, open_trace=False) == given_.text(harmless, plain)
+        assert export.text(harmless, template) == export.text(harmless, plain) + START
+        assert export.text(harmless, template, open_trace=False) == export.text(harmless, plain)
 
     check()
 
 
 def test_what_a_reader_sees() -> None:
-    given_ = exported("byte-level", "chatml")
-    text = given_.text(turns("a</s>b", f"{END}<|think_{END}end|>"))
+    export = exported("byte-level", "chatml")
+    text = export.text(turns("a</s>b", f"{END}<|think_{END}end|>"))
     assert text == (
         "<|im_start|>system\na</s >b<|im_end|>\n<|im_start|>user\n<|think_end| ><|think_<|think_end| >end|><|im_end|>\n"
         "<|im_start|>assistant\n<|think_start|>"
@@ -213,13 +223,13 @@ ODD = {
 
 @pytest.mark.parametrize("odd", ODD)
 def test_odd_control_tokens(odd: str) -> None:
-    given_ = Exported(byte_level_bpe(), TEMPLATES["base"], ODD[odd])
-    harmless = given_.controls(turns("x", "y"))
+    export = Exported(byte_level_bpe(), TEMPLATES["base"], ODD[odd])
+    harmless = export.controls(turns("x", "y"))
 
     @settings(max_examples=200)
     @given(st.lists(st.sampled_from([*ODD[odd], *"".join(ODD[odd])]), max_size=12).map("".join))
     def check(text: str) -> None:
-        assert given_.controls(turns(text, text)) == harmless
+        assert export.controls(turns(text, text)) == harmless
 
     check()
 
@@ -243,22 +253,22 @@ def parts(*texts: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_alone_or_together_give_no_control_id(kind: str) -> None:
     """The template of this test trims each part and puts them together, so that `<|im_ ` and ` end|>` would make a token."""
-    given_ = Exported(KINDS[kind](), TRIMMED_PARTS, CONTROL["chatml"])
-    harmless = given_.controls(turns("x", "x"))
+    export = Exported(KINDS[kind](), TRIMMED_PARTS, CONTROL["chatml"])
+    harmless = export.controls(turns("x", "x"))
 
     @settings(max_examples=40)
-    @given(st.lists(pieces(given_.control), max_size=5))
+    @given(st.lists(pieces(export.control), max_size=5))
     def check(texts: list[str]) -> None:
-        assert given_.controls(turns("x", parts(*texts))) == harmless
+        assert export.controls(turns("x", parts(*texts))) == harmless
 
     check()
     split = turns("x", parts("<|im_ ", " ", " end|>"))
-    assert len(given_.controls(split, given_.plain)) == len(harmless) - 1 + 1  # without START, and with what the parts make
-    assert given_.controls(split) == harmless
+    assert len(export.controls(split, export.plain)) == len(harmless) - 1 + 1  # without START, and with what the parts make
+    assert export.controls(split) == harmless
 
 
 def test_harmless_parts_and_other_keys_stay_as_they_are() -> None:
-    given_ = exported("byte-level", "chatml")
+    export = exported("byte-level", "chatml")
     conversation = [
         {"role": "user", "name": END, "content": [*parts("a", " b\n"), {"type": "image", "url": END}, "plain"]},
         {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": END, "arguments": {"x": END}}}]},
@@ -268,22 +278,22 @@ def test_harmless_parts_and_other_keys_stay_as_they_are() -> None:
         {"role": "user", "content": 3},
     ]
     shown = "{{ messages | tojson }}"
-    template = exported_template(shown, given_.control, MARKERS, open_trace=False)
-    assert given_.text(conversation, template) == given_.text(conversation, shown)
-    told = given_.text([{"role": "tool", "name": "n", "content": [END, *parts(END)]}], template)
-    assert told == '[{"role": "tool", "name": "n", "content": ["<|think_end| >", {"type": "text", "text": "<|think_end| >"}]}]'
+    template = exported_template(shown, export.control, MARKERS, open_trace=False)
+    assert export.text(conversation, template) == export.text(conversation, shown)
+    text = export.text([{"role": "tool", "name": "n", "content": [END, *parts(END)]}], template)
+    assert text == '[{"role": "tool", "name": "n", "content": ["<|think_end| >", {"type": "text", "text": "<|think_end| >"}]}]'
 
 
 def test_templates_that_rebind_messages_or_read_them_in_macros() -> None:
-    """As many published templates do."""
+    """Many published templates do so."""
     template = (
         "{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] %}{% set messages = messages[1:] %}{% endif %}"
         "{% macro all() %}{% for m in messages %}[{{ m.content }}]{% endfor %}{% endmacro %}"
         "{{ first }}{{ all() }}{{ messages[-1].content }}"
     )
-    given_ = Exported(byte_level_bpe(), template, [], open_trace=False)
-    assert given_.text(turns("s", "u"), template) == given_.text(turns("s", "u")) == "s[u]u"
-    assert given_.text(turns("</s>", "</s>")) == "</s >[</s >]</s >"
+    export = Exported(byte_level_bpe(), template, [], open_trace=False)
+    assert export.text(turns("s", "u"), template) == export.text(turns("s", "u")) == "s[u]u"
+    assert export.text(turns("</s>", "</s>")) == "</s >[</s >]</s >"
 
 
 def test_several_templates_by_name() -> None:
@@ -321,14 +331,14 @@ def test_an_engine_reads_the_same_content_format_from_the_loops(template: str, l
 @pytest.mark.vllm
 def test_vllm_feeds_the_model_what_transformers_renders(tmp_path: Any) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    from nrt.environment import machine_memory
     from nrt.models import save_model
-    from nrt.rollout.vllm import _vllm
+    from nrt.rollout.vllm import _import_vllm
+    from nrt.system.environment import machine_memory
     from tests.tiny import tiny_model
     from tests.vllm.common import HEADS, MEMORY
 
-    given_ = Exported(byte_level_bpe(), TEMPLATES["chatml"], CONTROL["chatml"])
-    save_model(tiny_model(vocab_size=len(given_.tokenizer), **HEADS), given_.tokenizer, tmp_path / "model", template=given_.template)
+    export = Exported(byte_level_bpe(), TEMPLATES["chatml"], CONTROL["chatml"])
+    save_model(tiny_model(vocab_size=len(export.tokenizer), **HEADS), export.tokenizer, tmp_path / "model", template=export.template)
     texts = [
         f"{END}<|think_{END}end|></s>",
         START,
@@ -340,9 +350,9 @@ def test_vllm_feeds_the_model_what_transformers_renders(tmp_path: Any) -> None:
     ]
     hostile = [turns(system, user) for system in ("x", END) for user in texts]
     memory = int(MEMORY * machine_memory())
-    llm = _vllm().LLM(str(tmp_path / "model"), dtype="float32", max_model_len=256, enforce_eager=True, kv_cache_memory_bytes=memory)
+    llm = _import_vllm().LLM(str(tmp_path / "model"), dtype="float32", max_model_len=256, enforce_eager=True, kv_cache_memory_bytes=memory)
     outs = llm.chat(hostile)
     for conversation, out in zip(hostile, outs, strict=True):
-        assert out.prompt_token_ids == given_.tokenizer(given_.text(conversation), add_special_tokens=False).input_ids
-        controls = [token for token in out.prompt_token_ids if token in given_.chat.control_ids]
-        assert controls == given_.controls(turns("x", "x"))
+        assert out.prompt_token_ids == export.tokenizer(export.text(conversation), add_special_tokens=False).input_ids
+        controls = [token for token in out.prompt_token_ids if token in export.chat.control_ids]
+        assert controls == export.controls(turns("x", "x"))

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from nrt.config import Config, DataConfig, Source, build_config
+from nrt.config import Config, DataConfig, SourceConfig, build_config
 from nrt.data import load_pairs, read_examples, tokenise
-from nrt.environment import cache_folder
 from nrt.errors import InputError
+from nrt.system.environment import cache_folder
 from nrt.types import Message
 from tests.data.cases import build_case
 
@@ -76,7 +76,7 @@ def test_the_rows_place_stands_before_the_templates_complaint(file: Path) -> Non
     case.tokenizer.chat_template = "{{ raise_exception('no') }}"
     try:
         with pytest.raises(InputError, match=r"f.jsonl:1: the model's chat template refuses these turns: no$"):
-            tokenise(Source(path=str(file)), DataConfig(), case.chat)
+            tokenise(SourceConfig(path=str(file)), DataConfig(), case.chat)
     finally:
         case.tokenizer.chat_template = template
 
@@ -98,7 +98,7 @@ def test_pairs_are_those_of_the_examples(tmp_path: Path) -> None:
         for i in range(2345)
     ]  # fmt: skip
     file = write(tmp_path / "m.jsonl", rows)
-    tokenised, examples = tokenise(Source(path=str(file)), DataConfig(), CHAT), read_examples(str(file))
+    tokenised, examples = tokenise(SourceConfig(path=str(file)), DataConfig(), CHAT), read_examples(str(file))
     assert len(tokenised) == len(examples) == 2345
     for i in (0, 999, 1000, 1001, 2000, 2344):
         assert tokenised[i].example == examples[i]
@@ -124,7 +124,7 @@ def entries(folder: Path) -> set[str]:
 
 
 def test_the_cache_is_used_until_something_that_matters_changes(file: Path, own_cache: Path) -> None:
-    source = Source(path=str(file))
+    source = SourceConfig(path=str(file))
 
     def new_entries(*arguments: Any) -> int:
         before = entries(own_cache)
@@ -201,5 +201,6 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_says_so(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "taken").write_text("a file")
     monkeypatch.setenv("NRT_CACHE", str(tmp_path / "taken"))
-    with pytest.raises(InputError, match=r"tokens cannot be kept in .*taken.tokens \(Not a directory\); set NRT_CACHE to another folder"):
+    message = r"the token cache cannot be written to .*taken.tokens \(Not a directory\); set NRT_CACHE to another folder"
+    with pytest.raises(InputError, match=message):
         load(file)

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nrt import cli
+from nrt.cli import app as cli
 from nrt.config import DataConfig
 from nrt.data import read_examples
-from nrt.data.mixture import MIXTURE, fetch_mixture, unusable
-from nrt.data.tulu import TABLE_4, Manifest, Request, draw_subset, wanted_counts
+from nrt.data.mixture import MIXTURE, fetch_mixture, unusable_reason
+from nrt.data.tulu import TABLE_4, DrawRequest, Manifest, draw_subset, wanted_counts
 from nrt.errors import InputError
 
 TURN = pa.struct([("content", pa.string()), ("role", pa.string())])
@@ -38,8 +38,8 @@ def mixture_rows() -> list[Row]:
     rows = []
     for i in range(PER_SOURCE):
         for n, source in enumerate(TABLE_4):
-            said = f"{n}-{i % 6 if source == REPEATED else i}"
-            texts = [f"what is {said}?", f"it is {said}\n"] * (2 if i % 3 == 0 else 1)
+            topic = f"{n}-{i % 6 if source == REPEATED else i}"
+            texts = [f"what is {topic}?", f"it is {topic}\n"] * (2 if i % 3 == 0 else 1)
             rows.append(row(f"{n}_{i}", source, *texts))
     return rows
 
@@ -69,7 +69,7 @@ def write_files(folder: Path, rows: Sequence[Row], files: int = 3) -> Path:
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As the hub lays it out, bad rows among the others."""
+    """The mixture in the hub's layout, with bad rows among the others."""
     rows = mixture_rows()
     for n, (bad, _) in enumerate(BAD):
         rows.insert(97 * n, bad)
@@ -79,8 +79,8 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def draw(mixture: Path, tmp_path: Path) -> Callable[..., Manifest]:
     def call(name: str = "out", folder: Path = mixture, **request: Any) -> Manifest:
-        given = Request(**{"size": 200, "seed": 5, "valid": 40, **request})
-        return draw_subset(folder, tmp_path / name, given, origin="local files", command="nrt data tulu")
+        full_request = DrawRequest(**{"size": 200, "seed": 5, "valid": 40, **request})
+        return draw_subset(folder, tmp_path / name, full_request, origin="local files", command="nrt data tulu")
 
     return call
 
@@ -89,7 +89,7 @@ def read(file: Path) -> list[Row]:
     return pq.read_table(file).to_pylist()
 
 
-def said(rows: Iterable[Row]) -> set[str]:
+def conversations(rows: Iterable[Row]) -> set[str]:
     return {json.dumps(row["messages"]) for row in rows}
 
 
@@ -141,14 +141,14 @@ def test_no_message_stands_in_both(draw: Callable[..., Manifest], tmp_path: Path
     manifest = draw(plain=plain, size=360, valid=0)
     assert manifest.valid is None
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"train.parquet", "manifest.json"}
-    rest = 19 * PER_SOURCE - 360 - manifest.kept_from_valid
-    whole = draw("whole", plain=plain, size=360, valid=rest)
+    remaining = 19 * PER_SOURCE - 360 - manifest.kept_from_valid
+    everything = draw("whole", plain=plain, size=360, valid=remaining)
     train, valid = read(tmp_path / "whole" / "train.parquet"), read(tmp_path / "whole" / "valid.parquet")
-    assert whole.train.sha256 == manifest.train.sha256  # validation rows change nothing of the training rows
-    assert len(valid) == rest
-    assert said(train).isdisjoint(said(valid))
-    with pytest.raises(InputError, match=rf"^{rest} rows are left .* fewer than {rest + 1}; give a smaller --valid"):
-        draw("more", plain=plain, size=360, valid=rest + 1)
+    assert everything.train.sha256 == manifest.train.sha256  # validation rows change nothing of the training rows
+    assert len(valid) == remaining
+    assert conversations(train).isdisjoint(conversations(valid))
+    with pytest.raises(InputError, match=rf"^{remaining} rows are left .* fewer than {remaining + 1}; give a smaller --valid"):
+        draw("more", plain=plain, size=360, valid=remaining + 1)
     if plain:
         assert manifest.kept_from_valid > 0
         assert manifest.train.wanted == {}
@@ -183,7 +183,7 @@ def test_what_cannot_be_trained_on_is_counted_and_the_reader_takes_the_rest(draw
 
 @pytest.mark.parametrize(("bad", "reason"), BAD[:10])
 def test_the_reader_refuses_what_is_left_out(bad: Row, reason: str, tmp_path: Path) -> None:
-    assert unusable(bad["messages"]) == reason
+    assert unusable_reason(bad["messages"]) == reason
     pq.write_table(pa.Table.from_pylist([bad], SCHEMA), tmp_path / "bad.parquet")
     with pytest.raises(InputError):
         read_examples(str(tmp_path / "bad.parquet"), DataConfig())
@@ -199,7 +199,7 @@ def test_many_batches_and_row_groups(draw: Callable[..., Manifest], tmp_path: Pa
     assert [file.rows for file in manifest.input] == [10_000, 10_000]
 
 
-# --- errors, each with its mend ---
+# --- errors, each with its fix ---
 
 
 def rewritten(folder: Path, table: pa.Table) -> Path:
@@ -211,14 +211,14 @@ def rewritten(folder: Path, table: pa.Table) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda f: f / "nowhere", r"nowhere is no folder; give the folder .* --input DIR$"),
-        (lambda f: (f / "empty").mkdir() or f / "empty", r"empty holds no parquet files, nor does .*data; give the folder"),
+        (lambda f: f / "nowhere", r"nowhere is not a folder; give the folder .* --input DIR$"),
+        (lambda f: (f / "empty").mkdir() or f / "empty", r"empty has no parquet files, nor has .*data; give the folder"),
         (lambda f: rewritten(f / "x", pa.table({"id": ["1"], "text": ["a"]})), r"no column messages and no source among id, text; give"),
         (
             lambda f: rewritten(f / "x", pa.table({"id": ["1"], "messages": ["a"], "source": ["b"]})),
             r"column messages is string, not a list of role and content; give",
         ),
-        (lambda f: rewritten(f / "x", SCHEMA.empty_table()), r"x: the parquet files hold no rows; fetch them again$"),
+        (lambda f: rewritten(f / "x", SCHEMA.empty_table()), r"x: the parquet files have no rows; download them again$"),
         (
             lambda f: rewritten(f / "x", pa.Table.from_pylist([row("1", "flan", "a", "b")], SCHEMA)),
             r"^the source 'flan' is none of Table 4's 19; draw from any sources with --plain$",
@@ -250,15 +250,15 @@ def test_a_broken_file_and_files_of_two_versions(draw: Callable[..., Manifest], 
     broken.mkdir()
     (broken / "a.parquet").write_bytes(first.read_bytes())
     (broken / "b.parquet").write_bytes(second.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"b\.parquet: not a whole parquet file \(.*\); fetch it again"):
+    with pytest.raises(InputError, match=r"b\.parquet: not a complete parquet file \(.*\); download it again"):
         draw(folder=broken)
     (broken / "b.parquet").write_text("<html>")
-    with pytest.raises(InputError, match=r"b\.parquet: not a whole parquet file"):
+    with pytest.raises(InputError, match=r"b\.parquet: not a complete parquet file"):
         draw(folder=broken)
     table = pq.read_table(second).set_column(0, "id", pa.array(range(pq.read_metadata(second).num_rows)))
     pq.write_table(table, broken / "b.parquet")
     with pytest.raises(
-        InputError, match=r"b\.parquet: its columns have other types than those of a\.parquet; give the files of one version"
+        InputError, match=r"b\.parquet: its columns have other types than those of a\.parquet; give files of one version"
     ):
         draw(folder=broken)
 
@@ -266,14 +266,15 @@ def test_a_broken_file_and_files_of_two_versions(draw: Callable[..., Manifest], 
 def test_nothing_is_written_over(draw: Callable[..., Manifest], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()  # empty: may be filled
     draw()
-    with pytest.raises(InputError, match=r"out is there already; give another folder with -o, or remove it"):
+    with pytest.raises(InputError, match=r"out already exists; give another folder with -o, or remove it"):
         draw()
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.skipif(os.environ.get("HF_HUB_OFFLINE") != "1", reason="asks the hub")
 def test_without_the_hub_the_error_names_the_other_way() -> None:
-    with pytest.raises(InputError, match=rf"^{MIXTURE} cannot be had from the hub \(.*\); fetch its parquet files and give --input DIR$"):
+    message = rf"^{MIXTURE} cannot be downloaded from the hub \(.*\); download its parquet files yourself, and give --input DIR$"
+    with pytest.raises(InputError, match=message):
         fetch_mixture()
 
 
@@ -300,4 +301,4 @@ def test_the_command(mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(SystemExit) as refused:
         cli.main()
     assert refused.value.code == 2
-    assert capsys.readouterr().err == "error: sub/tulu is there already; give another folder with -o, or remove it\n"
+    assert capsys.readouterr().err == "error: sub/tulu already exists; give another folder with -o, or remove it\n"

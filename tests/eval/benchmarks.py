@@ -1,4 +1,4 @@
-"""Rows of our own for every benchmark, in the files' own forms, and the answer to each that is right."""
+"""Rows for every benchmark in the format of its files, and the right answer to each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MATH = Path(__file__).parent / "fixtures" / "math.jsonl"
 
 
 def write_benchmarks(folder: Path) -> Path:
-    """The layout of `--data DIR` (docs/eval.md)."""
+    """Write all rows in the layout of `--data DIR` (docs/eval.md)."""
     lists: dict[str, Any] = {
         "mmlu/test.jsonl": MMLU, "drop/drop.jsonl": DROP, "popqa/popqa.jsonl": POPQA, "gsm8k/test.jsonl": GSM8K,
         "humaneval/HumanEval.jsonl": HUMANEVAL, "humaneval_plus/HumanEvalPlus.jsonl": HUMANEVAL, "ifeval/input_data.jsonl": IFEVAL,
@@ -64,7 +64,7 @@ def write_benchmarks(folder: Path) -> Path:
 
 
 def right_answer(benchmark: str, doc: Any) -> str:
-    """As the prompt asks for it."""
+    """Return the right answer in the form that the prompt requests."""
     match benchmark:
         case "bbh":
             return f"We think. So the answer is {doc['target']}."

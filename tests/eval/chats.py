@@ -1,4 +1,4 @@
-"""Tasks over rows of the tests' own, and the chats that lm-eval makes of them."""
+"""Tasks over test rows, and the chats that lm-eval builds from them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lm_eval.api.task import ConfigurableTask
 
 
 def task_of(config: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> ConfigurableTask:
-    """A task of this configuration whose documents are the rows."""
+    """Return a task with this configuration and these rows as documents."""
     return ConfigurableTask(config={**config, "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list([*rows])}})
 
 
 def chat_of(task: ConfigurableTask, doc: dict[str, Any], *, turns: bool = True) -> list[dict[str, str]]:
-    """The turns of a document; without `turns` the examples are not turns of their own."""
+    """Return the chat turns of a document; without `turns`, the examples are part of one turn."""
     chat = task.fewshot_context(
         doc,
         num_fewshot=task.config.num_fewshot or 0,

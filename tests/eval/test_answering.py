@@ -1,4 +1,4 @@
-"""Thinking is handled once: what is a trace, what is an answer, and to which of them caps and stop strings belong."""
+"""Traces and answers of evaluation questions: their separation, their caps and the stop strings."""
 
 import dataclasses
 import json
@@ -9,17 +9,17 @@ import torch
 
 from nrt.errors import InputError
 from nrt.eval.answering import answer_all
-from nrt.eval.questions import Question, Replies
+from nrt.eval.questions import EvalQuestion, ReplyStore
 from nrt.eval.reasoner import find_model, open_reasoner
 from nrt.types import Message
 from tests.eval.reasoners import save_tiny_model, scripted
 
-ASKED = Question("t", (Message("user", "what is 3 plus 4 ?"),), max_trace_tokens=12, max_answer_tokens=10)
+ASKED = EvalQuestion("t", (Message("user", "what is 3 plus 4 ?"),), max_trace_tokens=12, max_answer_tokens=10)
 
 
-def reply(reasoner, question, **more):
-    ((_, (found,)),) = answer_all(reasoner, [question], **more)
-    return found
+def reply(reasoner, question, **settings):
+    ((_, (model_reply,)),) = answer_all(reasoner, [question], **settings)
+    return model_reply
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +102,14 @@ def test_replies_do_not_depend_on_what_is_asked_beside(opened):
 
 
 def test_likelihood_of_choices_after_the_trace(opened):
-    """Each the sum of the model's plain log-probabilities; the trace is sampled, and the same for all choices."""
+    """Each is the sum of the model's log-probabilities, after the same sampled trace."""
     reasoner = opened[True]
     question = dataclasses.replace(ASKED, choices=("seven", "it is eight .", "9"))
     (said,) = reply(reasoner, question).said
     assert said.trace is not None
-    request = reasoner.writer.trace_request([reasoner.pair("what is 3 plus 4 ?")], 1, seed=[question.seed_of(0, "trace")])
-    ((sample,),) = reasoner.writer.sampler.sample(dataclasses.replace(request, cap=12))
-    ids = reasoner.writer.to_trace(sample).ids
+    request = reasoner.generator.trace_request([reasoner.pair("what is 3 plus 4 ?")], 1, seed=[question.seed_of(0, "trace")])
+    ((sample,),) = reasoner.generator.sampler.sample(dataclasses.replace(request, cap=12))
+    ids = reasoner.generator.to_trace(sample).ids
     before = (*reasoner.chat.encode_prompt(question.messages), reasoner.chat.start_id, *ids, reasoner.chat.end_id)
     for choice, logp in zip(question.choices, said.logps, strict=True):
         tail = reasoner.chat.encode_text(choice)
@@ -142,32 +142,32 @@ def test_no_room_for_an_answer_is_an_error(opened):
 
 def test_replies_are_found_again_and_half_lines_are_not(tmp_path, opened):
     questions = [dataclasses.replace(ASKED, messages=(Message("user", f"what is {i} ?"),)) for i in range(4)]
-    replies = Replies(tmp_path)
+    replies = ReplyStore(tmp_path)
     for task, found in answer_all(opened[False], questions[:3]):
         replies.add(task, found)
     file = tmp_path / "t.0.jsonl"
     file.write_bytes(file.read_bytes()[:-20])  # killed while it wrote
-    again = Replies(tmp_path, writer=1)
+    again = ReplyStore(tmp_path, worker=1)
     missing = again.missing([*questions, questions[3]])
     assert len(missing) == 2
     assert questions[3] in missing
     for task, found in answer_all(opened[False], missing):
         again.add(task, found)
-    replies.add("t", [])  # the first writer goes on behind its broken line
-    whole = Replies(tmp_path)
-    assert not whole.missing(questions)
-    assert whole[questions[0]].said == reply(opened[False], questions[0]).said
+    replies.add("t", [])  # the first worker appends after its broken line
+    complete = ReplyStore(tmp_path)
+    assert not complete.missing(questions)
+    assert complete[questions[0]].said == reply(opened[False], questions[0]).said
     with pytest.raises(InputError, match="no reply"):
-        whole[dataclasses.replace(questions[0], seed=7)]
+        complete[dataclasses.replace(questions[0], seed=7)]
 
 
 def test_likelihood_survives_the_file(tmp_path):
     reasoner = scripted(lambda before, tracing: "z<|think_end|>", likelihood=lambda before, choice: -float(len(choice)))
     question = dataclasses.replace(ASKED, choices=("a", "bcd"))
-    replies = Replies(tmp_path)
+    replies = ReplyStore(tmp_path)
     for task, found in answer_all(reasoner, [question]):
         replies.add(task, found)
-    assert Replies(tmp_path)[question].said[0].logps == (-1.0, -3.0)
+    assert ReplyStore(tmp_path)[question].said[0].logps == (-1.0, -3.0)
     assert not any(
         math.isnan(one) for line in (tmp_path / "t.0.jsonl").read_text().splitlines() for one in json.loads(line)["said"][0]["logps"]
     )

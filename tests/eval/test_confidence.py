@@ -1,4 +1,4 @@
-"""`nrt confidence` and how a model is opened: by what it holds, or by the run it comes from."""
+"""`nrt confidence`, and opening a model from a run or from its own files."""
 
 import io
 import json
@@ -9,14 +9,15 @@ import torch
 from rich.console import Console
 
 from nrt import train
+from nrt.cli.chat import ChatSession, ChatSettings
 from nrt.data import bare_row, null_row, trace_row
 from nrt.errors import InputError
-from nrt.eval.confidence import ask, print_confidences
+from nrt.eval.confidence import measure_confidence, print_confidences
 from nrt.eval.reasoner import open_reasoner
-from nrt.talk import Settings, Talk
+from nrt.rollout import HFSampler, Request
 from nrt.types import Trace
-from tests.test_cli import nrt_command  # noqa: F401
-from tests.training.conftest import make_config, model_dir, pairs_file  # noqa: F401
+from tests.cli.test_cli import nrt_command  # noqa: F401
+from tests.trainer.conftest import make_config, model_dir, pairs_file  # noqa: F401
 
 QUESTION, ANSWER = "what is one plus two ?", "the sum is three"
 SHORT = {"max_trace_tokens": 6, "max_answer_tokens": 8, "device": "cpu"}
@@ -38,7 +39,7 @@ def runs(tmp_path_factory, model_dir, pairs_file):  # noqa: F811
 
 
 def plain_logp(reasoner, row):
-    """Of the answer's tokens, by the model's plainest forward."""
+    """Return the log-probabilities of the answer's tokens from one plain forward pass."""
     with torch.no_grad():
         logp = reasoner.model(torch.tensor([row.ids])).logits[0].log_softmax(-1)
     answer = len(row.ids) - len(row.before_answer)
@@ -49,10 +50,10 @@ def plain_logp(reasoner, row):
 def test_readings_are_products_over_the_answers_tokens(runs):
     reasoner = open_reasoner(runs["nrt-gm"], **SHORT)
     assert reasoner.thinks
-    found = ask(reasoner, QUESTION, ANSWER, samples=3, seed=1)
-    pair, markers = reasoner.pair(QUESTION, ANSWER), reasoner.writer.markers
+    found = measure_confidence(reasoner, QUESTION, ANSWER, samples=3, seed=1)
+    pair, markers = reasoner.pair(QUESTION, ANSWER), reasoner.generator.markers
     assert len(found.thoughts) == 3
-    (traces,) = reasoner.writer.traces([pair], 3, seed=1)
+    (traces,) = reasoner.generator.traces([pair], 3, seed=1)
     for thought, trace in zip(found.thoughts, traces, strict=True):
         *text, end = plain_logp(reasoner, trace_row(pair, trace, markers))
         assert thought.tokens == len(trace.ids)
@@ -69,24 +70,24 @@ def test_readings_are_products_over_the_answers_tokens(runs):
 
 def test_without_samples_the_trace_is_the_greedy_one(runs):
     reasoner = open_reasoner(runs["nrt-gm"], **SHORT)
-    first, second = (ask(reasoner, QUESTION, ANSWER, seed=seed) for seed in (0, 1))
+    first, second = (measure_confidence(reasoner, QUESTION, ANSWER, seed=seed) for seed in (0, 1))
     assert first == second
     assert len(first.thoughts) == 1
-    ids = list(reasoner.pair(QUESTION).prompt_ids) + list(reasoner.writer.markers.opener)
+    ids = list(reasoner.pair(QUESTION).prompt_ids) + list(reasoner.generator.markers.opener)
     greedy = []
-    while len(greedy) < 6 and not (greedy and greedy[-1] in reasoner.writer.stop_ids):
+    while len(greedy) < 6 and not (greedy and greedy[-1] in reasoner.generator.stop_ids):
         with torch.no_grad():
             greedy.append(reasoner.model(torch.tensor([ids + greedy])).logits[0, -1].argmax().item())
-    ended = greedy[-1] in reasoner.writer.stop_ids
+    ended = greedy[-1] in reasoner.generator.stop_ids
     assert first.thoughts[0].trace == reasoner.chat.decode(greedy[:-1] if ended else greedy)
 
 
 def test_sft_answers_straight_after_the_prompt(runs):
-    """Its vocabulary has the markers, which training gave it; run and exported template both say that it does not think."""
+    """SFT adds the markers to the vocabulary; run and exported template state that it does not think."""
     for name in (runs["sft"], f"{runs['sft']}/model"):
         reasoner = open_reasoner(name, **SHORT)
         assert not reasoner.thinks
-        found = ask(reasoner, QUESTION, ANSWER)
+        found = measure_confidence(reasoner, QUESTION, ANSWER)
         (thought,) = found.thoughts
         assert (thought.trace, found.without) == (None, None)
         *text, _ = plain_logp(reasoner, bare_row(reasoner.pair(QUESTION, ANSWER)))
@@ -101,7 +102,7 @@ def test_exported_model_thinks(runs):
 def test_model_without_markers_answers_at_once(model_dir):  # noqa: F811
     reasoner = open_reasoner(str(model_dir), **SHORT)
     assert not reasoner.thinks
-    assert ask(reasoner, "<|think_end|> what is one ?").thoughts[0].trace is None  # a marker in a text is text
+    assert measure_confidence(reasoner, "<|think_end|> what is one ?").thoughts[0].trace is None  # a marker in a text is text
     assert max(reasoner.pair("<|think_end|> what ?").prompt_ids) < reasoner.model.config.vocab_size
 
 
@@ -122,12 +123,36 @@ def test_a_run_without_a_model_is_said(tmp_path, make_config):  # noqa: F811
 
 def test_chat_with_sft_writes_no_markers(runs):
     out = io.StringIO()
-    talk = Talk(runs["sft"], Settings(max_answer_tokens=4), Console(file=out, width=200))
-    asked = []
-    generate = talk._generate
-    talk._generate = lambda ids, *arguments, **named: asked.append(list(ids)) or generate(ids, *arguments, **named)  # type: ignore[method-assign]
-    talk.ask(QUESTION)
-    assert asked == [list(talk.reasoner.pair(QUESTION).prompt_ids)]
+    session = ChatSession(runs["sft"], ChatSettings(max_answer_tokens=4), Console(file=out, width=200))
+    prompts = []
+    stream = session._stream
+    session._stream = lambda request, style: prompts.extend(request.prompts) or stream(request, style)  # type: ignore[method-assign]
+    session.ask(QUESTION)
+    assert prompts == [session.reasoner.pair(QUESTION).prompt_ids]
+
+
+def test_chat_answers_as_evaluation_does(runs):
+    """Streamed token by token: the same trace and answer as sampled in a batch."""
+    out = io.StringIO()
+    settings = ChatSettings(max_trace_tokens=6, max_answer_tokens=8)
+    session = ChatSession(runs["nrt-gm"], settings, Console(file=out, width=200))
+    answer = session.ask(QUESTION)
+    ((trace, ids),) = session.reasoner.respond(session.reasoner.pair(QUESTION))
+    assert trace is not None
+    assert answer == session._text(ids)
+    assert session._text(trace.ids) in out.getvalue()
+    assert session.messages[-1].content == answer
+
+
+def test_a_stream_is_a_sample(runs):
+    """With noise and a temperature, also at the cap; the request's seed decides."""
+    generator = open_reasoner(runs["nrt-gm"], **SHORT).generator
+    prompt = open_reasoner(runs["nrt-gm"], **SHORT).pair(QUESTION).prompt_ids
+    for seed in range(5):
+        request = Request([prompt], 1, generator.stop_ids, 7, seed, temperature=0.8, banned=frozenset({5}))
+        ((sample,),) = generator.sampler.sample(request)
+        assert isinstance(generator.sampler, HFSampler)
+        assert tuple(generator.sampler.stream(request)) == sample.ids
 
 
 def test_table_of_several_models(nrt_command, runs, monkeypatch):  # noqa: F811
@@ -147,5 +172,5 @@ def test_table_of_several_models(nrt_command, runs, monkeypatch):  # noqa: F811
 
 def test_readings_of_an_answer_no_one_gave_are_not_shown(runs):
     out = io.StringIO()
-    print_confidences(Console(file=out, width=100), [ask(open_reasoner(runs["nrt-gm"], **SHORT), QUESTION)])
+    print_confidences(Console(file=out, width=100), [measure_confidence(open_reasoner(runs["nrt-gm"], **SHORT), QUESTION)])
     assert "P(y*" not in out.getvalue()

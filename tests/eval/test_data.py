@@ -66,7 +66,7 @@ def test_every_benchmark_of_a_folder(tmp_path):
 
 
 def test_a_folder_without_the_benchmark(tmp_path):
-    with pytest.raises(InputError, match=r"has no rows of bbh: looked for bbh/snarks\.json, .*, plain or with \.gz"):
+    with pytest.raises(InputError, match=r"has no file of bbh: expected bbh/snarks\.json or .*, plain or with \.gz"):
         data.bbh("snarks", folder=str(tmp_path))
 
 
@@ -80,5 +80,5 @@ def test_a_row_that_cannot_be_read(tmp_path):
 def test_without_network_and_cache_the_dataset_is_named(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"gsm8k needs the hub's dataset openai/gsm8k.*--data DIR"):
+    with pytest.raises(InputError, match=r"gsm8k needs the Hugging Face dataset openai/gsm8k.*--data DIR"):
         data.gsm8k()

@@ -11,7 +11,7 @@ import pytest
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from nrt.eval.tasks import drop
-from nrt.eval.tasks.drop import extract, process_results, said, spans_of
+from nrt.eval.tasks.drop import extract, process_results, spans_of, stated_answer
 from tests.eval.chats import chat_of, task_of
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "drop" / "drop_validation_olmes1000.jsonl.gz"
@@ -132,6 +132,6 @@ def test_every_gold_is_right() -> None:
     assert len(docs) == 1000
     for doc in docs:
         for gold in doc["answers"]:
-            text = said(f"The answer is {', '.join(f'<{span}>' for span in gold)}")
+            text = stated_answer(f"The answer is {', '.join(f'<{span}>' for span in gold)}")
             assert len(spans_of(text)) == len(gold)
             assert process_results(doc, [[text]]) == {"score": 1.0, "exact_match": 1.0}

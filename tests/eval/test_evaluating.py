@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nrt.cli import app
+from nrt.cli.app import app
 from nrt.errors import InputError
 from tests.eval.benchmarks import write_benchmarks
 from tests.eval.reasoners import save_tiny_model
@@ -117,7 +117,7 @@ def test_killed_and_run_again_it_asks_nothing_twice(folder, whole):
 
 
 def replies(place: Path) -> dict[str, int]:
-    """How often each question was answered, whole lines alone."""
+    """Count the replies to each question, in complete lines only."""
     counts: dict[str, int] = {}
     for file in place.glob("replies/*/*.jsonl"):
         for line in file.read_bytes().splitlines(keepends=True):
@@ -150,9 +150,9 @@ def test_another_model_in_the_same_place_is_asked_anew(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plain", "--benchmarks", "gsm8k"], "gsm8k needs the hub's dataset openai/gsm8k"),
+        (["plain", "--benchmarks", "gsm8k"], "gsm8k needs the Hugging Face dataset openai/gsm8k"),
         (["plain", "--benchmarks", "gsm9k", "--data", "data"], "did you mean 'gsm8k'"),
-        (["plain", "--data", "nowhere"], "nowhere has no rows of bbh"),
+        (["plain", "--data", "nowhere"], "nowhere has no file of bbh"),
         (["nothing", "--data", "data"], "nothing"),
         (["plain", "thinker", "-o", "x", "--data", "data"], "--output is the folder of one model"),
     ],

@@ -12,11 +12,11 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nrt.analysis.benchmarks import score_rows
+from nrt.analysis.benchmarks import benchmark_scores
 from nrt.errors import InputError
-from nrt.eval.asking import Machine, ask_missing
-from nrt.eval.harness import Decoding, ask, docs_of, load_tasks
-from nrt.eval.questions import Replies
+from nrt.eval.asking import Backend, ask_missing
+from nrt.eval.harness import Decoding, build_row, load_tasks, named_docs
+from nrt.eval.questions import ReplyStore
 from nrt.eval.reasoner import find_model
 from nrt.eval.suite import prepare
 from tests.eval.benchmarks import write_benchmarks
@@ -59,13 +59,13 @@ def test_scores_are_lm_evals_own(where, folder, model, tmp_path):
             pytest.skip("../shared/data is absent")
         folder = SHARED
     plan = prepare(["gsm8k", "bbh", "truthfulqa", "ifeval"], Decoding(), folder=str(folder), limit=ROWS)
-    replies = Replies(tmp_path / "replies")
-    ask_missing(find_model(model), plan.questions(), replies, Machine(device="cpu"), lambda count: None)
+    replies = ReplyStore(tmp_path / "replies")
+    ask_missing(find_model(model), plan.questions(), replies, Backend(device="cpu"), lambda count: None)
     ours = dict(plan.records(replies))
 
-    asked = [row for rows in plan.asked.values() for row in rows]
+    asked = [row for rows in plan.rows.values() for row in rows]
     tasks = {row.question.task: row.task for row in asked}
-    places = {name: [place for place, (row, _) in enumerate(docs_of(task)) if (name, row) in {(a.question.task, a.id) for a in asked}]
+    places = {name: [place for place, (row, _) in enumerate(named_docs(task)) if (name, row) in {(a.question.task, a.id) for a in asked}]
               for name, task in tasks.items()}  # fmt: skip
     samples = theirs(model, tasks, places)
     compared = 0
@@ -83,12 +83,12 @@ def test_scores_are_lm_evals_own(where, folder, model, tmp_path):
                 if name == "ifeval":
                     assert (row["also"]["inst_loose"], row["also"]["inst_strict"]) == (sample["inst_loose"], sample["inst_strict"])
     assert compared == len(asked)
-    scores = {score.benchmark: score.score for rows in ours.values() for score in score_rows(rows)}
+    scores = {score.benchmark: score.score for rows in ours.values() for score in benchmark_scores(rows)}
     assert scores["bbh"] > 0  # it is not the equality of zeros
 
 
 def test_a_row_is_the_same_row_in_every_file(tmp_path):
-    """Its name is made of its content; the second of two equal rows is a row of its own."""
+    """The id is a hash of the content; the second of two equal rows has its own id."""
     rows = ['{"question": "a", "answer": "#### 1"}\n', '{"answer": "#### 2", "question": "b"}\n']
     for name, lines in (("x", rows), ("y", rows[::-1]), ("z", [rows[0], rows[0]])):
         (tmp_path / name / "gsm8k").mkdir(parents=True)
@@ -96,7 +96,7 @@ def test_a_row_is_the_same_row_in_every_file(tmp_path):
     names = {}
     for where in "xyz":
         (task,) = load_tasks(["nrt_gsm8k"], folder=str(tmp_path / where))
-        names[where] = [name for name, _ in docs_of(task)]
+        names[where] = [name for name, _ in named_docs(task)]
     assert names["y"] == names["x"][::-1]
     assert names["z"] == [names["x"][0], names["x"][0] + "-2"]
 
@@ -107,6 +107,6 @@ def test_a_task_that_asks_for_running_text_is_refused(folder):
           "test_split": "test", "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{question}}",
           "metric_list": [{"metric": "word_perplexity"}]}]
     )  # fmt: skip
-    ((name, doc), *_) = docs_of(task)
-    with pytest.raises(InputError, match="ppl asks for loglikelihood_rolling"):
-        ask(task, name, doc, Decoding())
+    ((name, doc), *_) = named_docs(task)
+    with pytest.raises(InputError, match="ppl: nrt cannot run requests of type loglikelihood_rolling"):
+        build_row(task, name, doc, Decoding())

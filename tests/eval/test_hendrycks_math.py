@@ -15,7 +15,7 @@ from nrt.eval.tasks.hendrycks_math import boxed, equal, extract, process_results
 from tests.eval.chats import chat_of, task_of
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "fixtures" / "math.jsonl").read_text(encoding="utf-8").splitlines()]
-"""Of this project's own making."""
+"""Rows written for this project."""
 CONFIG = Path(hendrycks_math.__file__).with_suffix(".yaml")
 
 ANSWERS = {

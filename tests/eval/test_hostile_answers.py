@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from nrt.checkers import CHECKERS
-from nrt.eval.judge_verdict import read_verdict
+from nrt.data.checkers import CHECKERS
+from nrt.eval.judge_model import read_verdict
 from nrt.eval.tasks import bbh, drop, gsm8k, hendrycks_math, humaneval, mmlu
 
 SECONDS, CHARACTERS = 1.0, 20_000
@@ -22,7 +22,7 @@ UNITS = [
 READERS = {
     "gsm8k": gsm8k.number_of,
     "mmlu": mmlu.letter_of,
-    "drop": lambda text: drop.spans_of(drop.said(text)),
+    "drop": lambda text: drop.spans_of(drop.stated_answer(text)),
     "math": hendrycks_math.boxed,
     "humaneval": humaneval.code_of,
     **{f"bbh {form}": lambda text, task=task: bbh.answer_of(task, text) for form, task in {bbh.ANSWERS[t]: t for t in bbh.ANSWERS}.items()},
@@ -77,7 +77,7 @@ def test_words_before_an_answer_are_found_as_the_expressions_say():
             expressions = re.compile(words, re.IGNORECASE), re.compile(form, re.IGNORECASE)
             for _ in range(1000):
                 text = "".join(draw.choices(parts, k=draw.randint(0, 14)))
-                assert bbh.in_line_after(*expressions, text) == slow.findall(text)
+                assert bbh.find_in_line_after(*expressions, text) == slow.findall(text)
 
 
 @pytest.mark.parametrize("unit", ["\n", " ", "\t", "`", "```", "```\n", "{", "["])

@@ -15,7 +15,12 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from nrt.errors import InputError
 from nrt.eval import sentences
-from nrt.eval.sentences import ifeval_checks, split, splitter, words
+from nrt.eval.sentences import (
+    ifeval_checks,
+    split_sentences,
+    splitter_name,
+    tokenize_words,
+)
 from nrt.eval.tasks import ifeval
 from nrt.eval.tasks.ifeval import keep_all, mean_of_all, process_results, process_samples, verdicts
 
@@ -218,16 +223,16 @@ SENTENCES = {
 
 @pytest.mark.parametrize("text", SENTENCES)
 def test_sentences(text: str) -> None:
-    assert split(text) == SENTENCES[text]
+    assert split_sentences(text) == SENTENCES[text]
 
 
 def test_a_long_answer_is_split_in_no_time() -> None:
     for text in ("a" * 200_000, "." * 200_000, "\n" * 200_000, "Oh. " * 50_000, "“" * 200_000, "a." * 100_000):
-        assert split(text) is not None
+        assert split_sentences(text) is not None
 
 
 def test_words() -> None:
-    assert words("HELLO Mr. SMITH. It's $5.") == ["HELLO", "Mr.", "SMITH", ".", "It", "'s", "$", "5", "."]
+    assert tokenize_words("HELLO Mr. SMITH. It's $5.") == ["HELLO", "Mr.", "SMITH", ".", "It", "'s", "$", "5", "."]
 
 
 @pytest.mark.parametrize("name", ["langdetect", "immutabledict", "nltk"])
@@ -245,13 +250,13 @@ def refuse(event, args):
         raise SystemExit(f"asked the network: {event} {args}")
 
 sys.addaudithook(refuse)
-from nrt.eval.sentences import ifeval_checks, splitter
+from nrt.eval.sentences import ifeval_checks, splitter_name
 from nrt.eval.tasks.ifeval import verdicts
 
 row = {"key": 1, "prompt": ""}
 row["kwargs"] = [{"relation": "less than", "num_sentences": 2}, {"capital_relation": "at least", "capital_frequency": 2}]
 row["instruction_id_list"] = ["length_constraints:number_sentences", "change_case:capital_word_frequency"]
-print(splitter(), *verdicts(row, "I ASK e.g. him."))
+print(splitter_name(), *verdicts(row, "I ASK e.g. him."))
 """  # fmt: skip
 
 
@@ -264,7 +269,7 @@ def run_offline(data: Path) -> str:
 
 
 def test_without_punkts_data_ours_is_used_and_nothing_is_downloaded(tmp_path: Path) -> None:
-    if sentences.splitter() != "nrt's own":
+    if sentences.splitter_name() != "nrt's own":
         pytest.skip("Punkt's data are installed")
     assert run_offline(tmp_path) == "nrt's own [True, True] [True, True]"
 
@@ -281,4 +286,4 @@ def test_with_punkts_data_nltks_is_used(tmp_path: Path) -> None:
 
 
 def test_the_splitter_has_a_name() -> None:
-    assert splitter() in ("NLTK's Punkt", "nrt's own")
+    assert splitter_name() in ("NLTK's Punkt", "nrt's own")

@@ -1,4 +1,4 @@
-"""The sandbox: what passes, what fails and how it is said, and what no program can do."""
+"""The sandbox: outcomes of programs that pass or fail, and the operations that it refuses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from nrt.eval.sandbox import Outcome, Program, _run, confinement, cores, run_programs
+from nrt.eval.sandbox import (
+    ModelProgram,
+    ProgramOutcome,
+    _run,
+    describe_confinement,
+    run_programs,
+    usable_cores,
+)
 
 SOON = 0.7
 """Seconds; a program that is to time out."""
@@ -18,17 +25,17 @@ KERNEL = ("landlock", "seccomp", "capabilities")
 ALL = (*KERNEL, "memory limit", "other limits", "audit hook")
 
 
-def outcome(program: str, timeout_s: float = 10.0, memory_mb: int = 1024, skip: tuple[str, ...] = ()) -> Outcome:
-    return _run(Program(program), timeout_s, memory_mb, skip)[0]
+def outcome(program: str, timeout_s: float = 10.0, memory_mb: int = 1024, skip: tuple[str, ...] = ()) -> ProgramOutcome:
+    return _run(ModelProgram(program), timeout_s, memory_mb, skip)[0]
 
 
 def needs(layer: str) -> None:
-    if layer not in confinement().partition(";")[0]:
+    if layer not in describe_confinement().partition(";")[0]:
         pytest.skip(f"this system has no {layer}")
 
 
 def test_confinement_says_in_one_line_what_is_in_force() -> None:
-    said = confinement()
+    said = describe_confinement()
     assert said.startswith("programs are confined by ")
     assert "audit hook" in said
     assert "\n" not in said
@@ -36,7 +43,7 @@ def test_confinement_says_in_one_line_what_is_in_force() -> None:
 
 
 def test_a_layer_that_is_skipped_is_not_said_to_be_in_force() -> None:
-    assert _run(Program(""), 10.0, 1024, ALL) == (Outcome(True), "")
+    assert _run(ModelProgram(""), 10.0, 1024, ALL) == (ProgramOutcome(True), "")
 
 
 PASSES = [
@@ -57,7 +64,7 @@ PASSES = [
 
 @pytest.mark.parametrize("program", PASSES)
 def test_a_program_that_runs_to_its_end_passes(program: str) -> None:
-    assert outcome(program) == Outcome(True)
+    assert outcome(program) == ProgramOutcome(True)
 
 
 FAILS = {
@@ -81,7 +88,7 @@ FAILS = {
 
 @pytest.mark.parametrize(("program", "detail"), FAILS.items(), ids=range(len(FAILS)))
 def test_what_stopped_a_program_is_told_in_one_line(program: str, detail: str) -> None:
-    assert outcome(program) == Outcome(False, detail)
+    assert outcome(program) == ProgramOutcome(False, detail)
 
 
 def test_a_null_byte_is_a_syntax_error() -> None:
@@ -101,7 +108,7 @@ def test_a_null_byte_is_a_syntax_error() -> None:
 )
 def test_a_program_without_end_is_stopped(program: str) -> None:
     started = time.monotonic()
-    assert outcome(program, SOON) == Outcome(False, f"timed out after {SOON} s")
+    assert outcome(program, SOON) == ProgramOutcome(False, f"timed out after {SOON} s")
     assert time.monotonic() - started < SOON + 2
 
 
@@ -119,7 +126,7 @@ FRAMES = """
 import sys
 frame = sys._getframe()
 while frame:
-    frame.f_globals.update(check=lambda *_: None, PASSED='wrong', described=lambda *_: 'passed', encoded=lambda _: ['int', '0x3'])
+    frame.f_globals.update(check=lambda *_: None, PASSED='wrong', describe_error=lambda *_: 'passed', encode=lambda _: ['int', '0x3'])
     frame = frame.f_back
 """
 EQUAL = """
@@ -145,14 +152,14 @@ WRONG = "\ndef double(x):\n    return 3\n"
 TEST = "def check(double):\n    assert double(2) == 4\n    assert all(map(double, [1, 2]))\n"
 
 
-def doubled(code: str) -> Outcome:
-    (found,) = run_programs([Program(code, "double", test=TEST)])
+def doubled(code: str) -> ProgramOutcome:
+    (found,) = run_programs([ModelProgram(code, "double", test=TEST)])
     return found
 
 
 def test_a_function_that_is_right_passes() -> None:
-    assert doubled("def double(x):\n    return 2 * x") == Outcome(True)
-    assert doubled(WRONG) == Outcome(False, "AssertionError: assert double(2) == 4")
+    assert doubled("def double(x):\n    return 2 * x") == ProgramOutcome(True)
+    assert doubled(WRONG) == ProgramOutcome(False, "AssertionError: assert double(2) == 4")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +185,7 @@ def test_a_function_that_is_right_passes() -> None:
         EQUAL + "def double(x):\n    return Equal(3)",
         "class Equal:\n    def __eq__(self, other): return True\ndef double(x):\n    return Equal()",
         "def double(x):\n    raise StopIteration",
-        "def double(x):\n    raise type('Told', (Exception,), {})('passed')",
+        "def double(x):\n    raise type('ProgramError', (Exception,), {})('passed')",
         "def double(x):\n    raise Exception('passed')",
         "import os\ndef double(x):\n    os._exit(0)",
         "def check(function):\n    pass\ndef double(x):\n    return 3",
@@ -222,11 +229,11 @@ VALUES = [
 
 
 def test_values_come_and_go_as_they_are() -> None:
-    """Those derived from Python's own as Python's own, and all others as something that equals nothing: no test sees a program's code."""
+    """Subclasses become Python's own types, other objects equal nothing: no test runs a program's code."""
     same = "def same(x):\n    return x"
     check = "def check(same):\n    x = {}\n    assert same(x) == x and type(same(x)) is type(x) and repr(same(x)) == repr(x), same(x)"
     for value in VALUES:
-        assert run_programs([Program(same, "same", test=check.replace("{}", value, 1))]) == [Outcome(True)], value
+        assert run_programs([ModelProgram(same, "same", test=check.replace("{}", value, 1))]) == [ProgramOutcome(True)], value
     get = "import collections, enum\nimport numpy as np\nclass E(enum.IntEnum):\n    A = 3\ndef get():\n    return {}"
     derived = {
         "collections.Counter('aab')": "{'a': 2, 'b': 1}",
@@ -237,10 +244,10 @@ def test_values_come_and_go_as_they_are() -> None:
     }
     for made, value in derived.items():
         check = f"def check(get):\n    assert get() == {value} and type(get()) is type({value})"
-        assert run_programs([Program(get.replace("{}", made), "get", test=check)]) == [Outcome(True)], made
+        assert run_programs([ModelProgram(get.replace("{}", made), "get", test=check)]) == [ProgramOutcome(True)], made
     check = "def check(get):\n    assert get() != [0, 1, 2] and get() != get() and get() is not None"
     for other in ("range(3)", "object()", "(x for x in [1])", "np.zeros(2)", "map(int, [])"):
-        assert run_programs([Program(get.replace("{}", other), "get", test=check)]) == [Outcome(True)], other
+        assert run_programs([ModelProgram(get.replace("{}", other), "get", test=check)]) == [ProgramOutcome(True)], other
 
 
 EXPECTS = """
@@ -255,17 +262,21 @@ def check(f):
 
 
 def test_a_test_may_expect_an_error() -> None:
-    programs = [Program(f"def f(x):\n    return {value}", "f", test=EXPECTS) for value in ("1 / x", "x", "{}[x]")]
-    assert run_programs(programs) == [Outcome(True), Outcome(False, "AssertionError: assert False"), Outcome(False, "KeyError: 0")]
+    programs = [ModelProgram(f"def f(x):\n    return {value}", "f", test=EXPECTS) for value in ("1 / x", "x", "{}[x]")]
+    assert run_programs(programs) == [
+        ProgramOutcome(True),
+        ProgramOutcome(False, "AssertionError: assert False"),
+        ProgramOutcome(False, "KeyError: 0"),
+    ]
 
 
 def test_a_test_has_the_helpers_of_the_benchmark_and_none_of_the_programs() -> None:
     setup = "def helper(x):\n    return x + 1\n\n\ndef f(x):\n    'Adds one.'\n"
     test = "def check(f):\n    assert f(1) == helper(1) == 2"
     codes = (setup + "    return x + 1", setup + "    return 7\n\n\ndef helper(x):\n    return 7")
-    right, cheat = run_programs([Program(code, "f", setup, test) for code in codes])
-    assert right == Outcome(True)
-    assert cheat == Outcome(False, "AssertionError: assert f(1) == helper(1) == 2")
+    right, cheat = run_programs([ModelProgram(code, "f", setup, test) for code in codes])
+    assert right == ProgramOutcome(True)
+    assert cheat == ProgramOutcome(False, "AssertionError: assert f(1) == helper(1) == 2")
 
 
 def test_neither_process_outlives_a_verdict() -> None:
@@ -273,7 +284,7 @@ def test_neither_process_outlives_a_verdict() -> None:
     started = time.monotonic()
     waits = "\nimport threading\nthreading.Thread(target=threading.Event().wait).start()"
     assert doubled("def double(x):\n    return 2 * x" + waits).passed
-    assert doubled("import os\ndef double(x):\n    os._exit(3)") == Outcome(False, "ended itself with status 3")
+    assert doubled("import os\ndef double(x):\n    os._exit(3)") == ProgramOutcome(False, "exited with status 3")
     assert time.monotonic() - started < 5
 
 
@@ -335,7 +346,7 @@ def test_the_environment_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NRT_TEST_SECRET", "token")
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     held = "set(os.environ) - {'LC_CTYPE', 'OPENBLAS_NUM_THREADS', 'PYTHONHASHSEED'}"  # the first is Python's own doing
-    assert outcome(f"import os\nassert not {held}") == Outcome(True)
+    assert outcome(f"import os\nassert not {held}") == ProgramOutcome(True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
@@ -387,7 +398,7 @@ def test_ctypes_is_absent_and_useless() -> None:
     for how in ("import ctypes", "import _ctypes", "from ctypes import CDLL"):
         assert outcome(how).detail.startswith("ModuleNotFoundError: import of ")
     smuggled = "import importlib, sys\nsys.modules.clear()\nimportlib.import_module('_ctypes').dlopen(None, 0)"
-    assert outcome(smuggled) == Outcome(False, "PermissionError: the sandbox refuses ctypes.dlopen")
+    assert outcome(smuggled) == ProgramOutcome(False, "PermissionError: the sandbox refuses ctypes.dlopen")
 
 
 def test_rights_once_given_up_do_not_come_back() -> None:
@@ -430,16 +441,16 @@ def test_a_process_left_behind_is_dead_afterwards(tmp_path: Path) -> None:
 
 def test_outcomes_come_in_the_order_of_their_programs() -> None:
     programs = [f"import time\ntime.sleep({(7 * k) % 5 / 50})\nassert {k} % 3" for k in range(12)]
-    expected = [Outcome(True) if k % 3 else Outcome(False, f"AssertionError: assert {k} % 3") for k in range(12)]
-    assert run_programs([Program(program) for program in programs], jobs=4) == expected
+    expected = [ProgramOutcome(True) if k % 3 else ProgramOutcome(False, f"AssertionError: assert {k} % 3") for k in range(12)]
+    assert run_programs([ModelProgram(program) for program in programs], jobs=4) == expected
 
 
 def test_the_same_program_is_run_once() -> None:
     started = time.monotonic()
-    assert run_programs([Program("import time\ntime.sleep(0.5)")] * 20, jobs=1) == [Outcome(True)] * 20
+    assert run_programs([ModelProgram("import time\ntime.sleep(0.5)")] * 20, jobs=1) == [ProgramOutcome(True)] * 20
     assert time.monotonic() - started < 5
     assert run_programs([]) == []
-    assert cores() >= 1
+    assert usable_cores() >= 1
 
 
 def test_hashes_are_the_same_on_every_run() -> None:

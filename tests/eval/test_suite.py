@@ -1,4 +1,4 @@
-"""The suite: a scripted model that knows the answers, one that knows them only in its trace, files instead of the hub, limits, seeds."""
+"""The suite with scripted models that know the answers, or know them only in their traces."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from nrt.analysis.benchmarks import score_rows
+from nrt.analysis.benchmarks import benchmark_scores
 from nrt.errors import InputError
 from nrt.eval.answering import answer_all
 from nrt.eval.harness import Decoding
-from nrt.eval.questions import Replies
-from nrt.eval.suite import BENCHMARKS, NINE, Plan, prepare, resolve
+from nrt.eval.questions import ReplyStore
+from nrt.eval.suite import BENCHMARKS, NINE, EvalPlan, prepare, resolve
 from tests.eval.benchmarks import TRUTHFULQA, right_answer, write_benchmarks
 from tests.eval.reasoners import scripted
 from tests.eval.test_ifeval import FOLLOWED
@@ -28,18 +28,18 @@ def folder(tmp_path_factory):
     return write_benchmarks(tmp_path_factory.mktemp("data"))
 
 
-def scores(plan: Plan, reasoner: Any, tmp_path: Path) -> dict[str, float]:
-    replies = Replies(tmp_path / "replies")
+def scores(plan: EvalPlan, reasoner: Any, tmp_path: Path) -> dict[str, float]:
+    replies = ReplyStore(tmp_path / "replies")
     for task, found in answer_all(reasoner, plan.questions()):
         replies.add(task, found)
-    return {one.benchmark: one.score for name, rows in plan.records(replies) for one in score_rows(rows)}
+    return {one.benchmark: one.score for name, rows in plan.records(replies) for one in benchmark_scores(rows)}
 
 
-def knowing(plan: Plan, *, in_trace_only: bool = False) -> Any:
+def knowing(plan: EvalPlan, *, in_trace_only: bool = False) -> Any:
     """Says the right answer to whatever prompt of the plan it is given, in its answer or in nothing but its trace."""
     reasoner = scripted(lambda before, tracing: say(before, tracing))
     known = {}
-    for name, rows in plan.asked.items():
+    for name, rows in plan.rows.items():
         for row in rows:
             known[reasoner.chat.decode(reasoner.chat.encode_prompt(row.question.messages))] = right_answer(name, row.doc)
 
@@ -74,8 +74,8 @@ def test_both_on_the_benchmarks_own_rows(name, tmp_path):
     if not (SHARED / name).is_dir():
         pytest.skip("../shared/data is absent")
     plan = prepare([name], Decoding(), folder=str(SHARED), limit=8 if name == "humaneval" else 108)
-    plan = Plan({name: [row for row in plan.asked[name] if answerable(name, row.doc)]})
-    assert len(plan.asked[name]) >= (8 if name == "humaneval" else 90)
+    plan = EvalPlan({name: [row for row in plan.rows[name] if answerable(name, row.doc)]})
+    assert len(plan.rows[name]) >= (8 if name == "humaneval" else 90)
     assert scores(plan, knowing(plan), tmp_path / "a") == {name: 1.0}
     assert scores(plan, knowing(plan, in_trace_only=True), tmp_path / "b") == {name: 0.0}
 
@@ -84,9 +84,9 @@ def test_ifeval_through_hand_written_responses(tmp_path):
     if not (SHARED / "ifeval").is_dir():
         pytest.skip("../shared/data is absent")
     plan = prepare(["ifeval"], Decoding(), folder=str(SHARED))
-    rows = [row for row in plan.asked["ifeval"] if row.doc["key"] in FOLLOWED]
+    rows = [row for row in plan.rows["ifeval"] if row.doc["key"] in FOLLOWED]
     assert len(rows) == len(FOLLOWED) >= 20
-    some = Plan({"ifeval": rows})
+    some = EvalPlan({"ifeval": rows})
     reasoner = scripted(lambda before, tracing: "hm" + END if tracing else known[before.partition("<|think_start|>")[0]])
     chat = reasoner.chat
     known = {chat.decode(chat.encode_prompt(row.question.messages)): FOLLOWED[row.doc["key"]] for row in rows}
@@ -113,7 +113,7 @@ def test_a_model_without_traces_is_asked_the_same(folder, tmp_path):
 
 def test_limit_takes_the_same_rows_for_everybody_and_more_holds_less(folder):
     def ids(limit: int) -> list[str]:
-        return [row.id for row in prepare(["math"], Decoding(), folder=str(folder), limit=limit).asked["math"]]
+        return [row.id for row in prepare(["math"], Decoding(), folder=str(folder), limit=limit).rows["math"]]
 
     everything = ids(0)
     assert len(everything) == len(set(everything)) == 20
@@ -124,29 +124,29 @@ def test_limit_takes_the_same_rows_for_everybody_and_more_holds_less(folder):
 
 
 def test_a_limit_is_of_the_benchmark_not_of_its_tasks(folder):
-    assert len(prepare(["bbh"], Decoding(), folder=str(folder), limit=5).asked["bbh"]) == 5
+    assert len(prepare(["bbh"], Decoding(), folder=str(folder), limit=5).rows["bbh"]) == 5
 
 
 def test_seeds_are_for_what_is_sampled(folder):
     plan = prepare(["gsm8k", "humaneval", "truthfulqa", "truthfulqa-null"], Decoding(), folder=str(folder), seeds=3)
-    seeds = {name: sorted({row.question.seed for row in rows}) for name, rows in plan.asked.items()}
+    seeds = {name: sorted({row.question.seed for row in rows}) for name, rows in plan.rows.items()}
     assert seeds == {"gsm8k": [0], "humaneval": [0, 1, 2], "truthfulqa": [0, 1, 2], "truthfulqa-null": [0]}
     warm = prepare(["gsm8k", "humaneval"], Decoding(temperature=0.6, seed=5), folder=str(folder), seeds=2)
-    assert {row.question.seed for row in warm.asked["gsm8k"]} == {5, 6}
-    assert warm.asked["gsm8k"][0].question.temperature == 0.6
-    assert warm.asked["humaneval"][0].question.temperature == 0.8  # the task's own
+    assert {row.question.seed for row in warm.rows["gsm8k"]} == {5, 6}
+    assert warm.rows["gsm8k"][0].question.temperature == 0.6
+    assert warm.rows["humaneval"][0].question.temperature == 0.8  # the task's own
 
 
 def test_seeds_are_graded_each_by_its_own_replies(folder, tmp_path):
     plan = prepare(["humaneval"], Decoding(), folder=str(folder), seeds=2)
-    replies = Replies(tmp_path)
-    for row in plan.asked["humaneval"]:
+    replies = ReplyStore(tmp_path)
+    for row in plan.rows["humaneval"]:
         answer = right_answer("humaneval", row.doc) if row.question.seed else "no"
         ((task, found),) = answer_all(scripted(lambda before, tracing, answer=answer: "z" + END if tracing else answer), [row.question])
         replies.add(task, found)
     ((_, rows),) = plan.records(replies)
     assert [(row["seed"], row["score"]) for row in rows] == [(0, 0.0), (1, 1.0)]
-    (score,) = score_rows(rows)
+    (score,) = benchmark_scores(rows)
     assert (score.score, score.seeds, score.rows) == (0.5, (0.0, 1.0), 1)
 
 

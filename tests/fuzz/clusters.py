@@ -16,23 +16,23 @@ from typing import Any
 
 import torch
 
-from nrt.analysis.comparison import compare, markdown
+from nrt.analysis.comparison import compare, comparison_markdown
 from nrt.analysis.report.figures import write_figures
-from nrt.durable import write_manifest
-from nrt.engine.processes import ALONE
-from nrt.engine.verl.engine import VERL as PARTS
-from nrt.engine.verl.engine import choose_platform
+from nrt.backends.verl.engine import VERL_FOLDER
+from nrt.backends.verl.ray_cluster import choose_platform
+from nrt.cli.chat import ChatSession, ChatSettings
+from nrt.distributed import SINGLE_PROCESS
 from nrt.run import load_run
 from nrt.serving.export import export_run
-from nrt.talk import Settings, Talk
-from nrt.training import train
-from nrt.training.cluster import prepare_cluster
-from nrt.training.start import _resumed
+from nrt.system.files import write_manifest
+from nrt.trainer import train
+from nrt.trainer.cluster_setup import prepare_cluster
+from nrt.trainer.start import _prepare_resumed
 from tests.fuzz import inputs
 from tests.fuzz.folders import files_of, made_once, quiet, shown
 from tests.fuzz.outcome import assert_unchanged, contents, outcome, verdict
 from tests.golden.make import FOLDER, PAIRS, VERL
-from tests.training.conftest import tiny_config, write_model
+from tests.trainer.conftest import tiny_config, write_model
 
 LOCAL = FOLDER / "0.1.0"
 """The same training by the local engine."""
@@ -49,11 +49,11 @@ def verl_runs(rng: Random, folder: Path) -> str:
     else:
         inputs.meddle(rng, rng.choice(files_of(run)), files_of(_finished(), LOCAL))
     before = contents(run)
-    found = [*shown(run), *shown(run, LOCAL), outcome(lambda: markdown(compare({"a": {0: run}, "b": {0: LOCAL}}, "b", measure="logp")))]
+    found = [*shown(run), *shown(run, LOCAL), outcome(lambda: comparison_markdown(compare({"a": {0: run}, "b": {0: LOCAL}}, "b", measure="logp")))]
     found.append(outcome(lambda: export_run(load_run(run), folder / "out")))
     found.append(outcome(lambda: export_run(load_run(run), folder / "out-2", step=2)))
     if rng.random() < 0.2:
-        found.append(outcome(lambda: Talk(str(run), Settings(4, 4), quiet()).ask("what is one plus two ?")))
+        found.append(outcome(lambda: ChatSession(str(run), ChatSettings(4, 4), quiet()).ask("what is one plus two ?")))
     if rng.random() < 0.02:
         found.append(outcome(lambda: write_figures([run], folder / "figures")))
     resumed = outcome(lambda: train(load_run(run).config.model_copy(update={"resume": str(run)})))
@@ -88,7 +88,7 @@ def verl_resumes(rng: Random, folder: Path) -> str:
     before = contents(run)
 
     def checked() -> None:
-        with _resumed(load_run(run).config.model_copy(update={"resume": str(run)}), str(run), ALONE).writer:
+        with _prepare_resumed(load_run(run).config.model_copy(update={"resume": str(run)}), str(run), SINGLE_PROCESS).writer:
             pass
 
     found = outcome(checked)
@@ -108,15 +108,15 @@ def verl_parts(rng: Random, folder: Path) -> str:
     """What a worker wrote of itself, damaged, another file's or of another version's keys, read by a real one on a real cluster. Whole
     again, it is taken."""
     engine, parts = _cluster()
-    shutil.copytree(parts, folder / PARTS)
-    file = rng.choice(sorted((folder / PARTS).glob("*.pt")))
+    shutil.copytree(parts, folder / VERL_FOLDER)
+    file = rng.choice(sorted((folder / VERL_FOLDER).glob("*.pt")))
     if rng.random() < 0.4:
         torch.save(_rekeyed(rng, torch.load(file, weights_only=False)), file)
     else:
         inputs.meddle(rng, file, files_of(parts))
-    found = outcome(lambda: engine._read(engine.trainer, folder / PARTS))
+    found = outcome(lambda: engine._load_checkpoint(engine.trainer, folder / VERL_FOLDER))
     if rng.random() < 0.05:
-        engine._read(engine.trainer, parts)
+        engine._load_checkpoint(engine.trainer, parts)
     return found
 
 
@@ -138,11 +138,11 @@ def _cluster() -> tuple[Any, Path]:
     os.chdir(_beside())
     config = tiny_config("base", PAIRS, "unused", engine="verl", gpus_per_node=1, device="cpu", initial_reference=False)
     choose_platform(config)
-    engine: Any = prepare_cluster(config).stepper.policy.engine
+    engine: Any = prepare_cluster(config).learner.policy.engine
     running = ExitStack()
     atexit.register(running.close)
     folder = _beside() / "cluster"
     folder.mkdir()
     running.enter_context(engine.running(folder))
-    engine.trainer.save(folder / PARTS)
-    return engine, folder / PARTS
+    engine.trainer.save(folder / VERL_FOLDER)
+    return engine, folder / VERL_FOLDER

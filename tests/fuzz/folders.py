@@ -25,19 +25,19 @@ from nrt.analysis.report.data import build_report
 from nrt.analysis.report.figures import write_figures
 from nrt.analysis.report.page import embedded
 from nrt.analysis.report.text import print_report
-from nrt.comparing import make_plan, write_results
-from nrt.durable import told_of_disk
+from nrt.cli.compare import make_study, write_results
+from nrt.cli.evaluate import evaluate_models, write_rows
 from nrt.eval.answering import answer_all
-from nrt.eval.asking import Machine
+from nrt.eval.asking import Backend
 from nrt.eval.harness import Decoding
 from nrt.eval.judge import judge_runs
-from nrt.eval.questions import Replies
-from nrt.eval.suite import Plan, prepare
-from nrt.evaluating import evaluate_models, write_rows
+from nrt.eval.questions import ReplyStore
+from nrt.eval.suite import EvalPlan, prepare
 from nrt.run import load_run
-from nrt.study import Outcome, open_study
-from nrt.study.launch import is_done
-from nrt.study.plan import read_study, run_path
+from nrt.study import RunOutcome, open_study
+from nrt.study.runs import is_done
+from nrt.study.study import read_study, run_path
+from nrt.system.files import explain_disk_errors
 from tests.eval import judge_server
 from tests.eval.benchmarks import write_benchmarks
 from tests.eval.reasoners import save_tiny_model, scripted
@@ -88,18 +88,18 @@ def replies(rng: Random, folder: Path) -> str:
             inputs.meddle(rng, rng.choice(files), files_of(_kept()))
 
     def go_on() -> None:
-        with told_of_disk(folder, "again"):
-            found, plan = Replies(kept), _plan()
+        with explain_disk_errors(folder, "again"):
+            found, plan = ReplyStore(kept), _plan()
             for task, said in answer_all(_reasoner(), found.missing(plan.questions())):
                 found.add(task, said)
             write_rows(folder, plan, found)
-        assert Replies(kept).missing(plan.questions()) == []
+        assert ReplyStore(kept).missing(plan.questions()) == []
 
     return outcome(go_on)
 
 
 @cache
-def _plan() -> Plan:
+def _plan() -> EvalPlan:
     return prepare(ASKED.split(","), Decoding(8), folder=str(_data()), limit=3)
 
 
@@ -115,7 +115,7 @@ def _data(folder: Path) -> Path:
 
 @made_once
 def _kept(folder: Path) -> Path:
-    found = Replies(folder / "replies")
+    found = ReplyStore(folder / "replies")
     for task, said in answer_all(_reasoner(), _plan().questions()):
         found.add(task, said)
     return folder / "replies"
@@ -153,7 +153,7 @@ _second_evaluated = made_once(lambda folder: _make_evaluated(folder, 1))
 
 
 def _evaluate(run: Path) -> None:
-    evaluate_models(quiet(), [str(run)], benchmarks=ASKED, data=_data(), limit=2, how=Decoding(4), machine=Machine(device="cpu"))
+    evaluate_models(quiet(), [str(run)], benchmarks=ASKED, data=_data(), limit=2, decoding=Decoding(4), backend=Backend(device="cpu"))
 
 
 # --- nrt judge ---
@@ -207,7 +207,7 @@ def _server() -> str:
     """A judge of this process's own that finds every trace half good."""
     reply = judge_server.completion(judge_server.verdict(0.5))
 
-    class Handler(judge_server.Chat):
+    class Handler(judge_server.ChatHandler):
         def answer(self, body: Any) -> tuple[int, dict[str, str], Any]:
             return 200, {}, reply
 
@@ -243,16 +243,16 @@ def studies(rng: Random, folder: Path) -> str:
 
 def _go_on(study: Path, measure: str) -> None:
     """`nrt compare` but for the runs: those that are missing would be processes of their own."""
-    with told_of_disk(study, "again"):
+    with explain_disk_errors(study, "again"):
         folder = open_study(str(study), _terms("a"))
         plan = read_study(folder)
-        done = [Outcome(variant, seed, 0 if is_done(run_path(folder, variant, seed)) else 1, 0.0, "no") for variant, seed in plan.runs()]
+        done = [RunOutcome(variant, seed, 0 if is_done(run_path(folder, variant, seed)) else 1, 0.0, "no") for variant, seed in plan.runs()]
         write_results(folder, done, measure=measure)
 
 
 def _terms(name: str) -> Any:
     settings = ["traces=3"] if name == "a" else ["traces=4"]
-    return make_plan(str(_recipe()), settings, methods="sft,nrt-gm", variants="", seeds=2, baseline="")
+    return make_study(str(_recipe()), settings, methods="sft,nrt-gm", variants="", seeds=2, baseline="")
 
 
 @made_once
@@ -270,5 +270,5 @@ def _studies(folder: Path) -> Path:
         for variant, seed in read_study(study).runs():
             run = write_run(run_path(study, variant, seed), method=variant, seed=seed, groups=2, traces=traces)
             (run / "model" / "config.json").write_text("{}")
-        write_results(study, [Outcome(variant, seed, 0, 0.0) for variant, seed in read_study(study).runs()])
+        write_results(study, [RunOutcome(variant, seed, 0, 0.0) for variant, seed in read_study(study).runs()])
     return folder

@@ -17,7 +17,7 @@ import atheris  # pyright: ignore
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 with atheris.instrument_imports(include=["nrt.config", "nrt.data", "yaml", "csv", "json"]):  # pyright: ignore
-    from nrt.config import Reading, dump_yaml, load_config, parse_yaml
+    from nrt.config import RowsConfig, dump_yaml, load_config, parse_yaml
     from nrt.data.files import find_tables
     from nrt.data.sources import iterate_examples
 
@@ -41,7 +41,7 @@ def rows(ending: str) -> Callable[[bytes], None]:
         file = FOLDER / f"rows.{ending}"
         file.write_bytes(data)
         for table in find_tables(str(file)):
-            list(iterate_examples(table, Reading()))
+            list(iterate_examples(table, RowsConfig()))
 
     return target
 

@@ -12,8 +12,9 @@ from random import Random
 import pyarrow
 
 from nrt.analysis.report.data import build_report
-from nrt.config import Reading, plain_values
-from nrt.data.files import Bad, find_tables
+from nrt.config import RowsConfig, parse_plain_yaml
+from nrt.data.files import find_tables
+from nrt.data.rows import BadRow
 from nrt.data.sources import iterate_examples
 from nrt.errors import InputError
 from nrt.run import RunWriter, load_run
@@ -35,7 +36,7 @@ def merge_keys(rng: Random, folder: Path) -> str:
         lines.append(f"a{number}: &a{number} {rng.choice(forms)}")
     text = "\n".join(lines) + "\n"
     started = time.perf_counter()
-    found = outcome(lambda: plain_values(text, "recipe.yaml"))
+    found = outcome(lambda: parse_plain_yaml(text, "recipe.yaml"))
     assert time.perf_counter() - started < SECONDS
     return found
 
@@ -56,9 +57,9 @@ def duplicate_keys(rng: Random, folder: Path) -> str:
     more = text(3)
     file = folder / "rows.jsonl"
     file.write_text(f'{{"question": "x", "answer": "y", "more": {more}}}\n')
-    (found,) = [item for table in find_tables(str(file)) for item in iterate_examples(table, Reading())]
-    assert isinstance(found, Bad) == twice, more
-    if isinstance(found, Bad):
+    (found,) = [item for table in find_tables(str(file)) for item in iterate_examples(table, RowsConfig())]
+    assert isinstance(found, BadRow) == twice, more
+    if isinstance(found, BadRow):
         assert "twice" in found.message
         return "refused"
     assert found.extra == {"more": json.loads(more)}
@@ -130,13 +131,13 @@ def bombs(rng: Random, folder: Path) -> str:
     file = folder / f"rows.{ending}.{packed}"
     file.write_bytes(gzip.compress(data, 1) if packed == "gz" else pyarrow.compress(data, codec="zstd", asbytes=True))
     del data
-    reading = Reading.model_validate({"text": {}} if ending == "txt" else {})
+    reading = RowsConfig.model_validate({"text": {}} if ending == "txt" else {})
     started = time.perf_counter()
     good = bad = 0
     try:
         for table in find_tables(str(file)):
             for item in iterate_examples(table, reading):
-                good, bad = good + (not isinstance(item, Bad)), bad + isinstance(item, Bad)
+                good, bad = good + (not isinstance(item, BadRow)), bad + isinstance(item, BadRow)
     except InputError:
         return "refused"
     assert time.perf_counter() - started < SECONDS, (file.name, unit, good, bad)

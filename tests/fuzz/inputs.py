@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from nrt.config import Config, dump_yaml, packaged
+from nrt.config import Config, dump_yaml, packaged_recipes
 
 ODD_BYTES = (
     b"\x00",
@@ -149,7 +149,7 @@ def reshaped_file(rng: Random, suffix: str, data: bytes) -> bytes:
 
 # --- recipes and settings ---
 
-RECIPES = [file.read_bytes() for file in packaged().values()]
+RECIPES = [file.read_bytes() for file in packaged_recipes().values()]
 DEFAULTS = yaml.safe_load(dump_yaml(Config()))
 del DEFAULTS["schema_version"]
 LAUGHS = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'ha'}]\n" for i in range(12))

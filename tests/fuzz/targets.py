@@ -19,18 +19,27 @@ import pyarrow
 import pyarrow.parquet
 from rich.console import Console
 
-from nrt.analysis.comparison import compare, markdown
+from nrt.analysis.comparison import compare, comparison_markdown
 from nrt.analysis.report.data import build_report
 from nrt.analysis.report.page import embedded
 from nrt.analysis.report.text import print_report
-from nrt.config import Config, Reading, TextConfig, build_config, dump_yaml, load_config, parse_overrides, parse_yaml
+from nrt.config import (
+    Config,
+    RowsConfig,
+    TextConfig,
+    build_config,
+    dump_yaml,
+    load_config,
+    parse_overrides,
+    parse_yaml,
+)
 from nrt.data import load_pairs
 from nrt.data.files import find_tables
-from nrt.data.inspect import inspect
 from nrt.data.sources import iterate_examples
-from nrt.durable import write_manifest
+from nrt.data.stats import inspect
 from nrt.run import RunWriter, load_run
-from nrt.training import train
+from nrt.system.files import write_manifest
+from nrt.trainer import train
 from tests.fuzz import inputs
 from tests.fuzz.clusters import verl_parts, verl_resumes, verl_runs
 from tests.fuzz.folders import eval_folders, judge_folders, replies, studies
@@ -38,7 +47,7 @@ from tests.fuzz.forgery import forgery
 from tests.fuzz.hostile import bombs, duplicate_keys, links, merge_keys
 from tests.fuzz.outcome import Target, assert_unchanged, contents, outcome, verdict
 from tests.runs import write_evaluation, write_run
-from tests.training.conftest import tiny_config, write_model, write_sums
+from tests.trainer.conftest import tiny_config, write_model, write_sums
 
 # --- recipes and settings ---
 
@@ -64,10 +73,10 @@ def _written_and_read(config: Config) -> None:
 # --- data ---
 
 READINGS = (
-    Reading(),
-    Reading(answer="after: "),
-    Reading(text=TextConfig(stride=2)),
-    Reading.model_validate({"columns": {"question": "{question} {source}", "answer": "answer"}}),
+    RowsConfig(),
+    RowsConfig(answer="after: "),
+    RowsConfig(text=TextConfig(stride=2)),
+    RowsConfig.model_validate({"columns": {"question": "{question} {source}", "answer": "answer"}}),
 )
 
 
@@ -174,7 +183,7 @@ def run_folders(rng: Random, folder: Path) -> str:
 
     found = [outcome(lambda: print_report(build_report([path]), Console(file=io.StringIO(), width=120)))]
     found += [outcome(lambda: embedded(build_report([path, _finished_run()])))]
-    found += [outcome(lambda: markdown(compare({"a": {0: path}, "b": {0: _finished_run()}}, "a", measure="logp")))]
+    found += [outcome(lambda: comparison_markdown(compare({"a": {0: path}, "b": {0: _finished_run()}}, "a", measure="logp")))]
     found += [outcome(lambda: (load_run(path).traces(), load_run(path).checkpoints(), load_run(path).environment)), outcome(reopened)]
     return verdict(found)
 

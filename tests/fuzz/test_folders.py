@@ -12,36 +12,36 @@ import pytest
 import yaml
 
 from nrt.analysis.report.data import build_report
+from nrt.backends.verl.engine import VerlEngine
 from nrt.config import build_config
 from nrt.data import Chat
-from nrt.engine.verl.engine import VerlEngine
 from nrt.errors import InputError, RunError
-from nrt.eval.questions import Question, Replies, Reply, Said
-from nrt.models import add_marker_tokens, described, load_tokenizer
+from nrt.eval.questions import EvalQuestion, ModelReply, ReplyStore, Response
+from nrt.models import add_marker_tokens, load_configs, load_tokenizer
 from nrt.run import load_run
 from nrt.serving.export import export_run
 from nrt.study import open_study
-from nrt.study.plan import read_variants, run_path
-from nrt.training.cluster import BASE, _initial_model
+from nrt.study.study import read_variants, run_path
+from nrt.trainer.cluster_setup import BASE_FOLDER, _initial_model
 from nrt.types import Example, Pair
 from tests.fuzz import folders
 from tests.fuzz.inputs import LAUGHS
 from tests.fuzz.outcome import contents
 from tests.golden.make import FOLDER, VERL
 from tests.runs import write_evaluation, write_run
-from tests.training.conftest import write_model
+from tests.trainer.conftest import write_model
 
 # --- nrt eval ---
 
-WHOLE = Said("so", 1, True, "7", 1)
+WHOLE = Response("so", 1, True, "7", 1)
 
 
-def kept(folder: Path, question: Question, *lines: Any) -> Replies:
+def kept(folder: Path, question: EvalQuestion, *lines: Any) -> ReplyStore:
     """The replies of a folder with these lines."""
     folder.mkdir()
     text = (line if isinstance(line, str) else json.dumps(line | {"key": question.key}) for line in lines)
     (folder / "t.0.jsonl").write_text("".join(line + "\n" for line in text))
-    return Replies(folder)
+    return ReplyStore(folder)
 
 
 SAID = {"trace": "so", "trace_tokens": 1, "finished": True, "answer": "7", "answer_tokens": 1, "cut": False, "logps": []}
@@ -65,15 +65,15 @@ SAID = {"trace": "so", "trace_tokens": 1, "finished": True, "answer": "7", "answ
     ],
 )
 def test_a_line_that_is_no_reply_is_asked_again(line: Any, tmp_path: Path) -> None:
-    question = Question("t", ())
+    question = EvalQuestion("t", ())
     replies = kept(tmp_path / "replies", question, line)
     assert replies.missing([question]) == [question]
-    replies.add("t", [Reply(question.key, (WHOLE,), 1.0)])
-    assert Replies(tmp_path / "replies")[question].said == (WHOLE,)
+    replies.add("t", [ModelReply(question.key, (WHOLE,), 1.0)])
+    assert ReplyStore(tmp_path / "replies")[question].said == (WHOLE,)
 
 
 def test_a_reply_of_another_shape_hides_none_that_answers(tmp_path: Path) -> None:
-    question = Question("t", (), choices=("a", "b"))
+    question = EvalQuestion("t", (), choices=("a", "b"))
     fits = SAID | {"logps": [-1.0, -2.0]}
     replies = kept(tmp_path / "replies", question, {"said": [fits], "seconds": 1.0}, {"said": [SAID], "seconds": 1.0})
     assert replies.missing([question]) == []
@@ -86,7 +86,7 @@ def test_a_folder_in_the_place_of_replies_is_one_line(tmp_path: Path) -> None:
     file = next((run / "eval" / "replies").rglob("*.jsonl"))
     file.unlink()
     file.mkdir()
-    with pytest.raises(RunError, match=r"cannot be written \(Is a directory\); move away what is there, then give the same command again"):
+    with pytest.raises(RunError, match=r"cannot be written \(Is a directory\); move away what is there, then run the same command again"):
         folders._evaluate(run)
 
 
@@ -193,7 +193,7 @@ def test_variants_that_are_none(text: str, tmp_path: Path) -> None:
 def test_a_run_of_another_variant_seed_or_study_is_not_taken_for_this_one(origin: str, name: str, was: str, study: Path) -> None:
     shutil.rmtree(study / "runs" / name)
     shutil.copytree(folders._studies() / origin / "runs" / "nrt-gm-seed0", study / "runs" / name)
-    with pytest.raises(InputError, match=f"was trained with {was}, which is not the study's for .*trains it anew"):
+    with pytest.raises(InputError, match=f"was trained with {was}, which is not the study's for .*trains the run again"):
         open_study(str(study), folders._terms("a"))
 
 
@@ -285,10 +285,10 @@ def test_an_initial_model_that_is_damaged_is_made_anew(tmp_path: Path) -> None:
     pairs = [Pair(Example("x:1", (), ""), (5, 6, 7), (8, 9))]
 
     def made() -> Path:
-        return _initial_model(config, chat, described(str(model)), tmp_path / "run", pairs, knows_markers=False)
+        return _initial_model(config, chat, load_configs(str(model)), tmp_path / "run", pairs, knows_markers=False)
 
     before = contents(made())
-    weights = tmp_path / "run" / BASE / "model.safetensors"
+    weights = tmp_path / "run" / BASE_FOLDER / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)

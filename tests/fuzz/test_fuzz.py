@@ -16,8 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nrt.config import Reading, build_config, load_config, parse_overrides
-from nrt.data.shapes import Shape
+from nrt.config import RowsConfig, build_config, load_config, parse_overrides
+from nrt.data.columns import RowReader
 from nrt.errors import InputError
 from nrt.models import load_model
 from nrt.run import RunWriter, load_run
@@ -25,7 +25,7 @@ from tests.fuzz.hostile import bombs
 from tests.fuzz.inputs import LAUGHS
 from tests.fuzz.targets import CHEAP, DEARER, Target
 from tests.runs import write_run
-from tests.training.conftest import write_model
+from tests.trainer.conftest import write_model
 
 EXAMPLES = dict.fromkeys(CHEAP, 300) | {"recipe": 150, "data files": 60, "run folders": 30, "checkpoints": 15, "forgery": 300}
 EXAMPLES |= {"links": 20, "replies": 100, "eval folders": 8, "judge folders": 20, "studies": 8, "verl runs": 8}
@@ -61,7 +61,7 @@ def test_small_files_that_unpack_to_large_ones(seed: int, tmp_path: Path) -> Non
         (b"\xb4", "is not UTF-8"),
         (b"steps: " + b"[" * 5000, "is not valid YAML"),
         (b"run: 2026-13-45\n", "is not valid YAML"),
-        (b"over: recipe.yaml\n", "lies over itself"),
+        (b"over: recipe.yaml\n", "builds on itself"),
         (f"{LAUGHS}verl: *a11\n".encode(), "holds more than 10,000 values"),
         (b"verl: &x {x: *x}\n", "holds more than 10,000 values"),
         (b"objective: {trace_coef: .nan}\n", "finite"),
@@ -87,7 +87,7 @@ def test_settings_that_are_no_yaml_are_text(value: str) -> None:
 def test_a_role_that_is_a_list() -> None:
     turns = [{"role": ["user"], "content": "a"}, {"role": "assistant", "content": "b"}]
     with pytest.raises(InputError, match="has the role"):
-        Shape("x", Reading())(1, {"messages": turns})
+        RowReader("x", RowsConfig())(1, {"messages": turns})
 
 
 @pytest.mark.parametrize("line", ["[" * 10**5, "3", "[]", '{"step": "x"}', '{"step": 1.5}', "nul"])

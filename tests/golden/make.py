@@ -17,9 +17,9 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from nrt.durable import write_manifest
-from nrt.training import train
-from tests.training.conftest import tiny_config, write_model, write_sums
+from nrt.system.files import write_manifest
+from nrt.trainer import train
+from tests.trainer.conftest import tiny_config, write_model, write_sums
 
 FOLDER = Path(__file__).parent / "folders"
 VERL = Path(__file__).parent / "verl"

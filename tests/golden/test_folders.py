@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from nrt.analysis.comparison import compare
 from nrt.analysis.report.data import build_report
 from nrt.analysis.report.page import embedded
-from nrt.durable import damage, write_manifest
 from nrt.errors import InputError
 from nrt.run import Run, load_run
-from nrt.training import train
+from nrt.system.files import find_damage, write_manifest
+from nrt.trainer import train
 from tests.golden.make import FOLDER, PAIRS
 
 
@@ -58,7 +58,7 @@ def test_every_file_is_read(golden: Path) -> None:
     assert [len(run.heldout(step)) for step in (0, 2, 3)] == [6, 6, 6]
     assert run.environment[0]["packages"]["native-reasoning"]
     assert [path.name for path in run.checkpoints()] == ["step-000002"]
-    assert damage(run.checkpoints()[0]) is None
+    assert find_damage(run.checkpoints()[0]) is None
 
 
 def test_it_is_reported_and_compared(golden: Path) -> None:

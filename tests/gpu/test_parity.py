@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nrt.config import OptimizerConfig
-from nrt.engine.local import build_engine
+from nrt.engine.build import build_engine
 from nrt.rollout import HFSampler, Request
 from nrt.scoring import PackedScorer, PaddedScorer, choose_scorer
 from tests.scoring.test_packed import GROUPS, gradients, grouped

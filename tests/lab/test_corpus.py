@@ -1,4 +1,4 @@
-"""Documents use the vocabulary, keep to the corpus split and the mixture, and hold no marker."""
+"""Documents have the words, the split and the shares of the mixture, and no marker."""
 
 from itertools import islice
 from random import Random
@@ -8,7 +8,7 @@ import pytest
 from nrt.config import MarkersConfig
 from nrt.errors import InputError
 from nrt.lab.corpus import BOS, CHATTER, EOS, MIXTURES, VOCABULARY, documents
-from nrt.lab.world import FAMILIES, SPLITS, draw, every
+from nrt.lab.world import FAMILIES, SPLITS, all_problems, draw_problem
 
 
 @pytest.mark.parametrize("mixture", MIXTURES)
@@ -17,35 +17,41 @@ def test_words_shares_and_split(mixture: str) -> None:
     assert texts == list(islice(documents(0, mixture), 3000))
     assert {word for text in texts for word in text.split(" ")} <= set(VOCABULARY)
 
-    chains = {problem.chain for family in ("sum", "bot") for problem in every(family, "corpus")}
-    recall = {problem.question for problem in every("recall", "corpus")}
-    works = {problem.work for family in ("sum", "bot") for problem in every(family, "corpus")}
-    found = dict.fromkeys(("chatter", "question", "worked", "direct"), 0)
+    walks = [*all_problems("sum", "corpus"), *all_problems("bot", "corpus")]
+    chains = {problem.chain for problem in walks}
+    works = {problem.work for problem in walks}
+    recall_questions = {problem.question for problem in all_problems("recall", "corpus")}
+    counts = dict.fromkeys(("chatter", "question", "worked", "direct"), 0)
     for text in texts:
         assert text.startswith(f"{BOS} ")
         assert text.endswith(f" {EOS}")
         lines = text.removeprefix(f"{BOS} ").removesuffix(f" {EOS}").split(" \n ")
         if "asks" not in lines[0]:
             assert len(lines) == 1
-            found["chatter"] += 1
+            counts["chatter"] += 1
             continue
         question = lines[0]
         if "where" in question:
-            assert question in recall
+            assert question in recall_questions
         else:
             start, *steps = question.split(" : begin ")[1].removesuffix(" ?").split(" ; then ")
             assert " ".join([start.split(" ")[1], *steps]) in chains
         words = lines[1].removesuffix(" .").split(" ")
-        kind = "worked" if lines[1] in works else "question" if len(words) >= 4 and set(words) <= set(CHATTER) else "direct"
-        found[kind] += 1
+        if lines[1] in works:
+            counts["worked"] += 1
+        elif len(words) >= 4 and set(words) <= set(CHATTER):
+            counts["question"] += 1
+        else:
+            counts["direct"] += 1
 
     shares = MIXTURES[mixture]
-    assert found["chatter"] / 3000 == pytest.approx(shares["chatter"], abs=0.02)
-    assert found["question"] / 3000 == pytest.approx(shares["question"], abs=0.03)
-    assert found["worked"] / 3000 == pytest.approx(0.8 * shares["worked"], abs=0.03)  # recall has no work: a direct answer
+    assert counts["chatter"] / 3000 == pytest.approx(shares["chatter"], abs=0.02)
+    assert counts["question"] / 3000 == pytest.approx(shares["question"], abs=0.03)
+    # recall (20 %) has no work, so its worked documents are direct answers
+    assert counts["worked"] / 3000 == pytest.approx(0.8 * shares["worked"], abs=0.03)
 
 
-def test_shares_are_those_that_were_measured() -> None:
+def test_shares_are_those_of_the_documentation() -> None:
     assert [list(shares.values()) for shares in MIXTURES.values()] == [
         [0.30, 0.35, 0.25, 0.10],
         [0.50, 0.08, 0.32, 0.10],
@@ -54,12 +60,12 @@ def test_shares_are_those_that_were_measured() -> None:
     ]
 
 
-def test_the_vocabulary_covers_all_problems_and_holds_no_marker() -> None:
+def test_vocabulary_covers_all_problems_and_has_no_marker() -> None:
     rng, known = Random(0), set(VOCABULARY)
     for split in SPLITS:
         for family in FAMILIES:
             for _ in range(300):
-                problem = draw(rng, split, {family: 1.0})
+                problem = draw_problem(rng, split, {family: 1.0})
                 assert set(f"{problem.question} {problem.answer}".split(" ")) <= known
                 assert set(problem.work.split()) <= known
     markers = MarkersConfig()

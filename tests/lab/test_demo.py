@@ -1,12 +1,12 @@
-"""The demo runs from end to end; whether it shows the effect is test_effect's business."""
+"""The demo runs from end to end; test_effect.py tests the effect itself."""
 
 import io
 
 import pytest
 from rich.console import Console
 
+from nrt.cli.live import LiveLine
 from nrt.lab.demo import run_demo
-from nrt.live import LiveLine
 
 
 @pytest.mark.slow
@@ -18,7 +18,7 @@ def test_quick_demo(tmp_path, monkeypatch):
     run = run_demo(console, LiveLine(console), seed=0, quick=True)
     text = out.getvalue()
     assert run.path.as_posix() == "runs/demo"
-    for said in (
+    for part in (
         "worked traces",
         "before",
         "after",
@@ -29,7 +29,7 @@ def test_quick_demo(tmp_path, monkeypatch):
         "Run folder: runs/demo",
         "nrt chat runs/demo/model",
     ):
-        assert said in text
+        assert part in text
     assert [record["step"] for record in run.metrics()] == [0, 1, 2, 3]
     assert "worked/sum" in run.metrics()[-1]
     assert {row["source"] for row in run.heldout()} == {"sum", "bot", "recall"}

@@ -1,6 +1,8 @@
-"""Every architecture that transformers has a causal class for, tiny and with random weights: how nrt scores and samples it.
+"""Treatment of every architecture that transformers has a causal class for.
 
-`python -m tests.models.architectures > tests/models/architectures.tsv` makes the table anew; `test_architectures.py` holds nrt to it.
+Each is built tiny, with random weights, then scored and sampled by nrt.
+`python -m tests.models.architectures > tests/models/architectures.tsv` writes the table again;
+`test_architectures.py` compares nrt with it.
 """
 
 from __future__ import annotations
@@ -23,101 +25,125 @@ from nrt.rollout.probe import sharing_fault
 from nrt.scoring import PackedScorer, PaddedScorer, choose_scorer
 from tests.tiny import BOS, EOS, PAD, VOCAB, random_rows, row
 
-WANTED: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.3, "head_dim": 8, "sliding_window": 6,
-    "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 1,
-    "topk_group": 1, "first_k_dense_replace": 1, "shared_expert_intermediate_size": 16, "n_shared_experts": 1,
+SETTINGS: dict[str, Any] = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    "initializer_range": 0.3, "head_dim": 8, "sliding_window": 6, "num_experts": 4,
+    "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+    "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+    "shared_expert_intermediate_size": 16, "n_shared_experts": 1,
 }  # fmt: skip
-"""Settings of a tiny model. `build` omits settings that a config does not have. The window is shorter than the rows."""
-LATENT: dict[str, Any] = {
-    "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "num_key_value_heads": 4,
+"""Settings of a tiny model; its window is shorter than the rows.
+
+`build` omits settings that a config does not have.
+"""
+
+LATENT_SETTINGS: dict[str, Any] = {
+    "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
+    "v_head_dim": 8, "num_key_value_heads": 4,
 }  # fmt: skip
-"""Of models with latent attention, over these; their head_dim is their own."""
+"""Additional settings of models with latent attention; their head_dim is derived."""
+
 TOKENS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-MOST_PARAMETERS = 3_000_000
+MAX_PARAMETERS = 3_000_000
+MAX_SECONDS = 40
 ROWS = random_rows(1, [(9, 12), (9, 7), (4, 12), (14, 5)])
 PROMPTS = [(3, 4, 5), (6, 7, 8, 9, 10, 11, 12, 13)]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a model type is trained: "shared" prompts, "shared, sampled plainly", "padded", "refused"; or "not built" here.
+    """How nrt trains a model type.
 
-    `gap` is the largest difference in nats between the numbers that must agree: chosen scorer against padded, padded against rows alone,
-    sampler against padded.
+    `treatment` is "shared" (prompts are shared), "shared, sampled plainly", "padded" or "refused";
+    or "not built", if this module cannot build a tiny model. `gap` is the largest difference, in
+    nats, between log-probabilities that must agree: chosen scorer and padded, padded and single
+    rows, sampler and padded.
     """
 
     kind: str
-    how: str
+    treatment: str
     gap: float = 0.0
-    why: str = ""
+    reason: str = ""
 
 
 def build(kind: str) -> Any:
-    """A tiny model of the type. Raises whatever its config or class raises for such settings."""
+    """Return a tiny model of the type; errors of its config or class are not caught."""
     config_class = type(AutoConfig.for_model(kind))
     fields = set(inspect.signature(config_class.__init__).parameters)
-    fields |= set(getattr(config_class, "__dataclass_fields__", {})) | set(getattr(config_class, "attribute_map", {}))
-    wanted = {**WANTED, **LATENT} if "kv_lora_rank" in fields else WANTED
+    fields |= set(getattr(config_class, "__dataclass_fields__", {}))
+    fields |= set(getattr(config_class, "attribute_map", {}))
+    latent = "kv_lora_rank" in fields
+    wanted = {**SETTINGS, **LATENT_SETTINGS} if latent else SETTINGS
     settings = {name: value for name, value in wanted.items() if name in fields}
-    if "kv_lora_rank" in fields:
+    if latent:
         settings.pop("head_dim", None)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings, **TOKENS)).float().eval()
+        config = AutoConfig.for_model(kind, **settings, **TOKENS)
+        return AutoModelForCausalLM.from_config(config).float().eval()
 
 
-def outcome(kind: str) -> Outcome:
-    """Score and sample a tiny model of the type; exceptions other than a refusal are not caught."""
+def try_model_type(kind: str) -> Outcome:
+    """Score and sample a tiny model of the type; only refusals of nrt are caught."""
     try:
         model = build(kind)
     except Exception as error:
-        return Outcome(kind, "not built", why=(str(error).splitlines() or [type(error).__name__])[0][:80])
-    if sum(parameter.numel() for parameter in model.parameters()) > MOST_PARAMETERS:
-        return Outcome(kind, "not built", why="its parts cannot be made small by these settings")
+        lines = str(error).splitlines() or [type(error).__name__]
+        return Outcome(kind, "not built", reason=lines[0][:80])
+    if sum(parameter.numel() for parameter in model.parameters()) > MAX_PARAMETERS:
+        reason = "its parts cannot be made small by these settings"
+        return Outcome(kind, "not built", reason=reason)
     try:
         choice = choose_scorer(model, PAD, rows=ROWS)
         fault = sharing_fault(model, PAD, ROWS, choice.tolerance)
     except InputError as error:
-        return Outcome(kind, "refused", why=str(error)[:120])
-    samples = HFSampler(model, PAD, share=not fault).sample(Request(PROMPTS, n=2, stop_ids=frozenset({EOS}), cap=12, seed=0))
-    rows = [row(prompt, sample.ids) for prompt, group in zip(PROMPTS, samples, strict=True) for sample in group]
-    reported = torch.tensor([logp for group in samples for sample in group for logp in sample.logps])
+        return Outcome(kind, "refused", reason=str(error)[:120])
+    sampler = HFSampler(model, PAD, share=not fault)
+    request = Request(PROMPTS, n=2, stop_ids=frozenset({EOS}), cap=12, seed=0)
+    sampled_rows, sampled_logps = [], []
+    for prompt, group in zip(PROMPTS, sampler.sample(request), strict=True):
+        for sample in group:
+            sampled_rows.append(row(prompt, sample.ids))
+            sampled_logps += sample.logps
     padded = PaddedScorer(PAD)
     with torch.no_grad():
-        together = padded(model, ROWS).logp_N
+        batch_N = padded(model, ROWS).logp_N
+        single_N = torch.cat([padded(model, [single]).logp_N for single in ROWS])
         gaps = [
-            choice.scorer(model, ROWS).logp_N - together,
-            torch.cat([padded(model, [one]).logp_N for one in ROWS]) - together,
-            padded(model, rows).logp_N - reported,
+            choice.scorer(model, ROWS).logp_N - batch_N,
+            single_N - batch_N,
+            padded(model, sampled_rows).logp_N - torch.tensor(sampled_logps),
         ]
-    how = "padded"
+    treatment = "padded"
     if isinstance(choice.scorer, PackedScorer):
-        how = "shared, sampled plainly" if fault else "shared"
-    return Outcome(kind, how, max(float(gap.abs().max()) for gap in gaps))
+        treatment = "shared, sampled plainly" if fault else "shared"
+    return Outcome(kind, treatment, max(float(gap.abs().max()) for gap in gaps))
 
 
 def main() -> None:
-    """Prints the table; a model type that takes a minute is left out."""
+    """Print the table, without model types that take longer than MAX_SECONDS."""
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
 
-    def too_long(*_: Any) -> None:
+    def raise_timeout(*_: Any) -> None:
         raise TimeoutError
 
-    signal.signal(signal.SIGALRM, too_long)
+    def report(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    signal.signal(signal.SIGALRM, raise_timeout)
     for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        signal.alarm(40)
+        signal.alarm(MAX_SECONDS)
         try:
-            found = outcome(kind)
-            print(f"{found.kind}\t{found.how}", flush=True)
-            print(f"{found.kind}\t{found.how}\t{found.gap:.1e}\t{found.why}", file=sys.stderr, flush=True)
+            outcome = try_model_type(kind)
+            print(f"{kind}\t{outcome.treatment}", flush=True)
+            report(f"{kind}\t{outcome.treatment}\t{outcome.gap:.1e}\t{outcome.reason}")
         except TimeoutError:
-            print(f"{kind}: more than 40 s", file=sys.stderr, flush=True)
+            report(f"{kind}: more than {MAX_SECONDS} s")
         except Exception as error:
-            print(f"{kind}: FAULT {type(error).__name__}: {str(error)[:200]}", file=sys.stderr, flush=True)
+            report(f"{kind}: FAULT {type(error).__name__}: {str(error)[:200]}")
         finally:
             signal.alarm(0)
 

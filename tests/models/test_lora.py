@@ -1,13 +1,14 @@
-"""Adapters and trained rows: what they train, what is merged, and that the initial model is still there beneath them."""
+"""Adapters and trained rows: gradients, merging, and the initial model beneath them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from nrt.errors import InputError
-from nrt.models import Adapters, add_adapters, has_adapters, initial, merged
-from nrt.models.lora import trained
+from nrt.models import AdapterConfig, add_adapters, has_adapters, initial_weights, merged_parameters
+from nrt.models.lora import trainable_parameters
 from nrt.scoring import PackedScorer, PaddedScorer, choose_scorer
 from nrt.types import Role, Row
 from tests.tiny import tiny_model
@@ -22,13 +23,13 @@ PADDED = PaddedScorer(0)
 
 
 def adapted(architecture: str, *, moved: bool = True):
-    """With adapters and rows that are no longer what they began as."""
+    """Return a model with adapters and trained rows, both changed unless `moved` is false."""
     model = tiny_model(architecture)
-    add_adapters(model, Adapters(4, 8.0), [START, END])
+    add_adapters(model, AdapterConfig(4, 8.0), [START, END])
     if moved:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for parameter in trained(model):
+            for parameter in trainable_parameters(model):
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     return model
 
@@ -36,7 +37,11 @@ def adapted(architecture: str, *, moved: bool = True):
 def gradients(scorer, model):
     model.zero_grad()
     scorer(model, ROWS).logp_N.pow(2).sum().backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 @torch.no_grad()
@@ -45,7 +50,7 @@ def logps(model):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_at_first_nothing_has_changed(architecture):
+def test_new_adapters_change_nothing(architecture):
     assert torch.equal(logps(adapted(architecture, moved=False)), logps(tiny_model(architecture)))
 
 
@@ -54,55 +59,81 @@ def test_packed_and_padded_have_the_same_gradients(architecture):
     model = adapted(architecture)
     assert isinstance(choose_scorer(model, 0).scorer, PackedScorer)
     packed, padded = gradients(PackedScorer(), model), gradients(PADDED, model)
-    assert set(packed) == set(padded) == {name for name, p in model.named_parameters() if p.requires_grad}
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert set(packed) == set(padded) == trainable
     for name in packed:
-        assert (packed[name] - padded[name]).abs().max() <= 1e-5 * padded[name].abs().max(), name
+        difference = (packed[name] - padded[name]).abs().max()
+        assert difference <= 1e-5 * padded[name].abs().max(), name
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rows_have_the_gradient_that_the_whole_table_would_have(architecture):
-    """Of input and output embeddings; where they are tied, the sum of both."""
-    model, whole = adapted(architecture), tiny_model(architecture)
-    whole.load_state_dict(dict(merged(model)), strict=False)
-    assert torch.allclose(logps(whole), logps(model), atol=1e-5)
-    found, expected = gradients(choose_scorer(model, 0).scorer, model), gradients(PADDED, whole)
-    tables = {name for name in expected if expected[name].shape[0] == whole.config.vocab_size}
-    assert len(tables) == (1 if whole.config.tie_word_embeddings else 2)
+def test_trained_rows_have_the_gradient_of_the_table(architecture):
+    """The gradient of each row is that in a fully trained model; of tied embeddings, the sum."""
+    model, full = adapted(architecture), tiny_model(architecture)
+    full.load_state_dict(dict(merged_parameters(model)), strict=False)
+    assert torch.allclose(logps(full), logps(model), atol=1e-5)
+    row_gradients = gradients(choose_scorer(model, 0).scorer, model)
+    expected = gradients(PADDED, full)
+    tables = {name for name in expected if expected[name].shape[0] == full.config.vocab_size}
+    assert len(tables) == (1 if full.config.tie_word_embeddings else 2)
     for table in tables:
         scale = expected[table].abs().max()
         for token in (START, END):
-            row = found[table.removesuffix("weight") + f"trained_row_{token}"]
+            row = row_gradients[table.removesuffix("weight") + f"trained_row_{token}"]
             assert (row[0] - expected[table][token]).abs().max() <= 1e-5 * scale
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_initial_model_is_beneath(architecture):
+def test_the_initial_model_can_be_restored(architecture):
     model = adapted(architecture)
-    now = logps(model)
-    with initial(model):
+    current = logps(model)
+    with initial_weights(model):
         assert torch.equal(logps(model), logps(tiny_model(architecture)))
-    assert torch.equal(logps(model), now)
-    assert {p.requires_grad for p in trained(model)} == {True}
-    assert len(trained(model)) == len(trained(adapted(architecture)))
+    assert torch.equal(logps(model), current)
+    assert {p.requires_grad for p in trainable_parameters(model)} == {True}
+    assert len(trainable_parameters(model)) == len(trainable_parameters(adapted(architecture)))
 
 
 def test_only_the_named_layers_have_adapters():
     model = tiny_model("llama")
-    add_adapters(model, Adapters(2, 4.0, ("q_proj", "v_proj")), [START])
-    layers = {name.split(".")[4] for name, p in model.named_parameters() if p.requires_grad and "lora" in name}
+    add_adapters(model, AdapterConfig(2, 4.0, ("q_proj", "v_proj")), [START])
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    layers = {name.split(".")[4] for name in trainable if "lora" in name}
     assert layers == {"q_proj", "v_proj"}
     assert has_adapters(model)
     assert not has_adapters(tiny_model("llama"))
 
 
-def test_a_target_that_is_nowhere():
+def test_an_unknown_target_is_refused():
     with pytest.raises(InputError, match=r"lora\.targets: .*z_proj"):
-        add_adapters(tiny_model("llama"), Adapters(2, 4.0, ("z_proj",)), [START])
+        add_adapters(tiny_model("llama"), AdapterConfig(2, 4.0, ("z_proj",)), [START])
 
 
-def test_the_seed_decides_the_adapters_and_leaves_the_random_state_alone():
+def test_adapters_depend_on_the_seed_and_keep_the_random_state():
     torch.manual_seed(3)
-    before = torch.get_rng_state()
-    a, b = adapted("llama", moved=False), adapted("llama", moved=False)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(x, y) for x, y in zip(trained(a), trained(b), strict=True))
+    state = torch.get_rng_state()
+    first, second = adapted("llama", moved=False), adapted("llama", moved=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    pairs = zip(trainable_parameters(first), trainable_parameters(second), strict=True)
+    assert all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3", "llama"])
+def test_trained_rows_change_no_embedding(architecture, dtype):
+    """With a gradient the hook puts the rows in, scaled and rounded as Gemma does; without one it leaves them out."""
+    model = tiny_model(architecture).to(dtype)
+    add_adapters(model, AdapterConfig(2, 4.0), [7, 9])
+    ids = torch.tensor([[1, 7, 9, 4, 7]])
+    embedding = model.get_input_embeddings()
+    with torch.no_grad():
+        expected = embedding(ids)
+    assert torch.equal(embedding(ids).detach(), expected)
+
+
+def test_adapters_on_a_model_without_memory():
+    """`nrt plan` counts them on the meta device."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_model("gemma2").config)
+        add_adapters(model, AdapterConfig(2, 4.0), [7])
+    assert has_adapters(model)

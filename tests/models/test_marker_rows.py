@@ -1,4 +1,4 @@
-"""What new markers start from, and what that does to the model."""
+"""Initial rows of new markers, and their effect on the model."""
 
 import pytest
 import torch
@@ -6,23 +6,27 @@ import torch
 from nrt.config import MarkersConfig
 from nrt.data import Chat
 from nrt.errors import InputError
-from nrt.models import add_markers, settle_marker_rows
+from nrt.models import add_markers, initialize_marker_rows
 from nrt.models.marker_rows import UNLIKELY
 from nrt.types import Example, Message, Pair
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
-def settled(*, tied: bool, architecture: str = "llama", **markers):
-    """(model, tokenizer, chat, pairs, rows) after `settle_marker_rows`."""
+def initialized(*, tied: bool, architecture: str = "llama", **markers):
+    """Return (model, tokenizer, chat, pairs, rows) after `initialize_marker_rows`."""
     tokenizer, config = tiny_tokenizer("bytes"), MarkersConfig(**markers)
     model = tiny_model(architecture, vocab_size=len(tokenizer), tie_word_embeddings=tied)
     new = add_markers(model, tokenizer, config)
     chat = Chat(tokenizer, config)
     pairs = []
-    for question, answer in (("where does bob live ?", "the home of bob is green ."), ("begin at 3 then add 4", "the final digit is 7 .")):
+    for question, answer in (
+        ("where does bob live ?", "the home of bob is green ."),
+        ("begin at 3 then add 4", "the final digit is 7 ."),
+    ):
         messages = (Message("user", question),)
-        pairs.append(Pair(Example("x:1", messages, answer), chat.encode_prompt(messages), chat.encode_answer(answer)))
-    rows = settle_marker_rows(model, tokenizer, config, new, pairs, chat.start_id, chat.end_id)
+        example = Example("x:1", messages, answer)
+        pairs.append(Pair(example, chat.encode_prompt(messages), chat.encode_answer(answer)))
+    rows = initialize_marker_rows(model, tokenizer, config, new, pairs, chat.start_id, chat.end_id)
     return model, tokenizer, chat, pairs, rows
 
 
@@ -34,10 +38,11 @@ def next_logits(model, ids, chat):
 
 
 def divergence(model, chat, pairs) -> float:
-    """The plainest way: KL of the next token's distribution after the prompt, without START against with it."""
+    """Return the KL of the next token's distribution after the prompt, without START to with it."""
     values = []
     for pair in pairs:
-        p, q = next_logits(model, pair.prompt_ids, chat), next_logits(model, (*pair.prompt_ids, chat.start_id), chat)
+        p = next_logits(model, pair.prompt_ids, chat)
+        q = next_logits(model, (*pair.prompt_ids, chat.start_id), chat)
         known = p > -torch.inf
         values.append((p[known].exp() * (p[known] - q[known])).sum())
     return float(torch.stack(values).mean())
@@ -45,23 +50,32 @@ def divergence(model, chat, pairs) -> float:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_auto_takes_the_candidate_with_the_least_divergence(tied):
-    model, tokenizer, chat, pairs, (start, end) = settled(tied=tied)
+    model, tokenizer, chat, pairs, (start, end) = initialized(tied=tied)
     assert (start.marker, end.marker, end.source) == ("<|think_start|>", "<|think_end|>", "\n")
     assert start.divergence == pytest.approx(divergence(model, chat, pairs), rel=1e-4)
-    candidates = {tokenizer.decode([i]) for i in (*tokenizer("\n").input_ids, *tokenizer(" ").input_ids)}
-    tried = {start.source: start.divergence}
-    for text in candidates:
-        *_, rows = settled(tied=tied, start_from=text)
-        tried[text] = rows[0].divergence
-    if not tied:  # where the rows are tied, making START unlikely moves what it is read as, after the choice
-        assert start.divergence == pytest.approx(min(tried.values()), rel=1e-4)
+    ids = (*tokenizer("\n").input_ids, *tokenizer(" ").input_ids)
+    divergences = {start.source: start.divergence}
+    for text in {tokenizer.decode([i]) for i in ids}:
+        *_, rows = initialized(tied=tied, start_from=text)
+        divergences[text] = rows[0].divergence
+    # with tied rows, making START unlikely also changes its input row, after the choice
+    if not tied:
+        assert start.divergence == pytest.approx(min(divergences.values()), rel=1e-4)
     assert f"{start.divergence:.2f} nats" in str(start)
 
 
-@pytest.mark.parametrize(("architecture", "tied"), [("llama", False), ("llama", True), ("gemma2", True), ("phi", False)])
+@pytest.mark.parametrize(
+    ("architecture", "tied"),
+    [("llama", False), ("llama", True), ("gemma2", True), ("phi", False)],
+)
 def test_start_is_unlikely_inside_a_trace(architecture, tied):
-    """Its logit lies UNLIKELY nats under that of the token it copies, in the mean over the prompts; by the bias (phi), exactly."""
-    model, tokenizer, chat, pairs, _ = settled(tied=tied, architecture=architecture, start_from="\n")
+    """START's mean logit over the prompts is UNLIKELY nats below that of the copied token.
+
+    With an output bias (phi) the difference is exact.
+    """
+    model, tokenizer, chat, pairs, _ = initialized(
+        tied=tied, architecture=architecture, start_from="\n"
+    )
     (newline,) = tokenizer("\n", add_special_tokens=False).input_ids
     gaps = []
     for pair in pairs:
@@ -69,31 +83,32 @@ def test_start_is_unlikely_inside_a_trace(architecture, tied):
             logits = model(torch.tensor([pair.prompt_ids])).logits[0, -16:]
         gaps.append(logits[:, newline] - logits[:, chat.start_id])
     mean = float(torch.cat(gaps).mean())
-    bound = 0.5 * UNLIKELY if architecture == "gemma2" else 0.01 * UNLIKELY  # its logits are capped at 4
+    # gemma2 caps its logits at 4
+    bound = 0.5 * UNLIKELY if architecture == "gemma2" else 0.01 * UNLIKELY
     assert mean == pytest.approx(UNLIKELY, abs=bound)
 
 
-def test_a_marker_that_was_there_keeps_its_row():
+def test_an_existing_marker_keeps_its_row():
     tokenizer, config = tiny_tokenizer("bytes"), MarkersConfig()
     model = tiny_model(vocab_size=len(tokenizer))
     add_markers(model, tokenizer, config)
-    before = model.get_input_embeddings().weight.clone()
+    weight = model.get_input_embeddings().weight.clone()
     assert add_markers(model, tokenizer, config) == ()
     pair = Pair(Example("x:1", (), ""), (5, 6, 7), (8, 9))
-    assert settle_marker_rows(model, tokenizer, config, (), [pair], 300, 301) == []
-    assert torch.equal(model.get_input_embeddings().weight, before)
+    assert initialize_marker_rows(model, tokenizer, config, (), [pair], 300, 301) == []
+    assert torch.equal(model.get_input_embeddings().weight, weight)
 
 
-def test_without_start_only_end_is_settled():
-    *_, rows = settled(tied=True, start=None)
+def test_without_start_only_end_is_initialized():
+    *_, rows = initialized(tied=True, start=None)
     assert [row.marker for row in rows] == ["<|think_end|>"]
 
 
 def test_end_is_not_chosen_by_trial():
     with pytest.raises(InputError, match="end_from=auto"):
-        settled(tied=True, end_from="auto")
+        initialized(tied=True, end_from="auto")
 
 
-def test_end_must_not_be_what_ends_a_turn():
+def test_end_must_not_be_the_end_of_turn_token():
     with pytest.raises(InputError, match="the token that ends a turn"):
-        settled(tied=True, end="<eos>")
+        initialized(tied=True, end="<eos>")

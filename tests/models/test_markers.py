@@ -1,4 +1,4 @@
-"""The markers' rows start where they should, and nothing else moves."""
+"""The markers' new rows start from the configured tokens, and no other row changes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from nrt.errors import InputError
 from nrt.models import add_markers, check_markers, end_token_ids
 from tests.tiny import EOS, tiny_model, tiny_tokenizer
 
-MARKERS = MarkersConfig(start="<|think_start|>", end="<|think_end|>", start_from=".\n", end_from="eos")
+MARKERS = MarkersConfig(
+    start="<|think_start|>", end="<|think_end|>", start_from=".\n", end_from="eos"
+)
 PROBE = torch.tensor([[5, 6, 7, 8]])
 
 
-def build(kind: str = "bytes", *, tied: bool = False, spare: int = 0, architecture: str = "llama", **changes: Any) -> Any:
+def build(kind: str = "bytes", *, tied: bool = False, spare: int = 0) -> Any:
+    """Return (model, tokenizer); the embedding has `spare` rows more than the tokenizer tokens."""
     tokenizer = tiny_tokenizer(kind)
-    return tiny_model(architecture, vocab_size=len(tokenizer) + spare, tie_word_embeddings=tied, **changes), tokenizer
+    model = tiny_model("llama", vocab_size=len(tokenizer) + spare, tie_word_embeddings=tied)
+    return model, tokenizer
 
 
 def rows(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    return model.get_input_embeddings().weight.detach().clone(), model.get_output_embeddings().weight.detach().clone()
+    input_rows = model.get_input_embeddings().weight.detach().clone()
+    return input_rows, model.get_output_embeddings().weight.detach().clone()
 
 
 @pytest.mark.parametrize("spare", [0, 1, 2, 5])
@@ -44,16 +49,18 @@ def test_rows_start_from_the_mean_of_the_text(tied: bool, spare: int) -> None:
         assert torch.equal(new[:known], old[:known])
     assert torch.equal(model(input_ids=PROBE).logits[..., :known], logits[..., :known])
     assert model.config.vocab_size == known + max(2, spare)
-    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert (embedding.weight is head.weight) == tied
 
 
-def test_output_bias_starts_there_too() -> None:
+def test_output_bias_starts_from_the_same_tokens() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_model("phi", vocab_size=len(tokenizer))
     bias = torch.nn.init.normal_(model.get_output_embeddings().bias).detach().clone()
     add_markers(model, tokenizer, MARKERS)
     text = tokenizer(".\n").input_ids
-    torch.testing.assert_close(model.get_output_embeddings().bias[-2:], torch.stack([bias[text].mean(), bias[EOS]]))
+    expected = torch.stack([bias[text].mean(), bias[EOS]])
+    torch.testing.assert_close(model.get_output_embeddings().bias[-2:], expected)
 
 
 def test_mean_is_over_the_tokens_known_before() -> None:
@@ -76,7 +83,7 @@ def test_markers_are_single_special_tokens(kind: str) -> None:
     assert MARKERS.start not in tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def test_the_dummy_prefix_is_no_part_of_the_text() -> None:
+def test_the_dummy_prefix_is_not_part_of_the_text() -> None:
     model, tokenizer = build("unigram")
     prefix, newline = tokenizer("\n").input_ids
     assert tokenizer.convert_ids_to_tokens([prefix, newline]) == ["▁", "\n"]
@@ -85,7 +92,7 @@ def test_the_dummy_prefix_is_no_part_of_the_text() -> None:
     torch.testing.assert_close(rows(model)[0][-1], old[newline])
 
 
-def test_what_is_there_stays() -> None:
+def test_existing_markers_keep_their_rows() -> None:
     model, tokenizer = build()
     add_markers(model, tokenizer, MARKERS)
     before = rows(model)

@@ -7,12 +7,13 @@ import torch
 
 from nrt.errors import InputError
 from nrt.objective import METHODS, group_advantage
-from nrt.objective.advantage import close
+from nrt.objective.advantage import nearly_equal
 
 
 def test_clipped_and_standardised_by_hand():
     # R = (0.1, 0.4, 0.7), R_base = 0.2 → R' = (0, 0.2, 0.5); mean 7/30;
-    # squares of the deviations: 49/900 + 1/900 + 64/900 = 114/900; unbiased variance 57/900; std = sqrt(57)/30.
+    # squares of the deviations: 49/900 + 1/900 + 64/900 = 114/900;
+    # unbiased variance 57/900; std = sqrt(57)/30.
     A_K = group_advantage(torch.tensor([0.1, 0.4, 0.7]), 0.2)
     expected = torch.tensor([-7.0, -1.0, 8.0]).double() / math.sqrt(57)
     torch.testing.assert_close(A_K, expected, rtol=1e-6, atol=1e-6)
@@ -30,7 +31,7 @@ def test_leave_one_out_by_hand():
     torch.testing.assert_close(A_K, torch.tensor([-3.0, -1.5, 4.5]).double())
 
 
-def test_raw():
+def test_without_centre_and_scale_the_rewards_stay():
     R_K = torch.tensor([1.0, 2.0, 6.0])
     assert group_advantage(R_K, 3.0, clip=False, centre=None, scale=None).tolist() == [1, 2, 6]
     assert group_advantage(R_K, 3.0, clip=True, centre=None, scale=None).tolist() == [0, 0, 3]
@@ -47,18 +48,18 @@ def test_leave_one_out_needs_two():
 
 
 @pytest.mark.parametrize("centre", ["mean", "leave-one-out"])
-def test_identical_traces_have_none(centre):
+def test_identical_traces_have_no_advantage(centre):
     assert group_advantage(torch.full((4,), 0.3), 0.1, centre=centre).tolist() == [0.0] * 4
 
 
-def test_all_below_the_baseline_have_none():
+def test_traces_below_the_baseline_have_no_advantage():
     assert group_advantage(torch.tensor([0.1, 0.2, 0.05]), 0.3).tolist() == [0.0] * 3
 
 
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("size", [1e-8, 1e-3, 1.0, 1e4])
 def test_rounding_makes_no_advantage(size, clip):
-    """Rewards that differ in the last float32 bit only, and lie that close to the baseline, are equal."""
+    """Rewards that differ only in the last float32 bit count as equal, also to the baseline."""
     R_K = torch.tensor([size, size * (1 + 2**-23), size * (1 - 2**-23), size])
     assert group_advantage(R_K, size * (1 + 2**-24), clip=clip).tolist() == [0.0] * 4
     assert group_advantage(R_K, 0.999 * size, clip=clip).tolist() == [0.0] * 4
@@ -69,24 +70,24 @@ def test_small_but_real_differences_count():
     torch.testing.assert_close(A_K, torch.tensor([-1.0, 1.0]).double() / math.sqrt(2))
 
 
-def test_close_is_relative_to_the_larger():
+def test_nearly_equal_is_relative_to_the_larger():
     a = torch.tensor([1.0, 1.0, 0.0, -1e6], dtype=torch.float64)
     b = torch.tensor([1.00000999, 1.00002, 0.0, -1e6 - 9], dtype=torch.float64)
-    assert close(a, b).tolist() == [True, False, True, True]
+    assert nearly_equal(a, b).tolist() == [True, False, True, True]
 
 
-def test_advantages_carry_no_gradient():
+def test_advantages_have_no_gradient():
     R_K = torch.tensor([0.1, 0.5], requires_grad=True)
     assert not group_advantage(R_K, 0.0).requires_grad
 
 
 def test_log_prob_over_length_equals_log_prob_under_std():
-    """mean-log-prob would be jlb again: a constant factor does not survive the division by std."""
+    """With std, mean-log-prob equals jlb: the division by std removes a constant factor."""
     R_K, T = torch.tensor([-3.0, -7.0, -5.5]), 11
     torch.testing.assert_close(group_advantage(R_K, -6.0), group_advantage(R_K / T, -6.0 / T))
 
 
-def test_leave_one_out_methods_say_so_early():
+def test_a_leave_one_out_method_refuses_one_trace():
     from dataclasses import replace
 
     method = replace(METHODS["jlb"], centre="leave-one-out")

@@ -1,4 +1,4 @@
-"""Credit, streams and the whole loss against numbers worked by hand."""
+"""Credit, streams and loss against numbers worked by hand."""
 
 import math
 from dataclasses import replace
@@ -16,11 +16,12 @@ CUT = Row((5, 6), (1, 7, 7, 2, 8, 9), (S, Z, Z, E, A, A), end_sampled=False)
 BASE_T = torch.tensor([0.5, 0.25]).log()
 
 
-def test_streams_lie_where_the_roles_say():
+def test_streams_follow_the_roles():
     method = replace(METHODS["nrt-gm"], answer_weight=1.0, answer_coef=2.0)
     credits = [RowCredit(1.5, BASE_T, torch.zeros(5)), RowCredit(-0.5, BASE_T, torch.ones(6))]
     s = streams(method, [ENDED, CUT], credits, torch.zeros(11))
-    assert s.advantage_N.tolist() == [0, 1.5, 1.5, 0, 0] + [0, -0.5, -0.5, 0, 0, 0]  # a sampled END is an action, an appended one not
+    # A sampled END is an action, an appended END is not.
+    assert s.advantage_N.tolist() == [0, 1.5, 1.5, 0, 0] + [0, -0.5, -0.5, 0, 0, 0]
     assert s.sampled_N.tolist() == [False, True, True, False, False] + [False, True, True, False, False, False]
     assert s.answer_weight_N.tolist() == [0, 0, 0, 2, 2] + [0, 0, 0, 0, 2, 2]
     assert s.format_weight_N.tolist() == pytest.approx([0.3, 0, 0.3, 0, 0] + [0.3, 0, 0, 0.3, 0, 0])
@@ -43,7 +44,8 @@ def test_signal_comes_from_the_current_log_probs():
 
 
 def test_group_credit_by_hand():
-    # Geometric means: sqrt(.5·.25) = .353553 (null); traces sqrt(.6·.4) = .489898, sqrt(.2·.2) = .2, sqrt(.9·.9) = .9
+    # Geometric means: sqrt(.5·.25) = .353553 (null);
+    # traces sqrt(.6·.4) = .489898, sqrt(.2·.2) = .2, sqrt(.9·.9) = .9
     # R' = (.136345, 0, .546447), mean .227597
     logp_KT = torch.tensor([[0.6, 0.4], [0.2, 0.2], [0.9, 0.9]]).log()
     credit = group_credit(METHODS["nrt-gm"], logp_KT, BASE_T)
@@ -57,7 +59,7 @@ def test_group_credit_by_hand():
     assert not credit.no_variance
 
 
-def test_whole_loss_by_hand():
+def test_loss_by_hand():
     """B = 1, K = 2, N = 10, answer weight 1, λ = 0.3.
 
     Row 1 (A = 2): ratios of its two actions 1.5 and 0.5: min(1.5·2, 1.28·2) = 2.56, min(0.5·2, 0.8·2) = 1 → 3.56
@@ -99,14 +101,16 @@ def one_token(ratio_value: float, advantage: float, ratio: Any) -> tuple[float, 
 @pytest.mark.parametrize(
     ("advantage", "values", "gradients"),
     [
-        (1.0, [0.5, 0.9, 1.25, 1.28], [0.5, 0.9, 1.25, 0.0]),  # A > 0: only growth beyond 1.28 is cut
-        (-1.0, [-0.8, -0.9, -1.25, -2.0], [0.0, -0.9, -1.25, -2.0]),  # A < 0: only decay below 0.8 is cut
+        # A > 0: only growth beyond 1.28 is clipped
+        (1.0, [0.5, 0.9, 1.25, 1.28], [0.5, 0.9, 1.25, 0.0]),
+        # A < 0: only decay below 0.8 is clipped
+        (-1.0, [-0.8, -0.9, -1.25, -2.0], [0.0, -0.9, -1.25, -2.0]),
     ],
 )
 def test_ppo_clip(advantage, values, gradients):
-    got = [one_token(r, advantage, "ppo") for r in RATIOS]
-    assert [v for v, _ in got] == pytest.approx(values, rel=1e-6)
-    assert [g for _, g in got] == pytest.approx(gradients, rel=1e-6)
+    terms = [one_token(r, advantage, "ppo") for r in RATIOS]
+    assert [v for v, _ in terms] == pytest.approx(values, rel=1e-6)
+    assert [g for _, g in terms] == pytest.approx(gradients, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +118,10 @@ def test_ppo_clip(advantage, values, gradients):
     [(1.0, [0.8, 0.9, 1.25, 0.0]), (-1.0, [0.0, -0.9, -1.25, -1.28])],
 )
 def test_cispo_clamp_and_mask(advantage, weights):
-    """The release: stop-gradient clamp of the ratio to [0.8, 1.28] times A log π, zeroed where the clip would bind."""
+    """Release's CISPO: detached ratio, clamped to [0.8, 1.28], times A log π.
+
+    The term is zero where the clip would bind.
+    """
     assert [g for _, g in (one_token(r, advantage, "cispo") for r in RATIOS)] == pytest.approx(weights, rel=1e-6)
 
 

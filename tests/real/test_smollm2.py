@@ -15,19 +15,20 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import nrt
-from nrt.cli import app
+from nrt.cli.app import app
+from nrt.cli.chat import ChatSession, ChatSettings
 from nrt.data import trace_row
-from nrt.errors import InputError
+from nrt.errors import InputError, Interrupted
 from nrt.models import load_model
 from nrt.scoring import PackedScorer, PaddedScorer
-from nrt.talk import Settings, Talk
-from nrt.training.loop import Interrupted
-from nrt.training.measure import Clock
-from nrt.training.sampler import probe
-from nrt.training.setup import prepare
+from nrt.trainer.agreement import compare_sampler
+from nrt.trainer.collect import sample_groups, scored_rows
+from nrt.trainer.metrics import PhaseTimer
+from nrt.trainer.setup import prepare
 from tests.eval.benchmarks import write_benchmarks
 from tests.real.model import gguf_file
-from tests.training.test_train import InterruptAt
+from tests.steps import collect, local_engine
+from tests.trainer.test_train import InterruptAt
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore")]
 
@@ -40,13 +41,13 @@ def parts(make_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows(parts):
     """Eight rows of the data: two prompts with three sampled traces and the null trace each."""
-    drafts = parts.stepper.collector.sample(parts.data.pairs[:2], Clock(), seed=5, reply_seed=5)
-    return [row for draft in drafts for row in (*draft.rows[:3], parts.stepper.collector.scored_rows(draft)[-1])]
+    groups = sample_groups(parts.learner, parts.data.pairs[:2], PhaseTimer(), seed=5, answer_seed=5)
+    return [row for group in groups for row in (*group.rows[:3], scored_rows(parts.learner, group)[-1])]
 
 
 def test_prompts_are_shared_and_markers_are_chosen(parts):
     """An absolute bound on nonsense ids refused this plain Llama, and every step took four times as long."""
-    engine = parts.stepper.policy.engine
+    engine = local_engine(parts)
     assert isinstance(engine.scorer, PackedScorer)
     assert not parts.padded_by_surprise
     assert engine.scorer_choice.tolerance < 1e-2
@@ -55,7 +56,7 @@ def test_prompts_are_shared_and_markers_are_chosen(parts):
 
 
 def test_packed_is_padded(parts, rows):
-    model = parts.stepper.policy.engine.model
+    model = local_engine(parts).model
     some = [model.model.layers[i].self_attn.q_proj.weight for i in (0, 15, 29)] + [model.model.norm.weight]
     found = []
     for scorer in (PackedScorer(), PaddedScorer(0)):
@@ -69,17 +70,18 @@ def test_packed_is_padded(parts, rows):
 
 
 def test_the_sampler_is_the_scorer(parts):
-    gap = probe(parts.stepper.policy, list(parts.data.pairs[:2]), 4, 16)
+    gap = compare_sampler(parts.learner.policy, list(parts.data.pairs[:2]), 4, 16)
     assert 0 < gap.mean < 1e-4
-    assert gap.most < 1e-2
+    assert gap.largest < 1e-2
 
 
 def test_equal_rows_make_no_advantages(parts):
     """Equal traces have equal rewards, and no trace contains START."""
-    rollout = parts.stepper.collect(parts.draw, 2, seed=1)
+    rollout = collect(parts.learner, parts.draw, 2, seed=1)
     for group in rollout.groups:
         assert not any(parts.chat.start_id in trace.ids for trace in group.traces)
         rewards = {}
+        assert group.credit is not None
         for trace, reward in zip(group.traces, group.credit.reward_K.tolist(), strict=True):
             assert rewards.setdefault(trace.ids, reward) == reward
 
@@ -117,7 +119,7 @@ def test_export_and_chat(run, tmp_path):
     assert len(tokenizer) == model.get_input_embeddings().weight.shape[0] == 49_154
     printed = io.StringIO()
     console = Console(file=printed, width=100)
-    talk = Talk(str(out), Settings(max_trace_tokens=12, max_answer_tokens=12), console)
+    talk = ChatSession(str(out), ChatSettings(max_trace_tokens=12, max_answer_tokens=12), console)
     answer = talk.ask("What is 2 plus 3?")
     assert isinstance(answer, str)
     assert "<|" not in answer
@@ -172,7 +174,7 @@ def test_a_gguf_file_that_is_cut_off(tmp_path):
     for size in (2_000, 5_000_000, 90_000_000):
         file = tmp_path / f"{size}.gguf"
         file.write_bytes(whole[:size])
-        with pytest.raises(InputError, match=r"cannot be read as GGUF.*is the file whole"):
+        with pytest.raises(InputError, match=r"cannot be read as GGUF.*is the file complete"):
             load_model(str(file), dtype=torch.float32, device="cpu")
 
 
@@ -182,7 +184,7 @@ def test_rows_of_the_data_are_what_was_meant(parts):
     text = parts.chat.decode(pair.prompt_ids)
     assert text.endswith("<|im_start|>assistant\n")
     assert text.count("<|im_start|>user") == 3
-    traces = parts.stepper.policy.traces([pair], 1, seed=0)[0]
-    row = trace_row(pair, traces[0], parts.stepper.policy.markers)
+    traces = parts.learner.policy.traces([pair], 1, seed=0)[0]
+    row = trace_row(pair, traces[0], parts.learner.policy.markers)
     assert row.ids.count(parts.chat.end_id) == 1
     assert row.ids[-1] == parts.chat.end_of_turn_id

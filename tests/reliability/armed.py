@@ -22,22 +22,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PHASES: dict[str, tuple[str, ...]] = {
-    "start": ("nrt.training.start:_begun", "nrt.training.start:_resumed"),
+    "start": ("nrt.trainer.start:_prepare_new", "nrt.trainer.start:_prepare_resumed"),
     "rollout": ("nrt.rollout.hf:HFSampler.sample",),
     "scoring": ("nrt.engine.local:LocalEngine.score",),
-    "update": ("nrt.engine.local:LocalEngine.gradient", "nrt.engine.local:LocalEngine.update"),
+    "update": ("nrt.engine.local:LocalEngine.score_and_train", "nrt.engine.local:LocalEngine.train"),
     "logging": ("nrt.run:RunWriter._append",),
-    "checkpoint": ("nrt.training.loop:Loop._save",),
-    "export": ("nrt.training.setup:save_model", "nrt.serving.export:export_run"),
-    "evaluation": ("nrt.training.loop:Loop._evaluate",),
-    "report": ("nrt.reporting:Reporting.write", "nrt.analysis.report.page:write_page"),
+    "checkpoint": ("nrt.trainer.loop:Loop._save",),
+    "export": ("nrt.trainer.setup:save_model", "nrt.serving.export:export_run"),
+    "evaluation": ("nrt.trainer.loop:Loop._evaluate",),
+    "report": ("nrt.cli.live_report:ReportListener.write", "nrt.analysis.report.page:write_page"),
 }  # fmt: skip
 """What `nrt train`, `nrt export` and `nrt report` do, by the functions that do it."""
 
 PHASES_OF: dict[str, dict[str, tuple[str, ...]]] = {
-    "eval": {"evaluation": ("nrt.evaluating:_ask", "nrt.evaluating:write_rows", "nrt.evaluating:write_scores")},
-    "judge": {"judge": ("nrt.eval.judge:_ask", "nrt.eval.judge_verdict:Cache.put", "nrt.eval.judge:_write")},
-    "compare": {"runs": ("nrt.study.launch:_run",), "tables": ("nrt.comparing:open_study", "nrt.comparing:write_results")},
+    "eval": {"evaluation": ("nrt.cli.evaluate:_answer_questions", "nrt.cli.evaluate:write_rows", "nrt.cli.evaluate:write_scores")},
+    "judge": {"judge": ("nrt.eval.judge:request_all", "nrt.eval.judge:_write_cached", "nrt.eval.judge:_write")},
+    "compare": {"runs": ("nrt.study.runs:_run",), "tables": ("nrt.cli.compare:open_study", "nrt.cli.compare:write_results")},
 }
 """What commands do that import modules of their own."""
 
@@ -232,7 +232,7 @@ def run(command: list[str], instant: Instant | None, usual: dict[str, Usual], fo
 
 def call(command: list[str]) -> int:
     """`nrt COMMAND`; its exit status."""
-    from nrt.cli import main
+    from nrt.cli.app import main
 
     sys.argv = ["nrt", *command]
     try:

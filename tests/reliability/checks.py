@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nrt.durable import damage
 from nrt.errors import NrtError
 from nrt.run import Run
+from nrt.system.files import find_damage
 from tests.reliability.armed import alive
-from tests.training.test_train import timeless
+from tests.trainer.test_train import timeless
 
 NOT_COMPARED = {"environment.json", "report.html", "eval.md"}
 """They tell of the starts, of times, and of the folder."""
@@ -52,7 +52,7 @@ def faults(whole: Path, run: Path) -> list[str]:
             if killed.heldout(step) != reference.heldout(step):
                 found.append(f"heldout of step {step} differs")
         for folder in killed.checkpoints():
-            if wrong := damage(folder):
+            if wrong := find_damage(folder):
                 found.append(f"checkpoint: {wrong}")
         last = [folder.name for folder in killed.checkpoints()][-1:]
         steps = {record["step"] for record in killed.metrics()}

@@ -10,7 +10,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.eval.judge_server import Chat, completion, verdict
+from tests.eval.judge_server import ChatHandler, completion, verdict
 
 
 class Endpoint:
@@ -42,7 +42,7 @@ def name(question: str) -> str:
 def serve(listening: socket.socket, log: Path) -> None:
     """Until it is killed."""
 
-    class Handler(Chat):
+    class Handler(ChatHandler):
         def answer(self, body: Any) -> tuple[int, dict[str, str], Any]:
             turns = body["messages"]
             question = name(turns[0]["content"])

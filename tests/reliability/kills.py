@@ -1,7 +1,7 @@
 """`python -m tests.reliability.kills FOLDER [--each N] [--log FILE] …`: kills real runs with SIGKILL, N times in each phase,
 resumes them, and holds what they leave to what an uninterrupted run left, byte for byte. Exits 1 where anything differs.
 
-This process imports nrt once and forks a child for each attempt, which calls the command (`nrt.cli.main`). A chain is one run folder:
+This process imports nrt once and forks a child for each attempt, which calls the command (`nrt.cli.app.main`). A chain is one run folder:
 `nrt train RECIPE`, killed, `nrt train resume=RUN`, killed, …, and to its end. After each kill the folder is looked over (`checks.py`).
 With `--processes 2` it is two processes under torchrun, of which one is killed, or both with torchrun.
 The log has one line a kill; `--again LOG --seed S --chain C` repeats one chain of it (kills by the clock as closely as the clock allows).
@@ -31,11 +31,11 @@ import yaml
 
 import nrt.analysis.report.data
 import nrt.analysis.report.page
-import nrt.cli
-import nrt.live
-import nrt.reporting
+import nrt.cli.app
+import nrt.cli.live
+import nrt.cli.live_report
 import nrt.serving.export
-import nrt.training.setup
+import nrt.trainer.setup
 from nrt.config import Config
 from tests.reliability.armed import TOGETHER, Instant, Usual
 from tests.reliability.attempts import Ended, attempt
@@ -43,9 +43,9 @@ from tests.reliability.checks import differences, faults, left_behind, step_of
 from tests.reliability.draw import Draw, read_chain
 from tests.reliability.outward import OUTWARD, Outward
 from tests.reliability.runs import GROUPS, REPORTED, TRAINING, VARIANTS, GroupKill, Kill
-from tests.training.conftest import tiny_config, write_model, write_sums
+from tests.trainer.conftest import tiny_config, write_model, write_sums
 
-IMPORTED = {"eval": ("nrt.evaluating",), "judge": ("nrt.eval.judge", "openai"), "compare": ("nrt.comparing", "matplotlib.pyplot")}
+IMPORTED = {"eval": ("nrt.cli.evaluate",), "judge": ("nrt.eval.judge", "openai"), "compare": ("nrt.cli.compare", "matplotlib.pyplot")}
 """Modules that only these commands import."""
 
 
@@ -110,12 +110,12 @@ class Killer:
 
     def warm_up(self, config: Config) -> None:
         """What is imported, read and compiled here need not be in each child."""
-        nrt.training.setup.prepare(config)
+        nrt.trainer.setup.prepare(config)
         plotly.offline.get_plotlyjs()
         for one in self.outward:
             for module in IMPORTED.get(one.command, ()):
                 importlib.import_module(module)
-        nrt.cli.app = typer.main.get_command(nrt.cli.app)  # pyright: ignore[reportAttributeAccessIssue]
+        nrt.cli.app.app = typer.main.get_command(nrt.cli.app.app)  # pyright: ignore[reportAttributeAccessIssue]
         gc.collect()
         gc.freeze()
 

@@ -13,7 +13,7 @@ import yaml
 
 import nrt
 from nrt.errors import InputError
-from tests.training.conftest import make_config, model_dir, pairs_file  # noqa: F401
+from tests.trainer.conftest import make_config, model_dir, pairs_file  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ def test_the_second_is_refused_until_the_first_is_dead(make_config, tmp_path, ca
         while time.monotonic() < deadline and len(steps(run)) < 3:
             time.sleep(0.05)
         for resume in (None, str(run)):
-            with pytest.raises(InputError, match=f"process {first.pid} on {socket.gethostname()} is at work in {run}; wait for it"):
+            with pytest.raises(InputError, match=f"process {first.pid} on {socket.gethostname()} is using {run}; wait for it"):
                 nrt.train(make_config(steps=2, resume=resume))
         before = len(steps(run))
         assert first.poll() is None
@@ -37,7 +37,7 @@ def test_the_second_is_refused_until_the_first_is_dead(make_config, tmp_path, ca
         first.wait()
     assert len(steps(run)) >= before, "the refused ones must not touch the files"
     again = nrt.train(make_config(steps=2, resume=str(run)))
-    assert f"took over the lock of process {first.pid}, which is gone" in caplog.text
+    assert f"took over the lock of process {first.pid}, which has ended" in caplog.text
     assert again.environment[-1]["replaced_lock"]["pid"] == first.pid
     assert steps(run) == [0, 1, 2]
 

@@ -1,4 +1,4 @@
-"""The sampler against the scorer, against `generate`, and against the distribution that it says it samples from."""
+"""The sampler against the scorer, against `generate`, and against the distribution it reports."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from nrt.errors import InputError
-from nrt.models.attention import carries, carry
+from nrt.models.attention import has_installed_attention, install_attention
 from nrt.rollout import HFSampler, Request, Sampler
-from nrt.rollout.hf import _shaped
+from nrt.rollout.hf import _distribution
 from nrt.scoring import PaddedScorer, choose_scorer
 from nrt.types import Sample
 from tests.tiny import ARCHITECTURES, EOS, PAD, VOCAB, hostile, random_rows, row, tiny_model
 
 SHARED = pytest.mark.parametrize("shared", [False, True], ids=["copied", "shared"])
-"""Whether traces read their prompt's keys and values from one cache, or each from its copy."""
+"""Traces share their prompt's keys and values, or each trace has a copy."""
 NEVER: frozenset[int] = frozenset()
-PROMPTS = [r.prompt_ids for r in random_rows(0, [(4, 1), (1, 1), (9, 1)])]  # of different lengths, one of a single token
+PROMPTS = [r.prompt_ids for r in random_rows(0, [(4, 1), (1, 1), (9, 1)])]  # different lengths, one of a single token
 
 
 def sampling_model(architecture: str = "llama", *, shared: bool, **changes: Any) -> PreTrainedModel:
     model = tiny_model(architecture, **changes)
     if shared:
-        carry(model)
+        install_attention(model)
     return model
 
 
@@ -43,7 +43,7 @@ def ids_of(samples: list[list[Sample]]) -> list[tuple[int, ...]]:
 @SHARED
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_log_probs_are_the_scorers(architecture: str, shared: bool) -> None:
-    """Prefill, cache, windows and softcaps give the very distribution that is trained; the generation_config has no say."""
+    """Prefill, cache, windows and softcaps give the trained distribution; generation_config has no effect."""
     model = hostile(sampling_model(architecture, shared=shared))
     samples = HFSampler(model, PAD).sample(Request(PROMPTS, n=3, stop_ids=frozenset({EOS, 5}), cap=20, seed=1))
     rows = [row(prompt, sample.ids) for prompt, group in zip(PROMPTS, samples, strict=True) for sample in group]
@@ -53,7 +53,7 @@ def test_log_probs_are_the_scorers(architecture: str, shared: bool) -> None:
     assert any(len(sample.ids) > 5 for sample in flat(samples))  # longer than the windows
 
 
-def test_logps_are_one_a_token_and_all_tokens_occur() -> None:
+def test_each_token_has_a_logp_and_all_tokens_occur() -> None:
     model = tiny_model(initializer_range=0.02)  # nearly uniform
     samples = flat(HFSampler(model, PAD).sample(Request([(3, 4)], n=100, stop_ids=NEVER, cap=20, seed=0)))
     assert all(len(sample.ids) == len(sample.logps) == 20 for sample in samples)
@@ -62,7 +62,10 @@ def test_logps_are_one_a_token_and_all_tokens_occur() -> None:
 
 @SHARED
 def test_first_tokens_follow_the_softmax(shared: bool) -> None:
-    """χ² of 20,000 draws over the tokens that are expected five times or more; the 1e-4 quantile for 40 degrees of freedom is 83."""
+    """χ² of 20,000 draws, over the tokens with an expected count of 5 or more.
+
+    The 1e-4 quantile for 40 degrees of freedom is 83.
+    """
     model, n = sampling_model(shared=shared, initializer_range=0.2), 20_000
     samples = flat(HFSampler(model, PAD, max_rows=n).sample(Request([(3, 4, 5)], n=n, stop_ids=NEVER, cap=1, seed=0)))
     probabilities = model(input_ids=torch.tensor([[3, 4, 5]])).logits[0, -1].softmax(-1)
@@ -81,33 +84,36 @@ def test_tokens_of_probability_zero_are_never_drawn() -> None:
 
 
 def test_temperature_and_top_p_by_hand() -> None:
-    """Of .5, .3, .15, .05 the first two hold .79 of the probability, the first three .9; odds of 2 become 4 at temperature one half."""
+    """The first two of .5, .3, .15, .05 have .8 of the probability, the first three .95.
+
+    At temperature one half, odds of 2 become 4.
+    """
     request = Request([(3,)], n=1, stop_ids=NEVER, cap=1, seed=0)
     logits = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
-    shaped = [_shaped(logits, replace(request, top_p=top_p)).exp()[0].tolist() for top_p in (1.0, 0.9, 0.79, 0.01)]
-    assert shaped[0] == pytest.approx([0.15, 0.5, 0.05, 0.3])
-    assert shaped[1] == pytest.approx([0.15 / 0.95, 0.5 / 0.95, 0, 0.3 / 0.95])
-    assert shaped[2] == pytest.approx([0, 0.625, 0, 0.375])
-    assert shaped[3] == pytest.approx([0, 1, 0, 0])
-    odds = _shaped(torch.tensor([[2.0, 1.0]]).log(), replace(request, temperature=0.5)).exp()[0].tolist()
+    distributions = [_distribution(logits, replace(request, top_p=top_p)).exp()[0].tolist() for top_p in (1.0, 0.9, 0.79, 0.01)]
+    assert distributions[0] == pytest.approx([0.15, 0.5, 0.05, 0.3])
+    assert distributions[1] == pytest.approx([0.15 / 0.95, 0.5 / 0.95, 0, 0.3 / 0.95])
+    assert distributions[2] == pytest.approx([0, 0.625, 0, 0.375])
+    assert distributions[3] == pytest.approx([0, 1, 0, 0])
+    odds = _distribution(torch.tensor([[2.0, 1.0]]).log(), replace(request, temperature=0.5)).exp()[0].tolist()
     assert odds == pytest.approx([0.8, 0.2])
 
 
-def test_with_a_seed_a_prompt_the_prompts_beside_it_change_nothing() -> None:
+def test_with_one_seed_per_prompt_samples_do_not_depend_on_other_prompts() -> None:
     sampler = HFSampler(tiny_model(), PAD)
     both = sampler.sample(Request(PROMPTS[:2], n=2, stop_ids=NEVER, cap=10, seed=(5, 9)))
-    alone = [
+    singly = [
         sampler.sample(Request([prompt], n=2, stop_ids=NEVER, cap=10, seed=(seed,)))[0]
         for prompt, seed in zip(PROMPTS[:2], (5, 9), strict=True)
     ]
-    assert ids_of(both) == ids_of(alone)
+    assert ids_of(both) == ids_of(singly)
     with pytest.raises(InputError, match="1 seeds for 2 prompts"):
         sampler.sample(Request(PROMPTS[:2], n=2, stop_ids=NEVER, cap=10, seed=(5,)))
 
 
 @SHARED
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gemma3", "qwen3"])
-def test_greedy_is_what_generate_gives(architecture: str, shared: bool) -> None:
+def test_greedy_equals_generate(architecture: str, shared: bool) -> None:
     model = sampling_model(architecture, shared=shared)
     samples = HFSampler(model, PAD).sample(Request(PROMPTS, n=1, stop_ids=frozenset({EOS}), cap=15, seed=0, greedy=True))
     for prompt, sample in zip(PROMPTS, ids_of(samples), strict=True):
@@ -117,40 +123,38 @@ def test_greedy_is_what_generate_gives(architecture: str, shared: bool) -> None:
 
 
 @SHARED
-def test_same_seed_same_ids_and_nothing_else_moves(shared: bool) -> None:
+def test_same_seed_gives_the_same_ids_and_changes_no_other_state(shared: bool) -> None:
     model = sampling_model(shared=shared).train()
     sampler: Sampler = HFSampler(model, PAD)
-    before = torch.get_rng_state()
+    random_state = torch.get_rng_state()
     first, again, other = (sampler.sample(Request(PROMPTS, n=4, stop_ids=frozenset({EOS}), cap=12, seed=seed)) for seed in (7, 7, 8))
     assert first == again
     assert ids_of(first) != ids_of(other)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert model.training
     assert all(p.grad is None for p in model.parameters())
 
 
 @SHARED
 @pytest.mark.parametrize("max_rows", [1, 5])
-def test_splitting_changes_nothing(max_rows: int, shared: bool) -> None:
+def test_max_rows_does_not_change_samples(max_rows: int, shared: bool) -> None:
     model = sampling_model("gemma3", shared=shared, initializer_range=0.05)
-    stop_ids = frozenset(range(2, 8))  # so that rows finish at different times, and leave the batch
-    whole = HFSampler(model, PAD).sample(Request(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3))
+    stop_ids = frozenset(range(2, 8))  # so rows finish at different times and leave the batch
+    together = HFSampler(model, PAD).sample(Request(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3))
     split = HFSampler(model, PAD, max_rows=max_rows).sample(Request(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3))
-    assert ids_of(whole) == ids_of(split)
-    assert len({len(ids) for ids in ids_of(whole)}) > 2
+    assert ids_of(together) == ids_of(split)
+    assert len({len(ids) for ids in ids_of(together)}) > 2
 
 
-def test_equal_prompts_get_traces_of_their_own() -> None:
+def test_equal_prompts_get_different_traces() -> None:
     samples = HFSampler(tiny_model(initializer_range=0.02), PAD).sample(Request([(3, 4), (3, 4)], n=2, stop_ids=NEVER, cap=8, seed=0))
     assert len(set(ids_of(samples))) == 4
 
 
 @SHARED
-def test_each_stop_id_stops_and_stays(shared: bool) -> None:
-    model, stop_ids = (
-        sampling_model(shared=shared, initializer_range=0.02),
-        frozenset({2, 9, 30, VOCAB + 5}),
-    )  # the last is no token of the model
+def test_each_stop_id_ends_a_sample_and_stays_in_it(shared: bool) -> None:
+    model = sampling_model(shared=shared, initializer_range=0.02)
+    stop_ids = frozenset({2, 9, 30, VOCAB + 5})  # the last is no token of the model
     samples = flat(HFSampler(model, PAD).sample(Request([(3, 4)], n=200, stop_ids=stop_ids, cap=30, seed=0)))
     stopped = [list(sample.ids) for sample in samples if len(sample.ids) < 30]
     assert {ids[-1] for ids in stopped} == {2, 9, 30}
@@ -171,7 +175,7 @@ def test_cap_of_one() -> None:
 
 
 @SHARED
-def test_long_samples_outgrow_the_first_buffer(shared: bool) -> None:
+def test_samples_longer_than_the_first_buffer(shared: bool) -> None:
     model = sampling_model("mistral", shared=shared)
     sample = flat(HFSampler(model, PAD).sample(Request([(3, 4)], n=1, stop_ids=NEVER, cap=120, seed=0)))[0]
     scores = PaddedScorer(PAD)(model, [row((3, 4), sample.ids)]).logp_N
@@ -179,8 +183,8 @@ def test_long_samples_outgrow_the_first_buffer(shared: bool) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_shared_or_copied_prompts_give_the_same_traces(architecture: str) -> None:
-    """Groups that grow ragged as rows leave, prompts without rows, and prompts that occur twice."""
+def test_shared_and_copied_caches_give_the_same_traces(architecture: str) -> None:
+    """Also with groups that become unequal as rows leave, prompts without rows, and equal prompts."""
     prompts, stop_ids = [*PROMPTS, PROMPTS[0]], frozenset(range(2, 10))
     copied, shared = (
         HFSampler(sampling_model(architecture, shared=shared, initializer_range=0.1), PAD).sample(
@@ -215,7 +219,7 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "linear_value_head_dim": 8,
     },
 }
-"""Layers of attention among layers with a state."""
+"""Models with attention layers and layers with a recurrent state."""
 
 
 @pytest.mark.parametrize(("architecture", "changes"), [*RECURRENT.items(), ("diffllama", {})], ids=[*RECURRENT, "diffllama"])
@@ -223,7 +227,7 @@ def test_models_that_cannot_share_get_copies(architecture: str, changes: dict[st
     """DiffLlama's layers attend twice, to different values."""
     model = tiny_model(architecture, initializer_range=0.1, **changes)
     choose_scorer(model, PAD)
-    assert not carries(model)
+    assert not has_installed_attention(model)
     samples = HFSampler(model, PAD).sample(Request(PROMPTS, n=3, stop_ids=frozenset({EOS, 5}), cap=12, seed=1))
     rows = [row(prompt, sample.ids) for prompt, group in zip(PROMPTS, samples, strict=True) for sample in group]
     sampled = torch.tensor(list(chain.from_iterable(sample.logps for sample in flat(samples))))
@@ -236,8 +240,8 @@ def test_a_state_outside_the_cache_is_an_error(architecture: str, changes: dict[
         HFSampler(tiny_model(architecture, **changes), PAD).sample(Request(PROMPTS, n=2, stop_ids=NEVER, cap=3, seed=0))
 
 
-class Synchronisations(TorchDispatchMode):
-    """Counts the operations at which a host waits for its device."""
+class SynchronizationCounter(TorchDispatchMode):
+    """Counts the operations at which the host waits for its device."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2")
 
@@ -251,13 +255,14 @@ class Synchronisations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_the_host_looks_at_the_rows_and_waits_at_nothing_else(architecture: str) -> None:
-    """One look a token on the CPU, where it is free; elsewhere one in `LOOK_EVERY`."""
-    model, counts = sampling_model(architecture, shared=True, initializer_range=0.02), []
+def test_the_host_waits_only_to_see_which_rows_still_run(architecture: str) -> None:
+    """Once a token on the CPU, where it is free; elsewhere once in `LOOK_EVERY`."""
+    model = sampling_model(architecture, shared=True, initializer_range=0.02)
+    counts = []
     for cap in (10, 30):
-        with Synchronisations() as synchronisations:
+        with SynchronizationCounter() as counter:
             HFSampler(model, PAD).sample(Request(PROMPTS, n=4, stop_ids=frozenset({VOCAB}), cap=cap, seed=0))
-        counts.append(synchronisations.count)
+        counts.append(counter.count)
     assert counts[1] - counts[0] == 20
 
 

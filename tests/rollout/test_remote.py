@@ -1,4 +1,4 @@
-"""Rollout servers by real requests: weights as bytes, versions, tokens, and a server that is killed."""
+"""Rollout servers with real requests: weights as bytes, versions, tokens, and a killed server."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ from safetensors.torch import save
 
 from nrt.errors import InputError, RunError
 from nrt.rollout import HFSampler, RemoteSampler, Request
-from nrt.rollout.remote import FOREIGN
+from nrt.rollout.remote import FOREIGN_VERSION
 from nrt.rollout.server import RolloutServer
-from nrt.rollout.wire import PUSHER, TOKEN, VERSION, request_from_json, request_to_json
+from nrt.rollout.wire import (
+    PUSHER_HEADER,
+    TOKEN_VARIABLE,
+    VERSION_HEADER,
+    request_from_json,
+    request_to_json,
+)
 from tests.tiny import PAD, tiny_model
 
-FROM_A_TRAINER = {PUSHER: "me", VERSION: "1", "Content-Length": "0"}
+FROM_A_TRAINER = {PUSHER_HEADER: "me", VERSION_HEADER: "1", "Content-Length": "0"}
 REQUEST = Request([(3, 4), (5,), (6, 7, 8)], n=2, stop_ids=frozenset({2}), cap=9, seed=1)
 
 
 @contextmanager
 def served(model=None, host="127.0.0.1", port=0):
-    """Its address, in this process."""
+    """Serve a sampler in this process; yields the server's address."""
     model = model or tiny_model(seed=5)
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     with RolloutServer(HFSampler(model, PAD), host, port, shapes) as server:
@@ -40,9 +46,9 @@ def served(model=None, host="127.0.0.1", port=0):
 def status(url, path, method="GET", **headers):
     connection = HTTPConnection(url.removeprefix("http://"), timeout=30)
     connection.request(method, path, headers=headers)
-    found = connection.getresponse().status
+    code = connection.getresponse().status
     connection.close()
-    return found
+    return code
 
 
 def move(model):
@@ -51,8 +57,8 @@ def move(model):
             parameter.add_(0.1 * torch.ones_like(parameter).cumsum(-1).sin())
 
 
-def here(model):
-    """What the model samples in this process, given the seeds that servers are given."""
+def sample_locally(model):
+    """Sample in this process with the seeds that servers receive."""
     return HFSampler(model, PAD).sample(request_from_json(request_to_json(REQUEST)))
 
 
@@ -60,7 +66,7 @@ def ids(groups):
     return [[sample.ids for sample in group] for group in groups]
 
 
-def test_weights_are_pushed_and_prompts_shared_out():
+def test_weights_are_pushed_and_prompts_split():
     model = tiny_model("llama-tied-mha")
     with served(tiny_model("llama-tied-mha", seed=5)) as one, served(tiny_model("llama-tied-mha", seed=6)) as two:
         for urls in ([one], [one, two], [one, two, one, two]):
@@ -68,29 +74,29 @@ def test_weights_are_pushed_and_prompts_shared_out():
             for version in range(3):
                 sampler.load_weights(model.named_parameters(), version)
                 groups = sampler.sample(REQUEST)
-                assert ids(groups) == ids(here(model))
+                assert ids(groups) == ids(sample_locally(model))
                 assert {sample.version for group in groups for sample in group} == {version}
-                for group, expected in zip(groups, here(model), strict=True):
+                for group, expected in zip(groups, sample_locally(model), strict=True):
                     assert [s.logps for s in group] == [pytest.approx(s.logps, abs=1e-5) for s in expected]
                 move(model)
 
 
-def test_samples_of_weights_that_another_pushed():
+def test_samples_from_weights_of_another_trainer():
     model, other = tiny_model(), tiny_model(seed=3)
     with served() as url:
-        strict, lax, foreign = RemoteSampler([url]), RemoteSampler([url], strict=False), RemoteSampler([url])
+        strict, tolerant, foreign = RemoteSampler([url]), RemoteSampler([url], strict=False), RemoteSampler([url])
         strict.load_weights(model.named_parameters(), 4)
         foreign.load_weights(other.named_parameters(), 4)
         with pytest.raises(RunError, match="version 4 that another trainer pushed, this run pushed version 4"):
             strict.sample(REQUEST)
-        lax.load_weights(model.named_parameters(), 4)
+        tolerant.load_weights(model.named_parameters(), 4)
         foreign.load_weights(other.named_parameters(), 5)
-        groups = lax.sample(REQUEST)
-        assert {sample.version for group in groups for sample in group} == {FOREIGN}
-        assert ids(groups) == ids(here(other))
+        groups = tolerant.sample(REQUEST)
+        assert {sample.version for group in groups for sample in group} == {FOREIGN_VERSION}
+        assert ids(groups) == ids(sample_locally(other))
 
 
-def test_without_weights_it_says_so_and_wrong_ones_are_an_error():
+def test_missing_and_wrong_weights_are_errors():
     with served() as url:
         with pytest.raises(RunError, match="load_weights comes first"):
             RemoteSampler([url]).sample(REQUEST)
@@ -105,7 +111,7 @@ def test_without_weights_it_says_so_and_wrong_ones_are_an_error():
         assert status(url, "/elsewhere") == 404
 
 
-def test_a_request_that_cannot_be_answered_is_not_asked_again():
+def test_an_invalid_request_is_not_repeated():
     with served() as url:
         sampler = RemoteSampler([url])
         sampler.load_weights(tiny_model().named_parameters(), 0)
@@ -113,58 +119,58 @@ def test_a_request_that_cannot_be_answered_is_not_asked_again():
             sampler.sample(Request([()], n=1, stop_ids=frozenset(), cap=2, seed=0))
 
 
-def test_a_token_keeps_others_out(monkeypatch):
-    monkeypatch.setenv(TOKEN, "a-token-of-sixteen")
+def test_requests_without_the_token_are_refused(monkeypatch):
+    monkeypatch.setenv(TOKEN_VARIABLE, "a-token-of-sixteen")
     with served(host="0.0.0.0") as url:
         sampler = RemoteSampler([url])
         sampler.load_weights(tiny_model().named_parameters(), 0)
         assert len(sampler.sample(REQUEST)) == 3
         assert [status(url, "/health"), status(url, "/weights", "POST"), status(url, "/health", Authorization="Bearer no")] == [401] * 3
-        monkeypatch.delenv(TOKEN)
-        with pytest.raises(InputError, match=f"set {TOKEN} as the server has it"):
+        monkeypatch.delenv(TOKEN_VARIABLE)
+        with pytest.raises(InputError, match=f"set {TOKEN_VARIABLE} to the server's value"):
             RemoteSampler([url]).load_weights(tiny_model().named_parameters(), 0)
 
 
-def test_beyond_this_machine_a_token_must_be_set(monkeypatch):
-    monkeypatch.delenv(TOKEN, raising=False)
-    with pytest.raises(InputError, match=f"set {TOKEN} here and there"):
+def test_a_server_for_other_machines_needs_a_token(monkeypatch):
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    with pytest.raises(InputError, match=f"set {TOKEN_VARIABLE} here and for the trainer"):
         RolloutServer(HFSampler(tiny_model(), PAD), "0.0.0.0", 0)
-    monkeypatch.setenv(TOKEN, "short")
+    monkeypatch.setenv(TOKEN_VARIABLE, "short")
     with pytest.raises(InputError, match="16 or more"):
         RolloutServer(HFSampler(tiny_model(), PAD), "127.0.0.1", 0)
-    monkeypatch.delenv(TOKEN)
+    monkeypatch.delenv(TOKEN_VARIABLE)
     with served() as url:
         assert status(url, "/health", Host="evil.example") == 401
         assert status(url, "/health", Host="localhost:1") == 200
 
 
-def raw(url, text, then=b""):
-    """The first line of the reply to what is sent as it stands; the client then sends no more."""
+def raw(url, text, body=b""):
+    """Send bytes, then close the sending side; return the first line of the reply."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
-        connection.sendall(text.replace("\n", "\r\n").encode() + then)
+        connection.sendall(text.replace("\n", "\r\n").encode() + body)
         connection.shutdown(socket.SHUT_WR)
         return connection.makefile("rb").readline().decode().strip()
 
 
 HEAD = "POST {} HTTP/1.1\nHost: localhost\n"
-TRAINERS = "X-Nrt-Pusher: me\nX-Nrt-Version: 1\n"
+TRAINER_HEADERS = "X-Nrt-Pusher: me\nX-Nrt-Version: 1\n"
 
 
 def test_a_page_of_another_site_cannot_push_weights():
-    """A browser sends such a page's requests without asking first only if they have no header of their own (fetch's no-cors)."""
+    """Without a preflight, a browser sends such a page's requests only without custom headers (fetch's no-cors)."""
     body = save({name: weight.detach() for name, weight in tiny_model().named_parameters()})
     with served() as url:
         for headers, expected in (
             ("", "400"),
             ("Origin: http://evil.example\n", "401"),
-            (TRAINERS + "Origin: http://evil.example\n", "401"),
-            (TRAINERS + "Origin: null\n", "401"),
-            (TRAINERS, "200"),
+            (TRAINER_HEADERS + "Origin: http://evil.example\n", "401"),
+            (TRAINER_HEADERS + "Origin: null\n", "401"),
+            (TRAINER_HEADERS, "200"),
         ):
             text = HEAD.format("/weights") + headers + f"Content-Type: text/plain\nContent-Length: {len(body)}\n\n"
             assert raw(url, text, body).split()[1] == expected, headers
-        assert status(url, "/weights", "OPTIONS") == 501, "a browser that asks first is allowed nothing"
+        assert status(url, "/weights", "OPTIONS") == 501, "a preflight gets no permission"
 
 
 @pytest.mark.parametrize("cut", [0, 7, 100, -1])
@@ -174,57 +180,57 @@ def test_an_incomplete_push_is_refused(cut):
     with served() as url:
         sampler = RemoteSampler([url])
         sampler.load_weights(model.named_parameters(), 1)
-        text = HEAD.format("/weights") + TRAINERS
+        text = HEAD.format("/weights") + TRAINER_HEADERS
         assert raw(url, text + f"Content-Length: {len(body)}\n\n", body[:cut]).split()[1] == "400", "the connection ended"
         assert raw(url, text + f"Content-Length: {len(body[:cut])}\n\n", body[:cut]).split()[1] == "400", "the file ends"
-        assert ids(sampler.sample(REQUEST)) == ids(here(model)), "it has the weights that it had"
+        assert ids(sampler.sample(REQUEST)) == ids(sample_locally(model)), "the server keeps its weights"
 
 
 @pytest.mark.parametrize("length", ["abc", "-1", "", "1e3", "9" * 15, "9" * 400])
-def test_a_length_that_is_none(length, capfd):
+def test_invalid_content_length(length, capfd):
     with served() as url:
-        assert raw(url, HEAD.format("/sample") + TRAINERS + f"Content-Length: {length}\n\n").split()[1] == "400"
+        assert raw(url, HEAD.format("/sample") + TRAINER_HEADERS + f"Content-Length: {length}\n\n").split()[1] == "400"
         assert status(url, "/health") == 200
     assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"nonsense", b"\xff", b"[" * 100_000, b'{"prompts": 3}'])
-def test_a_request_that_is_none(body):
+def test_invalid_request_body(body):
     with served() as url:
         RemoteSampler([url]).load_weights(tiny_model().named_parameters(), 1)
-        text = HEAD.format("/sample") + TRAINERS + f"Content-Length: {len(body)}\n\n"
+        text = HEAD.format("/sample") + TRAINER_HEADERS + f"Content-Length: {len(body)}\n\n"
         assert raw(url, text, body).split()[1] == "400"
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:80", "ftp://x/", "http://"])
-def test_what_is_no_address(url):
-    with pytest.raises(InputError, match="no address of a server"):
+def test_invalid_address(url):
+    with pytest.raises(InputError, match="is not the address of a server"):
         RemoteSampler([url])
 
 
-def test_a_server_that_was_away_gets_the_weights_again():
-    """The next samples wait for it, and are the ones that it would have given."""
-    model, said = tiny_model(), []
+def test_a_restarted_server_gets_the_weights_again():
+    """The next samples wait for it and are those of a server that was never lost."""
+    model, warnings = tiny_model(), []
     move(model)
     with served() as url:
-        sampler = RemoteSampler([url], wait=60, say=said.append)
+        sampler = RemoteSampler([url], wait=60, warn=warnings.append)
         sampler.load_weights(model.named_parameters(), 3)
-        before = sampler.sample(REQUEST)
+        expected = sampler.sample(REQUEST)
     with ThreadPoolExecutor(1) as thread:
-        found = thread.submit(sampler.sample, REQUEST)
-        while not said:
+        future = thread.submit(sampler.sample, REQUEST)
+        while not warnings:
             time.sleep(0.01)
         with served(port=int(url.rsplit(":", 1)[1])):
-            assert found.result() == before
-    assert "does not answer" in said[0]
-    assert "is back after" in said[1]
+            assert future.result() == expected
+    assert "does not answer" in warnings[0]
+    assert "is back after" in warnings[1]
 
 
-def test_patience_ends():
+def test_a_lost_server_is_an_error_after_the_wait():
     with served() as url:
-        sampler, said = RemoteSampler([url], wait=0.2), []
-        sampler.say = said.append
+        sampler, warnings = RemoteSampler([url], wait=0.2), []
+        sampler.warn = warnings.append
         sampler.load_weights(tiny_model().named_parameters(), 0)
     with pytest.raises(RunError, match=r"did not answer for 0.2 s"):
         sampler.sample(REQUEST)
-    assert len(said) == 1
+    assert len(warnings) == 1

@@ -1,14 +1,16 @@
-"""START is no action inside a trace: the policy over traces is the softmax over all other tokens, in both scorers and the sampler."""
+"""START is no action inside a trace, in both scorers and in the sampler.
+
+The policy over traces is the softmax over all other tokens.
+"""
 
 import pytest
 import torch
 
-from nrt.models.attention import carry
+from nrt.models.attention import install_attention
 from nrt.rollout import HFSampler
 from nrt.rollout.base import Request
-from nrt.scoring import PackedScorer, PaddedScorer
-from nrt.scoring import head as head_module
-from nrt.scoring.layout import banned_tokens
+from nrt.scoring import PackedScorer, PaddedScorer, logprob_head
+from nrt.scoring.packing import banned_tokens
 from nrt.types import Role, Row
 from tests.tiny import PAD, VOCAB, tiny_model
 
@@ -22,55 +24,56 @@ ROWS = [
 
 
 def by_hand(model, row):
-    """Full softmax for START and answers, the softmax without START for trace and END."""
+    """Return log-probabilities: of trace and END without START, of START and answers among all."""
     logits = model(torch.tensor([row.ids])).logits[0].double()
     logps = []
     for place, (token, role) in enumerate(zip(row.tail_ids, row.tail_roles, strict=True)):
-        at = logits[len(row.prompt_ids) + place - 1].clone()
+        logits_V = logits[len(row.prompt_ids) + place - 1].clone()
         if role in (Role.TRACE, Role.END):
-            at[START] = -torch.inf
-        logps.append(at.log_softmax(-1)[token])
+            logits_V[START] = -torch.inf
+        logps.append(logits_V.log_softmax(-1)[token])
     return torch.stack(logps)
 
 
-def test_which_tokens_are_banned_where():
+def test_banned_tokens_by_position():
     banned_N = banned_tokens(ROWS, "cpu")
     assert banned_N is not None
     assert banned_N.tolist() == [-1, START, START, START, -1, -1, START, -1, -1, -1]
     assert banned_tokens(ROWS[2:], "cpu") is None
-    held = Row((3,), (START, START, END), (Role.START, Role.TRACE, Role.END), end_sampled=True)
-    banned_N = banned_tokens([held], "cpu")
+    roles = (Role.START, Role.TRACE, Role.END)
+    row_with_start = Row((3,), (START, START, END), roles, end_sampled=True)
+    banned_N = banned_tokens([row_with_start], "cpu")
     assert banned_N is not None
-    assert banned_N.tolist() == [-1, -1, START], "one that stands there all the same keeps its probability"
+    assert banned_N.tolist() == [-1, -1, START], "a START that was sampled keeps its probability"
 
 
 @pytest.mark.parametrize("tile", [2**18, 64])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3"])
-def test_scorers_give_the_numbers_and_gradients_by_hand(architecture, tile, monkeypatch):
-    monkeypatch.setitem(head_module.TILE, "cpu", tile)  # with 64 the vocabulary is cut
-    monkeypatch.setattr(head_module, "TILE_TOKENS", 4)
+def test_scorers_give_the_numbers_and_gradients_computed_by_hand(architecture, tile, monkeypatch):
+    monkeypatch.setitem(logprob_head.TILE, "cpu", tile)  # with 64 the vocabulary is split
+    monkeypatch.setattr(logprob_head, "TILE_TOKENS", 4)
     model = tiny_model(architecture)
     expected = torch.cat([by_hand(model, row) for row in ROWS])
     weights = torch.linspace(-1, 2, len(expected))
-    wanted = torch.autograd.grad((expected * weights).sum(), list(model.parameters()))
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), list(model.parameters()))
     for scorer in (PaddedScorer(PAD), PackedScorer()):
         if isinstance(scorer, PackedScorer):
-            carry(model)
+            install_attention(model)
         scores = scorer(model, ROWS)
         torch.testing.assert_close(scores.logp_N.double(), expected, atol=1e-5, rtol=1e-5)
         assert scores.entropy_N.isfinite().all()
-        found = torch.autograd.grad((scores.logp_N * weights).sum(), list(model.parameters()))
-        for ours, theirs in zip(found, wanted, strict=True):
+        gradients = torch.autograd.grad((scores.logp_N * weights).sum(), list(model.parameters()))
+        for ours, theirs in zip(gradients, expected_gradients, strict=True):
             assert (ours - theirs).abs().max() <= 1e-4 * max(1e-3, theirs.abs().max())
 
 
-def test_the_sampler_never_draws_it_and_reports_what_the_scorer_says():
+def test_the_sampler_never_draws_start_and_reports_the_scorers_numbers():
     model = tiny_model(initializer_range=0.1)
     request = Request([(3, 4, START), (8, START)], n=64, stop_ids=frozenset({END}), cap=12, seed=0, banned=frozenset({START}))
     groups = HFSampler(model, PAD).sample(request)
     assert not any(START in sample.ids for group in groups for sample in group)
-    free = HFSampler(model, PAD).sample(Request(request.prompts, n=64, stop_ids=frozenset({END}), cap=12, seed=0))
-    assert any(START in sample.ids for group in free for sample in group)
+    without_ban = HFSampler(model, PAD).sample(Request(request.prompts, n=64, stop_ids=frozenset({END}), cap=12, seed=0))
+    assert any(START in sample.ids for group in without_ban for sample in group)
     rows, reported = [], []
     for prompt, group in zip(request.prompts, groups, strict=True):
         for sample in group:

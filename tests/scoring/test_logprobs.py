@@ -1,4 +1,4 @@
-"""The padded scorer against the plainest reading of a model: one row at a time, no padding, the whole logits."""
+"""The padded scorer against the simplest forward: one row at a time, no padding, all logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nrt.types import Row, TokenScores
 from tests.tiny import ARCHITECTURES, PAD, hostile, random_rows, row, tiny_model
 
 SCORER = PaddedScorer(PAD)
-SHAPES = [(1, 9), (12, 3), (4, 17), (20, 1), (7, 7)]  # prompts of one token, tails of one token, windows of 5 overrun
+SHAPES = [(1, 9), (12, 3), (4, 17), (20, 1), (7, 7)]  # prompts and tails of one token, and rows longer than the window of 5
 
 
 def naive(model: PreTrainedModel, rows: list[Row]) -> TokenScores:
@@ -49,7 +49,7 @@ def test_equals_the_naive_forward(architecture: str, attention: str) -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_gradient_equals_the_naive_one(architecture: str, attention: str) -> None:
-    """Pads, whose queries may see nothing at all, leave no trace in the gradient, and no NaN."""
+    """Pads, whose queries may see no key, add neither a gradient nor a NaN."""
     if architecture == "gemma2" and attention == "sdpa":
         pytest.skip("transformers gives Gemma 2 no SDPA: it has attention softcaps")
     model = tiny_model(architecture, attention=attention)
@@ -73,19 +73,19 @@ def largest(grads: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "gemma2", "gemma3"])
-def test_the_window_is_short_enough_to_matter(architecture: str) -> None:
+def test_the_window_changes_the_scores(architecture: str) -> None:
     rows = random_rows(1, SHAPES)
     narrow, wide = (SCORER(tiny_model(architecture, sliding_window=w), rows).logp_N for w in (5, 64))
     assert (narrow - wide).abs().max() > 0.05
 
 
-def test_row_order_and_padding_change_nothing() -> None:
+def test_row_order_and_padding_do_not_change_scores() -> None:
     model, rows = tiny_model(), random_rows(3, SHAPES)
     together = SCORER(model, rows).rows()
     backwards = SCORER(model, rows[::-1]).rows()[::-1]
-    alone = [SCORER(model, [r]).rows()[0] for r in rows]
+    singly = [SCORER(model, [r]).rows()[0] for r in rows]
     other_pad = PaddedScorer(pad_id=17)(model, rows).rows()
-    for others in (backwards, alone, other_pad):
+    for others in (backwards, singly, other_pad):
         for (logp, entropy), (other_logp, other_entropy) in zip(together, others, strict=True):
             close(logp, other_logp)
             close(entropy, other_entropy)
@@ -123,10 +123,10 @@ def test_rows_need_a_prompt_and_a_tail() -> None:
 
 
 def test_micro_batches_by_hand() -> None:
-    """Widths 10, 4, 4, 6, limit 12: the 10 alone; 6 with a 4 would be 2 × 6 = 12; the last 4 does not fit as 3 × 6 = 18."""
+    """Widths 10, 4, 4, 6, limit 12: the 10 by itself; 6 with a 4 is 2 × 6 = 12; the last 4 does not fit, as 3 × 6 = 18."""
     rows = random_rows(0, [(5, 5), (2, 2), (2, 2), (3, 3)])
     assert micro_batches(rows, 12) == [[0], [3, 1], [2]]
-    assert micro_batches(rows, 1) == [[0], [3], [1], [2]]  # each over the limit
+    assert micro_batches(rows, 1) == [[0], [3], [1], [2]]  # each above the limit
     assert micro_batches(rows, 10_000) == [[0, 3, 1, 2]]
     assert micro_batches([], 12) == []
 

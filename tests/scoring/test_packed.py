@@ -1,4 +1,4 @@
-"""The packed scorer against the padded oracle: the same numbers and gradients for any groups."""
+"""The packed scorer has the padded scorer's numbers and gradients for any groups."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import PreTrainedModel
 
 from nrt.errors import InputError
-from nrt.scoring import PackedScorer, PaddedScorer, attention, choose_scorer, score_all
-from nrt.scoring.attention import visibility
-from nrt.scoring.head import Head
-from nrt.scoring.layout import lay_out, packed_batches
+from nrt.scoring import PackedScorer, PaddedScorer, choose_scorer, prefix_attention, score_all
+from nrt.scoring.logprob_head import LMHead
+from nrt.scoring.packing import lay_out, packed_batches
+from nrt.scoring.prefix_attention import make_mask_mod
 from nrt.types import Row
 from tests.tiny import ARCHITECTURES, PAD, random_rows, row, tiny_model
 
@@ -32,7 +32,7 @@ def packed_model(architecture: str, **changes: Any) -> PreTrainedModel:
 
 
 def grouped(seed: int, groups: list[tuple[int, list[int]]]) -> list[Row]:
-    """Rows of (prompt length, tail lengths), each group with a prompt of its own."""
+    """Return random rows of groups of (prompt length, tail lengths), each with its own prompt."""
     rows = []
     for g, (prompt, tails) in enumerate(groups):
         (shared,) = random_rows(seed + g, [(prompt, 1)])
@@ -40,8 +40,8 @@ def grouped(seed: int, groups: list[tuple[int, list[int]]]) -> list[Row]:
     return rows
 
 
-GROUPS = [(9, [12, 1, 7]), (1, [3, 3]), (20, [2]), (4, [1, 1])]  # windows of 5 overrun in prompts, in tails and across
-"""Prompts of one token, tails of one token, a group of one."""
+GROUPS = [(9, [12, 1, 7]), (1, [3, 3]), (20, [2]), (4, [1, 1])]  # prompts, tails and both together exceed the window of 5
+"""Groups with prompts of one token, with tails of one token, and with one row."""
 
 
 def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
@@ -52,12 +52,12 @@ def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
 
 def assert_equal_scores(model: PreTrainedModel, rows: list[Row], scorer: PackedScorer | None = None) -> None:
     scorer = scorer or PackedScorer()
-    found, expected = scorer(model, rows), ORACLE(model, rows)
-    assert found.lengths == expected.lengths
-    torch.testing.assert_close(found.logp_N, expected.logp_N, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.entropy_N, expected.entropy_N, atol=1e-5, rtol=1e-5)
-    weights = torch.linspace(-1, 1, len(found.logp_N))
-    ours, oracles = gradients(model, found.logp_N @ weights), gradients(model, expected.logp_N @ weights)
+    scores, expected = scorer(model, rows), ORACLE(model, rows)
+    assert scores.lengths == expected.lengths
+    torch.testing.assert_close(scores.logp_N, expected.logp_N, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(scores.entropy_N, expected.entropy_N, atol=1e-5, rtol=1e-5)
+    weights = torch.linspace(-1, 1, len(scores.logp_N))
+    ours, oracles = gradients(model, scores.logp_N @ weights), gradients(model, expected.logp_N @ weights)
     largest = max(g.abs().max().item() for g in oracles.values())
     assert ours.keys() == oracles.keys()
     for name, gradient in oracles.items():
@@ -95,30 +95,30 @@ def _model(architecture: str) -> PreTrainedModel:
 
 
 def test_longer_than_the_kernels_blocks() -> None:
-    """The CPU's flash kernel takes queries by 32 to 256 and keys by 512."""
+    """The CPU's flash kernel has blocks of 32 to 256 queries and 512 keys."""
     model = packed_model("qwen2", max_position_embeddings=2048, initializer_range=0.1)
     assert_equal_scores(model, grouped(3, [(600, [300, 37]), (70, [140])]))
 
 
-def test_rows_keep_their_order_whatever_their_groups() -> None:
+def test_scores_are_in_the_order_of_the_rows() -> None:
     model, rows = packed_model("llama"), grouped(2, GROUPS)
     mixed = [rows[i] for i in (6, 0, 4, 2, 7, 1, 5, 3)]
     assert_equal_scores(model, mixed)
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 20, 40, 10_000])
-def test_any_cut_into_batches(tokens_per_batch: int) -> None:
+def test_scores_do_not_depend_on_the_batches(tokens_per_batch: int) -> None:
     model, rows = packed_model("mistral"), grouped(4, GROUPS)
-    found = score_all(PackedScorer(), model, rows, tokens_per_batch)
-    torch.testing.assert_close(found.logp_N, ORACLE(model, rows).logp_N.detach(), atol=1e-5, rtol=1e-5)
+    scores = score_all(PackedScorer(), model, rows, tokens_per_batch)
+    torch.testing.assert_close(scores.logp_N, ORACLE(model, rows).logp_N.detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_batches_by_hand() -> None:
-    """A group forwards its prompt and each tail less one: 5 + 3 + 3 = 11, 4 + 1 = 5 and 2 + 5 = 7 tokens."""
+    """A group forwards its prompt and all but one token of each tail: 5 + 3 + 3 = 11, 4 + 1 = 5 and 2 + 5 = 7 tokens."""
     rows = grouped(0, [(4, [2]), (5, [4, 4]), (2, [6])])
     assert packed_batches(rows, 23) == [[1, 2, 3, 0]]
     assert packed_batches(rows, 12) == [[1, 2], [3, 0]]
-    assert packed_batches(rows, 8) == [[1], [2], [3], [0]]  # the group of 11 is cut, its prompt forwarded twice
+    assert packed_batches(rows, 8) == [[1], [2], [3], [0]]  # the group of 11 is split, its prompt forwarded twice
     assert packed_batches(rows, 1) == [[1], [2], [3], [0]]
     assert packed_batches([], 12) == []
 
@@ -129,66 +129,67 @@ def test_layout_by_hand() -> None:
     assert layout.ids_N.tolist() == [5, 6, 7, 1, 2, 9, 8]
     assert layout.positions_N.tolist() == [0, 1, 2, 3, 4, 3, 0]
     assert [(g.prompt, g.tails) for g in layout.groups] == [((0, 3), ((3, 5), (5, 6))), ((6, 7), ())]
-    assert layout.from_M.tolist() == [2, 3, 4, 6, 2, 5]
+    assert layout.predictor_M.tolist() == [2, 3, 4, 6, 2, 5]
     assert layout.target_M.tolist() == [1, 2, 3, 4, 9, 10]
     assert layout.longest == 5
 
 
 @pytest.mark.parametrize("window", [None, 4])
-def test_flex_mask_shows_what_the_rows_alone_would(window: int | None) -> None:
-    """A row's own causal (windowed) mask, laid over the packed places of its tokens."""
+def test_flex_mask_equals_the_masks_of_single_rows(window: int | None) -> None:
+    """Place each row's own causal mask, with the window, at its tokens' positions in the layout."""
     rows = grouped(0, GROUPS)
     layout = lay_out(rows)
     N = len(layout.ids_N)
     expected = torch.zeros(N, N, dtype=torch.bool)
     for group in layout.groups:
         for start, stop in group.tails or [(0, 0)]:
-            places = [*range(*group.prompt), *range(start, stop)]
-            for i, query in enumerate(places):
-                expected[query, places[max(0, i + 1 - (window or N)) : i + 1]] = True
-    at = torch.arange(N)
+            tokens = [*range(*group.prompt), *range(start, stop)]
+            for i, query in enumerate(tokens):
+                expected[query, tokens[max(0, i + 1 - (window or N)) : i + 1]] = True
+    index_N = torch.arange(N)
     zero = torch.tensor(0)
-    assert torch.equal(visibility(layout, window, torch.device("cpu"))(zero, zero, at[:, None], at[None]), expected)
+    mask_mod = make_mask_mod(layout, window, torch.device("cpu"))
+    assert torch.equal(mask_mod(zero, zero, index_N[:, None], index_N[None]), expected)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
 def test_flex_attention_uncompiled(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU's way, without its compiled kernel: on the CPU it has a forward only."""
+    """The GPU's attention without its compiled kernel; on the CPU it has only a forward."""
     model, rows = packed_model(architecture), grouped(11, GROUPS)
-    monkeypatch.setattr(attention, "_compiled", [flex_attention])
-    monkeypatch.setattr(attention, "FLEX", ("cpu",))
+    monkeypatch.setattr(prefix_attention, "_compiled", [flex_attention])
+    monkeypatch.setattr(prefix_attention, "FLEX_DEVICES", ("cpu",))
     with torch.no_grad():
-        found = PackedScorer()(model, rows)
-    torch.testing.assert_close(found.logp_N, ORACLE(model, rows).logp_N.detach(), atol=1e-5, rtol=1e-5)
+        scores = PackedScorer()(model, rows)
+    torch.testing.assert_close(scores.logp_N, ORACLE(model, rows).logp_N.detach(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tile", [1, 64, 300, 2**18])
 @pytest.mark.parametrize("architecture", ["gemma2", "cohere", "gpt2"])
 def test_tiles_of_any_size(architecture: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Softcaps, scales and ties, with the vocabulary of 41 in one part or many."""
-    monkeypatch.setattr("nrt.scoring.head.TILE", {"cpu": tile, "cuda": tile})
-    monkeypatch.setattr("nrt.scoring.head.TILE_TOKENS", 3)
+    """Softcaps, scales and tied embeddings, with the vocabulary of 41 in one part or several."""
+    monkeypatch.setattr("nrt.scoring.logprob_head.TILE", {"cpu": tile, "cuda": tile})
+    monkeypatch.setattr("nrt.scoring.logprob_head.TILE_TOKENS", 3)
     assert_equal_scores(packed_model(architecture), grouped(5, GROUPS))
 
 
-def test_head_with_a_bias_against_whole_logits() -> None:
+def test_head_with_a_bias_equals_full_logits() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, weight, bias = (torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((6, 5), (11, 5), (11,)))
     target = torch.tensor([0, 10, 3, 3, 7, 1])
-    logp, entropy = Head(weight, bias, 0.7, 3.0)(hidden, target)
-    whole = (3 * torch.tanh(0.7 * (hidden @ weight.T + bias) / 3)).log_softmax(-1)
-    torch.testing.assert_close(logp, whole[torch.arange(6), target])
-    torch.testing.assert_close(entropy, -(whole.exp() * whole).sum(-1).detach())
+    logp, entropy = LMHead(weight, bias, 0.7, 3.0)(hidden, target)
+    full_logp = (3 * torch.tanh(0.7 * (hidden @ weight.T + bias) / 3)).log_softmax(-1)
+    torch.testing.assert_close(logp, full_logp[torch.arange(6), target])
+    torch.testing.assert_close(entropy, -(full_logp.exp() * full_logp).sum(-1).detach())
     coefficients = torch.linspace(-1, 2, 6)
     ours = torch.autograd.grad(logp @ coefficients, (hidden, weight, bias))
-    theirs = torch.autograd.grad(whole[torch.arange(6), target] @ coefficients, (hidden, weight, bias))
+    theirs = torch.autograd.grad(full_logp[torch.arange(6), target] @ coefficients, (hidden, weight, bias))
     torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "llama-tied-mha", "gemma3"])
 def test_vocabulary_gradients_in_place(architecture: str) -> None:
-    """The same gradient, added to what is there already; for tied and untied embeddings."""
+    """The gradient is added to the existing one, for tied and untied embeddings."""
     model, rows = packed_model(architecture), grouped(6, GROUPS)
     gradients(model, ORACLE(model, rows).logp_N.sum())
     expected = {name: 2 * p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -214,19 +215,19 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     assert "lm_head.weight" not in gradients(model, PackedScorer()(model, rows).logp_N.sum())
 
 
-def test_bfloat16_is_near_float32() -> None:
+def test_bfloat16_is_close_to_float32() -> None:
     model, rows = packed_model("llama", initializer_range=0.1), grouped(8, GROUPS)
     expected = ORACLE(model, rows)
-    found = PackedScorer()(model.bfloat16(), rows)
-    assert found.logp_N.dtype == torch.float32
-    torch.testing.assert_close(found.logp_N, expected.logp_N, atol=0.03, rtol=0)
+    scores = PackedScorer()(model.bfloat16(), rows)
+    assert scores.logp_N.dtype == torch.float32
+    torch.testing.assert_close(scores.logp_N, expected.logp_N, atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "mistral"])
-def test_without_a_layout_the_model_is_as_before(architecture: str) -> None:
+def test_other_forwards_of_the_model_are_unchanged(architecture: str) -> None:
     rows = grouped(9, GROUPS)
-    expected, found = ORACLE(tiny_model(architecture), rows), ORACLE(packed_model(architecture), rows)
-    torch.testing.assert_close(found.logp_N, expected.logp_N, atol=1e-6, rtol=1e-6)
+    expected, scores = ORACLE(tiny_model(architecture), rows), ORACLE(packed_model(architecture), rows)
+    torch.testing.assert_close(scores.logp_N, expected.logp_N, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -235,14 +236,14 @@ def test_without_a_layout_the_model_is_as_before(architecture: str) -> None:
 )
 def test_models_that_cannot_share_prompts_are_padded(architecture: str, why: str) -> None:
     model = tiny_model(architecture)
-    before = model.config._attn_implementation
+    implementation = model.config._attn_implementation
     choice = choose_scorer(model, PAD)
     assert isinstance(choice.scorer, PaddedScorer)
     assert why in choice.why
-    assert model.config._attn_implementation == before
+    assert model.config._attn_implementation == implementation
 
 
-def test_what_was_chosen_is_not_saved_with_the_model(tmp_path: Path) -> None:
+def test_the_attention_is_not_saved_with_the_model(tmp_path: Path) -> None:
     packed_model("llama").save_pretrained(tmp_path)
     assert "nrt" not in (tmp_path / "config.json").read_text()
 

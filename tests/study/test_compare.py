@@ -1,4 +1,4 @@
-"""`nrt compare` with real runs of a tiny model, in processes of their own."""
+"""`nrt compare` with real runs of a tiny model, each in its own process."""
 
 import io
 import json
@@ -11,32 +11,41 @@ import pytest
 import yaml
 from rich.console import Console
 
-from nrt.comparing import compare_study, make_plan
+from nrt.cli.compare import compare_study, make_study
 from nrt.errors import InputError
-from nrt.study import open_study, run_all
-from nrt.study.plan import read_study, read_variants, run_path
-from nrt.training import train
-from tests.training.conftest import make_config, model_dir, pairs_file  # noqa: F401
+from nrt.study import open_study, run_study
+from nrt.study.study import read_study, read_variants, run_path
+from nrt.trainer import train
+from tests.trainer.conftest import make_config, model_dir, pairs_file  # noqa: F401
 
 
 @pytest.fixture
 def recipe(make_config, tmp_path):  # noqa: F811
     values = make_config(steps=2, eval_every=0, method="nrt-gm").model_dump(mode="json")
     file = tmp_path / "tiny.yaml"
-    file.write_text(yaml.safe_dump({k: v for k, v in values.items() if k not in ("run", "seed", "resume", "method")}))
+    file.write_text(
+        yaml.safe_dump(
+            {k: v for k, v in values.items() if k not in ("run", "seed", "resume", "method")}
+        )
+    )
     return str(file)
 
 
-@pytest.mark.slow  # starts five processes, each of which imports everything
-def test_it_runs_what_is_missing_and_says_what_failed(recipe, tmp_path):
+@pytest.mark.slow  # starts five processes, and each imports everything
+def test_missing_runs_are_started_and_failed_ones_listed(recipe, tmp_path):
     out = io.StringIO()
     console = Console(file=out, width=160)
     variants = tmp_path / "variants.yaml"
-    variants.write_text("baseline: sft\nvariants:\n  sft: [method=sft]\n  nrt-gm: [method=nrt-gm]\n  broken: [model=absent]\n")
+    variants.write_text(
+        "baseline: sft\nvariants:\n  sft: [method=sft]\n  nrt-gm: [method=nrt-gm]\n"
+        "  broken: [model=absent]\n"
+    )
     study = tmp_path / "study"
 
     def run():
-        return compare_study(console, recipe, [], variants=str(variants), seeds=1, study=str(study), measure="logp")
+        return compare_study(
+            console, recipe, [], variants=str(variants), seeds=1, study=str(study), measure="logp"
+        )
 
     first = run()
     assert list(first.missing) == ["broken, seed 0"]
@@ -44,13 +53,22 @@ def test_it_runs_what_is_missing_and_says_what_failed(recipe, tmp_path):
     assert "3 of 3 runs to do" in out.getvalue()
     assert "FAILED" in out.getvalue()
     assert {row.variant for row in first.rows if row.interval} == {"sft", "nrt-gm"}
-    for name in ("compare.json", "compare.md", "accuracy.png", "dynamics.png", "confidence.png", "study.yaml"):
+    for name in (
+        "compare.json",
+        "compare.md",
+        "accuracy.png",
+        "dynamics.png",
+        "confidence.png",
+        "study.yaml",
+    ):
         assert (study / name).stat().st_size > 0
     assert json.loads((study / "compare.json").read_text())["missing"] == first.missing
 
     done = study / "runs" / "sft-seed0" / "metrics.jsonl"
     before = done.stat().st_mtime_ns
-    (study / "runs" / "nrt-gm-seed0" / "model").rename(tmp_path / "taken")  # as if it had been cut before the end
+    (study / "runs" / "nrt-gm-seed0" / "model").rename(
+        tmp_path / "taken"
+    )  # as if the run had been cut before its end
     again = run()
     assert done.stat().st_mtime_ns == before
     assert again.rows == first.rows
@@ -62,48 +80,61 @@ import sys, time
 from pathlib import Path
 from nrt.config import Config
 from nrt.run import RunWriter
-run, told = map(Path, sys.argv[1:])
+run, finish = map(Path, sys.argv[1:])
 with RunWriter.create(run, Config()):
     print("ready", flush=True)
-    while not told.is_file():
+    while not finish.is_file():
         time.sleep(0.05)
     (run / "model").mkdir()
 """
-"""A run that goes on though its command was killed; it ends when somebody waits for it."""
+"""A run that continues after its command was killed, until the file `finish` exists."""
 
 
-def test_a_run_that_a_killed_command_left_at_work_is_waited_for(recipe, tmp_path):
-    folder = open_study(str(tmp_path / "study"), make_plan(recipe, [], methods="sft", variants="", seeds=1, baseline=""))
-    said, told = [], tmp_path / "told"
+def test_it_waits_for_a_run_that_a_killed_command_left_running(recipe, tmp_path):
+    folder = open_study(
+        str(tmp_path / "study"),
+        make_study(recipe, [], methods="sft", variants="", seeds=1, baseline=""),
+    )
+    messages, finish = [], tmp_path / "finish"
 
     def report(line):
-        said.append(line)
+        messages.append(line)
         if "waiting" in line:
-            told.touch()
+            finish.touch()
 
-    command = [sys.executable, "-c", ORPHAN, str(run_path(folder, "sft", 0)), str(told)]
+    command = [sys.executable, "-c", ORPHAN, str(run_path(folder, "sft", 0)), str(finish)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as orphan:
         assert orphan.stdout is not None
         assert orphan.stdout.readline() == "ready\n"
-        (outcome,) = run_all(folder, report=report)
+        (outcome,) = run_study(folder, report=report)
         assert orphan.wait() == 0
     assert (outcome.status, outcome.error) == (0, "")
-    assert f"sft, seed 0: process {orphan.pid} is at work there, from a command that was killed; waiting for it" in said
+    expected = f"waiting for process {orphan.pid}, which a killed command left running"
+    assert f"sft, seed 0: {expected}" in messages
 
 
-def test_a_study_keeps_its_terms(recipe, tmp_path):
-    folder = open_study(str(tmp_path / "study"), make_plan(recipe, ["batch=8"], methods="sft,nrt-gm", variants="", seeds=1, baseline=""))
+def test_a_study_accepts_only_new_variants_and_seeds(recipe, tmp_path):
+    folder = open_study(
+        str(tmp_path / "study"),
+        make_study(recipe, ["batch=8"], methods="sft,nrt-gm", variants="", seeds=1, baseline=""),
+    )
     assert read_study(folder).baseline == "sft"
     with pytest.raises(InputError, match="another --study name"):
-        open_study(str(folder), make_plan(recipe, ["batch=4"], methods="sft", variants="", seeds=1, baseline=""))
-    open_study(str(folder), make_plan(recipe, ["batch=8"], methods="sft,rlpr", variants="", seeds=3, baseline=""))
+        open_study(
+            str(folder),
+            make_study(recipe, ["batch=4"], methods="sft", variants="", seeds=1, baseline=""),
+        )
+    open_study(
+        str(folder),
+        make_study(recipe, ["batch=8"], methods="sft,rlpr", variants="", seeds=3, baseline=""),
+    )
     assert list(read_study(folder).variants) == ["sft", "nrt-gm", "rlpr"]
     assert read_study(folder).seeds == 3
     shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("overrides", "message"),
     [
         ({"methods": "", "variants": ""}, "either --methods"),
         ({"methods": "sft", "variants": "terms"}, "either --methods"),
@@ -112,26 +143,49 @@ def test_a_study_keeps_its_terms(recipe, tmp_path):
         ({"variants": "trems"}, "did you mean 'terms'"),
     ],
 )
-def test_what_cannot_be_compared(recipe, given, message):
-    options = {"methods": "", "variants": "", "seeds": 1, "baseline": "", **given}
+def test_invalid_studies(recipe, overrides, message):
+    options = {"methods": "", "variants": "", "seeds": 1, "baseline": "", **overrides}
     with pytest.raises(InputError, match=message):
-        make_plan(recipe, [], **options)
+        make_study(recipe, [], **options)
 
 
-def test_a_misspelt_setting_is_found_before_anything_runs(recipe, tmp_path):
+def test_a_misspelt_setting_is_an_error_before_any_run(recipe, tmp_path):
     with pytest.raises(InputError, match="did you mean 'steps'"):
-        compare_study(Console(file=io.StringIO()), recipe, ["stesp=3"], methods="sft", seeds=1, study=str(tmp_path / "none"))
+        compare_study(
+            Console(file=io.StringIO()),
+            recipe,
+            ["stesp=3"],
+            methods="sft",
+            seeds=1,
+            study=str(tmp_path / "none"),
+        )
     with pytest.raises(InputError, match="did you mean 'nrt-gm'"):
-        compare_study(Console(file=io.StringIO()), recipe, [], methods="nrt-mg", seeds=1, study=str(tmp_path / "none"))
+        compare_study(
+            Console(file=io.StringIO()),
+            recipe,
+            [],
+            methods="nrt-mg",
+            seeds=1,
+            study=str(tmp_path / "none"),
+        )
     assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.skipif(find_spec("verl") is not None, reason="verl is installed")
-def test_an_engine_that_is_not_installed_is_found_before_anything_runs_or_is_written(recipe, make_config, tmp_path):  # noqa: F811
+def test_a_missing_engine_is_an_error_before_any_run_or_file(recipe, make_config, tmp_path):  # noqa: F811
     variants = tmp_path / "variants.yaml"
-    variants.write_text("baseline: local\nvariants:\n  local: []\n  verl: [engine=verl, gpus_per_node=2, device=cpu]\n")
+    variants.write_text(
+        "baseline: local\nvariants:\n  local: []\n"
+        "  verl: [engine=verl, gpus_per_node=2, device=cpu]\n"
+    )
     with pytest.raises(InputError, match="needs verl"):
-        compare_study(Console(file=io.StringIO()), recipe, [], variants=str(variants), study=str(tmp_path / "none"))
+        compare_study(
+            Console(file=io.StringIO()),
+            recipe,
+            [],
+            variants=str(variants),
+            study=str(tmp_path / "none"),
+        )
     with pytest.raises(InputError, match="needs verl"):
         train(make_config(engine="verl", device="cpu", run=str(tmp_path / "none")))
     assert not (tmp_path / "none").exists()
@@ -141,4 +195,6 @@ def test_an_engine_that_is_not_installed_is_found_before_anything_runs_or_is_wri
 def test_packaged_variants_are_valid(name, tmp_path):
     baseline, variants = read_variants(name)
     assert baseline in variants
-    make_plan("miniature", [], methods="", variants=name, seeds=1, baseline="").check(tmp_path)
+    make_study("miniature", [], methods="", variants=name, seeds=1, baseline="").check_settings(
+        tmp_path
+    )

@@ -1,4 +1,7 @@
-"""python tests/verl/ours.py MODULE [ARGUMENTS]: a module of our `tests`, where verl's own package brings a top-level one that hides it."""
+"""Run a module of nrt's `tests` where verl is installed, whose top-level `tests` hides nrt's.
+
+python tests/verl/ours.py MODULE [ARGUMENTS]
+"""
 
 import runpy
 import sys

@@ -1,35 +1,45 @@
-"""The cluster's scores and gradients are the local engine's, however rows are dealt out, cut and padded. Two real workers."""
+"""The cluster's scores and gradients equal the local engine's.
+
+They do not depend on how rows are shared among workers, cut into micro-batches and padded. Two real
+workers.
+"""
 
 # pyright: reportMissingImports=false
 import random
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import ray
 import torch
+from scripted import ScriptedSampler  # pyright: ignore[reportMissingImports]
+from steps import collect  # pyright: ignore[reportMissingImports]
 
+from nrt.backends.verl.batch import filler_row
+from nrt.backends.verl.loss import worker_loss
 from nrt.config import build_config
 from nrt.data import trace_row
-from nrt.engine.verl.batch import silent
-from nrt.engine.verl.loss import worker_loss
 from nrt.objective import METHODS
-from nrt.rollout import ScriptedSampler
-from nrt.training.cluster import prepare_cluster
-from nrt.training.rollout import sampled_mask
-from nrt.training.setup import prepare
+from nrt.trainer.cluster_setup import prepare_cluster
+from nrt.trainer.setup import prepare
+from nrt.trainer.step import update as train_on
 from nrt.types import Role, Row
 
-pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore:::(?!nrt).*")]  # of what verl brings with it
+# ignores the warnings of verl's dependencies
+pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore:::(?!nrt).*")]
 
 
 @pytest.fixture(scope="module")
 def local(settings):
-    """(method, profile) → parts of the local engine, which scores as verl does: START keeps its probability inside traces."""
+    """(method, profile) → parts of a run with the local engine, which scores as verl does.
+
+    START keeps its probability inside traces.
+    """
 
     def make(method="nrt-ws-neg-log-p", profile="recommended"):
         parts = prepare(build_config(settings, {"method": method, "profile": profile}))
-        engine = parts.stepper.policy.engine
+        engine: Any = parts.learner.policy.engine
         engine.scorer = replace(engine.scorer, ban_start=False)
         return parts
 
@@ -39,136 +49,175 @@ def local(settings):
 @pytest.fixture(scope="module")
 def cluster(settings, tmp_path_factory):
     parts = prepare_cluster(build_config(settings, {"engine": "verl", "gpus_per_node": 2}))
-    with parts.stepper.policy.engine.running(tmp_path_factory.mktemp("run")):
+    with parts.learner.policy.engine.running(tmp_path_factory.mktemp("run")):
         yield parts
 
 
 @pytest.fixture
 def scripted():
-    """(parts) → its stepper with a sampler that says the same in every engine: traces that end, that stop otherwise, that are cut."""
+    """(parts) → the learner with a sampler that returns the same traces in every engine.
+
+    Some traces end with END, some with another stop token, some at the cap.
+    """
 
     def script(end_id, other_stop, prompt, n):
-        chance = random.Random(str(prompt))
-        traces = [[chance.randrange(5, 20) for _ in range(6)] for _ in range(n)]
-        cuts = [(chance.randrange(0, 5), (end_id, other_stop, None)[k % 3]) for k in range(n)]
-        return [ids if stop is None else [*ids[:length], stop] for ids, (length, stop) in zip(traces, cuts, strict=True)]
+        rng = random.Random(str(prompt))
+        traces = [[rng.randrange(5, 20) for _ in range(6)] for _ in range(n)]
+        ends = [(rng.randrange(0, 5), (end_id, other_stop, None)[k % 3]) for k in range(n)]
+        samples = []
+        for ids, (length, stop) in zip(traces, ends, strict=True):
+            samples.append(ids if stop is None else [*ids[:length], stop])
+        return samples
 
     def make(parts):
-        stepper = parts.stepper
-        end_id = stepper.policy.markers.end_id
-        policy = replace(stepper.policy, sampler=ScriptedSampler(partial(script, end_id, min(stepper.policy.stop_ids - {end_id}))))
-        return replace(stepper, policy=policy, collector=replace(stepper.collector, policy=policy))
+        learner = parts.learner
+        end_id = learner.policy.markers.end_id
+        other_stop = min(learner.policy.stop_ids - {end_id})
+        sampler = ScriptedSampler(partial(script, end_id, other_stop))
+        return replace(learner, policy=replace(learner.policy, sampler=sampler))
 
     return make
 
 
 def test_the_first_gradient_of_a_step_is_the_local_one(local, cluster, scripted):
-    here = local()
-    one, many = scripted(here), scripted(cluster)
-    mine, theirs = one.collect(here.draw, 4, seed=1), many.collect(cluster.draw, 4, seed=1)
-    for a, b in zip(mine.groups, theirs.groups, strict=True):
+    local_parts = local()
+    local_learner, cluster_learner = scripted(local_parts), scripted(cluster)
+    expected = collect(local_learner, local_parts.draw, 4, seed=1)
+    rollout = collect(cluster_learner, cluster.draw, 4, seed=1)
+    for a, b in zip(expected.groups, rollout.groups, strict=True):
         assert a.rows == b.rows
         torch.testing.assert_close(a.logp_KT, b.logp_KT, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(torch.cat(a.entropy), torch.cat(b.entropy), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(a.advantage_K, b.advantage_K, atol=1e-4, rtol=1e-4)
-    assert any(not group.credit.no_variance for group in mine.groups)
-    assert mine.metrics.keys() == theirs.metrics.keys()
-    assert theirs.metrics["reward/gain_initial"] == pytest.approx(mine.metrics["reward/gain_initial"], rel=1e-4)
-    expected, stats = one.update(mine.groups), many.update(theirs.groups)
+    assert any(group.credit and not group.credit.no_variance for group in expected.groups)
+    assert expected.metrics.keys() == rollout.metrics.keys()
+    gain = rollout.metrics["reward/gain_initial"]
+    assert gain == pytest.approx(expected.metrics["reward/gain_initial"], rel=1e-4)
+    expected_stats = train_on(local_learner, expected.groups)
+    stats = train_on(cluster_learner, rollout.groups)
     for name in ("total", "trace", "answer", "format", "ratio_mean", "grad_norm"):
-        assert getattr(stats, name) == pytest.approx(getattr(expected, name), rel=1e-4, abs=1e-7), name
-    assert (stats.tokens, stats.lr, stats.ratio_clipped) == (expected.tokens, expected.lr, 0.0)
-    assert_close(gradients(cluster), local_gradients(here))
+        value = getattr(expected_stats, name)
+        assert getattr(stats, name) == pytest.approx(value, rel=1e-4, abs=1e-7), name
+    assert (stats.tokens, stats.lr) == (expected_stats.tokens, expected_stats.lr)
+    assert stats.ratio_clipped == 0.0
+    assert_close(gradients(cluster), local_gradients(local_parts))
 
 
-@pytest.mark.parametrize(
-    ("name", "profile"), [*((name, "paper") for name in METHODS), ("nrt-gm", "recommended"), ("nrt-gm", "release"), ("jlb", "release")]
-)
-def test_every_method_and_profile_has_its_gradient(settings, local, cluster, name, profile):
-    """Groups as the local engine samples and credits them; `rlpr-original` and `rlvr` on answers that the model wrote."""
-    here = local(name, profile)
+METHODS_AND_PROFILES = [
+    *((name, "paper") for name in METHODS),
+    ("nrt-gm", "recommended"),
+    ("nrt-gm", "release"),
+    ("jlb", "release"),
+]
+
+
+@pytest.mark.parametrize(("name", "profile"), METHODS_AND_PROFILES)
+def test_gradient_of_every_method_and_profile(settings, local, cluster, name, profile):
+    """The local engine samples and credits the groups.
+
+    `rlpr-original` and `rlvr` train on answers that the model sampled.
+    """
+    parts = local(name, profile)
+    method = parts.learner.method
     if profile == "release":  # its markers are not those of the cluster's model
-        here = replace(local(name), names=here.names, stepper=replace(local(name).stepper, method=here.stepper.method))
-    state = here.stepper.method.memory.initial() if here.stepper.method.memory else None
-    rollout = here.stepper.collect(here.draw, 4, seed=1, state=state)
-    here.stepper.update(rollout.groups)
-    rows, credits = [r for g in rollout.groups for r in g.rows], [c for g in rollout.groups for c in g.row_credits()]
-    update(cluster, rows, credits, here.stepper.method)
-    assert_close(gradients(cluster), local_gradients(here))
+        paper = local(name)
+        parts = replace(paper, names=parts.names, learner=replace(paper.learner, method=method))
+    state = method.state_rule.initial() if method.state_rule else None
+    rollout = collect(parts.learner, parts.draw, 4, seed=1, state=state)
+    train_on(parts.learner, rollout.groups)
+    update(cluster, *rows_and_credits(rollout), method)
+    assert_close(gradients(cluster), local_gradients(parts))
 
 
-def test_weights_of_a_samplers_mismatch_travel_with_the_rows(local, cluster):
-    """objective.importance_cap, with a sampler that was told to be off."""
-    here = local("nrt-gm")
-    method, engine = replace(here.stepper.method, importance_cap=1.5), here.stepper.policy.engine
-    rollout = here.stepper.collect(here.draw, 4, seed=1)
-    rows, credits = [r for g in rollout.groups for r in g.rows], [c for g in rollout.groups for c in g.row_credits()]
-    off = [replace(c, sampler_logp_N=c.old_logp_N - torch.linspace(-1, 1, len(c.old_logp_N))) for c in credits]
-    engine.train(rows, off, method, denominator=len(rows) * (6 + 8))
-    found = update(cluster, rows, off, method)
-    assert_close(found, local_gradients(here))
+def test_weights_of_a_samplers_mismatch_reach_the_workers(local, cluster):
+    """objective.importance_cap, with a sampler that reports wrong log-probabilities."""
+    parts = local("nrt-gm")
+    method = replace(parts.learner.method, importance_cap=1.5)
+    rows, credits = rows_and_credits(collect(parts.learner, parts.draw, 4, seed=1))
+    wrong = []
+    for credit in credits:
+        error_N = torch.linspace(-1, 1, len(credit.old_logp_N))
+        wrong.append(replace(credit, sampler_logp_N=credit.old_logp_N - error_N))
+    parts.learner.policy.engine.train(rows, wrong, method, denominator=len(rows) * (6 + 8))
+    gradient = update(cluster, rows, wrong, method)
+    assert_close(gradient, local_gradients(parts))
     with pytest.raises(AssertionError):
-        assert_close(update(cluster, rows, credits, method), found)
+        assert_close(update(cluster, rows, credits, method), gradient)
 
 
 def test_micro_batches_and_padding_do_not_matter(local, cluster):
-    here = local()
-    rollout = here.stepper.collect(here.draw, 4, seed=1)
-    rows, credits = [r for g in rollout.groups for r in g.rows], [c for g in rollout.groups for c in g.row_credits()]
-    method, trainer = here.stepper.method, cluster.stepper.policy.engine.trainer
-    whole, tokens = update(cluster, rows, credits, method), trainer.tokens
+    parts = local()
+    method = parts.learner.method
+    rows, credits = rows_and_credits(collect(parts.learner, parts.draw, 4, seed=1))
+    expected = update(cluster, rows, credits, method)
+    trainer = cluster.learner.policy.engine.trainer
+    tokens = trainer.tokens
     trainer.tokens = 1  # then each row is forwarded with as few others as verl allows
     try:
-        assert_close(update(cluster, rows, credits, method), whole)
+        assert_close(update(cluster, rows, credits, method), expected)
     finally:
         trainer.tokens = tokens
-    long = Row(rows[0].prompt_ids, (5,) * 40, (Role.TRACE,) * 40, end_sampled=False)
-    padded = [silent(long), *zip(rows, credits, strict=True)]  # every row beside it is padded to its width; 33 rows on two workers
-    assert_close(update(cluster, [row for row, _ in padded], [credit for _, credit in padded], method), whole)
-    assert_close(update(cluster, rows[::-1], credits[::-1], method), whole)
+    # with a long row, all rows of its micro-batch are padded to its width; 33 rows on two workers
+    long_row = Row(rows[0].prompt_ids, (5,) * 40, (Role.TRACE,) * 40, end_sampled=False)
+    filler, filler_credit = filler_row(long_row)
+    assert_close(update(cluster, [filler, *rows], [filler_credit, *credits], method), expected)
+    assert_close(update(cluster, rows[::-1], credits[::-1], method), expected)
 
 
 def test_samples_stop_by_id_and_are_the_models_own(cluster):
-    """Their log-probabilities are the workers' scores; the same request gives the same samples."""
-    policy, pairs = cluster.stepper.policy, cluster.draw(0, 3)
+    """The samples' log-probabilities are the workers' scores; equal requests give equal samples."""
+    policy, pairs = cluster.learner.policy, cluster.draw(0, 3)
     groups = policy.traces(pairs, 4, seed=5)
     assert groups == policy.traces(pairs, 4, seed=5)
     assert groups != policy.traces(pairs, 4, seed=6)
-    written = [(pair, trace) for pair, group in zip(pairs, groups, strict=True) for trace in group]
-    rows = [trace_row(pair, trace, policy.markers) for pair, trace in written]
-    for (logp, _), row, (_, trace) in zip(policy.score(rows), rows, written, strict=True):
+    traces, rows = [], []
+    for pair, group in zip(pairs, groups, strict=True):
+        traces += group
+        rows += [trace_row(pair, trace, policy.markers) for trace in group]
+    for (logp, _), row, trace in zip(policy.score(rows), rows, traces, strict=True):
         assert trace.n_sampled <= 6
-        assert logp[sampled_mask(row)].tolist() == pytest.approx(trace.logps, abs=1e-5)
+        assert logp[row.sampled_mask].tolist() == pytest.approx(trace.logps, abs=1e-5)
+
+
+def rows_and_credits(rollout):
+    rows = [row for group in rollout.groups for row in group.rows]
+    credits = [credit for group in rollout.groups for credit in group.row_credits()]
+    return rows, credits
 
 
 def update(cluster, rows, credits, method):
-    """The gradient of one update by that method, whatever method the cluster began with."""
-    trainer = cluster.stepper.policy.engine.trainer
+    """Return the gradient of one update by `method`, whatever method the cluster started with."""
+    trainer = cluster.learner.policy.engine.trainer
     trainer.actor_rollout_wg.set_loss_fn(partial(worker_loss, method=method))
-    taking_part = sum(set(row.tail_roles) != {Role.PROMPT} for row in rows)
-    trainer.update(rows, credits, denominator=taking_part * (6 + 8))
+    rows_in_loss = sum(set(row.tail_roles) != {Role.PROMPT} for row in rows)
+    trainer.update(rows, credits, denominator=rows_in_loss * (6 + 8))
     return gradients(cluster)
 
 
 def gradients(cluster):
-    """The last update's, whole, by name: AdamW's first moment, which with β₁ = 0 forgets all that was before."""
+    """Return the full gradients of the last update, by name.
 
-    def whole(worker):
-        (actor,) = [own.actor for own in worker.worker_dict.values()]
+    With β₁ = 0, AdamW's first moment is the last gradient.
+    """
+
+    def first_moments(worker):
+        (actor,) = [part.actor for part in worker.worker_dict.values()]
         state = actor.engine.optimizer.state
-        return {name: state[p]["exp_avg"].full_tensor() for name, p in actor.engine.module.named_parameters()}
+        parameters = actor.engine.module.named_parameters()
+        return {name: state[p]["exp_avg"].full_tensor() for name, p in parameters}
 
-    trainer = cluster.stepper.policy.engine.trainer
-    return ray.get([worker.__ray_call__.remote(whole) for worker in trainer.actor_rollout_wg.workers])[0]
+    workers = cluster.learner.policy.engine.trainer.actor_rollout_wg.workers
+    return ray.get([worker.__ray_call__.remote(first_moments) for worker in workers])[0]
 
 
 def local_gradients(parts):
-    return {name: p.grad for name, p in parts.stepper.policy.engine.model.named_parameters() if p.grad is not None}
+    parameters = parts.learner.policy.engine.model.named_parameters()
+    return {name: p.grad for name, p in parameters if p.grad is not None}
 
 
-def assert_close(found, expected):
-    assert found.keys() == expected.keys()
-    largest = max(grad.abs().max() for grad in expected.values())
+def assert_close(gradients, expected):
+    assert gradients.keys() == expected.keys()
+    largest = max(gradient.abs().max() for gradient in expected.values())
     assert largest > 0
-    for name, grad in expected.items():
-        assert (found[name] - grad).abs().max() <= 1e-5 * largest, name
+    for name, gradient in expected.items():
+        assert (gradients[name] - gradient).abs().max() <= 1e-5 * largest, name

@@ -12,7 +12,7 @@ from nrt.config import Config, build_config
 from nrt.scoring import PaddedScorer
 from nrt.types import Role, Row
 from tests.tiny import tiny_model
-from tests.training.conftest import make_tokenizer
+from tests.trainer.conftest import make_tokenizer
 
 HEADS: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "initializer_range": 0.1}
 """vLLM has no smaller heads than 32 on a CPU."""

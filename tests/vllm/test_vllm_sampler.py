@@ -15,14 +15,14 @@ pytestmark = pytest.mark.vllm
 pytest.importorskip("vllm")
 
 from nrt.eval.answering import answer_all  # noqa: E402
-from nrt.eval.questions import Question  # noqa: E402
+from nrt.eval.questions import EvalQuestion  # noqa: E402
 from nrt.eval.reasoner import open_reasoner  # noqa: E402
 from nrt.types import Message  # noqa: E402
 from tests.eval.reasoners import SHAPE, save_tiny_model  # noqa: E402
 from tests.tiny import tiny_model  # noqa: E402
 
 PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12, 13, 14)]
-ASKED = Question("t", (Message("user", "what is 3 plus 4 ?"),), max_trace_tokens=12, max_answer_tokens=10)
+ASKED = EvalQuestion("t", (Message("user", "what is 3 plus 4 ?"),), max_trace_tokens=12, max_answer_tokens=10)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def reasoner(folder):
 
 @pytest.fixture(scope="module")
 def sampler(reasoner):
-    return reasoner.writer.sampler
+    return reasoner.generator.sampler
 
 
 def scores(model, prompt, ids):

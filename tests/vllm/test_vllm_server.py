@@ -17,8 +17,9 @@ from nrt.config import MarkersConfig
 from nrt.errors import RunError
 from nrt.models import add_markers, load_model
 from nrt.rollout import RemoteSampler, Request
-from nrt.training.loop import Silent
-from nrt.training.setup import prepare
+from nrt.trainer.loop import NullListener
+from nrt.trainer.setup import prepare
+from tests.steps import collect, local_engine
 from tests.vllm.common import MEMORY, make_config, move, save_trainable, scores
 
 pytestmark = pytest.mark.vllm
@@ -76,15 +77,15 @@ def test_other_weights_than_claimed(trainable, url, tmp_path, strict):
     """In strict mode an error; otherwise groups whose ratio is to what the sampler reported."""
     settings = {"vllm": {"urls": [url], "strict": strict}}
     parts = prepare(make_config(trainable, tmp_path, **settings))
-    policy, thief = parts.stepper.policy, RemoteSampler([url])
-    policy.synchronise()
-    thief.load_weights(((name, weight + 0.01) for name, weight in policy.engine.model.named_parameters()), 0)
-    collect = lambda: parts.stepper.collect(parts.draw, 4, seed=1)  # noqa: E731
+    policy, thief = parts.learner.policy, RemoteSampler([url])
+    policy.push_weights()
+    thief.load_weights(((name, weight + 0.01) for name, weight in local_engine(parts).model.named_parameters()), 0)
+    roll = lambda: collect(parts.learner, parts.draw, 4, seed=1)  # noqa: E731
     if strict:
         with pytest.raises(RunError, match="this run pushed version 0"):
-            collect()
+            roll()
         return
-    rollout = collect()
+    rollout = roll()
     assert rollout.metrics["sampler/behind"] == 1
     assert rollout.metrics["sampler/logp_gap"] > 1e-4
     for group in rollout.groups:
@@ -93,7 +94,7 @@ def test_other_weights_than_claimed(trainable, url, tmp_path, strict):
             assert credit.old_logp_N[1 : 1 + trace.n_sampled].tolist() == pytest.approx(trace.logps)
 
 
-class KillAt(Silent):
+class KillAt(NullListener):
     """Kills the server when the rollout of a step begins, and starts another one at its port."""
 
     def __init__(self, process: subprocess.Popen, step: int, revive) -> None:

@@ -15,12 +15,11 @@ import torch
 
 import nrt
 from nrt.config import dump_yaml
-from nrt.errors import InputError, RunError
+from nrt.errors import InputError, Interrupted, RunError
 from nrt.models import save_config
 from nrt.rollout import Request
-from nrt.training.loop import Interrupted
 from tests.tiny import tiny_model
-from tests.training.test_train import InterruptAt, assert_same_run
+from tests.trainer.test_train import InterruptAt, assert_same_run
 from tests.vllm.common import HEADS, MEMORY, make_config, move, save_trainable, scores
 
 pytestmark = pytest.mark.vllm

@@ -28,14 +28,14 @@ from importlib.resources import files
 import yaml
 import nrt
 from nrt.analysis.report.page import write_page
-from nrt.config import packaged
+from nrt.config import packaged_recipes
 
 assert "site-packages" in nrt.__file__, nrt.__file__
-recipes, profiles = packaged(), packaged("profiles")
+recipes, profiles = packaged_recipes(), packaged_recipes("profiles")
 for recipe in recipes:
     for profile in profiles:
         nrt.load_config(recipe, [f"profile={profile}"])
-for variants in packaged("ablations").values():
+for variants in packaged_recipes("ablations").values():
     assert yaml.safe_load(variants.read_text(encoding="utf-8"))["variants"]
 tasks = [file for file in (files("nrt.eval") / "tasks").iterdir() if file.name.endswith(".yaml")]
 for task in tasks:

@@ -1,5 +1,5 @@
-# transformers declares every model in its root, and a type checker that follows it reads hundreds of files for minutes.
-# Its names are Any here; tests, not types, hold us to its behaviour.
+# transformers declares every model in its root. A type checker that follows it reads hundreds of
+# files for minutes, so its names are Any here. Tests check its behaviour instead.
 from typing import Any
 
 def __getattr__(name: str) -> Any: ...

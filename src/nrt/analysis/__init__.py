@@ -1,1 +1,1 @@
-"""Reads run folders and says what they show: no torch here, and nothing of training."""
+"""Analysis of run folders: statistics, tables, plots and the report. Imports no torch."""

@@ -1,8 +1,9 @@
-"""Rows of an evaluation → scores with standard errors, and what one model has over another on the same rows.
+"""Scores of benchmarks with standard errors, and paired differences between models.
 
-A benchmark's score is the mean over its strata (MMLU's subjects; one for all others) of the mean over their rows. Its
-standard error is that of a stratified mean, sqrt(Σ s²_j / n_j) / J (Cochran, Sampling Techniques, §5.6). A row that was asked with
-several seeds counts once, with its mean.
+The input is the rows that `nrt eval` writes. A benchmark's score is the mean over its strata of
+the mean over their rows. MMLU's strata are its subjects; all other benchmarks have one. The
+standard error is that of a stratified mean, sqrt(Σ s²_j / n_j) / J (Cochran, Sampling Techniques,
+§5.6). A row with several seeds counts once, with its mean over the seeds.
 """
 
 from __future__ import annotations
@@ -16,152 +17,211 @@ from typing import Any
 
 from nrt.analysis.stats import Interval, bootstrap
 from nrt.errors import InputError
+from nrt.run import Record
 
-Record = Mapping[str, Any]
-Strata = dict[str, dict[str, float]]
+ScoresByStratum = dict[str, dict[str, float]]
 """stratum → row → score"""
 
 
 @dataclass(frozen=True)
-class Score:
-    """One benchmark of one model. Scores are in [0, 1], lengths in tokens, `seconds` those of the machine that answered."""
+class BenchmarkScore:
+    """One model's result in one benchmark. Scores are in [0, 1], lengths in tokens."""
 
     benchmark: str
     score: float
-    stderr: float | None  # None where there is but one row
+    stderr: float | None  # None with a single row
     rows: int
     seeds: tuple[float, ...]  # the score of each seed
-    trace_tokens: float | None  # mean over traces; None where none was asked for
-    unfinished: float  # share of traces that did not end
-    cut: float  # share of answers that reached their cap
+    trace_tokens: float | None  # mean over traces; None without traces
+    unfinished: float  # share of traces without an end
+    cut: float  # share of answers that reached their token limit
     answer_tokens: float
-    seconds: float
-    also: dict[str, float]  # the tasks' other figures, means over rows or over what they count in them
+    seconds: float  # on the machine that generated the answers
+    also: dict[str, float]  # means of the task's other metrics, over rows or over items of lists
 
 
 @dataclass(frozen=True)
-class Mean:
-    """Of several benchmarks, each with the same weight."""
+class MeanScore:
+    """Mean of several benchmarks, each with the same weight."""
 
     score: float
     stderr: float | None
 
 
-def score_rows(records: Sequence[Record]) -> list[Score]:
-    """The scores of one model, in the order in which the benchmarks first appear."""
-    groups: defaultdict[str, list[Record]] = defaultdict(list)
+def benchmark_scores(records: Sequence[Record]) -> list[BenchmarkScore]:
+    """Return the scores of one model, in the order in which the benchmarks first appear."""
+    records_of: defaultdict[str, list[Record]] = defaultdict(list)
     for record in records:
-        groups[record["benchmark"]].append(record)
-    return [_score(name, rows) for name, rows in groups.items()]
+        records_of[record["benchmark"]].append(record)
+    return [_score(benchmark, rows) for benchmark, rows in records_of.items()]
 
 
-def mean_of(scores: Sequence[Score], of: Sequence[str]) -> Mean | None:
-    """Of the benchmarks `of`; None where one is missing. Their errors are independent: no two benchmarks share a row."""
-    found = [one for one in scores if one.benchmark in of]
-    if len(found) < len(of):
-        return None
-    errors = [one.stderr for one in found if one.stderr is not None]
-    whole = len(errors) == len(found)
-    return Mean(fmean(one.score for one in found), math.sqrt(sum(error**2 for error in errors)) / len(found) if whole else None)
+def mean_score(scores: Sequence[BenchmarkScore], benchmarks: Sequence[str]) -> MeanScore | None:
+    """Return the mean over the named benchmarks, or None if one has no score.
 
-
-def paired(ours: Sequence[Record], theirs: Sequence[Record], benchmark: str) -> Interval:
-    """The difference of two models on the rows that both were asked, with the 95 % bootstrap interval over rows within strata.
-
-    Raises InputError where they have no row in common.
+    The errors count as independent: no two benchmarks share a row.
     """
-    a, b = (strata([record for record in records if record["benchmark"] == benchmark]) for records in (ours, theirs))
-    both = [[a[name][row] - b[name][row] for row in a[name] if row in b[name]] for name in a if name in b]
-    if not any(both):
-        raise InputError(f"the two models were asked no common row of {benchmark}; evaluate both with the same --limit or --sample")
-    return bootstrap([[differences for differences in both if differences]])
+    chosen = [score for score in scores if score.benchmark in benchmarks]
+    if len(chosen) < len(benchmarks):
+        return None
+    mean = fmean(score.score for score in chosen)
+    errors = [score.stderr for score in chosen if score.stderr is not None]
+    if len(errors) < len(chosen):
+        return MeanScore(mean, None)
+    return MeanScore(mean, math.sqrt(sum(error**2 for error in errors)) / len(chosen))
 
 
-def strata(records: Sequence[Record]) -> Strata:
-    """Each row's mean over its seeds."""
-    found: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+def paired_difference(
+    records: Sequence[Record], baseline_records: Sequence[Record], benchmark: str
+) -> Interval:
+    """Return the mean score difference over the common rows of two models.
+
+    The 95 % bootstrap interval resamples rows within strata. Raises InputError if the models have
+    no row in common.
+    """
+    scores = scores_by_stratum([row for row in records if row["benchmark"] == benchmark])
+    baseline = scores_by_stratum([row for row in baseline_records if row["benchmark"] == benchmark])
+    differences: list[list[float]] = []
+    for stratum, rows in scores.items():
+        baseline_rows = baseline.get(stratum, {})
+        common = [score - baseline_rows[row] for row, score in rows.items() if row in baseline_rows]
+        if common:
+            differences.append(common)
+    if not differences:
+        raise InputError(
+            f"{benchmark}: the two models have no common row; evaluate both with the same --limit"
+        )
+    return bootstrap([differences])
+
+
+def scores_by_stratum(records: Sequence[Record]) -> ScoresByStratum:
+    """Return each row's mean score over its seeds."""
+    scores: defaultdict[str, defaultdict[str, list[float]]]
+    scores = defaultdict(lambda: defaultdict(list))
     for record in records:
-        found[record["stratum"]][f"{record['task']}/{record['id']}"].append(record["score"])
-    return {name: {row: fmean(values) for row, values in rows.items()} for name, rows in found.items()}
+        row = f"{record['task']}/{record['id']}"
+        scores[record["stratum"]][row].append(record["score"])
+    return {
+        stratum: {row: fmean(values) for row, values in rows.items()}
+        for stratum, rows in scores.items()
+    }
 
 
-def _score(name: str, records: Sequence[Record]) -> Score:
-    table = strata(records)
-    said = [one for record in records for one in record["said"]]
-    traced = [one for one in said if one["trace"] is not None]
-    seeds = sorted({record["seed"] for record in records})
-    return Score(
-        benchmark=name,
-        score=_stratified(table),
-        stderr=_stderr(table),
-        rows=sum(len(rows) for rows in table.values()),
-        seeds=tuple(_stratified(strata([record for record in records if record["seed"] == seed])) for seed in seeds),
-        trace_tokens=fmean(one["trace_tokens"] for one in traced) if traced else None,
-        unfinished=fmean(not one["finished"] for one in said),
-        cut=fmean(one["cut"] for one in said),
-        answer_tokens=fmean(one["answer_tokens"] for one in said),
+def _score(benchmark: str, records: Sequence[Record]) -> BenchmarkScore:
+    scores = scores_by_stratum(records)
+    replies = [reply for record in records for reply in record["said"]]
+    trace_lengths = [reply["trace_tokens"] for reply in replies if reply["trace"] is not None]
+    seed_scores = []
+    for seed in sorted({record["seed"] for record in records}):
+        of_seed = scores_by_stratum([record for record in records if record["seed"] == seed])
+        seed_scores.append(_stratified_mean(of_seed))
+    return BenchmarkScore(
+        benchmark=benchmark,
+        score=_stratified_mean(scores),
+        stderr=_standard_error(scores),
+        rows=sum(len(rows) for rows in scores.values()),
+        seeds=tuple(seed_scores),
+        trace_tokens=fmean(trace_lengths) if trace_lengths else None,
+        unfinished=fmean(not reply["finished"] for reply in replies),
+        cut=fmean(reply["cut"] for reply in replies),
+        answer_tokens=fmean(reply["answer_tokens"] for reply in replies),
         seconds=sum(record["seconds"] for record in records),
-        also={key: fmean(_values(record["also"][key] for record in records)) for key in records[0]["also"]},
+        also={
+            metric: fmean(_flatten(record["also"][metric] for record in records))
+            for metric in records[0]["also"]
+        },
     )
 
 
-def _values(found: Iterable[Any]) -> Iterator[float]:
-    """A row may have several, as IFEval's prompts have instructions: each counts the same."""
-    for value in found:
-        yield from value if isinstance(value, list) else [value]
+def _flatten(values: Iterable[Any]) -> Iterator[float]:
+    """Yield the values, and the items of lists: IFEval has one for each instruction of a prompt."""
+    for value in values:
+        if isinstance(value, list):
+            yield from value
+        else:
+            yield value
 
 
-def _stratified(table: Strata) -> float:
-    return fmean(fmean(rows.values()) for rows in table.values())
+def _stratified_mean(scores: ScoresByStratum) -> float:
+    return fmean(fmean(rows.values()) for rows in scores.values())
 
 
-def _stderr(table: Strata) -> float | None:
-    """A stratum of one row takes the variance of all rows; None where there is but one row in all."""
-    everything = [value for rows in table.values() for value in rows.values()]
-    if len(everything) < 2:
+def _standard_error(scores: ScoresByStratum) -> float | None:
+    """Return the standard error, or None with a single row in total.
+
+    A stratum of one row takes the variance of all rows.
+    """
+    all_scores = [score for rows in scores.values() for score in rows.values()]
+    if len(all_scores) < 2:
         return None
-    parts = [variance(rows.values() if len(rows) > 1 else everything) / len(rows) for rows in table.values()]
+    parts = []
+    for rows in scores.values():
+        sample = rows.values() if len(rows) > 1 else all_scores
+        parts.append(variance(sample) / len(rows))
     return math.sqrt(sum(parts)) / len(parts)
 
 
-def score_table(models: Mapping[str, Sequence[Score]], titles: Mapping[str, str], of: Sequence[str]) -> str:
-    """Markdown: benchmarks × models in percent ± standard error, and the mean of the benchmarks `of` where a model has them all."""
-    names = list(dict.fromkeys(score.benchmark for scores in models.values() for score in scores))
-    found = {model: {score.benchmark: score for score in scores} for model, scores in models.items()}
-    lines = [[titles.get(name, name), *(percent(scores.get(name)) for scores in found.values())] for name in names]
-    if set(of) <= set(names):
-        lines.append([f"mean of {len(of)}", *(percent(mean_of(scores, of)) for scores in models.values())])
+def score_table(
+    models: Mapping[str, Sequence[BenchmarkScore]],
+    titles: Mapping[str, str],
+    averaged: Sequence[str],
+) -> str:
+    """Return a Markdown table of benchmarks × models, in percent ± standard error.
+
+    The last row is the mean of the `averaged` benchmarks, for the models that have all of them.
+    """
+    benchmarks = list(
+        dict.fromkeys(score.benchmark for scores in models.values() for score in scores)
+    )
+    scores_of = [{score.benchmark: score for score in scores} for scores in models.values()]
+    lines = []
+    for benchmark in benchmarks:
+        cells = [percent(scores.get(benchmark)) for scores in scores_of]
+        lines.append([titles.get(benchmark, benchmark), *cells])
+    if set(averaged) <= set(benchmarks):
+        means = [percent(mean_score(scores, averaged)) for scores in models.values()]
+        lines.append([f"mean of {len(averaged)}", *means])
     return _markdown(["", *(f"`{model}`" for model in models)], lines)
 
 
-def thinking_table(scores: Sequence[Score], titles: Mapping[str, str]) -> str:
-    """Markdown: the scores of one model, and how it thought and answered, benchmark by benchmark."""
-    head = ["", "score", "rows", "seeds", "trace, tokens", "unfinished", "answer, tokens", "cut", "seconds", "also"]
-    return _markdown(head, [_thinking(score, titles) for score in scores])
+def thinking_table(scores: Sequence[BenchmarkScore], titles: Mapping[str, str]) -> str:
+    """Return a Markdown table of one model's scores, trace lengths and answer lengths."""
+    head = ["", "score", "rows", "seeds", "trace, tokens", "unfinished", "answer, tokens", "cut",
+            "seconds", "also"]  # fmt: skip
+    return _markdown(head, [_thinking_cells(score, titles) for score in scores])
 
 
 def difference_table(models: Mapping[str, Sequence[Record]], titles: Mapping[str, str]) -> str:
-    """Markdown: every later model less the first, on the rows that both were asked, in points with 95 % intervals."""
-    (first, theirs), *others = models.items()
+    """Return a Markdown table of each later model's difference from the first, in points.
+
+    Differences are over common rows, with 95 % intervals.
+    """
+    (first, first_records), *others = models.items()
     lines = []
-    for name in dict.fromkeys(record["benchmark"] for record in theirs):
-        both = [(ours, any(record["benchmark"] == name for record in ours)) for _, ours in others]
-        lines.append([titles.get(name, name), *(_points(paired(ours, theirs, name)) if has else "–" for ours, has in both)])
+    for benchmark in dict.fromkeys(record["benchmark"] for record in first_records):
+        cells = [titles.get(benchmark, benchmark)]
+        for _, records in others:
+            if any(record["benchmark"] == benchmark for record in records):
+                cells.append(_points(paired_difference(records, first_records, benchmark)))
+            else:
+                cells.append("–")
+        lines.append(cells)
     return _markdown([f"less `{first}`", *(f"`{model}`" for model, _ in others)], lines)
 
 
-def percent(found: Score | Mean | None) -> str:
-    """Such as "43.2 ± 1.4"; a dash for what there is not."""
-    if found is None:
+def percent(score: BenchmarkScore | MeanScore | None) -> str:
+    """Format a score such as "43.2 ± 1.4"; None gives a dash."""
+    if score is None:
         return "–"
-    return f"{100 * found.score:.1f}" + ("" if found.stderr is None else f" ± {100 * found.stderr:.1f}")
+    error = "" if score.stderr is None else f" ± {100 * score.stderr:.1f}"
+    return f"{100 * score.score:.1f}{error}"
 
 
 def _points(interval: Interval) -> str:
     return f"{100 * interval.mean:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
 
 
-def _thinking(score: Score, titles: Mapping[str, str]) -> list[str]:
+def _thinking_cells(score: BenchmarkScore, titles: Mapping[str, str]) -> list[str]:
     return [
         titles.get(score.benchmark, score.benchmark),
         percent(score),
@@ -172,9 +232,10 @@ def _thinking(score: Score, titles: Mapping[str, str]) -> list[str]:
         f"{score.answer_tokens:.0f}",
         f"{score.cut:.1%}",
         f"{score.seconds:,.0f}",
-        ", ".join(f"{name} {100 * value:.1f}" for name, value in score.also.items()),
+        ", ".join(f"{metric} {100 * value:.1f}" for metric, value in score.also.items()),
     ]
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *lines))
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)

@@ -1,4 +1,4 @@
-"""A study's runs → one table: accuracy by variant and family with intervals, and paired differences against the baseline."""
+"""Comparison of a study's runs: accuracy by variant and family, and paired differences."""
 
 from __future__ import annotations
 
@@ -8,118 +8,185 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from nrt.analysis.stats import Interval, bootstrap
 from nrt.errors import InputError
-from nrt.run import Run, as_nrt_writes
+from nrt.run import Record, Run, explain_unreadable_files
 
-Record = Mapping[str, Any]
-Found = dict[str, dict[str, float]]
+FamilyValues = dict[str, dict[str, float]]
 """family → question id → value"""
 
 MEAN = "mean"
-"""The mean of the families, each with the same weight."""
+"""Name of the mean over the families, each with the same weight."""
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One variant's result in one family."""
 
     variant: str
     family: str
     interval: Interval | None  # None: no run of the variant is done
     by_seed: dict[int, float]
-    difference: Interval | None  # against the baseline, over the seeds that both have
+    difference: Interval | None  # from the baseline, over the seeds that both have
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows of a study, and what did not come to an end."""
+    """All rows of a study, and its unfinished runs."""
 
     baseline: str
     measure: str
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     missing: dict[str, str]  # run → why it is not in the table
 
 
 def compare(
-    runs: Mapping[str, Mapping[int, Path]], baseline: str, *, measure: str = "correct", missing: Mapping[str, str] | None = None
+    runs: Mapping[str, Mapping[int, Path]],
+    baseline: str,
+    *,
+    measure: str = "correct",
+    missing: Mapping[str, str] | None = None,
 ) -> Comparison:
-    """The comparison of `runs` (variant → seed → run folder), by the last held-out evaluation's `measure`.
+    """Compare runs by their last held-out evaluation.
 
-    `measure` is a field of the held-out records: correct, correct_null, logp, … Raises InputError where no record has it.
+    `runs` is variant → seed → run folder. `measure` is a field of the held-out records, such as
+    correct, correct_null or logp. Raises InputError if no record has it, or if runs of the same
+    seed have different questions.
     """
-    with as_nrt_writes(*(path for paths in runs.values() for path in paths.values())):
-        values = {name: {seed: by_family(Run(path).heldout(), measure) for seed, path in paths.items()} for name, paths in runs.items()}
-    families = list(dict.fromkeys(f for seeds in values.values() for found in seeds.values() for f in found))
+    values: dict[str, dict[int, FamilyValues]] = {}
+    with explain_unreadable_files(*(path for paths in runs.values() for path in paths.values())):
+        for variant, paths in runs.items():
+            values[variant] = {
+                seed: values_by_family(Run(path).heldout(), measure) for seed, path in paths.items()
+            }
+    families = list(
+        dict.fromkeys(
+            family
+            for by_seed in values.values()
+            for by_family in by_seed.values()
+            for family in by_family
+        )
+    )
     if not families:
-        raise InputError(f"no held-out record has '{measure}'; set data.valid and heldout.checker, or choose another measure")
-    groups = {family: [family] for family in families} | ({MEAN: families} if len(families) > 1 else {})
-    base = values.get(baseline, {})
-    rows = [_row(variant, name, group, seeds, base) for variant, seeds in values.items() for name, group in groups.items()]
+        raise InputError(
+            f"no held-out record has '{measure}'; set data.valid and heldout.checker, "
+            "or choose another measure"
+        )
+    members_of = {family: [family] for family in families}
+    if len(families) > 1:
+        members_of[MEAN] = families
+    baseline_values = values.get(baseline, {})
+    rows = [
+        _row(variant, name, members, by_seed, baseline_values)
+        for variant, by_seed in values.items()
+        for name, members in members_of.items()
+    ]
     return Comparison(baseline, measure, tuple(rows), dict(missing or {}))
 
 
-def as_json(comparison: Comparison) -> str:
-    """compare.json."""
+def comparison_json(comparison: Comparison) -> str:
+    """Return the content of compare.json."""
     return json.dumps(asdict(comparison), indent=1) + "\n"
 
 
-def markdown(comparison: Comparison) -> str:
-    """compare.md: variants × families three times: means with intervals, every seed, paired differences."""
+def comparison_markdown(comparison: Comparison) -> str:
+    """Return the content of compare.md.
+
+    It holds variants × families three times: means with intervals, the value of every seed, and
+    paired differences.
+    """
     baseline, measure = comparison.baseline, comparison.measure
-    text = f"## {measure}, mean over seeds [95 %]\n\n" + _table(comparison, lambda row: str(row.interval or "no run"))
-    text += "\n## Every seed\n\n" + _table(comparison, lambda row: " ".join(f"{value:.2f}" for _, value in sorted(row.by_seed.items())))
-    text += f"\n## Against `{baseline}` [95 %]\n\n" + _table(comparison, lambda row: _signed(row.difference), without=baseline)
+    text = f"## {measure}, mean over seeds [95 %]\n\n"
+    text += _table(comparison, lambda row: str(row.interval or "no run"))
+    text += "\n## Every seed\n\n" + _table(comparison, _seed_values)
+    text += f"\n## Against `{baseline}` [95 %]\n\n"
+    text += _table(comparison, lambda row: _signed(row.difference), without=baseline)
     text += (
-        "\nIntervals: hierarchical bootstrap, seeds then questions, 2,000 resamples. Differences are paired by seed and question; "
-        f"that they are taken against `{baseline}` was written to study.yaml before the runs.\n"
+        "\nIntervals: hierarchical bootstrap, seeds then questions, 2,000 resamples. Differences "
+        f"are paired by seed and question; the baseline `{baseline}` was written to study.yaml "
+        "before the runs.\n"
     )
     if comparison.missing:
-        text += "\nNot in the table:\n\n" + "".join(f"- `{run}`: {why}\n" for run, why in comparison.missing.items())
+        lines = [f"- `{run}`: {reason}\n" for run, reason in comparison.missing.items()]
+        text += "\nNot in the table:\n\n" + "".join(lines)
     return text
 
 
-def _table(comparison: Comparison, cell: Callable[[Row], str], without: str = "") -> str:
-    """One line a variant, one column a family."""
+def _table(
+    comparison: Comparison, format_cell: Callable[[ComparisonRow], str], without: str = ""
+) -> str:
+    """Return a table with one line per variant and one column per family."""
     families = list(dict.fromkeys(row.family for row in comparison.rows))
-    lines: dict[str, list[str]] = defaultdict(list)
+    cells_of: dict[str, list[str]] = defaultdict(list)
     for row in comparison.rows:
         if row.variant != without:
-            lines[row.variant].append(cell(row))
+            cells_of[row.variant].append(format_cell(row))
     head = f"| | {' | '.join(families)} |\n|{'---|' * (len(families) + 1)}\n"
-    return head + "".join(f"| `{variant}` | {' | '.join(cells)} |\n" for variant, cells in lines.items())
+    lines = [f"| `{variant}` | {' | '.join(cells)} |\n" for variant, cells in cells_of.items()]
+    return head + "".join(lines)
 
 
-def by_family(records: Sequence[Record], measure: str) -> Found:
-    """A measure of held-out records by source and question; records without a value are left out."""
-    families: Found = {}
+def values_by_family(records: Sequence[Record], measure: str) -> FamilyValues:
+    """Return a measure of held-out records by source and question.
+
+    Records without a value are left out.
+    """
+    families: FamilyValues = {}
     for record in records:
         if record.get(measure) is not None:
-            families.setdefault(str(record.get("source") or "all"), {})[str(record["id"])] = float(record[measure])
+            family = str(record.get("source") or "all")
+            families.setdefault(family, {})[str(record["id"])] = float(record[measure])
     return families
 
 
-def _row(variant: str, name: str, families: Sequence[str], seeds: Mapping[int, Found], base: Mapping[int, Found]) -> Row:
-    have = {seed: [found[f] for f in families] for seed, found in seeds.items() if set(families) <= set(found)}
-    both = [seed for seed in have if set(families) <= set(base.get(seed, ()))]
-    differences = [[_paired(ours, base[seed][f]) for ours, f in zip(have[seed], families, strict=True)] for seed in both]
-    return Row(
+def _row(
+    variant: str,
+    name: str,
+    families: Sequence[str],
+    values_by_seed: Mapping[int, FamilyValues],
+    baseline_by_seed: Mapping[int, FamilyValues],
+) -> ComparisonRow:
+    """Return the row of one family, or of the mean of several."""
+    by_seed: dict[int, list[dict[str, float]]] = {}
+    for seed, by_family in values_by_seed.items():
+        if set(families) <= set(by_family):
+            by_seed[seed] = [by_family[family] for family in families]
+    differences = []
+    for seed, family_values in by_seed.items():
+        baseline = baseline_by_seed.get(seed, {})
+        if set(families) <= set(baseline):
+            pairs = zip(family_values, families, strict=True)
+            differences.append([_paired(values, baseline[family]) for values, family in pairs])
+    interval = None
+    if by_seed:
+        interval = bootstrap(
+            [[list(values.values()) for values in seed_values] for seed_values in by_seed.values()]
+        )
+    return ComparisonRow(
         variant=variant,
         family=name,
-        interval=bootstrap([[list(found.values()) for found in group] for group in have.values()]) if have else None,
-        by_seed={seed: fmean(fmean(found.values()) for found in group) for seed, group in have.items()},
-        difference=bootstrap(differences) if both else None,
+        interval=interval,
+        by_seed={
+            seed: fmean(fmean(values.values()) for values in family_values)
+            for seed, family_values in by_seed.items()
+        },
+        difference=bootstrap(differences) if differences else None,
     )
 
 
-def _paired(ours: Mapping[str, float], theirs: Mapping[str, float]) -> list[float]:
-    """ours − theirs, question by question."""
-    if ours.keys() != theirs.keys():
-        raise InputError("two runs of a seed were asked different questions; they cannot be paired")
-    return [value - theirs[key] for key, value in ours.items()]
+def _paired(values: Mapping[str, float], baseline: Mapping[str, float]) -> list[float]:
+    """Return values − baseline, question by question."""
+    if values.keys() != baseline.keys():
+        raise InputError("two runs of a seed have different questions; they cannot be paired")
+    return [value - baseline[question] for question, value in values.items()]
+
+
+def _seed_values(row: ComparisonRow) -> str:
+    return " ".join(f"{value:.2f}" for _, value in sorted(row.by_seed.items()))
 
 
 def _signed(interval: Interval | None) -> str:
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]" if interval else ""
+    if interval is None:
+        return ""
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"

@@ -1,4 +1,4 @@
-"""Means with intervals that know where the noise comes from: seeds, and the questions asked."""
+"""Means with bootstrap intervals that account for two sources of noise: seeds and questions."""
 
 from __future__ import annotations
 
@@ -21,23 +21,31 @@ class Interval:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def bootstrap(values: Sequence[Sequence[Sequence[float]]], *, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Hierarchical bootstrap of a mean: over seeds, of the mean over families, of the mean over questions.
+def bootstrap(
+    values: Sequence[Sequence[Sequence[float]]], *, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Return the mean over seeds of the mean over families of the mean over questions.
 
-    `values[s][f]` are the questions' values of family f under seed s. Each resample draws seeds with replacement, then, for each
-    seed drawn, the questions of each family with replacement; the interval holds the middle 95 % (percentiles). With one seed only
-    the questions vary, and the interval says nothing about seeds.
+    The interval comes from a hierarchical bootstrap. `values[s][f]` holds the questions' values
+    of family f under seed s. Each resample draws seeds with replacement. Then, for each seed
+    drawn, it draws the questions of each family with replacement. The interval holds the middle
+    95 % of the resampled means (percentiles). With one seed only the questions vary, and the
+    interval says nothing about seeds.
     Source: Davison and Hinkley, Bootstrap Methods and Their Application, §3.8.
     """
-    rng, S = np.random.default_rng(seed), len(values)
-    drawn = rng.integers(S, size=(resamples, S))
-    means = np.empty((resamples, S))
-    for s, families in enumerate(values):
-        where = drawn == s
-        found = []
+    rng = np.random.default_rng(seed)
+    seed_count = len(values)
+    drawn_seeds = rng.integers(seed_count, size=(resamples, seed_count))
+    means = np.empty((resamples, seed_count))
+    for seed_index, families in enumerate(values):
+        is_drawn = drawn_seeds == seed_index
+        draws = int(is_drawn.sum())
+        family_means = []
         for family in families:
-            array = np.asarray(family, dtype=float)
-            found.append(array[rng.integers(len(array), size=(int(where.sum()), len(array)))].mean(-1))
-        means[where] = np.mean(found, axis=0)
+            questions = np.asarray(family, dtype=float)
+            drawn_questions = rng.integers(len(questions), size=(draws, len(questions)))
+            family_means.append(questions[drawn_questions].mean(-1))
+        means[is_drawn] = np.mean(family_means, axis=0)
     low, high = np.percentile(means.mean(-1), [2.5, 97.5])
-    return Interval(fmean(fmean(fmean(family) for family in families) for families in values), float(low), float(high))
+    mean = fmean(fmean(fmean(family) for family in families) for families in values)
+    return Interval(mean, float(low), float(high))

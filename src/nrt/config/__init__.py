@@ -1,47 +1,63 @@
-"""What a run is told. No torch here. Names (method, profile, sampler, checker) are strings; `nrt.train` resolves them before it
-touches the disk.
+"""Settings of a run: the schema, recipes and profiles, and `key=value` overrides.
+
+Nothing here imports torch. Methods, profiles, samplers and checkers are names; `nrt.train` resolves
+them before it writes to the disk.
 """
 
-from nrt.config.layers import build_config, dump_yaml, load_config, merge, packaged, parse_overrides, parse_yaml, plain_values, read_text
-from nrt.config.schema import (
-    AUTO_TOKENS,
-    Columns,
-    Config,
+from nrt.config.data_sections import (
+    ColumnsConfig,
     DataConfig,
-    Difficulty,
+    DifficultyConfig,
+    RowsConfig,
+    SourceConfig,
+    TextConfig,
+)
+from nrt.config.layers import (
+    build_config,
+    dump_yaml,
+    load_config,
+    merge_settings,
+    packaged_recipes,
+    parse_overrides,
+    parse_yaml,
+)
+from nrt.config.safe_yaml import parse_plain_yaml, read_yaml_file
+from nrt.config.schema import AUTO_TOKENS_PER_BATCH, Config
+from nrt.config.sections import (
+    HeldoutConfig,
     LoraConfig,
     MarkersConfig,
     ObjectiveConfig,
     OptimizerConfig,
-    Reading,
     Section,
-    Source,
-    TextConfig,
+    VLLMConfig,
     WatchConfig,
 )
 
 __all__ = [
-    "AUTO_TOKENS",
-    "Columns",
+    "AUTO_TOKENS_PER_BATCH",
+    "ColumnsConfig",
     "Config",
     "DataConfig",
-    "Difficulty",
+    "DifficultyConfig",
+    "HeldoutConfig",
     "LoraConfig",
     "MarkersConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
-    "Reading",
+    "RowsConfig",
     "Section",
-    "Source",
+    "SourceConfig",
     "TextConfig",
+    "VLLMConfig",
     "WatchConfig",
     "build_config",
     "dump_yaml",
     "load_config",
-    "merge",
-    "packaged",
+    "merge_settings",
+    "packaged_recipes",
     "parse_overrides",
+    "parse_plain_yaml",
     "parse_yaml",
-    "plain_values",
-    "read_text",
+    "read_yaml_file",
 ]

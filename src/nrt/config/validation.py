@@ -1,4 +1,7 @@
-"""Nested values → Config: the first fault becomes one InputError that names the setting, and the nearest one to a misspelt key."""
+"""Validate nested settings; the first error becomes one InputError that names the setting.
+
+A misspelt key is reported with the nearest known key.
+"""
 
 from __future__ import annotations
 
@@ -9,94 +12,140 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from nrt.config.schema import Config, Section
-from nrt.errors import InputError, unknown
-from nrt.network import refuse_credentials
+from nrt.config.schema import Config
+from nrt.config.sections import Section
+from nrt.errors import InputError, unknown_name
+from nrt.system.network import refuse_credentials
 
 _SHORT = Repr()
+"""Formats rejected values in errors."""
+
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 200, 200, 100
-"""What was given, as an error shows it."""
 
 
-def validate(values: Mapping[str, Any]) -> Config:
-    """Config from nested values; the first fault becomes one InputError."""
-    _check_keys(Config, values, prefix="")
+def validate(settings: Mapping[str, Any]) -> Config:
+    """Return the config of nested settings. Raises InputError for the first invalid one."""
+    _check_keys(Config, settings, prefix="")
     try:
-        config = Config.model_validate(values)
+        config = Config.model_validate(settings)
     except ValidationError as error:
-        faults = [(_key(fault["loc"]), fault) for fault in error.errors()]
-        key, first = faults[0]
-        branches = dict.fromkeys(fault["msg"][0].lower() + fault["msg"][1:] for where, fault in faults if where == key)  # of a union
-        raise InputError(f"setting {key}={_SHORT.repr(first['input'])}: {' or '.join(branches)}") from None
-    if config.traces < 1:
-        raise InputError(f"traces={config.traces}: a group needs K ≥ 1 traces; set traces=8 as in the paper")
-    if config.batch % config.updates_per_rollout:
-        raise InputError(
-            f"batch={config.batch} cannot be split into updates_per_rollout={config.updates_per_rollout} equal parts; "
-            "set a batch that it divides"
-        )
-    if config.quantize and not config.lora.rank:
-        raise InputError(f"quantize={config.quantize} freezes the weights that it shortens; set lora.rank=16 to train adapters beside them")
-    for url in config.vllm.urls:
-        refuse_credentials("vllm.urls", url)
-    for kind in ("train", "valid"):
-        if len({source.weight is None for source in config.data.sources(kind)}) == 2:
-            raise InputError(f"some sources of data.{kind} have a weight and some have none; give a weight to all or to none")
+        raise InputError(_first_error(error)) from None
+    _check_combinations(config)
     return config
 
 
-def _section(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    if get_origin(annotation) in (Union, pytypes.UnionType):
-        return next((s for a in get_args(annotation) if (s := _section(a))), None)
-    return None
-
-
-def _item_section(annotation: Any) -> type[Section] | None:
-    """The section that a list holds, where the setting may be a list of sections."""
-    if get_origin(annotation) is tuple:
-        return _section(get_args(annotation)[0])
-    return next((s for a in get_args(annotation) if (s := _item_section(a))), None)
-
-
 def annotation_of(key: str) -> Any:
-    """The type of a dotted setting; None if there is no such setting."""
+    """Return the type of a setting by its dotted key; None if there is no such setting."""
     section: type[Section] | None = Config
     annotation = None
-    for part in key.split("."):
-        if section is None or part not in section.model_fields:
+    for name in key.split("."):
+        if section is None or name not in section.model_fields:
             return None
-        annotation = section.model_fields[part].annotation
+        annotation = section.model_fields[name].annotation
         section = _section(annotation)
     return annotation
 
 
-def _key(location: tuple[int | str, ...]) -> str:
-    """The setting that pydantic's location points into, without list indices and branches of unions."""
-    known, key = set(_known_keys(Config)), str(location[0])
+def _first_error(error: ValidationError) -> str:
+    """Return the message for the setting of the first error.
+
+    pydantic reports one error for each branch of a union; those of the same setting are joined.
+    """
+    errors = error.errors()
+    key = _setting_key(errors[0]["loc"])
+    messages = []
+    for detail in errors:
+        if _setting_key(detail["loc"]) == key:
+            message = detail["msg"]
+            messages.append(message[0].lower() + message[1:])
+    value = _SHORT.repr(errors[0]["input"])
+    return f"setting {key}={value}: {' or '.join(dict.fromkeys(messages))}"
+
+
+def _check_combinations(config: Config) -> None:
+    """Raise InputError for values that are valid on their own but not together."""
+    if config.traces < 1:
+        raise InputError(
+            f"traces={config.traces}: a group needs K ≥ 1 traces; set traces=8 as in the paper"
+        )
+    if config.batch % config.updates_per_rollout:
+        raise InputError(
+            f"batch={config.batch} cannot be split into "
+            f"updates_per_rollout={config.updates_per_rollout} equal parts; "
+            "set a batch that it divides"
+        )
+    if config.quantize and not config.lora.rank:
+        raise InputError(
+            f"quantize={config.quantize} freezes the quantised weights; "
+            "set lora.rank=16 to train adapters"
+        )
+    for url in config.vllm.urls:
+        refuse_credentials("vllm.urls", url)
+    for kind in ("train", "valid"):
+        has_weight = {source.weight is not None for source in config.data.sources(kind)}
+        if len(has_weight) == 2:
+            raise InputError(
+                f"some sources of data.{kind} have a weight and some have none; "
+                "give a weight to all or to none"
+            )
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    """Return the section that a setting is or, in a union, may be; None if it is no section."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if get_origin(annotation) in (Union, pytypes.UnionType):
+        for branch in get_args(annotation):
+            section = _section(branch)
+            if section:
+                return section
+    return None
+
+
+def _item_section(annotation: Any) -> type[Section] | None:
+    """Return the section of the items, where a setting may be a list of sections."""
+    if get_origin(annotation) is tuple:
+        return _section(get_args(annotation)[0])
+    for branch in get_args(annotation):
+        section = _item_section(branch)
+        if section:
+            return section
+    return None
+
+
+def _setting_key(location: tuple[int | str, ...]) -> str:
+    """Return the dotted key of an error location, without list indices and union branches."""
+    known = set(_known_keys(Config))
+    key = str(location[0])
     for part in location[1:]:
-        key = longer if (longer := f"{key}.{part}") in known else key
+        longer_key = f"{key}.{part}"
+        if longer_key in known:
+            key = longer_key
     return key
 
 
 def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
     keys = []
-    for name, info in section.model_fields.items():
+    for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        if inner := _section(info.annotation):
-            keys += _known_keys(inner, prefix + name + ".")
+        inner = _section(field.annotation)
+        if inner:
+            keys += _known_keys(inner, f"{prefix}{name}.")
     return keys
 
 
-def _check_keys(section: type[Section], values: Mapping[str, Any], prefix: str) -> None:
-    for key, value in values.items():
+def _check_keys(section: type[Section], settings: Mapping[str, Any], prefix: str) -> None:
+    """Raise InputError for a key that the section does not have."""
+    for key, value in settings.items():
         if key not in section.model_fields:
-            raise unknown("setting", prefix + str(key), {*_known_keys(Config), *_known_keys(section, prefix)})
+            known = {*_known_keys(Config), *_known_keys(section, prefix)}
+            raise unknown_name("setting", prefix + str(key), known)
         annotation = section.model_fields[key].annotation
-        if (inner := _section(annotation)) and isinstance(value, Mapping):
+        inner = _section(annotation)
+        if inner and isinstance(value, Mapping):
             _check_keys(inner, value, f"{prefix}{key}.")
-        if (item := _item_section(annotation)) and isinstance(value, list | tuple):
-            for part in value:
-                if isinstance(part, Mapping):
-                    _check_keys(item, part, f"{prefix}{key}.")
+        item_section = _item_section(annotation)
+        if item_section and isinstance(value, list | tuple):
+            for item in value:
+                if isinstance(item, Mapping):
+                    _check_keys(item_section, item, f"{prefix}{key}.")

@@ -1,35 +1,52 @@
-"""From a data file to rows of token ids: sources → Example, chat → Pair, splice → Row. Nothing here knows the objective."""
+"""Data files → rows of token ids. The steps are Example (text), Pair (ids) and Row (sequence).
 
+No module of this package imports the objective.
+"""
+
+from nrt.data.cache import tokenise
 from nrt.data.chat import Chat
-from nrt.data.documents import Entropies
+from nrt.data.documents import EntropyFunction
 from nrt.data.files import find_tables
-from nrt.data.pairs import Encoded, Pairs, load_pairs
+from nrt.data.order import RowOrder
+from nrt.data.pairs import LoadedPairs, Pairs, load_pairs
+from nrt.data.sequence import (
+    Markers,
+    bare_row,
+    null_row,
+    sampled_answer_row,
+    split_row,
+    to_trace,
+    trace_row,
+)
 from nrt.data.sources import read_examples
-from nrt.data.splice import Markers, bare_row, null_row, reply_row, to_trace, trace_row, unsplice
-from nrt.data.stream import Stream
-from nrt.data.template import answers_at_once, default_template, ensure_template, exported_template, with_trace_opener
-from nrt.data.tokens import tokenise
+from nrt.data.template import (
+    default_template,
+    ensure_template,
+    exported_template,
+    exported_without_trace,
+    with_trace_opener,
+)
 
 __all__ = [
     "Chat",
-    "Encoded",
-    "Entropies",
+    "EntropyFunction",
+    "LoadedPairs",
     "Markers",
     "Pairs",
-    "Stream",
-    "answers_at_once",
+    "RowOrder",
     "bare_row",
     "default_template",
     "ensure_template",
     "exported_template",
+    "exported_without_trace",
     "find_tables",
     "load_pairs",
     "null_row",
     "read_examples",
-    "reply_row",
+    "sampled_answer_row",
+    "split_row",
     "to_trace",
     "tokenise",
     "trace_row",
-    "unsplice",
     "with_trace_opener",
 ]

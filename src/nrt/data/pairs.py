@@ -1,4 +1,4 @@
-"""The pairs of a run: rows of tokenised sources that fit its limits, and a count of everything that does not."""
+"""The pairs of a run: the rows of its sources that fit its limits, with counts of all others."""
 
 from __future__ import annotations
 
@@ -10,46 +10,58 @@ from typing import Literal, overload
 import numpy as np
 
 from nrt.config import Config, TextConfig
+from nrt.data.cache import json_hash, tokenise
 from nrt.data.chat import Chat
-from nrt.data.documents import Entropies
-from nrt.data.files import Bad
-from nrt.data.tokens import Tokenised, hash_of, tokenise
+from nrt.data.documents import EntropyFunction
+from nrt.data.rows import BadRow
+from nrt.data.token_cache import TokenCache
 from nrt.errors import InputError
 from nrt.types import Pair
 
 
 @dataclass(frozen=True)
 class Pairs(Sequence[Pair]):
-    """Rows of several sources that fit the limits, in the order of the sources; read from disk when asked for."""
+    """Rows of several sources that fit the limits, one source after the other.
 
-    parts: tuple[Tokenised, ...]
-    kept: tuple[np.ndarray, ...]  # of each source, the rows that fit
-    most_answer_tokens: int  # longer answers are cut to this
+    Each access reads the row from disk.
+    """
+
+    caches: tuple[TokenCache, ...]  # one per source
+    kept_rows: tuple[np.ndarray, ...]  # per source, the numbers of the rows that fit
+    max_answer_tokens: int  # longer answers are cut to this
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Rows of each source."""
-        return tuple(len(rows) for rows in self.kept)
+        return tuple(len(rows) for rows in self.kept_rows)
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of prompt and answer [rows]."""
-        both = zip(self.parts, self.kept, strict=True)
-        cut = self.most_answer_tokens
-        return np.concatenate([part.prompt_lengths[rows] + np.minimum(part.answer_lengths[rows], cut) for part, rows in both])
+        lengths = [
+            cache.prompt_lengths[rows]
+            + np.minimum(cache.answer_lengths[rows], self.max_answer_tokens)
+            for cache, rows in zip(self.caches, self.kept_rows, strict=True)
+        ]
+        return np.concatenate(lengths)
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens of the longest prompt; 0 where there is no row."""
-        both = zip(self.parts, self.kept, strict=True)
-        return max((int(part.prompt_lengths[rows].max()) for part, rows in both if len(rows)), default=0)
+        """Tokens of the longest prompt; 0 without rows."""
+        return self._longest([cache.prompt_lengths for cache in self.caches])
 
     @property
     def longest_answer(self) -> int:
-        """Tokens of the longest answer, as far as answers are kept; 0 where there is no row."""
-        both = zip(self.parts, self.kept, strict=True)
-        longest = max((int(part.answer_lengths[rows].max()) for part, rows in both if len(rows)), default=0)
-        return min(longest, self.most_answer_tokens)
+        """Tokens of the longest answer after the cut to `max_answer_tokens`; 0 without rows."""
+        longest = self._longest([cache.answer_lengths for cache in self.caches])
+        return min(longest, self.max_answer_tokens)
+
+    def _longest(self, lengths: list[np.ndarray]) -> int:
+        longest = 0
+        for source_lengths, rows in zip(lengths, self.kept_rows, strict=True):
+            if len(rows):
+                longest = max(longest, int(source_lengths[rows].max()))
+        return longest
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -64,74 +76,108 @@ class Pairs(Sequence[Pair]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        for part, rows in zip(self.parts, self.kept, strict=True):
+        for cache, rows in zip(self.caches, self.kept_rows, strict=True):
             if index < len(rows):
-                pair = part[int(rows[index])]
-                return replace(pair, answer_ids=pair.answer_ids[: self.most_answer_tokens])
+                pair = cache[int(rows[index])]
+                return replace(pair, answer_ids=pair.answer_ids[: self.max_answer_tokens])
             index -= len(rows)
         raise AssertionError("unreachable: the index was checked")
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """The pairs kept and what was lost; an example over both limits counts as a dropped prompt."""
+class LoadedPairs:
+    """The pairs of a run, and what was lost.
+
+    An example over both limits counts as a dropped prompt.
+    """
 
     pairs: Pairs
     dropped_prompts: int = 0  # longer than max_prompt_tokens
     dropped_answers: int = 0  # longer than max_answer_tokens, the end of turn included
     truncated_answers: int = 0  # kept, cut to max_answer_tokens; these do not end the turn
-    unknown_tokens: int = 0  # of all rows: text that the tokenizer has no token for
-    bad: tuple[Bad, ...] = ()  # rows that could not be used, where data.on_bad_row is skip
+    unknown_tokens: int = 0  # in all rows: text that the tokenizer has no token for
+    bad: tuple[BadRow, ...] = ()  # rows that cannot be used, where data.on_bad_row is skip
 
     @property
-    def content(self) -> str:
-        """Changes with the bytes of any file that the pairs come from."""
-        return hash_of([part.content for part in self.pairs.parts])
+    def content_hash(self) -> str:
+        """Hash that changes with the bytes of any file that the pairs come from."""
+        return json_hash([cache.content_hash for cache in self.pairs.caches])
 
     @property
     def total(self) -> int:
-        """Examples there were."""
+        """Examples before the limits."""
         return len(self.pairs) + self.dropped_prompts + self.dropped_answers
 
 
-def load_pairs(config: Config, kind: Literal["train", "valid"], chat: Chat, entropies: Entropies | None = None) -> Encoded:
-    """The training or validation pairs. `entropies` is needed where documents are cut by entropy.
+def load_pairs(
+    config: Config,
+    kind: Literal["train", "valid"],
+    chat: Chat,
+    entropies: EntropyFunction | None = None,
+) -> LoadedPairs:
+    """Return the training or validation pairs; cuts of documents by entropy need `entropies`.
 
-    Raises InputError for data that cannot be read, for the first bad row unless data.on_bad_row is skip, and if no row is left.
+    Raises InputError for data that cannot be read, for the first bad row unless data.on_bad_row is
+    skip, and if no row is left.
     """
     data = config.data
-    for source in data.sources(kind):
-        if text := source.reading(data).text:
-            _check_lengths(text, config, chat)
-    parts = tuple(tokenise(s, s.reading(data), chat, skip=data.on_bad_row == "skip", entropies=entropies) for s in data.sources(kind))
-    long_prompts = [part.prompt_lengths > config.max_prompt_tokens for part in parts]
-    long_answers = [(part.answer_lengths > config.max_answer_tokens) & ~long for part, long in zip(parts, long_prompts, strict=True)]
-    drop = [p if data.truncate_answers else p | a for p, a in zip(long_prompts, long_answers, strict=True)]
-    pairs = Pairs(parts, tuple(np.flatnonzero(~d) for d in drop), config.max_answer_tokens)
-    prompts, answers = (int(sum(d.sum() for d in long)) for long in (long_prompts, long_answers))
-    bad = tuple(bad for part in parts for bad in part.bad)
+    skip = data.on_bad_row == "skip"
+    sources = [(source, source.rows_config(data)) for source in data.sources(kind)]
+    for _, reading in sources:
+        if reading.text:
+            _check_lengths(reading.text, config, chat)
+    caches = tuple(
+        tokenise(source, reading, chat, skip=skip, entropies=entropies)
+        for source, reading in sources
+    )
+    kept_rows: list[np.ndarray] = []
+    long_prompts = long_answers = 0
+    for cache in caches:
+        prompt_is_long = cache.prompt_lengths > config.max_prompt_tokens
+        answer_is_long = (cache.answer_lengths > config.max_answer_tokens) & ~prompt_is_long
+        long_prompts += int(prompt_is_long.sum())
+        long_answers += int(answer_is_long.sum())
+        is_dropped = prompt_is_long if data.truncate_answers else prompt_is_long | answer_is_long
+        kept_rows.append(np.flatnonzero(~is_dropped))
+    pairs = Pairs(caches, tuple(kept_rows), config.max_answer_tokens)
+    bad = tuple(row for cache in caches for row in cache.bad)
     if not len(pairs):
-        if not (prompts or answers or bad):  # only documents can be good and give no pair
-            raise InputError("no document is long enough to be cut; lower data.text.stride")
-        lost = f" and {len(bad)} rows cannot be used, the first {bad[0]}" if bad else ""
-        raise InputError(
-            f"no example is left: {prompts} prompts are longer than max_prompt_tokens={config.max_prompt_tokens} and {answers} answers "
-            f"longer than max_answer_tokens={config.max_answer_tokens}{lost}; raise these, or set data.truncate_answers=true"
-        )
-    unknown = sum(part.count(chat.unknown_id) for part in parts)
-    dropped, truncated = (0, answers) if data.truncate_answers else (answers, 0)
-    return Encoded(pairs, prompts, dropped, truncated, unknown, bad)
+        raise _nothing_left(config, long_prompts, long_answers, bad)
+    return LoadedPairs(
+        pairs,
+        dropped_prompts=long_prompts,
+        dropped_answers=0 if data.truncate_answers else long_answers,
+        truncated_answers=long_answers if data.truncate_answers else 0,
+        unknown_tokens=sum(cache.count(chat.unknown_id) for cache in caches),
+        bad=bad,
+    )
+
+
+def _nothing_left(
+    config: Config, long_prompts: int, long_answers: int, bad: Sequence[BadRow]
+) -> InputError:
+    if not (long_prompts or long_answers or bad):  # only documents can be good and give no pair
+        return InputError("no document is long enough to be cut; lower data.text.stride")
+    unusable = f" and {len(bad)} rows cannot be used, the first {bad[0]}" if bad else ""
+    return InputError(
+        f"no example is left: {long_prompts} prompts are longer than "
+        f"max_prompt_tokens={config.max_prompt_tokens} and {long_answers} answers longer than "
+        f"max_answer_tokens={config.max_answer_tokens}{unusable}; "
+        "raise these, or set data.truncate_answers=true"
+    )
 
 
 def _check_lengths(text: TextConfig, config: Config, chat: Chat) -> None:
-    """Raises InputError where the limits would leave only the beginnings, or only the ends, of documents."""
-    if (prompt := text.prefix_tokens + len(chat.opening)) > config.max_prompt_tokens:
+    """Raise InputError if the limits would keep only the beginnings, or the ends, of documents."""
+    prompt_tokens = text.prefix_tokens + len(chat.opening)
+    if prompt_tokens > config.max_prompt_tokens:
         raise InputError(
-            f"data.text.prefix_tokens={text.prefix_tokens} makes prompts of {prompt} tokens, more than max_prompt_tokens="
-            f"{config.max_prompt_tokens}; lower the one or raise the other"
+            f"data.text.prefix_tokens={text.prefix_tokens} makes prompts of {prompt_tokens} "
+            f"tokens, more than max_prompt_tokens={config.max_prompt_tokens}; "
+            "lower the first or raise the second"
         )
     if text.continuation_tokens > config.max_answer_tokens:
         raise InputError(
-            f"data.text.continuation_tokens={text.continuation_tokens} is more than max_answer_tokens={config.max_answer_tokens}; "
-            "lower the one or raise the other"
+            f"data.text.continuation_tokens={text.continuation_tokens} is more than "
+            f"max_answer_tokens={config.max_answer_tokens}; lower the first or raise the second"
         )

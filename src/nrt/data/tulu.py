@@ -1,8 +1,10 @@
-"""The paper's training data: a subset of `allenai/tulu-3-sft-mixture`, by the counts of Table 4 or plain random.
+"""The paper's training data: a subset of `allenai/tulu-3-sft-mixture`, by Table 4 or plain random.
 
-A first pass over the mixture looks at every row: its source, whether it can be trained on, and a hash of its messages. Then rows are
-chosen by number, and a second pass copies them in the order of the input. The choice is a function of the seed and of the input's rows
-in their order, files by name: each source draws from a generator of its own, and the validation rows, drawn last, change nothing of it.
+A first pass over the mixture reads every row: its source, whether it can be trained on, and a hash
+of its messages. Then rows are chosen by number, and a second pass copies them in the order of the
+input. The choice is a function of the seed and of the input's rows in their order, files by name.
+Each source has a generator of its own. The validation rows are drawn last, so they do not change
+the training rows.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from nrt.data.mixture import Scan, copy_rows, find_parquet, scan_rows, sha256
-from nrt.durable import beside
+from nrt.data.files import file_sha256
+from nrt.data.mixture import MixtureIndex, copy_rows, find_parquet, scan_rows
 from nrt.errors import InputError
+from nrt.system.files import temporary_path
 
 TABLE_4: Mapping[str, int] = {
     "ai2-adapt-dev/personahub_math_v5_regen_149960": 33036,
@@ -31,7 +34,8 @@ TABLE_4: Mapping[str, int] = {
     "allenai/tulu-3-sft-personas-math-grade": 11115,
     "ai2-adapt-dev/tulu_v3.9_open_math_2_gsm8k_50k": 11081,
     "ai2-adapt-dev/tulu_v3.9_wildjailbreak_decontaminated_50k": 11069,
-    "ai2-adapt-dev/tulu_v3.9_synthetic_finalresp_wildguardmixtrain_decontaminated_50k": 10935,  # in print cut after "wildguardmixtrain"
+    # The paper prints this name only up to "wildguardmixtrain".
+    "ai2-adapt-dev/tulu_v3.9_synthetic_finalresp_wildguardmixtrain_decontaminated_50k": 10935,
     "ai2-adapt-dev/personahub_code_v2_34999": 7859,
     "ai2-adapt-dev/personahub_ifdata_manual_seed_v3_29980": 6483,
     "ai2-adapt-dev/tulu_v3.9_personahub_math_interm_algebra_20k": 4529,
@@ -46,8 +50,8 @@ TABLE_4: Mapping[str, int] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What to draw: `size` training rows, stratified by Table 4 unless `plain`, and `valid` validation rows."""
+class DrawRequest:
+    """Rows to draw: `size` for training, by Table 4 unless `plain`, and `valid` for validation."""
 
     size: int = 204_800
     seed: int = 0
@@ -65,34 +69,34 @@ class InputFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One file that was written. `wanted` is empty where the draw was plain."""
+class DrawnFile:
+    """A file that was written. `wanted` is empty for a plain draw."""
 
     file: str
     rows: int
     sha256: str
-    wanted: Mapping[str, int]
-    sources: Mapping[str, int]
+    wanted: Mapping[str, int]  # rows of each source by Table 4
+    sources: Mapping[str, int]  # rows of each source in the file
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What stands in manifest.json: all that it takes to draw the same rows again, and what was left out."""
+    """Content of manifest.json: all that is needed to draw the rows again, and what is left out."""
 
     command: str
-    request: Request
+    request: DrawRequest
     origin: str  # the hub's name and commit, or "local files"
     rows: int
-    left_out: Mapping[str, int]  # rows that cannot be trained on, by reason
-    kept_from_valid: int  # rows with the messages of a training row, which validation must not draw
-    train: Part
-    valid: Part | None
+    left_out: Mapping[str, int]  # reason → rows that cannot be trained on
+    kept_from_valid: int  # rows that validation must not draw: a training row has their messages
+    train: DrawnFile
+    valid: DrawnFile | None
     input: tuple[InputFile, ...]
     versions: Mapping[str, str]
 
 
 def wanted_counts(size: int) -> dict[str, int]:
-    """Table 4 scaled to `size` rows by largest remainder; the earlier in the table wins a tie.
+    """Return Table 4 scaled to `size` rows by largest remainder; earlier sources win ties.
 
     >>> list(wanted_counts(204_800).values()) == list(TABLE_4.values())
     True
@@ -106,47 +110,60 @@ def wanted_counts(size: int) -> dict[str, int]:
 
 
 def check_output(output: Path) -> None:
-    """Raises InputError if a subset cannot be written there, before hours of downloading."""
+    """Raise InputError if a subset cannot be written there; call this before a long download."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} is there already; give another folder with -o, or remove it")
+        raise InputError(f"{output} already exists; give another folder with -o, or remove it")
 
 
-def draw_subset(folder: Path, output: Path, request: Request, *, origin: str, command: str) -> Manifest:
-    """Writes train.parquet, valid.parquet and manifest.json into the new folder `output`, which appears whole or not at all.
+def draw_subset(
+    folder: Path, output: Path, request: DrawRequest, *, origin: str, command: str
+) -> Manifest:
+    """Write train.parquet, valid.parquet and manifest.json into the new folder `output`.
 
-    Same request, files and pyarrow: the same bytes. Raises InputError for a request that these rows cannot meet.
+    The folder appears complete or not at all. The same request, files and version of pyarrow give
+    the same bytes. Raises InputError for a request that these rows cannot meet.
     """
     check_output(output)
     files = find_parquet(folder)
-    scan = scan_rows(files)
+    index = scan_rows(files)
     wanted = {} if request.plain else wanted_counts(request.size)
-    train_R = _choose_train(scan, request, wanted)
-    taken_R = np.isin(scan.hash_R, scan.hash_R[train_R])
-    valid_R = _choose_valid(scan, request, taken_R)
+    train_R = _choose_train(index, request, wanted)
+    has_train_messages_R = np.isin(index.hash_R, index.hash_R[train_R])
+    valid_R = _choose_valid(index, request, has_train_messages_R)
+    is_usable_R = index.source_R >= 0
 
-    new = beside(output, "new")
+    new = temporary_path(output, "new")
     new.mkdir(parents=True)
-    chosen = {"train.parquet": train_R} | ({"valid.parquet": valid_R} if request.valid else {})
+    chosen = {"train.parquet": train_R}
+    if request.valid:
+        chosen["valid.parquet"] = valid_R
     copy_rows(files, {new / name: rows_R for name, rows_R in chosen.items()})
 
-    def part(name: str, wanted: Mapping[str, int]) -> Part:
+    def drawn_file(name: str, wanted: Mapping[str, int]) -> DrawnFile:
         rows_R = chosen[name]
-        got = Counter(scan.names[code] for code in scan.source_R[rows_R].tolist())
-        return Part(name, int(rows_R.sum()), sha256(new / name), wanted, dict(got.most_common()))
+        sources = Counter(index.names[code] for code in index.source_R[rows_R].tolist())
+        digest = file_sha256(new / name)
+        return DrawnFile(name, int(rows_R.sum()), digest, wanted, dict(sources.most_common()))
 
     manifest = Manifest(
         command=command,
         request=request,
         origin=origin,
-        rows=len(scan.source_R),
-        left_out=scan.left_out,
-        kept_from_valid=int((taken_R & ~train_R & (scan.source_R >= 0)).sum()),
-        train=part("train.parquet", wanted),
-        valid=part("valid.parquet", {}) if request.valid else None,
-        input=tuple(InputFile(file.name, pq.read_metadata(file).num_rows, sha256(file)) for file in files),
-        versions={name: _version(name) for name in ("native-reasoning", "pyarrow", "datasets", "numpy")},
+        rows=len(index.source_R),
+        left_out=index.left_out,
+        kept_from_valid=int((has_train_messages_R & ~train_R & is_usable_R).sum()),
+        train=drawn_file("train.parquet", wanted),
+        valid=drawn_file("valid.parquet", {}) if request.valid else None,
+        input=tuple(
+            InputFile(file.name, pq.read_metadata(file).num_rows, file_sha256(file))
+            for file in files
+        ),
+        versions={
+            name: _version(name) for name in ("native-reasoning", "pyarrow", "datasets", "numpy")
+        },
     )
-    (new / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
+    (new / "manifest.json").write_text(text, encoding="utf-8")
     if output.exists():
         output.rmdir()
     new.rename(output)
@@ -156,33 +173,59 @@ def draw_subset(folder: Path, output: Path, request: Request, *, origin: str, co
 # --- the choice: masks over all rows ---
 
 
-def _choose_train(scan: Scan, request: Request, wanted: Mapping[str, int]) -> np.ndarray:
+def _choose_train(
+    index: MixtureIndex, request: DrawRequest, wanted: Mapping[str, int]
+) -> np.ndarray:
     if request.plain:
-        usable = np.flatnonzero(scan.source_R >= 0)
+        usable = np.flatnonzero(index.source_R >= 0)
         if len(usable) < request.size:
-            raise InputError(f"{len(usable)} rows can be trained on, fewer than {request.size}; give a smaller --size")
-        return _mask(scan, _draw(usable, request.size, request.seed, 0))
-    if strangers := sorted(set(scan.names) - TABLE_4.keys()):
-        raise InputError(f"the source '{strangers[0]}' is none of Table 4's {len(TABLE_4)}; draw from any sources with --plain")
-    codes = {name: code for code, name in enumerate(scan.names)}
-    rows = {name: np.flatnonzero(scan.source_R == codes.get(name, -2)) for name in wanted}
+            raise InputError(
+                f"{len(usable)} rows can be trained on, fewer than {request.size}; "
+                "give a smaller --size"
+            )
+        return _mask(index, _draw(usable, request.size, request.seed, 0))
+    unknown_sources = sorted(set(index.names) - TABLE_4.keys())
+    if unknown_sources:
+        raise InputError(
+            f"the source '{unknown_sources[0]}' is none of Table 4's {len(TABLE_4)}; "
+            "draw from any sources with --plain"
+        )
+    codes = {name: code for code, name in enumerate(index.names)}
+    # No row has the code −2; −1 marks rows that are left out.
+    rows = {name: np.flatnonzero(index.source_R == codes.get(name, -2)) for name in wanted}
     for name, count in wanted.items():
-        there = len(rows[name])
-        if there < count:
-            most = min(len(rows[name]) * sum(TABLE_4.values()) // TABLE_4[name] for name in TABLE_4)
-            mend = f"give --size {most} or less, or --plain" if most else "give all files of the mixture, or --plain"
-            raise InputError(f"the source '{name}' has {there} rows that can be trained on, fewer than the {count} wanted; {mend}")
-    return _mask(scan, np.concatenate([_draw(rows[name], wanted[name], request.seed, 1 + i) for i, name in enumerate(TABLE_4)]))
+        if len(rows[name]) < count:
+            raise _too_few_rows(rows, name, count)
+    drawn = [
+        _draw(rows[name], wanted[name], request.seed, stream)
+        for stream, name in enumerate(TABLE_4, start=1)
+    ]
+    return _mask(index, np.concatenate(drawn))
 
 
-def _choose_valid(scan: Scan, request: Request, taken_R: np.ndarray) -> np.ndarray:
-    free = np.flatnonzero((scan.source_R >= 0) & ~taken_R)
+def _too_few_rows(rows: Mapping[str, np.ndarray], name: str, count: int) -> InputError:
+    total = sum(TABLE_4.values())
+    largest = min(len(rows[source]) * total // TABLE_4[source] for source in TABLE_4)
+    if largest:
+        advice = f"give --size {largest} or less, or --plain"
+    else:
+        advice = "give all files of the mixture, or --plain"
+    return InputError(
+        f"the source '{name}' has {len(rows[name])} rows that can be trained on, "
+        f"fewer than the {count} wanted; {advice}"
+    )
+
+
+def _choose_valid(
+    index: MixtureIndex, request: DrawRequest, has_train_messages_R: np.ndarray
+) -> np.ndarray:
+    free = np.flatnonzero((index.source_R >= 0) & ~has_train_messages_R)
     if len(free) < request.valid:
         raise InputError(
-            f"{len(free)} rows are left whose messages are not in the training rows, fewer than {request.valid}; "
-            "give a smaller --valid or a smaller --size"
+            f"{len(free)} rows are left whose messages are not in the training rows, "
+            f"fewer than {request.valid}; give a smaller --valid or a smaller --size"
         )
-    return _mask(scan, _draw(free, request.valid, request.seed, 1 + len(TABLE_4)))
+    return _mask(index, _draw(free, request.valid, request.seed, 1 + len(TABLE_4)))
 
 
 def _draw(rows: np.ndarray, count: int, seed: int, stream: int) -> np.ndarray:
@@ -190,8 +233,8 @@ def _draw(rows: np.ndarray, count: int, seed: int, stream: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(seeds)).permutation(rows)[:count]
 
 
-def _mask(scan: Scan, rows: np.ndarray) -> np.ndarray:
-    mask_R = np.zeros(len(scan.source_R), dtype=bool)
+def _mask(index: MixtureIndex, rows: np.ndarray) -> np.ndarray:
+    mask_R = np.zeros(len(index.source_R), dtype=bool)
     mask_R[rows] = True
     return mask_R
 

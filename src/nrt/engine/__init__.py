@@ -1,1 +1,1 @@
-"""What holds the weights and moves them."""
+"""Engine: holds the weights, scores rows and takes optimizer steps."""

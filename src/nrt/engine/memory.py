@@ -1,36 +1,122 @@
-"""How many tokens a forward and backward may take on a CPU. There, too many do not raise an error: the system ends the process."""
+"""Maximum tokens of a micro-batch, and what an engine does if memory runs out.
+
+On a CPU too many tokens raise no error: the operating system ends the process. So `auto_tokens`
+estimates how many fit.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 
-from nrt.config import AUTO_TOKENS
-from nrt.environment import machine_memory
+from nrt.config import AUTO_TOKENS_PER_BATCH
+from nrt.distributed import ProcessGroup
+from nrt.errors import InputError, RunError, is_out_of_memory
+from nrt.system.environment import machine_memory
 
-SHARE = 4
-"""One part in so many of the machine's memory is for what a backward needs; weights, optimiser and all else have the rest."""
+T = TypeVar("T")
 
-FEWEST = 1024
-"""Tokens: with fewer, each pass does little more than read the weights."""
+BACKWARD_SHARE = 4
+"""A backward may use 1/4 of the machine's memory; everything else has 3/4."""
+
+MIN_TOKENS = 1024
+"""With fewer tokens, a pass does little more than read the weights."""
+
+
+@dataclass
+class TokenBudget:
+    """Maximum tokens of a micro-batch, which may be halved once if memory runs out."""
+
+    tokens: int
+    may_halve: bool
+    processes: ProcessGroup
+    lockstep: bool  # all processes must run equally many passes, so none can fail and retry
+    halved: bool = False
+
+    def halve(self) -> None:
+        """Halve the tokens of a micro-batch."""
+        self.halved, self.tokens = True, max(1, self.tokens // 2)
+
+    def retry(
+        self, work: Callable[[], T], *, reset: Callable[[], None], warn: Callable[[str], None]
+    ) -> T:
+        """Call `work`; if memory runs out, call it once more with half the tokens a micro-batch.
+
+        Raises InputError if halving is not allowed or did not help, RunError if the other processes
+        wait for this one.
+
+        Args:
+            reset: removes what the failed call left, before the second call.
+            warn: receives a message if the tokens were halved.
+        """
+        try:
+            return work()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.halved or not self.may_halve:
+                error_class = RunError if self.lockstep else InputError
+                raise error_class(
+                    f"out of memory: lower tokens_per_batch, which is {self.tokens}, "
+                    "or set gradient_checkpointing=true"
+                ) from error
+        # Outside the handler: its traceback holds the tensors of the failed pass.
+        self.halve()
+        reset()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warn(
+            f"out of memory: tokens_per_batch is {self.tokens} from now on; "
+            "the gradient stays the same"
+        )
+        return self.retry(work, reset=reset, warn=warn)
+
+    def fail_together(self, work: Callable[[], T]) -> T:
+        """Return this process's result of `work`; if memory runs out in one process, raise in all.
+
+        Raises OutOfMemoryError.
+        """
+        result, message = None, ""
+        try:
+            result = work()
+        except RuntimeError as error:
+            if self.lockstep or not is_out_of_memory(error):
+                raise  # ends this process, and so the others
+            message = str(error)  # the error itself would hold the tensors of the failed pass
+        if self.processes.any(bool(message)):
+            raise torch.OutOfMemoryError(message or "out of memory in another process")
+        return cast(T, result)
 
 
 def auto_tokens(model: Any, device: torch.device, *, recompute: bool = False) -> int:
-    """tokens_per_batch=auto: AUTO_TOKENS, or on a CPU as many as fit; the same on the same machine, whatever else runs there.
+    """Return the number for tokens_per_batch=auto.
 
-    A layer of the Llama family keeps 12 hidden and 3 intermediate vectors a token for its backward (measured on SmolLM2-135M: 11,500
-    numbers a layer, 1.4 MB a token in all); a third is added for other families.
+    It is AUTO_TOKENS_PER_BATCH, or on a CPU as many tokens as fit. The number is the same whenever
+    a run starts on the same machine, whatever else uses its memory.
+
+    A layer of the Llama family keeps 12 hidden and 3 intermediate vectors a token for its backward.
+    (Measured on SmolLM2-135M: 11,500 numbers a layer, 1.4 MB a token in all layers.) The estimate
+    adds a third for other families.
+
+    Args:
+        recompute: with gradient checkpointing, layers keep only their inputs.
     """
     if device.type != "cpu":
-        return AUTO_TOKENS
+        return AUTO_TOKENS_PER_BATCH
     config = model.config.get_text_config()
-    layers, hidden = (getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size"))
+    layers = getattr(config, "num_hidden_layers", None)
+    hidden = getattr(config, "hidden_size", None)
     if not layers or not hidden:
-        return AUTO_TOKENS
-    wide = getattr(config, "intermediate_size", None)
-    layer = 16 * hidden + 4 * (wide if isinstance(wide, int) else 4 * hidden)
-    numbers = layers * hidden + layer if recompute else layers * layer
+        return AUTO_TOKENS_PER_BATCH
+    intermediate = getattr(config, "intermediate_size", None)
+    if not isinstance(intermediate, int):
+        intermediate = 4 * hidden
+    numbers_of_layer = 16 * hidden + 4 * intermediate
+    # gradient checkpointing keeps all layers' inputs, and the rest of one layer at a time
+    numbers = layers * hidden + numbers_of_layer if recompute else layers * numbers_of_layer
     bytes_each = max(4, torch.finfo(model.dtype).bits // 8)
-    most = machine_memory() // SHARE // (numbers * bytes_each)
-    return max(FEWEST, min(AUTO_TOKENS, most // 256 * 256))
+    fitting = machine_memory() // BACKWARD_SHARE // (numbers * bytes_each)
+    return max(MIN_TOKENS, min(AUTO_TOKENS_PER_BATCH, fitting // 256 * 256))

@@ -1,7 +1,10 @@
-"""What the optimiser moves: float32 parameters themselves, or float32 copies of shorter ones (Micikevicius et al., arXiv 1710.03740).
+"""Trained parameters in float32 ("masters"): the model's own, or copies of lower-precision ones.
+("masters").
 
-In bfloat16 an update of less than 1/256 of a weight is rounded away, and so is a small gradient added to a large sum. So the model's
-parameters stay short, for forward, backward and sampling; their gradients are summed, and they are updated, in float32.
+Master weights follow Micikevicius et al. (arXiv 1710.03740). In bfloat16 an update below 1/256 of a
+weight is rounded away, and so is a small gradient added to a large sum. So the model's parameters
+keep that type for forward, backward and sampling. Their gradients are summed, and the optimizer
+updates them, in float32.
 """
 
 from __future__ import annotations
@@ -15,93 +18,123 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from nrt.engine.processes import ALONE, Processes
+from nrt.distributed import SINGLE_PROCESS, ProcessGroup
 from nrt.models import has_adapters
 from nrt.scoring import Scorer
 from nrt.types import Row, TokenScores
 
 
 class Weights:
-    """The trained parameters of a model, by name; tied ones once, frozen ones not at all. Each process holds all of them."""
+    """Trained parameters of a model, by name: tied ones once, frozen ones not at all.
 
-    why = "each process holds all weights"
-    lockstep = False  # whether all processes must forward and go backward equally often
+    Each process holds all of them.
+    """
 
-    def __init__(self, model: nn.Module, processes: Processes = ALONE) -> None:
-        self.module, self._processes, self._adapted = model, processes, has_adapters(model)
+    description = "each process holds all weights"
+    lockstep = False  # True if all processes must run forward and backward equally often
+
+    def __init__(self, model: nn.Module, processes: ProcessGroup = SINGLE_PROCESS) -> None:
+        self.module = model
+        self._processes = processes
+        self._adapted = has_adapters(model)
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.masters: dict[str, Tensor] = {name: _master(p) for name, p in self._parameters.items()}
+        self.masters: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            if parameter.dtype == torch.float32:
+                self.masters[name] = parameter
+            else:
+                self.masters[name] = parameter.detach().float().requires_grad_()
+                parameter.register_post_accumulate_grad_hook(self._move_gradient)
         self._master_of = {id(p): self.masters[name] for name, p in self._parameters.items()}
-        for name, p in self._parameters.items():
-            if self.masters[name] is not p:
-                p.register_post_accumulate_grad_hook(self._move_gradient)
 
     @property
-    def copies(self) -> dict[str, Tensor]:
-        """The masters that a saved model does not tell: those that are no parameters themselves, and all where adapters were merged."""
-        return {name: master for name, master in self.masters.items() if self._adapted or master is not self._parameters[name]}
+    def unsaved_masters(self) -> dict[str, Tensor]:
+        """Masters that the saved model does not determine.
 
-    def whole(self) -> AbstractContextManager[None]:
-        """While the model is needed with all of its weights."""
+        They are the float32 copies of lower-precision parameters, and all masters of adapters,
+        since a saved model has these merged.
+        """
+        return {
+            name: master
+            for name, master in self.masters.items()
+            if self._adapted or master is not self._parameters[name]
+        }
+
+    def gathered_parameters(self) -> AbstractContextManager[None]:
+        """Context in which the model has all of its weights, as it always has here."""
         return nullcontext()
 
     def scores(self, scorer: Scorer, rows: Sequence[Row]) -> TokenScores:
-        """With a gradient."""
+        """Score rows with gradient."""
         return scorer(self.module, rows)
 
-    def reduce(self) -> None:
-        """Sums the gradients over the processes; what has none in any of them keeps none."""
-        there = torch.tensor([float(master.grad is not None) for master in self.masters.values()])
-        self._processes.add([there])
-        self._processes.add(_gradient(master) for master, n in zip(self.masters.values(), there.tolist(), strict=True) if n)
+    def all_reduce_gradients(self) -> None:
+        """Sum the gradients over the processes.
+
+        A parameter without gradient in every process keeps none.
+        """
+        masters = list(self.masters.values())
+        processes_with_gradient = torch.tensor([float(m.grad is not None) for m in masters])
+        self._processes.all_reduce([processes_with_gradient])
+        counts = processes_with_gradient.tolist()
+        self._processes.all_reduce(
+            _gradient(master) for master, count in zip(masters, counts, strict=True) if count
+        )
 
     def gradient_of(self, parameter: Tensor) -> Tensor:
-        """The float32 gradient of a trained parameter, to be added to in place; zeros at first."""
+        """Return the float32 gradient of a trained parameter, to add to in place.
+
+        It is zero if there was none.
+        """
         return _gradient(self._master_of[id(parameter)])
 
-    def forget_gradients(self) -> None:
-        """All of them, also one that a backward without memory left half moved."""
+    def zero_grad(self) -> None:
+        """Remove all gradients.
+
+        Also those of parameters: a backward that ran out of memory may not have moved them yet.
+        """
         for name, p in self._parameters.items():
             p.grad = self.masters[name].grad = None
 
     @torch.no_grad()
-    def publish(self) -> None:
-        """Rounds the masters into the model's parameters."""
+    def copy_to_model(self) -> None:
+        """Round the masters into the model's parameters."""
         for name, parameter in self._parameters.items():
-            if (master := self.masters[name]) is not parameter:
+            master = self.masters[name]
+            if master is not parameter:
                 parameter.copy_(master)
 
     def _move_gradient(self, parameter: Tensor) -> None:
+        """Add the gradient of a lower-precision parameter to that of its master."""
         if parameter.grad is not None:
             self.gradient_of(parameter).add_(parameter.grad.float())
             parameter.grad = None
 
 
 def layers_of(model: nn.Module) -> tuple[nn.Module, ...]:
-    """What transformers would checkpoint."""
-    return tuple(module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
+    """Return the layers that transformers can run under gradient checkpointing."""
+    return tuple(m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
 
 
 @contextmanager
 def recomputing(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """These layers keep their inputs only; the rest is computed again in the backward.
+    """Context in which layers run under gradient checkpointing.
 
-    Not by transformers' own switch, which asks for training mode: with it, layers such as OPT's and Falcon's would drop out.
+    They keep only their inputs; the backward computes the rest again. transformers' own switch
+    needs training mode, in which layers such as OPT's and Falcon's would apply dropout.
     """
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+        )
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward  # the instance's; the class's own is seen again
+            del layer.forward  # the instance's attribute, which hid the method of the class
 
 
 def _gradient(master: Tensor) -> Tensor:
     if master.grad is None:
         master.grad = torch.zeros_like(master)
     return master.grad
-
-
-def _master(parameter: nn.Parameter) -> Tensor:
-    return parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_()

@@ -1,1 +1,1 @@
-"""What a trained model is worth: how sure it is of an answer, and what a judge says of its traces."""
+"""Evaluation of trained models: benchmarks, answer likelihoods, and a judge's scores of traces."""

@@ -1,7 +1,8 @@
-"""Asks a model the questions of an evaluation. Thinking is handled here once, for all tasks and backends.
+"""Sample or score the answers to evaluation questions, with one treatment of traces for all tasks.
 
-The trace is sampled up to its own cap; a task's stop strings and its cap belong to the answer alone. After a trace that did not end
-there is no answer: it counts as wrong, and it is counted. Without thinking, or after the null trace, the answer comes at once.
+The trace is sampled up to its own cap. A task's stop strings and cap apply to the answer only. A
+trace that does not end has no answer: it counts as wrong and as unfinished. Without thinking, or
+after the null trace, the model answers at once.
 """
 
 from __future__ import annotations
@@ -12,141 +13,222 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from nrt.errors import InputError
-from nrt.eval.questions import Question, Reply, Said
+from nrt.eval.questions import EvalQuestion, ModelReply, Response
 from nrt.eval.reasoner import Reasoner
 from nrt.rollout import Request
-from nrt.types import Trace, answer_row
+from nrt.types import Sample, Trace, answer_row
 
 Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Caps:
-    """Most tokens of a trace and of an answer, as far as the model's context leaves room."""
+class TokenCaps:
+    """Maximum tokens of a trace and of an answer, limited by the model's context."""
 
     trace: int
     answer: int
 
 
-def answer_all(reasoner: Reasoner, questions: Sequence[Question], *, batch: int = 64) -> Iterator[tuple[str, list[Reply]]]:
-    """(task, replies) of up to `batch` sequences at a time. Raises InputError where a prompt leaves no room in the model's context."""
-    found = [(question, reasoner.chat.encode_prompt(question.messages)) for question in questions]
-    ready = [(_kind(question), _caps(reasoner, question, prompt), question, prompt) for question, prompt in found]
-    ready.sort(key=lambda one: (one[0], one[1].trace, one[1].answer, len(one[3])))
-    for (_, caps), group in groupby(ready, key=lambda one: one[:2]):
-        members = [(question, prompt) for _, _, question, prompt in group]
-        size = max(1, batch // members[0][0].n)
+@dataclass(frozen=True)
+class _EncodedQuestion:
+    question: EvalQuestion
+    prompt_ids: Ids
+    caps: TokenCaps
+
+
+def answer_all(
+    reasoner: Reasoner, questions: Sequence[EvalQuestion], *, batch: int = 64
+) -> Iterator[tuple[str, list[ModelReply]]]:
+    """Yield (task, replies), each for at most `batch` sequences.
+
+    Raises InputError if a prompt leaves no room for an answer in the model's context.
+    """
+    prompts = [reasoner.chat.encode_prompt(question.messages) for question in questions]
+    encoded = [
+        _EncodedQuestion(question, prompt, _caps(reasoner, question, prompt))
+        for question, prompt in zip(questions, prompts, strict=True)
+    ]
+    encoded.sort(key=lambda item: (*_shared_settings(item), len(item.prompt_ids)))
+    for _, group in groupby(encoded, key=_shared_settings):
+        members = list(group)
+        size = max(1, batch // members[0].question.n)
         for first in range(0, len(members), size):
             block = members[first : first + size]
+            answer = _score_choices if block[0].question.choices else _generate_answers
             started = time.perf_counter()
-            said = (_choose if block[0][0].choices else _write)(reasoner, block, caps)
-            share = (time.perf_counter() - started) / len(block)
-            yield (
-                block[0][0].task,
-                [Reply(question.key, tuple(found), share) for (question, _), found in zip(block, said, strict=True)],
-            )
+            responses = answer(reasoner, block)
+            seconds = (time.perf_counter() - started) / len(block)
+            replies = [
+                ModelReply(item.question.key, tuple(item_responses), seconds)
+                for item, item_responses in zip(block, responses, strict=True)
+            ]
+            yield block[0].question.task, replies
 
 
-def _kind(question: Question) -> tuple[str, bool, int, float, float, bool]:
-    """Questions of one kind are asked together."""
-    q = question
-    return q.task, bool(q.choices), q.n, q.temperature, q.top_p, q.null
+def _shared_settings(item: _EncodedQuestion) -> tuple[str, bool, int, float, float, bool, int, int]:
+    """Return the settings that all questions of one sampler request have in common."""
+    q, caps = item.question, item.caps
+    return q.task, bool(q.choices), q.n, q.temperature, q.top_p, q.null, caps.trace, caps.answer
 
 
-def _caps(reasoner: Reasoner, question: Question, prompt: Ids) -> Caps:
-    """A context too short for both caps is shared in their proportion; choices have all the room that they need."""
-    room = reasoner.context - len(prompt) - len(reasoner.chat.encode_text(question.opening)) - 2  # START and END
+def _caps(reasoner: Reasoner, question: EvalQuestion, prompt: Ids) -> TokenCaps:
+    """Fit the caps of trace and answer into the context.
+
+    If the context is too short for both, they share the room in proportion to their caps. Choices
+    always get all the room that they need.
+    """
+    opening = len(reasoner.chat.encode_text(question.opening))
+    room = reasoner.context - len(prompt) - opening - 2  # START and END
     trace = question.max_trace_tokens if reasoner.thinks and not question.null else 0
-    answer = max((len(reasoner.chat.encode_text(choice)) for choice in question.choices), default=question.max_answer_tokens)
-    if room < (answer if question.choices else 1) + bool(trace):
+    if question.choices:
+        answer = max(len(reasoner.chat.encode_text(choice)) for choice in question.choices)
+        least = answer
+    else:
+        answer = question.max_answer_tokens
+        least = 1
+    if room < least + bool(trace):
         raise InputError(
-            f"a prompt of {question.task} has {len(prompt)} tokens and {reasoner.name} a context of {reasoner.context}: no room for an "
-            "answer; take a model with a longer context, or leave this benchmark out with --benchmarks"
+            f"{question.task}: a prompt of {len(prompt)} tokens leaves no room for an answer in "
+            f"the context of {reasoner.name} ({reasoner.context} tokens). Use a model with a "
+            "longer context, or omit this benchmark with --benchmarks."
         )
     if question.choices:
-        return Caps(min(trace, room - answer), 0)
+        return TokenCaps(min(trace, room - answer), 0)
     if trace + answer > room:
         trace = max(1, room * trace // (trace + answer)) if trace else 0
         answer = room - trace
-    return Caps(trace, answer)
+    return TokenCaps(trace, answer)
 
 
-def _write(reasoner: Reasoner, block: Sequence[tuple[Question, Ids]], caps: Caps) -> list[list[Said]]:
-    """`n` traces and answers a question."""
-    traces = _traces(reasoner, block, caps)
-    stop_ids = reasoner.writer.stop_ids - {reasoner.chat.end_id}
-    question = block[0][0]
-    how = {"greedy": question.temperature == 0, "temperature": question.temperature or 1.0, "top_p": question.top_p}
-    openings = [reasoner.chat.encode_text(question.opening) for question, _ in block]
-    if traces is None:  # one prompt has all n answers: its keys and values are computed once
-        prefixes = [(*_without(reasoner, question, prompt), *opening) for (question, prompt), opening in zip(block, openings, strict=True)]
-        seeds = [question.seed_of(0, "answer") for question, _ in block]
-        samples = reasoner.writer.sampler.sample(Request(prefixes, question.n, stop_ids, caps.answer, seeds, **how))
-        return [[_said(reasoner, one, None, sample.ids, caps) for sample in group] for (one, _), group in zip(block, samples, strict=True)]
-    places = [(b, k) for b, group in enumerate(traces) for k, trace in enumerate(group) if trace.finished]
-    prefixes = [(*_after(reasoner, block[b][1], traces[b][k]), *openings[b]) for b, k in places]
-    seeds = [block[b][0].seed_of(k, "answer") for b, k in places]
-    samples = reasoner.writer.sampler.sample(Request(prefixes, 1, stop_ids, caps.answer, seeds, **how)) if places else []
-    answers = dict(zip(places, samples, strict=True))
+def _generate_answers(
+    reasoner: Reasoner, block: Sequence[_EncodedQuestion]
+) -> list[list[Response]]:
+    """Return `n` responses per question, each with its own trace if the model thinks."""
+    traces = _sample_traces(reasoner, block)
+    openings = [reasoner.chat.encode_text(item.question.opening) for item in block]
+    if traces is None:
+        # All n answers follow one prompt, so the sampler computes its keys and values once.
+        prefixes = [
+            (*_prefix_without_trace(reasoner, item), *opening)
+            for item, opening in zip(block, openings, strict=True)
+        ]
+        seeds = [item.question.seed_of(0, "answer") for item in block]
+        samples = _sample_answers(reasoner, block[0], prefixes, block[0].question.n, seeds)
+        return [
+            [_response(reasoner, item, None, sample.ids) for sample in group]
+            for item, group in zip(block, samples, strict=True)
+        ]
+    finished = [
+        (b, k) for b, group in enumerate(traces) for k, trace in enumerate(group) if trace.finished
+    ]
+    prefixes = [
+        (*_prefix_after_trace(reasoner, block[b].prompt_ids, traces[b][k]), *openings[b])
+        for b, k in finished
+    ]
+    seeds = [block[b].question.seed_of(k, "answer") for b, k in finished]
+    samples = _sample_answers(reasoner, block[0], prefixes, 1, seeds) if finished else []
+    answer_ids = {place: group[0].ids for place, group in zip(finished, samples, strict=True)}
     return [
-        [_said(reasoner, question, trace, answers[b, k][0].ids if trace.finished else (), caps) for k, trace in enumerate(traces[b])]
-        for b, (question, _) in enumerate(block)
+        [
+            _response(reasoner, item, trace, answer_ids.get((b, k), ()))
+            for k, trace in enumerate(traces[b])
+        ]
+        for b, item in enumerate(block)
     ]
 
 
-def _choose(reasoner: Reasoner, block: Sequence[tuple[Question, Ids]], caps: Caps) -> list[list[Said]]:
-    """The likelihood of each choice, all after the same sampled trace."""
-    traces = _traces(reasoner, block, caps)
+def _score_choices(reasoner: Reasoner, block: Sequence[_EncodedQuestion]) -> list[list[Response]]:
+    """Return the log-probability of each choice, all after the same sampled trace."""
+    traces = _sample_traces(reasoner, block)
     rows, sizes = [], []
-    for b, (question, prompt) in enumerate(block):
-        before = _without(reasoner, question, prompt) if traces is None else _after(reasoner, prompt, traces[b][0])
-        before += reasoner.chat.encode_text(question.opening)
-        choices = [reasoner.chat.encode_text(choice) for choice in question.choices]
-        rows += [answer_row(before, ids) for ids in choices]
+    for b, item in enumerate(block):
+        if traces is None:
+            prefix = _prefix_without_trace(reasoner, item)
+        else:
+            prefix = _prefix_after_trace(reasoner, item.prompt_ids, traces[b][0])
+        prefix += reasoner.chat.encode_text(item.question.opening)
+        choices = [reasoner.chat.encode_text(choice) for choice in item.question.choices]
+        rows += [answer_row(prefix, ids) for ids in choices]
         sizes.append(len(choices))
     logps = iter([float(logp.sum()) for logp in reasoner.score(rows)])
-    found = [tuple(next(logps) for _ in range(size)) for size in sizes]
-    return [
-        [replace(_said(reasoner, question, traces[b][0] if traces else None, (), caps), logps=found[b])]
-        for b, (question, _) in enumerate(block)
-    ]
+    responses = []
+    for b, item in enumerate(block):
+        response = _response(reasoner, item, traces[b][0] if traces else None, ())
+        responses.append([replace(response, logps=tuple(next(logps) for _ in range(sizes[b])))])
+    return responses
 
 
-def _traces(reasoner: Reasoner, block: Sequence[tuple[Question, Ids]], caps: Caps) -> list[list[Trace]] | None:
-    """Likelihoods are taken after a trace sampled at temperature 1, unless the question says otherwise. None: no traces here."""
-    question = block[0][0]
+def _sample_traces(
+    reasoner: Reasoner, block: Sequence[_EncodedQuestion]
+) -> list[list[Trace]] | None:
+    """Return `n` traces per question; None if the model does not think here.
+
+    The trace before scored choices is sampled at temperature 1 unless the question sets another.
+    """
+    question, caps = block[0].question, block[0].caps
     if not reasoner.thinks or question.null:
         return None
-    prompts = [(*prompt, *reasoner.writer.markers.opener) for _, prompt in block]
+    generator = reasoner.generator
     temperature = question.temperature or float(bool(question.choices))
     request = Request(
-        prompts, question.n, reasoner.writer.stop_ids, caps.trace, [one.seed_of(0, "trace") for one, _ in block],
-        greedy=temperature == 0, temperature=temperature or 1.0, top_p=question.top_p,
-    )  # fmt: skip
-    writer = reasoner.writer
-    return [[writer.to_trace(sample) for sample in group] for group in writer.sampler.sample(request)]
+        [(*item.prompt_ids, *generator.markers.opener) for item in block],
+        question.n,
+        generator.stop_ids,
+        caps.trace,
+        [item.question.seed_of(0, "trace") for item in block],
+        greedy=temperature == 0,
+        temperature=temperature or 1.0,
+        top_p=question.top_p,
+    )
+    samples = generator.sampler.sample(request)
+    return [[generator.to_trace(sample) for sample in group] for group in samples]
 
 
-def _after(reasoner: Reasoner, prompt: Ids, trace: Trace) -> Ids:
-    return (*prompt, *reasoner.writer.markers.opener, *trace.ids, reasoner.chat.end_id)
+def _sample_answers(
+    reasoner: Reasoner, item: _EncodedQuestion, prefixes: Sequence[Ids], n: int, seeds: list[int]
+) -> list[list[Sample]]:
+    """Sample `n` answers per prefix with the settings of `item`, which its whole block shares."""
+    question = item.question
+    request = Request(
+        prefixes,
+        n,
+        reasoner.generator.stop_ids - {reasoner.chat.end_id},
+        item.caps.answer,
+        seeds,
+        greedy=question.temperature == 0,
+        temperature=question.temperature or 1.0,
+        top_p=question.top_p,
+    )
+    return reasoner.generator.sampler.sample(request)
 
 
-def _without(reasoner: Reasoner, question: Question, prompt: Ids) -> Ids:
-    """Before an answer that no trace precedes: the null trace where the model thinks."""
-    return _after(reasoner, prompt, Trace((), finished=False)) if reasoner.thinks else prompt
+def _prefix_after_trace(reasoner: Reasoner, prompt: Ids, trace: Trace) -> Ids:
+    return (*prompt, *reasoner.generator.markers.opener, *trace.ids, reasoner.chat.end_id)
 
 
-def _said(reasoner: Reasoner, question: Question, trace: Trace | None, answer_ids: Ids, caps: Caps) -> Said:
-    """The answer as text, without control tokens, up to the first stop string."""
-    chat = reasoner.chat
-    ended = bool(answer_ids) and answer_ids[-1] in reasoner.writer.stop_ids
-    text = chat.decode([token for token in answer_ids if token not in chat.control_ids and token not in reasoner.writer.stop_ids])
-    cuts = [place for stop in question.until if stop and (place := text.find(stop)) >= 0]
-    return Said(
+def _prefix_without_trace(reasoner: Reasoner, item: _EncodedQuestion) -> Ids:
+    """Return the ids before an answer without a trace; a model that thinks gets the null trace."""
+    if not reasoner.thinks:
+        return item.prompt_ids
+    return _prefix_after_trace(reasoner, item.prompt_ids, Trace((), finished=False))
+
+
+def _response(
+    reasoner: Reasoner, item: _EncodedQuestion, trace: Trace | None, answer_ids: Ids
+) -> Response:
+    """Decode one answer without control tokens, up to the first stop string."""
+    question, chat = item.question, reasoner.chat
+    hidden = chat.control_ids | reasoner.generator.stop_ids
+    text = chat.decode([token for token in answer_ids if token not in hidden])
+    positions = [text.find(stop) for stop in question.until if stop]
+    stops = [position for position in positions if position >= 0]
+    ended = bool(answer_ids) and answer_ids[-1] in reasoner.generator.stop_ids
+    opening = question.opening if answer_ids else ""
+    return Response(
         trace=None if trace is None else chat.decode(trace.ids),
         trace_tokens=0 if trace is None else len(trace.ids),
         finished=trace is None or trace.finished,
-        answer=question.opening * bool(answer_ids) + text[: min(cuts, default=None)],
+        answer=opening + text[: min(stops, default=None)],
         answer_tokens=len(answer_ids),
-        cut=bool(answer_ids) and len(answer_ids) >= caps.answer and not ended and not cuts,
+        cut=bool(answer_ids) and len(answer_ids) >= item.caps.answer and not ended and not stops,
     )

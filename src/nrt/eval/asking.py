@@ -1,4 +1,7 @@
-"""Asks a model what it has not been asked yet, in this process or in several, one a GPU; every batch of replies is kept at once."""
+"""Answer the questions that have no reply yet, in this process or in one process per GPU.
+
+Every batch of replies is stored as soon as it is complete.
+"""
 
 from __future__ import annotations
 
@@ -13,94 +16,140 @@ from typing import Any
 
 from nrt.errors import NrtError, RunError
 from nrt.eval.answering import answer_all
-from nrt.eval.questions import Question, Replies
-from nrt.eval.reasoner import Source, open_reasoner
+from nrt.eval.questions import EvalQuestion, ReplyStore
+from nrt.eval.reasoner import ModelSource, open_reasoner
 
-Progress = Callable[[int], None]
-"""Hears how many questions were answered since it last heard."""
+ProgressCallback = Callable[[int], None]
+"""Receives the number of questions answered since the last call."""
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What answers: none of it is meant to change a reply."""
+class Backend:
+    """Inference settings; none of them is meant to change a reply."""
 
     backend: str = "hf"
     device: str = "auto"
     batch: int = 64  # sequences at a time
-    processes: int = 1  # each with a copy of the model, on a GPU of its own where there are some
+    processes: int = 1  # each with a copy of the model, on its own GPU if there are GPUs
 
 
-def ask_missing(source: Source, questions: Sequence[Question], replies: Replies, machine: Machine, progress: Progress) -> None:
-    """Raises RunError where a process ends too early; what was answered by then is kept."""
+def ask_missing(
+    source: ModelSource,
+    questions: Sequence[EvalQuestion],
+    replies: ReplyStore,
+    backend: Backend,
+    progress: ProgressCallback,
+) -> None:
+    """Answer the questions that `replies` lacks and store the replies.
+
+    Raises RunError if a process ends too early; replies stored until then are kept.
+    """
     missing = replies.missing(questions)
     if not missing:
         return
-    if machine.processes == 1:
-        _answer(source, missing, replies, machine, progress)
+    if backend.processes == 1:
+        _answer(source, missing, replies, backend, progress)
     else:
-        _answer_in_processes(source, missing, replies, machine, progress)
+        _answer_in_processes(source, missing, replies, backend, progress)
         replies.read()
 
 
-def fingerprint(source: Source, backend: str) -> str:
-    """Changes with the model's files (a hub's model goes by its name) and with what computes it: replies of another are not its own."""
-    found = hashlib.sha256(f"{backend}\0{source.thinks}".encode())
+def fingerprint(source: ModelSource, backend: str) -> str:
+    """Return a hash of the model's files and of the backend, which identifies the model's replies.
+
+    A model from the hub is identified by its name.
+    """
+    digest = hashlib.sha256(f"{backend}\0{source.thinks}".encode())
     folder = Path(source.folder)
     if not folder.is_dir():
-        found.update(source.folder.encode())
-    for file in sorted(file for pattern in ("*.safetensors", "*.json", "*.jinja", "*.model") for file in folder.glob(pattern)):
+        digest.update(source.folder.encode())
+    files: list[Path] = []
+    for pattern in ("*.safetensors", "*.json", "*.jinja", "*.model"):
+        files.extend(folder.glob(pattern))
+    for file in sorted(files):
         with file.open("rb") as content:
-            found.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
-    return found.hexdigest()[:12]
+            digest.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:12]
 
 
-def _answer(source: Source | str, questions: Sequence[Question], replies: Replies, machine: Machine, progress: Progress) -> None:
-    reasoner = open_reasoner(source, device=machine.device, backend=machine.backend, max_rows=machine.batch)
-    for task, found in answer_all(reasoner, questions, batch=machine.batch):
-        replies.add(task, found)
-        progress(len(found))
+def _answer(
+    source: ModelSource | str,
+    questions: Sequence[EvalQuestion],
+    replies: ReplyStore,
+    backend: Backend,
+    progress: ProgressCallback,
+) -> None:
+    reasoner = open_reasoner(
+        source, device=backend.device, backend=backend.backend, max_rows=backend.batch
+    )
+    for task, batch in answer_all(reasoner, questions, batch=backend.batch):
+        replies.add(task, batch)
+        progress(len(batch))
 
 
-def _answer_in_processes(source: Source, questions: Sequence[Question], replies: Replies, machine: Machine, progress: Progress) -> None:
+def _answer_in_processes(
+    source: ModelSource,
+    questions: Sequence[EvalQuestion],
+    replies: ReplyStore,
+    backend: Backend,
+    progress: ProgressCallback,
+) -> None:
     context = multiprocessing.get_context("spawn")
-    said = context.Queue()
-    workers = [
-        context.Process(target=_work, args=(i, source.name, questions[i :: machine.processes], replies.folder, machine, said), daemon=True)
-        for i in range(machine.processes)
-    ]
+    messages = context.Queue()  # a count of new replies, or the text of an error
+    workers = []
+    for rank in range(backend.processes):
+        share = questions[rank :: backend.processes]
+        arguments = (rank, source.name, share, replies.folder, backend, messages)
+        workers.append(context.Process(target=_work, args=arguments, daemon=True))
     for worker in workers:
         worker.start()
     try:
-        failed = None
-        while failed is None and (any(worker.is_alive() for worker in workers) or not said.empty()):
+        failure = None
+        while failure is None and (
+            any(worker.is_alive() for worker in workers) or not messages.empty()
+        ):
             try:
-                message = said.get(timeout=0.2)
+                message = messages.get(timeout=0.2)
             except Empty:
-                failed = next((f"it ended with status {worker.exitcode}" for worker in workers if worker.exitcode), None)
+                statuses = [worker.exitcode for worker in workers if worker.exitcode]
+                failure = f"exit status {statuses[0]}" if statuses else None
                 continue
             if isinstance(message, str):
-                failed = message
+                failure = message
             else:
                 progress(message)
-        if failed:
-            raise RunError(f"a process of the evaluation failed: {failed}; the same command goes on from what was answered")
+        if failure:
+            raise RunError(
+                f"an evaluation process failed: {failure}. "
+                "Run the same command again to answer the remaining questions."
+            )
     finally:
         for worker in workers:
             worker.kill()
             worker.join()
 
 
-def _work(number: int, name: str, questions: Sequence[Question], folder: Path, machine: Machine, said: Any) -> None:
-    """One process: writer `number + 1`, on the GPU of that number among those that this command may see."""
+def _work(
+    rank: int,
+    name: str,
+    questions: Sequence[EvalQuestion],
+    folder: Path,
+    backend: Backend,
+    messages: Any,
+) -> None:
+    """Answer questions in a worker process, on the `rank`-th of the visible GPUs.
+
+    The worker writes the reply files of worker `rank + 1`.
+    """
     import torch
 
     if gpus := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(i) for i in range(gpus)]
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % len(names)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[rank % len(names)]
     try:
-        _answer(name, questions, Replies(folder, writer=number + 1), machine, said.put)
+        _answer(name, questions, ReplyStore(folder, worker=rank + 1), backend, messages.put)
     except NrtError as error:
-        said.put(str(error))
-    except KeyboardInterrupt:  # it came to all; the first process says so
+        messages.put(str(error))
+    except KeyboardInterrupt:  # all processes receive it; the first process reports it
         pass

@@ -1,7 +1,10 @@
-"""How sure models are of an answer, with and without their trace: Table 9 of the paper; and what each writes: Table 10.
+"""Probability that models give an answer with and without their trace (Table 9 of the paper).
 
-P(y* | x, z) is the product of the probabilities of the answer's tokens. The paper does not say whether the token that ends the turn
-belongs to y*: both are given. Without a trace: after the null trace where the model thinks, else straight after the prompt.
+The traces and answers that each model generates are Table 10.
+
+P(y* | x, z) is the product of the probabilities of the answer's tokens. The paper does not define
+whether the token that ends the turn belongs to y*, so both values are reported. "Without trace" is
+after the null trace if the model thinks, else directly after the prompt.
 """
 
 from __future__ import annotations
@@ -18,132 +21,147 @@ from rich.text import Text
 from torch import Tensor
 
 from nrt.eval.reasoner import Reasoner
-from nrt.types import Pair, Row, Trace
+from nrt.types import Pair, Row
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Log-probabilities in nats: of the answer's text, and of the token that ends the turn after it."""
+class AnswerLogprobs:
+    """Log-probabilities in nats of the answer's text and of the token that then ends the turn."""
 
     text: float
     end: float
 
     @property
     def probability(self) -> float:
-        """Of the text, whatever follows."""
+        """Probability of the text, whatever follows it."""
         return math.exp(self.text)
 
     @property
     def probability_ended(self) -> float:
-        """Of exactly this text."""
+        """Probability of exactly this text."""
         return math.exp(self.text + self.end)
 
 
 @dataclass(frozen=True)
-class Thought:
-    """A trace (None where the model does not think), the model's own answer after it, and the given answer's likelihood there."""
+class TraceReading:
+    """A trace, the model's own answer after it, and the reference answer's likelihood there."""
 
-    trace: str | None
+    trace: str | None  # None if the model does not think
     tokens: int
     finished: bool  # the model emitted END itself
     answer: str
-    reading: Reading | None  # None where no answer was given
+    reading: AnswerLogprobs | None  # None without a reference answer
 
 
 @dataclass(frozen=True)
-class Confidence:
-    """One model and one question."""
+class QuestionConfidence:
+    """Results of one model on one question."""
 
     model: str
-    thoughts: tuple[Thought, ...]
-    without: Reading | None  # of a model that thinks: after the null trace
+    thoughts: tuple[TraceReading, ...]
+    without: AnswerLogprobs | None  # after the null trace; None if the model does not think
 
     @property
     def probability(self) -> float | None:
-        """Mean over the thoughts of P(y* | x, z), an estimate of what the model gives y* when it samples its traces."""
-        return _mean([t.reading.probability for t in self.thoughts if t.reading])
+        """Mean of P(y* | x, z) over the traces, which estimates P(y* | x) under sampled traces."""
+        return _mean([thought.reading.probability for thought in self.thoughts if thought.reading])
 
     @property
     def probability_ended(self) -> float | None:
-        """The same with the token that ends the turn."""
-        return _mean([t.reading.probability_ended for t in self.thoughts if t.reading])
+        """Mean of P(y* | x, z) including the token that ends the turn."""
+        return _mean(
+            [thought.reading.probability_ended for thought in self.thoughts if thought.reading]
+        )
 
 
-def ask(reasoner: Reasoner, question: str, answer: str | None = None, *, samples: int = 0, seed: int = 0) -> Confidence:
-    """One greedy trace, or `samples` sampled ones; after each the model's own greedy answer, and the reading of `answer` if given."""
-    pair, writer = reasoner.pair(question, answer or ""), reasoner.writer
-    traces: Sequence[Trace | None] = [None]
-    if reasoner.thinks:
-        (traces,) = writer.traces([pair], samples or 1, seed=seed, greedy=not samples)
-    rows = [reasoner.row(pair, trace) for trace in traces]
-    replies = writer.answers(rows, seed=seed, greedy=True)
-    readings: list[Reading | None] = [None] * (len(rows) + 1)
+def measure_confidence(
+    reasoner: Reasoner, question: str, answer: str | None = None, *, samples: int = 0, seed: int = 0
+) -> QuestionConfidence:
+    """Generate traces and answers, and score `answer` after each trace and without one.
+
+    `samples` is the number of sampled traces; 0 means one greedy trace. The model's own answer
+    after each trace is greedy. Without `answer` nothing is scored.
+    """
+    pair, generator = reasoner.pair(question, answer or ""), reasoner.generator
+    responses = reasoner.respond(pair, samples or 1, seed=seed, greedy=not samples)
+    readings: list[AnswerLogprobs | None] = [None] * (len(responses) + 1)
     if answer is not None:
-        readings = [_reading(row, logp, pair) for row in (*rows, reasoner.row_without(pair)) for logp in reasoner.score([row])]
+        rows = [reasoner.row(pair, trace) for trace, _ in responses]
+        for i, row in enumerate([*rows, reasoner.row_without_trace(pair)]):
+            (logp,) = reasoner.score([row])
+            readings[i] = _answer_logprobs(row, logp, pair)
     thoughts = [
-        Thought(
+        TraceReading(
             trace=None if trace is None else reasoner.chat.decode(trace.ids),
             tokens=len(trace.ids) if trace else 0,
             finished=trace is None or trace.finished,
-            answer=reasoner.chat.decode(writer.body(reply)),
+            answer=reasoner.chat.decode(generator.strip_end_token(reply)),
             reading=reading,
         )
-        for trace, reply, reading in zip(traces, replies, readings[:-1], strict=True)
+        for (trace, reply), reading in zip(responses, readings[:-1], strict=True)
     ]
-    return Confidence(reasoner.name, tuple(thoughts), readings[-1] if reasoner.thinks else None)
+    without = readings[-1] if reasoner.thinks else None
+    return QuestionConfidence(reasoner.name, tuple(thoughts), without)
 
 
-def _reading(row: Row, logp: Tensor, pair: Pair) -> Reading:
+def _answer_logprobs(row: Row, logp: Tensor, pair: Pair) -> AnswerLogprobs:
     answer = logp.double()[len(row.tail_ids) - len(pair.answer_ids) :]
-    return Reading(answer[:-1].sum().item(), answer[-1].item())
+    return AnswerLogprobs(answer[:-1].sum().item(), answer[-1].item())
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
-# --- shown ---
+# --- printing ---
 
 
-def print_confidences(console: Console, found: Sequence[Confidence]) -> None:
-    """Table 9, where an answer was given; then each model's traces, dimmed, and answers."""
-    if any(one.probability is not None for one in found):
-        console.print(_table(found))
-        console.print("P: of the answer's tokens after the trace; … and end: with the token that ends the turn.", style="dim")
-    for one in found:
-        for i, thought in enumerate(one.thoughts):
+def print_confidences(console: Console, confidences: Sequence[QuestionConfidence]) -> None:
+    """Print Table 9 if an answer was scored, then each model's traces (dimmed) and answers."""
+    if any(confidence.probability is not None for confidence in confidences):
+        console.print(_table(confidences))
+        console.print(
+            "P: probability of the answer's tokens after the trace; "
+            "and end: including the token that ends the turn.",
+            style="dim",
+        )
+    for confidence in confidences:
+        for i, thought in enumerate(confidence.thoughts):
             console.print()
-            count = f", trace {i + 1}" if len(one.thoughts) > 1 else ""
+            count = f", trace {i + 1}" if len(confidence.thoughts) > 1 else ""
             unfinished = "" if thought.finished else ", unfinished"
-            console.print(Text(f"{one.model}{count}{unfinished}", style="bold"))
+            console.print(Text(f"{confidence.model}{count}{unfinished}", style="bold"))
             if thought.trace is not None:
                 console.print(Text(thought.trace, style="dim"))
             console.print(Text(thought.answer))
 
 
-def _table(found: Sequence[Confidence]) -> Table:
+def _table(confidences: Sequence[QuestionConfidence]) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("model", overflow="fold")
-    for name in ("trace tokens", "P(y* | x, z)", "and end", "without trace", "and end"):
-        table.add_column(name, justify="right")
-    names = [Path(one.model).name for one in found]
-    for one, name in zip(found, names, strict=True):
-        tokens = fmean(t.tokens for t in one.thoughts)
+    for header in ("trace tokens", "P(y* | x, z)", "and end", "without trace", "and end"):
+        table.add_column(header, justify="right")
+    names = [Path(confidence.model).name for confidence in confidences]
+    for confidence, name in zip(confidences, names, strict=True):
+        thoughts, without = confidence.thoughts, confidence.without
+        tokens = fmean(thought.tokens for thought in thoughts)
+        readings = [thought.reading for thought in thoughts if thought.reading]
         table.add_row(
-            name if names.count(name) == 1 else one.model,
-            "no trace" if one.thoughts[0].trace is None else f"{tokens:.0f}",
-            _spread([t.reading.probability for t in one.thoughts if t.reading]),
-            _spread([t.reading.probability_ended for t in one.thoughts if t.reading]),
-            _number(one.without.probability) if one.without else "–",
-            _number(one.without.probability_ended) if one.without else "–",
+            name if names.count(name) == 1 else confidence.model,
+            "no trace" if thoughts[0].trace is None else f"{tokens:.0f}",
+            _mean_and_range([reading.probability for reading in readings]),
+            _mean_and_range([reading.probability_ended for reading in readings]),
+            _number(without.probability) if without else "–",
+            _number(without.probability_ended) if without else "–",
         )
     return table
 
 
-def _spread(values: Sequence[float]) -> str:
-    """The mean, and least and most of several."""
+def _mean_and_range(values: Sequence[float]) -> str:
     mean = _number(fmean(values))
-    return mean if len(values) == 1 else f"{mean} ({_number(min(values))} to {_number(max(values))})"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({_number(min(values))} to {_number(max(values))})"
 
 
 def _number(probability: float) -> str:

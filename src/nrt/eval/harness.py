@@ -1,8 +1,12 @@
-"""lm-evaluation-harness without its models: its tasks say what is asked and what an answer is worth, we ask.
+"""Use the tasks of lm-evaluation-harness without its models.
 
-    load_tasks → tasks      docs_of → rows      ask → Asked: lm-eval's requests, as a Question      grade(Asked, Replies) → a record a row
+lm-eval's tasks build the prompts and grade the answers; nrt generates the answers.
 
-Prompts come out of lm-eval as turns of a chat, not as text, so that our own tokenisation stays in force (`data/chat.py`).
+    load_tasks → tasks      named_docs → rows      build_row → TaskRow, with its EvalQuestion
+    grade(TaskRows, ReplyStore) → one record per row
+
+lm-eval returns prompts as chat turns, not as text, so nrt's own tokenization applies
+(`data/chat.py`).
 """
 
 from __future__ import annotations
@@ -12,98 +16,119 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from nrt.errors import InputError
-from nrt.eval.questions import Question, Replies, as_messages
+from nrt.eval.questions import EvalQuestion, ReplyStore, as_messages
+from nrt.eval.tasks import Doc
 
-Doc = Mapping[str, Any]
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How questions are asked, whatever the task."""
+    """Decoding settings for all tasks."""
 
     max_trace_tokens: int = 2048
-    max_answer_tokens: int | None = None  # where a task's own cap is higher; None: the task's
-    temperature: float | None = None  # of traces and answers of tasks that are greedy; None: as the task has it
+    max_answer_tokens: int | None = None  # upper limit on each task's own cap; None: no limit
+    temperature: float | None = None  # of traces and answers of greedy tasks; None: greedy
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One row of a task: lm-eval's document and requests, and the one question that they are."""
+class TaskRow:
+    """One row of a task: lm-eval's document and requests, and the question made of them."""
 
     task: Any  # lm_eval.api.task.Task
     id: str
-    stratum: str  # its group, where a score is the mean over groups
+    stratum: str  # the row's group, if the benchmark's score is the mean over groups
     doc: Doc
-    requests: Sequence[Any]  # lm_eval.api.instance.Instance: one, or one a choice
-    question: Question
+    requests: Sequence[Any]  # lm_eval.api.instance.Instance: one, or one per choice
+    question: EvalQuestion
 
 
 def load_tasks(specs: Sequence[str | dict[str, Any]], *, folder: str | None = None) -> list[Any]:
-    """Tasks by our own names (`eval/tasks/*.yaml`), or by lm-eval configurations, with their rows: those of `folder`, else the hub's.
+    """Load tasks with their rows, from `folder` or from the Hugging Face hub.
 
-    Raises InputError where lm-eval is not installed, or rows cannot be had.
+    A spec is the name of one of nrt's tasks (`eval/tasks/*.yaml`) or an lm-eval configuration.
+    Raises InputError if lm-eval is not installed or the rows cannot be loaded.
     """
     manager = _task_manager()
-    place = str(Path(__file__).parent / "tasks")
-    found = manager(include_path=place, include_defaults=False, metadata={"folder": folder}).load(list(specs))["tasks"]
-    return list(found.values())
+    yaml_folder = str(Path(__file__).parent / "tasks")
+    metadata = {"folder": folder}
+    tasks = manager(include_path=yaml_folder, include_defaults=False, metadata=metadata)
+    return list(tasks.load(list(specs))["tasks"].values())
 
 
-def docs_of(task: Any) -> list[tuple[str, Doc]]:
-    """Every row, by a name made of its content: one row is one row whatever file it came from. One that occurs again is numbered."""
-    named, seen = [], Counter()
+def named_docs(task: Any) -> list[tuple[str, Doc]]:
+    """Return (id, document) of every row.
+
+    The id is a hash of the content, so a row has the same id in every file. Repeated rows get a
+    number.
+    """
+    named, counts = [], Counter()
     for doc in task.eval_docs:
         text = json.dumps(doc, sort_keys=True, ensure_ascii=False, default=str)
         name = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:12]
-        seen[name] += 1
-        named.append((name if seen[name] == 1 else f"{name}-{seen[name]}", doc))
+        counts[name] += 1
+        named.append((name if counts[name] == 1 else f"{name}-{counts[name]}", doc))
     return named
 
 
-def ask(task: Any, name: str, doc: Doc, how: Decoding, stratum: str = "") -> Asked:
-    """The row as lm-eval words it, in turns of a chat."""
+def build_row(task: Any, name: str, doc: Doc, decoding: Decoding, stratum: str = "") -> TaskRow:
+    """Build the prompt of a document with lm-eval, as chat turns, and make a question of it."""
     chat = {"apply_chat_template": True, "chat_template": _as_json}
-    shots = task.config.num_fewshot or 0
-    context = task.fewshot_context(doc, num_fewshot=shots, fewshot_as_multiturn=True, gen_prefix=task.doc_to_prefix(doc), **chat)
-    made = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, 0, task.config.repeats), **chat)
-    requests = made if isinstance(made, list) else [made]
-    return Asked(task, name, stratum, doc, requests, _question(task, requests, how))
+    context = task.fewshot_context(
+        doc,
+        num_fewshot=task.config.num_fewshot or 0,
+        fewshot_as_multiturn=True,
+        gen_prefix=task.doc_to_prefix(doc),
+        **chat,
+    )
+    metadata = (task.config.task, 0, task.config.repeats)
+    requests = task.construct_requests(doc=doc, ctx=context, metadata=metadata, **chat)
+    if not isinstance(requests, list):
+        requests = [requests]
+    return TaskRow(task, name, stratum, doc, requests, _question(task, requests, decoding))
 
 
-def grade(asked: Sequence[Asked], replies: Replies) -> list[Record]:
-    """lm-eval's filters and metrics over the replies, as records without the benchmark's name. Raises InputError where one is missing.
+def grade(rows: Sequence[TaskRow], replies: ReplyStore) -> list[Record]:
+    """Apply lm-eval's filters and metrics to the replies and return one record per row.
 
-    One task and seed at a time: lm-eval's requests, which hold the answers, are the same for all seeds.
+    The records lack the benchmark's name. Raises InputError if a reply is missing.
     """
-    groups: dict[tuple[str, int], list[Asked]] = {}
-    for row in asked:
-        groups.setdefault((row.question.task, row.question.seed), []).append(row)
-    return [record for rows in groups.values() for record in _grade(rows[0].task, rows, replies)]
-
-
-def _grade(task: Any, rows: Sequence[Asked], replies: Replies) -> Iterable[Record]:
+    # One task and seed at a time: all seeds share lm-eval's requests, which hold the answers.
+    groups: dict[tuple[str, int], list[TaskRow]] = {}
     for row in rows:
-        said = replies[row.question].said
-        for place, request in enumerate(row.requests):
-            request.resps = [(said[0].logps[place], False)] if row.question.choices else [one.answer for one in said]
+        groups.setdefault((row.question.task, row.question.seed), []).append(row)
+    records: list[Record] = []
+    for group in groups.values():
+        records.extend(_grade(group[0].task, group, replies))
+    return records
+
+
+def _grade(task: Any, rows: Sequence[TaskRow], replies: ReplyStore) -> Iterator[Record]:
+    for row in rows:
+        responses = replies[row.question].said
+        for i, request in enumerate(row.requests):
+            if row.question.choices:
+                request.resps = [(responses[0].logps[i], False)]
+            else:
+                request.resps = [response.answer for response in responses]
             request.filtered_resps = {}
     task._instances = [request for row in rows for request in row.requests]
     task.apply_filters()
     for row in rows:
         reply = replies[row.question]
-        (name,) = row.requests[0].filtered_resps  # one filter a task
-        results = [request.filtered_resps[name] for request in row.requests]
+        (filter_name,) = row.requests[0].filtered_resps  # every task has one filter
+        results = [request.filtered_resps[filter_name] for request in row.requests]
         metrics = task.process_results(row.doc, results)
-        if row.question.choices and not reply.said[0].finished:  # wrong, as an answer would be
+        if row.question.choices and not reply.said[0].finished:
+            # An unfinished trace counts as wrong, as with generated answers.
             metrics = dict.fromkeys(metrics, 0.0)
         yield {
             "task": row.question.task,
@@ -112,51 +137,65 @@ def _grade(task: Any, rows: Sequence[Asked], replies: Replies) -> Iterable[Recor
             "seed": row.question.seed,
             "question": row.question.messages[-1].content,
             "target": _target(row),
-            "extracted": None if row.question.choices else _extracted(results[0]),
+            "extracted": None if row.question.choices else _unwrap(results[0]),
             "score": float(metrics["score"]),
             "also": {key: value for key, value in metrics.items() if key != "score"},
-            "said": [asdict(one) for one in reply.said],
+            "said": [asdict(response) for response in reply.said],
             "seconds": reply.seconds,
         }
 
 
-def _target(row: Asked) -> str:
-    """The reference; of choices all that are labelled right."""
+def _target(row: TaskRow) -> str:
+    """Return the reference answer; for scored choices, all that are labelled as true."""
     if row.question.choices and "labels" in row.doc:
-        return "\n".join(choice for choice, label in zip(row.question.choices, row.doc["labels"], strict=True) if label)
+        labelled = zip(row.question.choices, row.doc["labels"], strict=True)
+        return "\n".join(choice for choice, label in labelled if label)
     return str(row.task.doc_to_target(row.doc))
 
 
-def _extracted(found: Any) -> Any:
-    """What the filter left of an answer, or of each of several."""
-    while isinstance(found, list) and len(found) == 1:
-        (found,) = found
-    return found
+def _unwrap(extracted: Any) -> Any:
+    """Remove lists of one item around the extracted answer."""
+    while isinstance(extracted, list) and len(extracted) == 1:
+        (extracted,) = extracted
+    return extracted
 
 
-def _question(task: Any, requests: Sequence[Any], how: Decoding) -> Question:
-    """Raises InputError for a request of a kind that needs no reasoning model: the likelihood of running text."""
+def _question(task: Any, requests: Sequence[Any], decoding: Decoding) -> EvalQuestion:
+    """Convert lm-eval's requests. Raises InputError for an unsupported request type."""
     (kind,) = {request.request_type for request in requests}
     name = str(task.config.task)
     if kind not in ("loglikelihood", "generate_until"):
-        raise InputError(f"{name} asks for {kind}; only generated answers and likelihoods of choices are asked here")
+        raise InputError(
+            f"{name}: nrt cannot run requests of type {kind}; "
+            "use a task with generated answers or with choices"
+        )
     turns = json.loads(requests[0].args[0])
     opening = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
-    base = {"task": name, "messages": as_messages(turns), "opening": opening, "max_trace_tokens": how.max_trace_tokens, "seed": how.seed}
+    common = {
+        "task": name,
+        "messages": as_messages(turns),
+        "opening": opening,
+        "max_trace_tokens": decoding.max_trace_tokens,
+        "seed": decoding.seed,
+    }
     if kind == "loglikelihood":
         null = bool((task.config.metadata or {}).get("null"))
         choices = tuple(request.args[1] for request in requests)
-        return Question(**base, choices=choices, null=null, temperature=how.temperature or 0.0)
-    wanted = requests[0].args[1]
-    until = wanted.get("until") or ()
-    temperature = float(wanted.get("temperature") or 0.0) if wanted.get("do_sample") else 0.0
-    return Question(
-        **base,
+        temperature = decoding.temperature or 0.0
+        return EvalQuestion(**common, choices=choices, null=null, temperature=temperature)
+    settings = requests[0].args[1]
+    until = settings.get("until") or ()
+    temperature = float(settings.get("temperature") or 0.0) if settings.get("do_sample") else 0.0
+    if temperature == 0 and decoding.temperature is not None:
+        temperature = decoding.temperature
+    cap = int(settings.get("max_gen_toks", 2048))
+    return EvalQuestion(
+        **common,
         n=requests[0].repeats,
-        max_answer_tokens=min(int(wanted.get("max_gen_toks", 2048)), how.max_answer_tokens or sys.maxsize),
+        max_answer_tokens=min(cap, decoding.max_answer_tokens or sys.maxsize),
         until=(until,) if isinstance(until, str) else tuple(until),
-        temperature=how.temperature if temperature == 0 and how.temperature is not None else temperature,
-        top_p=float(wanted.get("top_p", 1.0)),
+        temperature=temperature,
+        top_p=float(settings.get("top_p", 1.0)),
     )
 
 
@@ -165,14 +204,16 @@ def _as_json(turns: list[dict[str, str]], **_: Any) -> str:
 
 
 def _task_manager() -> Callable[..., Any]:
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every custom_dataset
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about every custom_dataset
     try:
         from lm_eval import utils
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise InputError(
-            f"this needs lm-evaluation-harness ({error}): {Path(sys.executable).name} -m pip install 'native-reasoning[eval]'"
+            f"benchmarks need lm-evaluation-harness ({error}); install it with: "
+            f"{Path(sys.executable).name} -m pip install 'native-reasoning[eval]'"
         ) from None
-    if not hasattr(utils.env.from_string, "cache_info"):  # else every template is compiled anew for every row and example
+    if not hasattr(utils.env.from_string, "cache_info"):
+        # Without this cache lm-eval compiles every template again for every row and example.
         setattr(utils.env, "from_string", lru_cache(utils.env.from_string))  # noqa: B010
     return TaskManager

@@ -1,46 +1,56 @@
-"""What a language model says of the traces of held-out questions: Appendix H of the paper, Table 8, and panels e, f of Figure 2.
+"""`nrt judge`: a language model scores traces of held-out questions (Appendix H, Figure 2 e, f).
 
-    RUN/heldout/step-000100.jsonl --sample N rows--> prompts --judge--> RUN/judge/step-000100.jsonl, RUN/judge/judge.json
+    RUN/heldout/step-000100.jsonl --sample rows--> prompts --judge--> RUN/judge/step-000100.jsonl
+                                                                      RUN/judge/judge.json
 
-`judge_runs` is the command. `Run.metrics` gives the means as `judge/quality`, so whatever draws a run's metrics draws them.
+`Run.metrics` adds the mean scores as `judge/quality`, so reports and figures show them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from operator import index
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from nrt.durable import read_bounded, sweep, told_of_disk
-from nrt.errors import InputError, RunError
-from nrt.eval.judge_client import TEMPERATURE, Judge, open_judge
-from nrt.eval.judge_verdict import PROMPT_SHA256, Outcome, ask_all, fill, write
-from nrt.run import Record, Run, as_nrt_writes, load_run, step_name
-from nrt.run.lines import JUDGE_AGAIN
+from nrt.analysis.stats import bootstrap
+from nrt.errors import InputError, Interrupted, RunError
+from nrt.eval.judge_model import (
+    PROMPT_SHA256,
+    TEMPERATURE,
+    JudgeModel,
+    JudgeOutcome,
+    fill_prompt,
+    open_judge,
+    request_verdict,
+)
+from nrt.run import Record, Run, explain_unreadable_files, load_run, step_name
+from nrt.run.lines import JUDGE_FIX, to_line
+from nrt.system.environment import cache_folder
+from nrt.system.files import explain_disk_errors, read_bounded, remove_leftovers, write_file
 
-INTERVAL = (2.5, 97.5)
-"""Percentiles of the bootstrap."""
+REPEAT = "repeat the command; the cache keeps all verdicts"
 
+Price = tuple[float, float]
+"""Dollars per million tokens of prompt and of completion."""
 
-class Interrupted(RunError):
-    """Ctrl-C came; what the judge had said is in the cache."""
-
-    exit_status = 130
+_OUTCOME = TypeAdapter(JudgeOutcome)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One row of a held-out evaluation, as the judge sees it."""
+class JudgeRequest:
+    """One row of a held-out evaluation and its filled prompt."""
 
     id: str
     source: str
@@ -48,164 +58,106 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One held-out evaluation and what the judge said of each sampled row, in the order of the file."""
+class JudgedStep:
+    """One held-out evaluation: its sampled rows, in file order, with the judge's outcomes."""
 
     run: Run
     step: int
-    asked: tuple[Asked, ...]
-    outcomes: tuple[Outcome, ...]
+    rows: tuple[tuple[JudgeRequest, JudgeOutcome], ...]
 
-    @cached_property
+    @property
     def scores(self) -> list[float]:
-        return [outcome.score for outcome in self.outcomes if outcome.score is not None]
+        return [outcome.score for _, outcome in self.rows if outcome.score is not None]
 
     @property
     def quality(self) -> float | None:
-        """Mean score, in [0, 1], of the rows that have one."""
+        """Mean score, in [0, 1], of the rows with a verdict."""
         return fmean(self.scores) if self.scores else None
 
-    @cached_property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % bootstrap interval of `quality` over the rows; it says nothing about seeds or about the judge."""
-        if len(self.scores) < 2:
-            return None
-        means = np.random.default_rng(0).choice(self.scores, (2000, len(self.scores))).mean(-1)
-        low, high = np.percentile(means, INTERVAL)
-        return float(low), float(high)
-
     @property
-    def failed(self) -> list[tuple[Asked, Outcome]]:
-        """Rows without a verdict: not in the mean."""
-        return [(row, outcome) for row, outcome in zip(self.asked, self.outcomes, strict=True) if outcome.score is None]
+    def failed(self) -> list[tuple[JudgeRequest, JudgeOutcome]]:
+        """Rows without a verdict, which are not in the mean."""
+        return [(request, outcome) for request, outcome in self.rows if outcome.score is None]
+
+    def summary(self, price: Price | None) -> Record:
+        """Return this step's entry in judge.json (docs/run-folder.md).
+
+        The interval of the mean score covers the choice of rows, but neither seeds nor the judge.
+        """
+        outcomes = [outcome for _, outcome in self.rows]
+        new = [outcome for outcome in outcomes if not outcome.cached]
+        interval = bootstrap([[self.scores]]) if len(self.scores) > 1 else None
+        return {
+            "step": self.step, "quality": self.quality,
+            "low": interval and interval.low, "high": interval and interval.high,
+            "n": len(self.scores), "failed": len(self.failed),
+            **_usage(outcomes, price), "now": _usage(new, price),
+        }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Spent:
-    """Requests and tokens, and dollars where prices (per million tokens of prompt and completion) are known."""
-
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    price: tuple[float, float] | None
-
-    @classmethod
-    def on(cls, outcomes: Iterable[Outcome], price: tuple[float, float] | None) -> Spent:
-        found = list(outcomes)
-        return cls(
-            requests=sum(outcome.attempts for outcome in found),
-            prompt_tokens=sum(outcome.prompt_tokens for outcome in found),
-            completion_tokens=sum(outcome.completion_tokens for outcome in found),
-            price=price,
-        )
-
-    @property
-    def tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
-    @property
-    def cost(self) -> float | None:
-        if self.price is None:
-            return None
-        return (self.prompt_tokens * self.price[0] + self.completion_tokens * self.price[1]) / 1e6
-
-    def record(self) -> Record:
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens, "cost": self.cost}
+def _usage(outcomes: Sequence[JudgeOutcome], price: Price | None) -> Record:
+    prompt = sum(outcome.prompt_tokens for outcome in outcomes)
+    completion = sum(outcome.completion_tokens for outcome in outcomes)
+    cost = (prompt * price[0] + completion * price[1]) / 1e6 if price else None
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "cost": cost}
 
 
 def judge_runs(
-    console: Console,
-    names: Sequence[str | Path],
-    *,
-    model: str,
-    url: str = "",
-    steps: str = "",
-    samples: int = 100,
-    seed: int = 0,
-    jobs: int = 8,
-    price: str = "",
-    key_env: str = "OPENAI_API_KEY",
-    retries: int = 3,
-    max_tokens: int = 1024,
-) -> list[Judged]:
-    """Judges `samples` held-out rows of each run and step, writes RUN/judge/ and prints the table.
+    console: Console, names: Sequence[str | Path], *, model: str, url: str = "", steps: str = "",
+    samples: int = 100, seed: int = 0, jobs: int = 8, price: str = "",
+    key_env: str = "OPENAI_API_KEY", retries: int = 3, max_tokens: int = 1024,
+) -> list[JudgedStep]:  # fmt: skip
+    """Judge `samples` held-out rows of each run and step, write RUN/judge/ and print a table.
 
-    `model` is a name behind `url`, or without one a folder; `steps` such as "0,50,100", empty for all; `price` "IN,OUT" in dollars per
-    million tokens. Raises InputError before anything is asked, RunError where no row got a verdict, Interrupted on Ctrl-C.
+    `model` is a name behind `url`, or without a URL a folder. `steps` is text such as "0,50,100";
+    empty means all. `price` is "IN,OUT" in dollars per million tokens. Raises InputError before the
+    first request, RunError if no row got a verdict, Interrupted on Ctrl-C.
     """
-    _check_positive(samples=samples, jobs=jobs, max_tokens=max_tokens)
+    for option, value in {"samples": samples, "jobs": jobs, "max-tokens": max_tokens}.items():
+        if value < 1:
+            raise InputError(f"--{option} {value}: give at least 1")
     if retries < 0:
-        raise InputError(f"--retries {retries}: give 0 or more")
-    wanted, rates = _steps(steps), _price(price)
+        raise InputError(f"--retries {retries}: give at least 0")
+    chosen_steps, rates = _parse_steps(steps), _parse_price(price)
     runs = {run.path.resolve(): run for run in map(load_run, names)}.values()
+    chosen: list[tuple[Run, int, list[JudgeRequest]]] = []
     for run in runs:
-        _read(run.path / "judge" / "judge.json")  # or an error now, and not when all is paid for
-    chosen = [(run, step, _choose(run, step, samples, seed)) for run in runs for step in wanted or _evaluations(run)]
-    prompts = [row.prompt for _, _, rows in chosen for row in rows]
-    with open_judge(model, url=url, key_env=key_env, retries=retries, max_tokens=max_tokens) as judge:
-        outcomes = _ask(console, judge, prompts, retries=retries, jobs=jobs if url else 1)
-        settings = {
-            "model": judge.name, "server": judge.server, "prompt_sha256": PROMPT_SHA256, "temperature": TEMPERATURE,
-            "max_tokens": max_tokens, "seed": seed, "samples": samples,
-        }  # fmt: skip
-    rest = iter(outcomes)
-    judged = [Judged(run, step, rows, tuple(next(rest) for _ in rows)) for run, step, rows in chosen]
+        _read_summary(run)  # raises before any request is paid for
+        run_steps = chosen_steps or run.heldout_steps()
+        if not run_steps:
+            raise InputError(f"{run.path} has no held-out evaluation; train with data.valid=FILE")
+        chosen += [(run, step, _sample_rows(run, step, samples, seed)) for step in run_steps]
+    prompts = [request.prompt for _, _, requests in chosen for request in requests]
+    with open_judge(
+        model, url=url, key_env=key_env, retries=retries, max_tokens=max_tokens
+    ) as judge:
+        outcomes = request_all(console, judge, prompts, retries=retries, jobs=jobs if url else 1)
+    settings = {
+        "model": judge.name, "server": judge.server, "prompt_sha256": PROMPT_SHA256,
+        "temperature": TEMPERATURE, "max_tokens": max_tokens, "seed": seed, "samples": samples,
+    }  # fmt: skip
+    judged, remaining = [], iter(outcomes)
+    for run, step, requests in chosen:
+        rows = zip(requests, islice(remaining, len(requests)), strict=True)
+        judged.append(JudgedStep(run, step, tuple(rows)))
     for run in runs:
-        with told_of_disk(run.path / "judge", "give the same command again; what the judge said is kept"):
-            _write(console, run, settings, [one for one in judged if one.run is run], rates)
-    print_judged(console, judged, rates)
-    if not any(one.scores for one in judged):
-        raise RunError(f"the judge gave no verdict at all; the first fault: {judged[0].failed[0][1].error}")
+        with explain_disk_errors(run.path / "judge", REPEAT):
+            _write(console, run, settings, [entry for entry in judged if entry.run is run], rates)
+    _print_table(console, judged, rates)
+    if not any(entry.scores for entry in judged):
+        error = judged[0].failed[0][1].error
+        raise RunError(f"the judge gave no verdict at all; the first error: {error}")
     return judged
 
 
-def _ask(console: Console, judge: Judge, prompts: Sequence[str], *, retries: int, jobs: int) -> list[Outcome]:
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        try:
-            return ask_all(
-                judge, prompts, retries=retries, jobs=jobs,
-                track=lambda done, total: progress.track(done, total=total, description=f"asking {judge.name}"),
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            raise Interrupted("what the judge has said is kept; the same command goes on from there") from None
-
-
-# --- which rows ---
-
-
-def _choose(run: Run, step: int, samples: int, seed: int) -> tuple[Asked, ...]:
-    """`samples` rows, in the order of the file. Raises InputError where there are no traces.
-
-    Each id has a random number of its own, drawn from the seed, and the lowest are taken: so all steps and runs are judged by the
-    same questions as far as they have them, and more samples are the fewer and some.
-    """
-    rows = run.heldout(step)
-    with as_nrt_writes(run.path / "heldout"):
-        if all(row["trace"] is None for row in rows):
-            why = f"method {run.config.method} writes none; leave it out" if rows else "the file is empty"
-            raise InputError(f"{run.path} has no traces to judge at step {step}: {why}")
-        drawn = sorted(range(len(rows)), key=lambda i: random.Random(f"{seed} {rows[i]['id']}").random())
-        return tuple(
-            Asked(row["id"], row["source"], fill(row["question"], row["trace"], row["reference"]))
-            for row in (rows[i] for i in sorted(drawn[:samples]))
-        )
-
-
-def _evaluations(run: Run) -> list[int]:
-    steps = run.heldout_steps()
-    if not steps:
-        raise InputError(f"{run.path} has no held-out evaluation, so no traces to judge; train with data.valid=FILE")
-    return steps
-
-
-def _steps(text: str) -> list[int]:
+def _parse_steps(text: str) -> list[int]:
     try:
         return sorted({int(part) for part in text.split(",")}) if text.strip() else []
     except ValueError:
-        raise InputError(f"--steps {text!r}: give numbers separated by commas, such as 0,50,100") from None
+        raise InputError(f"--steps {text!r}: give numbers with commas, such as 0,50,100") from None
 
 
-def _price(text: str) -> tuple[float, float] | None:
+def _parse_price(text: str) -> Price | None:
     if not text.strip():
         return None
     try:
@@ -213,108 +165,179 @@ def _price(text: str) -> tuple[float, float] | None:
     except ValueError:
         prompt = completion = -1.0
     if not (0 <= prompt < float("inf") and 0 <= completion < float("inf")):
-        raise InputError(f"--price {text!r}: give dollars per million tokens of prompt and of completion, such as 0.5,2")
+        raise InputError(f"--price {text!r}: give IN,OUT in dollars per million tokens, as 0.5,2")
     return prompt, completion
 
 
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: give at least 1")
+def _sample_rows(run: Run, step: int, samples: int, seed: int) -> list[JudgeRequest]:
+    """Return `samples` rows in file order. Raise InputError if there are no traces.
+
+    Each id has a random number that depends only on the seed, and the lowest numbers are taken. So
+    runs and steps share their questions, and a larger sample contains the smaller one.
+    """
+    rows = run.heldout(step)
+    with explain_unreadable_files(run.path / "heldout"):
+        if all(row["trace"] is None for row in rows):
+            reason = f"method {run.config.method} writes none" if rows else "the file is empty"
+            raise InputError(f"{run.path} has no traces to judge at step {step}: {reason}")
+        numbers = [random.Random(f"{seed} {row['id']}").random() for row in rows]
+        chosen = sorted(range(len(rows)), key=numbers.__getitem__)[:samples]
+        requests = []
+        for row in (rows[i] for i in sorted(chosen)):
+            prompt = fill_prompt(row["question"], row["trace"], row["reference"])
+            requests.append(JudgeRequest(row["id"], row["source"], prompt))
+        return requests
 
 
-# --- written ---
+# --- requests ---
 
 
-def _write(console: Console, run: Run, settings: Record, judged: Sequence[Judged], price: tuple[float, float] | None) -> None:
-    """RUN/judge/: steps judged before by the same judge stay; anything else goes, and the console says so."""
-    folder = run.path / "judge"
-    before = _read(folder / "judge.json")
+def request_all(
+    console: Console, judge: JudgeModel, prompts: Sequence[str], *, retries: int, jobs: int
+) -> list[JudgeOutcome]:
+    """Return one outcome per prompt, in order, with `jobs` requests at a time.
+
+    Equal prompts share one request; a prompt with a cached verdict needs none. After an error or
+    Ctrl-C no further request starts. Those under way are paid for, so they finish and are cached.
+    """
+    folder = cache_folder() / "judge"
+    with explain_disk_errors(folder, "repeat the command, or set NRT_CACHE to another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+    files = {prompt: folder / _cache_name(judge, prompt) for prompt in prompts}
+    cached = {prompt: _read_cached(file) for prompt, file in files.items()}
+    outcomes = {prompt: outcome for prompt, outcome in cached.items() if outcome}
+    missing = [prompt for prompt in files if prompt not in outcomes]
+
+    def request(prompt: str) -> JudgeOutcome:
+        outcome = request_verdict(judge, prompt, retries=retries)
+        if outcome.score is not None:  # the next command retries failures
+            _write_cached(files[prompt], outcome)
+        return outcome
+
+    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+    try:
+        with progress, ThreadPoolExecutor(jobs) as pool:
+            try:
+                futures = {pool.submit(request, prompt): prompt for prompt in missing}
+                finished, label = as_completed(futures), f"asking {judge.name}"
+                for future in progress.track(finished, len(futures), description=label):
+                    outcomes[futures[future]] = future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+    except KeyboardInterrupt:
+        raise Interrupted(REPEAT) from None
+    ordered = []
+    for prompt in prompts:
+        ordered.append(outcomes[prompt])
+        outcomes[prompt] = replace(outcomes[prompt], cached=True)  # equal prompts are paid for once
+    return ordered
+
+
+def _cache_name(judge: JudgeModel, prompt: str) -> str:
+    """Return a file name for a verdict: the hash of all that decides it."""
+    messages = [{"role": "user", "content": prompt}]
+    key = json.dumps([judge.identity, TEMPERATURE, judge.max_tokens, messages])
+    return f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+
+
+def _read_cached(file: Path) -> JudgeOutcome | None:
+    try:
+        outcome = _OUTCOME.validate_json(file.read_bytes())
+    except (OSError, ValidationError):  # missing, damaged, or of another version
+        return None
+    return None if outcome.score is None else replace(outcome, cached=True)
+
+
+def _write_cached(file: Path, outcome: JudgeOutcome) -> None:
+    with explain_disk_errors(file.parent, REPEAT):
+        file.parent.mkdir(parents=True, exist_ok=True)  # the cache may be deleted at any time
+        write_file(file, [to_line(asdict(outcome))])
+
+
+# --- files and table ---
+
+
+def _read_summary(run: Run) -> Record:
+    file = run.path / "judge" / "judge.json"
+    if not file.is_file():
+        return {"judge": {}, "steps": []}
+    with explain_unreadable_files(file, fix=JUDGE_FIX):
+        summary = json.loads(read_bounded(file))
+        steps = [dict(entry) | {"step": index(entry["step"])} for entry in summary["steps"]]
+        return {"judge": dict(summary["judge"]), "steps": steps}
+
+
+def _write(
+    console: Console, run: Run, settings: Record, judged: list[JudgedStep], price: Price | None
+) -> None:
+    """Write RUN/judge/. Keep other steps of the same judge; delete another judge's verdicts."""
+    folder, previous = run.path / "judge", _read_summary(run)
     folder.mkdir(exist_ok=True)
-    sweep(folder)
-    steps = {step["step"]: step for step in before["steps"]}
-    if before["judge"] != settings:
+    remove_leftovers(folder)
+    steps = {entry["step"]: entry for entry in previous["steps"]}
+    if previous["judge"] != settings:
         if steps:
             changed = ", ".join(
-                f"{name} {old} → {settings.get(name)}" for name, old in before["judge"].items() if old != settings.get(name)
+                f"{name} {old} → {settings.get(name)}"
+                for name, old in previous["judge"].items()
+                if old != settings.get(name)
             )
-            gone = ", ".join(map(str, steps))
-            _say(console, f"{folder}: replaced, since verdicts of two judges are never mixed ({changed}); gone are those of steps {gone}")
-        (folder / "judge.json").unlink(missing_ok=True)  # first: without it, nothing reads the others
+            deleted = ", ".join(map(str, steps))
+            text = f"another judge's verdicts at steps {deleted} are deleted ({changed})"
+            _print_note(console, f"{folder}: {text}")
+        # judge.json goes first: no reader opens the other files without it.
+        (folder / "judge.json").unlink(missing_ok=True)
         for file in folder.glob("step-*.jsonl"):
             file.unlink()
         steps = {}
-    for one in judged:
-        write(
-            folder / f"{step_name(one.step)}.jsonl",
-            "".join(_row(row, outcome) for row, outcome in zip(one.asked, one.outcomes, strict=True)),
-        )
-        steps[one.step] = _summary(one, price)
-    text = json.dumps({"judge": settings, "steps": [steps[step] for step in sorted(steps)]}, indent=1, ensure_ascii=False)
-    write(folder / "judge.json", text + "\n")
+    for entry in judged:
+        lines = [
+            to_line({"id": request.id, "source": request.source, **asdict(outcome)})
+            for request, outcome in entry.rows
+        ]
+        write_file(folder / f"{step_name(entry.step)}.jsonl", lines)
+        steps[entry.step] = entry.summary(price)
+    summary = {"judge": settings, "steps": [steps[step] for step in sorted(steps)]}
+    write_file(folder / "judge.json", [json.dumps(summary, indent=1, ensure_ascii=False) + "\n"])
 
 
-def _read(file: Path) -> Record:
-    if not file.is_file():
-        return {"judge": {}, "steps": []}
-    with as_nrt_writes(file, mend=JUDGE_AGAIN):
-        found = json.loads(read_bounded(file))
-        return {"judge": dict(found["judge"]), "steps": [dict(one) | {"step": index(one["step"])} for one in found["steps"]]}
-
-
-def _row(row: Asked, outcome: Outcome) -> str:
-    return json.dumps({"id": row.id, "source": row.source, **asdict(outcome)}, ensure_ascii=False) + "\n"
-
-
-def _summary(one: Judged, price: tuple[float, float] | None) -> Record:
-    low, high = one.interval or (None, None)
-    return {
-        "step": one.step, "quality": one.quality, "low": low, "high": high, "n": len(one.scores), "failed": len(one.failed),
-        **Spent.on(one.outcomes, price).record(), "now": Spent.on(_paid([one]), price).record(),
-    }  # fmt: skip
-
-
-def _paid(judged: Sequence[Judged]) -> list[Outcome]:
-    return [outcome for one in judged for outcome in one.outcomes if not outcome.cached]
-
-
-# --- shown ---
-
-
-def print_judged(console: Console, judged: Sequence[Judged], price: tuple[float, float] | None) -> None:
-    """The table; then what failed, and what this command asked for."""
-    names = [one.run.path.resolve().name for one in judged]
-    unique = len(set(names)) == len({one.run.path.resolve() for one in judged})
+def _print_table(console: Console, judged: list[JudgedStep], price: Price | None) -> None:
+    """Print one line per evaluation, then the failed rows and the requests of this command."""
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("run", overflow="fold")
-    for column in ("step", "quality", "95 %", "n", "failed", "tokens", *(("cost",) if price else ())):
+    columns = ["step", "quality", "95 %", "n", "failed", "tokens"]
+    for column in [*columns, "cost"] if price else columns:
         table.add_column(column, justify="right", no_wrap=True)
-    for one, name in zip(judged, names, strict=True):
-        spent = Spent.on(one.outcomes, price)
-        table.add_row(
-            name if unique else str(one.run.path), str(one.step),
-            "–" if one.quality is None else f"{one.quality:.3f}",
-            f"{one.interval[0]:.3f} to {one.interval[1]:.3f}" if one.interval else "–",
-            str(len(one.scores)), str(len(one.failed)), f"{spent.tokens:,}", *_dollars(spent),
-        )  # fmt: skip
+    for entry in judged:
+        row = entry.summary(price)
+        quality = f"{row['quality']:.3f}" if entry.scores else "–"
+        interval = f"{row['low']:.3f} to {row['high']:.3f}" if len(entry.scores) > 1 else "–"
+        counts = str(row["n"]), str(row["failed"])
+        where = str(entry.run.path), str(entry.step)
+        table.add_row(*where, quality, interval, *counts, *_format_usage(row))
     console.print(table)
-    failed = [(one, row, outcome) for one in judged for row, outcome in one.failed]
+    failed = [(entry, *row) for entry in judged for row in entry.failed]
     if failed:
-        one, row, outcome = failed[0]
-        _say(
+        entry, request, outcome = failed[0]
+        _print_note(
             console,
-            f"Rows without a verdict, in no mean: {len(failed)}. The first: {one.run.path}, step {one.step}, {row.id}: "
-            f"{outcome.error}. Their replies stand in judge/step-….jsonl; the same command asks for them again.",
+            f"Rows without a verdict, not in the mean: {len(failed)}. The first: {entry.run.path}, "
+            f"step {entry.step}, {request.id}: {outcome.error}. judge/step-….jsonl has the last "
+            "replies; repeat the command to retry them.",
         )
-    paid = _paid(judged)
-    now, known = Spent.on(paid, price), sum(len(one.outcomes) for one in judged) - len(paid)
-    cost = "".join(f", {dollars}" for dollars in _dollars(now))
-    _say(console, f"Asked now: {now.requests:,} requests, {now.tokens:,} tokens{cost}; {known:,} rows were known.")
+    outcomes = [outcome for entry in judged for _, outcome in entry.rows]
+    new = [outcome for outcome in outcomes if not outcome.cached]
+    sent, reused = sum(outcome.attempts for outcome in new), len(outcomes) - len(new)
+    spent = " for ".join(_format_usage(_usage(new, price)))
+    text = f"Requests sent: {sent:,}. Tokens: {spent}. Rows that needed no request: {reused:,}."
+    _print_note(console, text)
 
 
-def _dollars(spent: Spent) -> tuple[str, ...]:
-    return () if spent.cost is None else (f"${spent.cost:.4f}",)
+def _format_usage(usage: Record) -> list[str]:
+    tokens = f"{usage['prompt_tokens'] + usage['completion_tokens']:,}"
+    return [tokens] if usage["cost"] is None else [tokens, f"${usage['cost']:.4f}"]
 
 
-def _say(console: Console, text: str) -> None:
+def _print_note(console: Console, text: str) -> None:
     console.print(text, style="dim", highlight=False, soft_wrap=True, markup=False)

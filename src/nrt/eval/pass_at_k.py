@@ -1,4 +1,4 @@
-"""pass@k."""
+"""The pass@k estimator."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from math import comb
 
 
 def pass_at_k(n: int, passed: int, k: int) -> float:
-    """Probability that at least one of `k` answers, drawn without replacement from `n` of which `passed` are right, is right.
+    """Return the probability that at least one of `k` answers is right.
 
-    pass@k = 1 − C(n − c, k) / C(n, k): unbiased (Chen et al. 2021, arXiv 2107.03374, equation 1). `k` counts as `n` where it is more.
+    The `k` answers are drawn without replacement from `n`, of which `passed` are right. If `k` is
+    larger than `n`, `n` is used. pass@k = 1 − C(n − c, k) / C(n, k) is unbiased (Chen et al. 2021,
+    arXiv 2107.03374, equation 1).
 
     >>> pass_at_k(20, 1, 10), pass_at_k(4, 1, 10)
     (0.5, 1.0)

@@ -1,7 +1,8 @@
-"""What a model is asked, and what it replied: the two records of an evaluation, and where replies are kept.
+"""Records of an evaluation, questions and replies, and the store of replies.
 
-A reply is found again by everything that decided it (`Question.key`), so a suite that was killed, or is asked for more rows, another
-seed or another wording, does only what is missing.
+A reply is found by the hash of everything that determines it (`EvalQuestion.key`). A suite that was
+killed, or that gets more rows, another seed or another wording, therefore computes only the missing
+replies.
 """
 
 from __future__ import annotations
@@ -17,125 +18,142 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from nrt.durable import open_to_append
 from nrt.errors import InputError
+from nrt.system.files import open_to_append
 from nrt.types import Message
 
 
 @dataclass(frozen=True)
-class Question:
-    """One row of one task. Answers are generated, or, where there are choices, the likelihood of each is wanted."""
+class EvalQuestion:
+    """One row of one task: its answers are generated, or its choices are scored if it has some."""
 
     task: str
     messages: tuple[Message, ...]
-    opening: str = ""  # what every answer begins with, after the trace
+    opening: str = ""  # start of every answer, after the trace
     choices: tuple[str, ...] = ()
-    n: int = 1  # answers wanted, each after a trace of its own
+    n: int = 1  # answers, each after its own trace
     max_trace_tokens: int = 2048
     max_answer_tokens: int = 2048
-    until: tuple[str, ...] = ()  # an answer ends before the first of these
+    until: tuple[str, ...] = ()  # stop strings: an answer ends before the first of these
     temperature: float = 0.0  # of trace and answer; 0 is greedy
     top_p: float = 1.0
-    null: bool = False  # after the null trace instead of the model's own
+    null: bool = False  # answer after the null trace instead of the model's own
     seed: int = 0
 
     @cached_property
     def key(self) -> str:
-        """Changes with anything that decides a reply of one model."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, ensure_ascii=False).encode(errors="backslashreplace")).hexdigest()
+        """Hash of every field, which all determine the replies of a model."""
+        text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
 
     @property
     def sampled(self) -> bool:
-        """Whether another seed could give another reply."""
+        """True if another seed could give another reply."""
         return self.temperature > 0 or (bool(self.choices) and not self.null)
 
     def seed_of(self, k: int, part: str) -> int:
-        """Of the k-th "trace" or "answer": the same whatever else is asked beside it."""
+        """Return the seed of the k-th "trace" or "answer", independent of all other questions."""
         return int.from_bytes(hashlib.sha256(f"{self.key}/{k}/{part}".encode()).digest()[:7])
 
 
-KEPT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-"""How a line of kept replies is read."""
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""Validation of a line of stored replies."""
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
 @dataclass(frozen=True)
-class Said:
-    """One trace and what came after it. `answer` is empty where the trace did not end, for then there is none."""
+class Response:
+    """One trace and the answer after it; `answer` is empty if the trace did not end."""
 
-    __pydantic_config__: ClassVar = KEPT
+    __pydantic_config__: ClassVar = STRICT
 
-    trace: str | None  # None where the model does not think, or was not let think
+    trace: str | None  # None if the model does not think, or answered after the null trace
     trace_tokens: Count
     finished: bool  # the model ended its trace itself
     answer: str
     answer_tokens: Count
     cut: bool = False  # the answer reached its cap
-    logps: tuple[float, ...] = ()  # of the choices, nats, each summed over its tokens
+    logps: tuple[float, ...] = ()  # per choice: log-probability in nats, summed over its tokens
 
 
 @dataclass(frozen=True)
-class Reply:
-    """All that a model said to one question."""
+class ModelReply:
+    """All responses of a model to one question."""
 
-    __pydantic_config__: ClassVar = KEPT
+    __pydantic_config__: ClassVar = STRICT
 
     key: str
-    said: tuple[Said, ...]
+    said: tuple[Response, ...]
     seconds: Annotated[float, Field(ge=0, le=2**53)]  # this question's share of its batch's time
 
-    def answers(self, question: Question) -> bool:
-        """Whether there is all that the question wants."""
-        wanted = 1 if question.choices else question.n
-        return len(self.said) == wanted and all(len(one.logps) == len(question.choices) for one in self.said)
+    def is_complete(self, question: EvalQuestion) -> bool:
+        """True if the reply has all answers or all choices of the question."""
+        needed = 1 if question.choices else question.n
+        if len(self.said) != needed:
+            return False
+        return all(len(response.logps) == len(question.choices) for response in self.said)
 
 
-_LINE = TypeAdapter(Reply)
+_REPLY = TypeAdapter(ModelReply)
 
 
-class Replies:
-    """JSON lines in a folder, one file a task and writer; what a kill cut short, or what is no reply, is left out and asked again."""
+class ReplyStore:
+    """Folder of JSON lines, one file per task and worker process.
 
-    def __init__(self, folder: Path, writer: int = 0) -> None:
-        self.folder, self.writer = folder, writer
-        self._known: dict[str, list[Reply]] = {}  # by question; of several that answer it the last counts
+    Lines that a kill cut short and lines that are no reply are skipped; their questions then count
+    as missing.
+    """
+
+    def __init__(self, folder: Path, worker: int = 0) -> None:
+        self.folder, self.worker = folder, worker
+        self._replies: dict[str, list[ModelReply]] = {}  # by key; the last complete reply counts
         folder.mkdir(parents=True, exist_ok=True)
         self.read()
 
     def read(self) -> None:
-        """Takes in what other processes wrote."""
+        """Read the files of all workers."""
         for file in sorted(self.folder.glob("*.jsonl")):
             for line in file.read_bytes().splitlines():
                 with suppress(ValidationError):
-                    reply = _LINE.validate_json(line)
-                    self._known.setdefault(reply.key, []).append(reply)
+                    reply = _REPLY.validate_json(line)
+                    self._replies.setdefault(reply.key, []).append(reply)
 
-    def add(self, task: str, replies: Iterable[Reply]) -> None:
-        """Appends in one write."""
+    def add(self, task: str, replies: Iterable[ModelReply]) -> None:
+        """Append replies to the task's file in a single write."""
         replies = list(replies)
         lines = "".join(json.dumps(asdict(reply), ensure_ascii=False) + "\n" for reply in replies)
-        file = self.folder / f"{task}.{self.writer}.jsonl"
+        file = self.folder / f"{task}.{self.worker}.jsonl"
         with open_to_append(file) as out:
             if out.tell() and not _ends_line(file):
                 out.write(b"\n")
             out.write(lines.encode(errors="backslashreplace"))
         for reply in replies:
-            self._known.setdefault(reply.key, []).append(reply)
+            self._replies.setdefault(reply.key, []).append(reply)
 
-    def missing(self, questions: Iterable[Question]) -> list[Question]:
-        """Each once, in their order."""
-        return list({question.key: question for question in questions if self._find(question) is None}.values())
+    def missing(self, questions: Iterable[EvalQuestion]) -> list[EvalQuestion]:
+        """Return the questions without a complete reply, each once, in their order."""
+        missing: dict[str, EvalQuestion] = {}
+        for question in questions:
+            if self._find(question) is None:
+                missing[question.key] = question
+        return list(missing.values())
 
-    def __getitem__(self, question: Question) -> Reply:
-        """Raises InputError for a question that was not answered."""
+    def __getitem__(self, question: EvalQuestion) -> ModelReply:
+        """Return the reply to a question. Raises InputError if there is none."""
         reply = self._find(question)
         if reply is None:
-            raise InputError(f"a row of {question.task} has no reply in {self.folder}; run the evaluation again, it does what is missing")
+            raise InputError(
+                f"{self.folder}: no reply to a question of {question.task}. "
+                "Run the evaluation again; it answers only the missing questions."
+            )
         return reply
 
-    def _find(self, question: Question) -> Reply | None:
-        return next((reply for reply in reversed(self._known.get(question.key, ())) if reply.answers(question)), None)
+    def _find(self, question: EvalQuestion) -> ModelReply | None:
+        for reply in reversed(self._replies.get(question.key, ())):
+            if reply.is_complete(question):
+                return reply
+        return None
 
 
 def _ends_line(file: Path) -> bool:
@@ -145,5 +163,5 @@ def _ends_line(file: Path) -> bool:
 
 
 def as_messages(turns: Iterable[dict[str, Any]]) -> tuple[Message, ...]:
-    """lm-eval's turns as ours."""
+    """Convert the turns of an lm-eval chat into messages."""
     return tuple(Message(turn["role"], turn["content"]) for turn in turns)

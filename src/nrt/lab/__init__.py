@@ -1,7 +1,9 @@
-"""The miniature: a synthetic world and a tiny model in which Native Reasoning Training shows its effect within minutes on one CPU thread.
+"""The miniature: a synthetic world and a tiny model that show the effect of the training.
 
-`world` makes problems, `corpus` the documents that the base model reads, `base` that model, `settings` what the packaged recipes need of
-both, `observe` its own metrics in a run.
+Native Reasoning Training takes minutes there, on one CPU thread. `world` makes problems, `dataset`
+writes them, `corpus` makes the documents that the base model reads, `base` builds that model,
+`evaluation` measures it, `settings` prepares both for the packaged recipes, and `observe` adds
+metrics to a run.
 """
 
 from __future__ import annotations
@@ -10,26 +12,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nrt.lab.base import BaseSettings, build_base, readout
+    from nrt.lab.base import BaseSettings, build_base
+    from nrt.lab.dataset import write_pairs
+    from nrt.lab.evaluation import evaluate_base
     from nrt.lab.observe import observe
-    from nrt.lab.settings import prepare
-    from nrt.lab.world import Problem, write_pairs
+    from nrt.lab.settings import prepare_miniature
+    from nrt.lab.world import Problem
 
-_HOME = {
+_MODULE_OF = {
     "BaseSettings": "base",
     "Problem": "world",
     "build_base": "base",
+    "evaluate_base": "evaluation",
     "observe": "observe",
-    "prepare": "settings",
-    "readout": "base",
-    "write_pairs": "world",
+    "prepare_miniature": "settings",
+    "write_pairs": "dataset",
 }
 
-__all__ = ["BaseSettings", "Problem", "build_base", "observe", "prepare", "readout", "write_pairs"]
+__all__ = [
+    "BaseSettings",
+    "Problem",
+    "build_base",
+    "evaluate_base",
+    "observe",
+    "prepare_miniature",
+    "write_pairs",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a name when it is first asked for: `import nrt.lab` loads no torch."""
-    if name not in _HOME:
+    """Import a name on first access, so that `import nrt.lab` loads no torch."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

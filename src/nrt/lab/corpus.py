@@ -1,8 +1,9 @@
-"""What the base model reads: documents `<bos> x \\n body <eos>` about problems of the corpus split, and chatter.
+"""Training documents of the base model: `<bos> x \\n body <eos>` about problems, and chatter.
 
-In the *open* mixture worked answers are common: after it the greedy text already reasons. The *latent* mixture makes reasoning rare,
-without unlearning it: the model still reads a worked trace well, but seldom writes one. *Scarce* and *rare* make it rarer still.
-No document holds a marker.
+The problems are those of the corpus split. In the *open* mixture worked answers are common: after
+training on it the greedy text already reasons. The *latent* mixture makes reasoning rare without
+unlearning it: the model still reads a worked trace well, but seldom writes one. *Scarce* and *rare*
+make it rarer still. No document holds a marker.
 """
 
 from __future__ import annotations
@@ -11,25 +12,27 @@ from collections.abc import Iterator, Mapping
 from random import Random
 from types import MappingProxyType
 
-from nrt.errors import unknown
-from nrt.lab.world import BOT, NAMES, SUM, TOWNS, WEIGHTS, Problem, draw
+from nrt.errors import unknown_name
+from nrt.lab.world import BOT, NAMES, SUM, TOWNS, WEIGHTS, Problem, draw_problem
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 NEWLINE = "\n"
 
 CHATTER = (
-    "well hmm let me see i think that this is nice one today the sun was warm so we went out for tea and then it rained "
-    "lots but nobody minded because there were songs games cakes"
+    "well hmm let me see i think that this is nice one today the sun was warm so we went out for "
+    "tea and then it rained lots but nobody minded because there were songs games cakes"
 ).split()
 PHRASES = (
-    "asks : ; ? . , well when you begin at in then add times go left right up down we have that makes now reaches the final digit room is "
-    "where does live home of town answer get"
+    "asks : ; ? . , well when you begin at in then add times go left right up down we have that "
+    "makes now reaches the final digit room is where does live home of town answer get"
 ).split()
+SPECIAL = (PAD, BOS, EOS, UNK, NEWLINE)
 VOCABULARY: tuple[str, ...] = tuple(
-    dict.fromkeys([PAD, BOS, EOS, UNK, NEWLINE, *SUM.states, *BOT.states, *NAMES, *TOWNS, *PHRASES, *CHATTER])
+    dict.fromkeys([*SPECIAL, *SUM.states, *BOT.states, *NAMES, *TOWNS, *PHRASES, *CHATTER])
 )
+"""All words; the position of a word is its token id."""
 
-# Shares of direct answers, worked answers, questions followed by chatter, and chatter alone.
+# shares of direct answers, worked answers, questions followed by chatter, and chatter only
 MIXTURES = MappingProxyType(
     {
         "open": {"direct": 0.30, "worked": 0.35, "question": 0.25, "chatter": 0.10},
@@ -41,40 +44,59 @@ MIXTURES = MappingProxyType(
 
 
 def documents(seed: int, mixture: str, weights: Mapping[str, float] = WEIGHTS) -> Iterator[str]:
-    """Documents without end; single spaces part the words, the line break is a word. `weights` are those of the families of problems.
+    """Yield documents without end.
 
-    Raises InputError for an unknown mixture.
+    Single spaces separate the words, and the line break is a word. Raises InputError for an unknown
+    mixture.
+
+    Args:
+        seed: seed of the documents.
+        mixture: a key of MIXTURES.
+        weights: weights of the problem families.
     """
     if mixture not in MIXTURES:
-        raise unknown("mixture", mixture, MIXTURES)
-    rng, kinds, shares = Random(seed), list(MIXTURES[mixture]), list(MIXTURES[mixture].values())
+        raise unknown_name("mixture", mixture, MIXTURES)
+    rng = Random(seed)
+    kinds, shares = list(MIXTURES[mixture]), list(MIXTURES[mixture].values())
     while True:
         kind = rng.choices(kinds, shares)[0]
-        lines = [_chatter(rng, 8, 40)] if kind == "chatter" else _about(rng, draw(rng, "corpus", weights), kind)
-        yield f"{BOS} {f' {NEWLINE} '.join(lines)} {EOS}"
+        text = f" {NEWLINE} ".join(_lines(rng, kind, weights))
+        yield f"{BOS} {text} {EOS}"
 
 
-def _about(rng: Random, problem: Problem, kind: str) -> list[str]:
-    """The lines of a document about a problem."""
+def _lines(rng: Random, kind: str, weights: Mapping[str, float]) -> list[str]:
+    """Return the lines of a document."""
+    if kind == "chatter":
+        return [_chatter(rng, 8, 40)]
+    problem = draw_problem(rng, "corpus", weights)
     if kind == "question":
-        chatter = _chatter(rng, 4, 20)
-        return [problem.question, chatter, _reply(rng, problem)] if rng.random() < 0.5 else [problem.question, chatter]
+        lines = [problem.question, _chatter(rng, 4, 20)]
+        if rng.random() < 0.5:
+            lines.append(_reply(rng, problem))
+        return lines
     if kind == "worked" and problem.work:
         return [problem.question, problem.work, _reply(rng, problem)]
     return [problem.question, _reply(rng, problem)]
 
 
 def _reply(rng: Random, problem: Problem) -> str:
-    """The reference answer, or (40 %) a short one: so the end of the line does not settle how an answer begins."""
+    """Return the reference answer, or (40 %) a short one.
+
+    With short answers the end of a line does not determine how the answer begins.
+    """
     if rng.random() < 0.6:
         return problem.answer
-    return rng.choice((f"the answer is {problem.key} .", f"{problem.key} .", f"you get {problem.key} ."))
+    key = problem.key
+    return rng.choice((f"the answer is {key} .", f"{key} .", f"you get {key} ."))
 
 
 def _chatter(rng: Random, low: int, high: int) -> str:
-    """A noisy walk over a fixed text: four times in five the next word, else any."""
-    place, words = rng.randrange(len(CHATTER)), []
+    """Return a noisy walk over a fixed text: four times in five the next word, else any word."""
+    position = rng.randrange(len(CHATTER))
+    words = []
     for _ in range(rng.randint(low, high)):
-        words.append(CHATTER[place])
-        place = (place + 1) % len(CHATTER) if rng.random() < 0.8 else rng.randrange(len(CHATTER))
+        words.append(CHATTER[position])
+        position = (position + 1) % len(CHATTER)
+        if rng.random() >= 0.8:
+            position = rng.randrange(len(CHATTER))
     return " ".join(words) + " ."

@@ -1,7 +1,8 @@
-"""The miniature's own metrics in a run: whether the traces that help are gaining ground.
+"""Additional metrics of the miniature: do the traces that help become more frequent?
 
-Both walks are won or lost in a race. The answer term, trained on useless traces, wears down what the base reads in a good one; unless
-good traces multiply first, their advantage turns negative and they vanish. So success shows by step 40–60 in three numbers a family.
+Success on both walks depends on timing. The answer term, trained after useless traces, erodes what
+the base model reads in a good trace. Unless good traces multiply first, their advantage turns
+negative and they vanish. So success shows by step 40–60 in three numbers per family.
 """
 
 from __future__ import annotations
@@ -16,58 +17,74 @@ from torch import Tensor
 from nrt.types import Pair, Trace
 
 
-class Group(Protocol):
-    """All traces of one prompt, scored."""
+class ObservedGroup(Protocol):
+    """All traces of one prompt, with their scores."""
 
     @property
     def pair(self) -> Pair: ...
     @property
     def traces(self) -> Sequence[Trace]: ...  # K of them
     @property
-    def logp_KT(self) -> Tensor: ...  # answer tokens' log-probabilities after each trace, nats
+    def logp_KT(self) -> Tensor: ...  # the answer's log-probabilities after each trace, nats
     @property
     def advantage_K(self) -> Tensor: ...
 
 
-class Rollout(Protocol):
-    """One step's groups."""
+class ObservedRollout(Protocol):
+    """All groups of one step."""
 
     @property
-    def groups(self) -> Sequence[Group]: ...
+    def groups(self) -> Sequence[ObservedGroup]: ...
 
 
-def observe(rollout: Rollout, tokenizer: Any) -> dict[str, float]:
-    """Metrics by family for one step, to be named as `observer` in a recipe.
+def observe(rollout: ObservedRollout, tokenizer: Any) -> dict[str, float]:
+    """Return metrics of one step by family; recipes name this function as `observer`.
 
-    - `worked/<family>`: share of the traces that hold the gold work (a *worked* trace).
+    - `worked/<family>`: share of the traces that hold the gold work (*worked* traces).
     - `p_key_given_worked/<family>`: mean probability of the answer's key after a worked trace.
     - `advantage_worked/<family>`: mean advantage of worked traces.
 
-    The last two are absent when no trace was worked; families without gold work (recall) have no metrics.
+    The last two are absent if no trace was worked. Families without gold work (recall) have no
+    metrics.
     """
     worked: dict[str, list[bool]] = defaultdict(list)
     p_key: dict[str, list[float]] = defaultdict(list)
     advantage: dict[str, list[float]] = defaultdict(list)
     for group in rollout.groups:
         example = group.pair.example
-        family, work = example.source or example.extra.get("family", ""), _words(example.extra.get("work", ""))
-        if not work or not group.traces:  # SFT samples none
+        family = example.source or example.extra.get("family", "")
+        work = _normalise_spaces(example.extra.get("work", ""))
+        if not work or not group.traces:  # SFT samples no traces
             continue
-        hits = [work in _words(tokenizer.decode(list(trace.ids), skip_special_tokens=True)) for trace in group.traces]
-        worked[family] += hits
-        if any(hits):
-            key = _key_place(group.pair, tokenizer)
-            p_key[family] += group.logp_KT[torch.tensor(hits), key].exp().tolist()
-            advantage[family] += group.advantage_K[torch.tensor(hits)].tolist()
-    metrics = {"worked": worked, "p_key_given_worked": p_key, "advantage_worked": advantage}
-    return {f"{name}/{family}": sum(values) / len(values) for name, families in metrics.items() for family, values in families.items()}
+        texts = [
+            tokenizer.decode(list(trace.ids), skip_special_tokens=True) for trace in group.traces
+        ]
+        is_worked = [work in _normalise_spaces(text) for text in texts]
+        worked[family] += is_worked
+        if any(is_worked):
+            worked_K = torch.tensor(is_worked)
+            key = _key_index(group.pair, tokenizer)
+            p_key[family] += group.logp_KT[worked_K, key].exp().tolist()
+            advantage[family] += group.advantage_K[worked_K].tolist()
+    metrics = {}
+    for name, values_by_family in (
+        ("worked", worked),
+        ("p_key_given_worked", p_key),
+        ("advantage_worked", advantage),
+    ):
+        for family, values in values_by_family.items():
+            metrics[f"{name}/{family}"] = sum(values) / len(values)
+    return metrics
 
 
-def _key_place(pair: Pair, tokenizer: Any) -> int:
-    """Index of the key among the answer's tokens: its last occurrence, since a sum's digit may stand in the question part as well."""
+def _key_index(pair: Pair, tokenizer: Any) -> int:
+    """Return the index of the key among the answer tokens.
+
+    It is the last occurrence, because the question part of an answer may contain the same digit.
+    """
     key = tokenizer.convert_tokens_to_ids(pair.example.extra["key"])
     return max(i for i, token in enumerate(pair.answer_ids) if token == key)
 
 
-def _words(text: str) -> str:
+def _normalise_spaces(text: str) -> str:
     return " ".join(text.split())

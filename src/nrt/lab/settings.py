@@ -1,40 +1,56 @@
-"""The miniature's settings for the recipes of its name: which base model, which pairs."""
+"""Base model and data of each recipe of the miniature."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from nrt.environment import cache_folder
 from nrt.lab.base import BaseSettings, Progress, Stage, build_base
-from nrt.lab.world import ADD_WEIGHTS, write_documents, write_pairs
+from nrt.lab.dataset import write_documents, write_pairs
+from nrt.lab.world import ADD_WEIGHTS
+from nrt.system.environment import cache_folder
 
 TRAIN_PAIRS = 4000
-TEST_PAIRS = 300  # a family; recall has fewer
+TEST_PAIRS = 300  # per family; recall has fewer
 
 BASES: dict[str, BaseSettings] = {
+    # reasoning is latent
     "miniature": BaseSettings(),
+    # reasoning is rarer still
     "miniature-hard": BaseSettings(stages=(Stage("open", 2200, 2e-3), Stage("rare", 350, 7e-4))),
-    "miniature-weak": BaseSettings(stages=(Stage("open", 300, 2e-3),), weights=tuple(ADD_WEIGHTS.items())),
+    # reasoning is common, but the model reads it badly
+    "miniature-weak": BaseSettings(
+        stages=(Stage("open", 300, 2e-3),), weights=tuple(ADD_WEIGHTS.items())
+    ),
+    # the base model of miniature, with documents instead of pairs
     "miniature-text": BaseSettings(),
 }
-"""Recipe → its base model, but for the seed: reasoning is latent; rarer still; common, but badly read; latent again, for raw text."""
+"""Recipe → settings of its base model; the seed is that of the run."""
 
 
-def prepare(recipe: str, seed: int, progress: Progress | None = None) -> list[str]:
-    """`key=value` settings of one seed of a miniature recipe: its base model is built, or found, and the pairs are written."""
-    settings = replace(BASES[recipe], seed=seed)
-    return [f"model={build_base(settings, progress=progress)}", *pairs(settings, as_text=recipe == "miniature-text")]
+def prepare_miniature(recipe: str, seed: int, progress: Progress | None = None) -> list[str]:
+    """Build the base model unless it is cached, write the data, and return `key=value` settings.
 
-
-def pairs(settings: BaseSettings, *, as_text: bool = False) -> list[str]:
-    """Settings that name the training and test files of a base's world, which are written beside the cached base models.
-
-    `as_text`: the same problems as documents.
+    Args:
+        recipe: a key of BASES.
+        seed: seed of base model and data.
+        progress: called after each training step of the base model.
     """
-    weights, write = dict(settings.weights), write_documents if as_text else write_pairs
-    folder = cache_folder() / "lab" / f"{'text' if as_text else 'pairs'}-{'-'.join(weights)}-{settings.seed}"
-    files = Path(folder / "train.jsonl"), Path(folder / "test.jsonl")
-    write(files[0], "train", TRAIN_PAIRS, seed=settings.seed, weights=weights)
-    rows = write(files[1], "test", TEST_PAIRS, seed=settings.seed, weights=weights)  # whole: a run to resume may read it too
-    return [f"data.train={files[0]}", f"data.valid={files[1]}", f"heldout.rows={rows}"]
+    settings = replace(BASES[recipe], seed=seed)
+    base = build_base(settings, progress=progress)
+    return [f"model={base}", *data_settings(settings, as_text=recipe == "miniature-text")]
+
+
+def data_settings(settings: BaseSettings, *, as_text: bool = False) -> list[str]:
+    """Write the data of a base model's world and return the `key=value` settings that name them.
+
+    The files are in the cache folder, beside the base models. With `as_text` the problems are
+    written as documents.
+    """
+    weights = dict(settings.weights)
+    kind = "text" if as_text else "pairs"
+    write = write_documents if as_text else write_pairs
+    folder = cache_folder() / "lab" / f"{kind}-{'-'.join(weights)}-{settings.seed}"
+    train, test = folder / "train.jsonl", folder / "test.jsonl"
+    write(train, "train", TRAIN_PAIRS, seed=settings.seed, weights=weights)
+    rows = write(test, "test", TEST_PAIRS, seed=settings.seed, weights=weights)
+    return [f"data.train={train}", f"data.valid={test}", f"heldout.rows={rows}"]

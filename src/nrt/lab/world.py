@@ -1,208 +1,223 @@
-"""The miniature's world: three families of problems, in a language of about 130 words, as question–answer pairs.
+"""World of the miniature: three families of problems in a language of about 130 words.
 
-- *sum*: a digit, then four operations modulo 10 (*add*: additions only). *bot*: a room, then four moves. Both are a `Walk`: a state and
-  four steps, each step a table from state to state. The answer repeats the question and names the last state, the one hard token (the
-  *key*). A trace that writes every state on the way makes it easy. A step takes as many words in the question as in the trace, so that a
-  small attention model finds each operand at a constant distance.
+- *sum*: a digit, then four operations modulo 10 (*add*: additions only). *bot*: a room, then four
+  moves. Both are a `Walk`: a state and four steps, each a table from state to state. The answer
+  repeats the question and names the last state, the one hard token (the *key*). A trace that writes
+  every state on the way makes the key easy. A step takes as many words in the question as in the
+  trace, so that a small attention model finds each operand at a constant distance.
 - *recall*: in which town does somebody live? No trace can help.
 
-No problem of one split is in another. For walks the split depends on the *chain* (state and steps) alone, so a chain of the test set was
-never seen with any asker. For recall it depends on the pair (asker, name): the corpus holds each name's fact through other askers,
-training asks about one half of the names and the test about the other.
+No problem of one split is in another. For walks the split depends only on the *chain* (state and
+steps), so the model has seen no chain of the test set with any asker. For recall it depends on the
+pair (asker, name). The corpus holds the fact about each name through other askers; training asks
+about one half of the names, and the test about the other half.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate, product
 from math import prod
-from pathlib import Path
 from random import Random
 from types import MappingProxyType
 
-from nrt.durable import write_file
-from nrt.errors import unknown
+from nrt.errors import unknown_name
 
 NAMES = tuple(
-    "tomi kela badu rina soko mave lupi dano fera giso halo jeku nilo pavo quri weti zabo yemi cado vino bera dolu kiro muna".split()
+    "tomi kela badu rina soko mave lupi dano fera giso halo jeku "
+    "nilo pavo quri weti zabo yemi cado vino bera dolu kiro muna".split()
 )
 TOWNS = tuple("rado elst noma pira ulva tesk ombo gart".split())
-HOME_OF = MappingProxyType({name: TOWNS[(3 * i + i // 8) % 8] for i, name in enumerate(NAMES)})  # three names a town
-TRAIN_NAMES = NAMES[:12]  # training asks where these live, the test where the others live
+# three names live in each town
+HOME_OF = MappingProxyType({name: TOWNS[(3 * i + i // 8) % 8] for i, name in enumerate(NAMES)})
+TRAIN_NAMES = NAMES[:12]  # training asks where these live; the test asks about the others
 
 SPLITS = ("corpus", "train", "test")
 WEIGHTS = MappingProxyType({"sum": 0.4, "bot": 0.4, "recall": 0.2})
-ADD_WEIGHTS = MappingProxyType({"add": 0.4, "bot": 0.4, "recall": 0.2})  # the world of the weak reader
-STEPS = 4  # of a walk
+"""Share of each family among the problems."""
+
+ADD_WEIGHTS = MappingProxyType({"add": 0.4, "bot": 0.4, "recall": 0.2})
+"""Shares in the world of recipe miniature-weak."""
+
+STEPS = 4
+"""Number of steps in a walk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One question–answer pair; single spaces part its words."""
+    """One question–answer pair; its words are separated by single spaces."""
 
-    family: str  # "sum", "bot" or "recall"
+    family: str  # "sum", "add", "bot" or "recall"
     question: str  # x
-    answer: str  # y*, a whole sentence
+    answer: str  # y*, a complete sentence
     key: str  # the one word of the answer that is hard to know
-    work: str  # the trace that makes it easy; empty where no trace helps
+    work: str  # the trace that makes the key easy; empty if no trace helps
     chain: str  # what the split depends on
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One operation: its words, its table (state i goes to `to[i]`), how often it is drawn."""
+class Operation:
+    """One kind of step in a walk."""
 
     words: str
-    to: str
-    weight: float
+    table: str  # the step leads from states[i] to table[i]
+    weight: float  # probability with which the step is drawn
 
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """A family whose answer is the state at the end of a chain of steps; the phrases take a state."""
+    """A family whose answer is the state at the end of a chain of steps.
+
+    The phrases contain `{}` for a state.
+    """
 
     family: str
     states: str
-    steps: tuple[Step, ...]
-    begin: str
-    now: str
-    then: str
-    final: str
+    steps: tuple[Operation, ...]
+    begin_phrase: str
+    first_phrase: str
+    next_phrase: str
+    final_phrase: str
 
-    def problem(self, asker: str, start: str, steps: tuple[Step, ...]) -> Problem:
+    def problem(self, asker: str, start: str, steps: tuple[Operation, ...]) -> Problem:
+        """Return the problem of one asker, start state and chain of steps."""
         states = [start]
         for step in steps:
-            states.append(step.to[self.states.index(states[-1])])
-        begin, words = self.begin.format(start), [f"then {step.words}" for step in steps]
+            states.append(step.table[self.states.index(states[-1])])
+        chain_phrases = [self.begin_phrase.format(start)]
+        chain_phrases += [f"then {step.words}" for step in steps]
+        work_phrases = [self.first_phrase.format(start)]
+        work_phrases += [self.next_phrase.format(state) for state in states[1:]]
+        final = self.final_phrase.format(states[-1])
         return Problem(
             family=self.family,
-            question=f"{asker} asks : {' ; '.join([begin, *words])} ?",
-            answer=f"well {asker} , when you {' '.join([begin, *words])} {self.final.format(states[-1])} .",
+            question=f"{asker} asks : {' ; '.join(chain_phrases)} ?",
+            answer=f"well {asker} , when you {' '.join(chain_phrases)} {final} .",
             key=states[-1],
-            work=" ; ".join([self.now.format(start), *(self.then.format(state) for state in states[1:])]) + " ;",
-            chain=_chain(start, steps),
+            work=" ; ".join(work_phrases) + " ;",
+            chain=_chain_text(start, steps),
         )
 
 
-# Adding alone could be read off the question at once; mixed with multiplication it cannot: direct answers stay at chance.
+def _sum_steps() -> Iterator[Operation]:
+    for n in (1, 2, 3, 4):
+        yield Operation(f"add {n}", "".join(str((s + n) % 10) for s in range(10)), 0.7 / 4)
+    for n in (3, 7):
+        yield Operation(f"times {n}", "".join(str(s * n % 10) for s in range(10)), 0.3 / 2)
+
+
+# Additions only could be read off the question at once. Mixed with multiplications they cannot, so
+# direct answers stay at chance.
 SUM = Walk(
     family="sum",
     states="0123456789",
-    steps=(
-        *(Step(f"add {n}", "".join(str((s + n) % 10) for s in range(10)), 0.7 / 4) for n in (1, 2, 3, 4)),
-        *(Step(f"times {n}", "".join(str(s * n % 10) for s in range(10)), 0.3 / 2) for n in (3, 7)),
-    ),
-    begin="begin at {}",
-    now="we have {}",
-    then="that makes {}",
-    final="the final digit is {}",
+    steps=tuple(_sum_steps()),
+    begin_phrase="begin at {}",
+    first_phrase="we have {}",
+    next_phrase="that makes {}",
+    final_phrase="the final digit is {}",
 )
-ADD = replace(SUM, family="add", steps=tuple(replace(step, weight=0.25) for step in SUM.steps if step.words.startswith("add")))
+_ADDITIONS = tuple(replace(step, weight=0.25) for step in SUM.steps if step.words.startswith("add"))
+ADD = replace(SUM, family="add", steps=_ADDITIONS)
 BOT = Walk(
     family="bot",
     states="abcdef",
     steps=(
-        Step("go left", "befdca", 0.25),
-        Step("go right", "eadbfc", 0.25),
-        Step("go up", "fdebac", 0.25),
-        Step("go down", "fbdcae", 0.25),
+        Operation("go left", "befdca", 0.25),
+        Operation("go right", "eadbfc", 0.25),
+        Operation("go up", "fdebac", 0.25),
+        Operation("go down", "fbdcae", 0.25),
     ),
-    begin="begin in {}",
-    now="now in {}",
-    then="that reaches {}",
-    final="the final room is {}",
+    begin_phrase="begin in {}",
+    first_phrase="now in {}",
+    next_phrase="that reaches {}",
+    final_phrase="the final room is {}",
 )
 WALKS = MappingProxyType({walk.family: walk for walk in (SUM, BOT, ADD)})
 FAMILIES = ("sum", "bot", "recall")
 
 
-def draw(rng: Random, split: str, weights: Mapping[str, float] = WEIGHTS) -> Problem:
-    """One problem of a split; the family is drawn by `weights`, the rest by `rng`."""
+def draw_problem(rng: Random, split: str, weights: Mapping[str, float] = WEIGHTS) -> Problem:
+    """Draw one problem of a split; `weights` are the shares of the families."""
     family = rng.choices(list(weights), list(weights.values()))[0]
     chains, cumulative = _chains(family, split)
     chain = rng.choices(chains, cum_weights=cumulative)[0]
     return _problem(family, chain, rng.choice(NAMES))
 
 
-def distinct(split: str, n: int, seed: int = 0, families: tuple[str, ...] = FAMILIES) -> list[Problem]:
-    """`n` different questions of each family in a random order; of recall as many as exist, if that is fewer."""
+def distinct_problems(
+    split: str, n: int, seed: int = 0, families: tuple[str, ...] = FAMILIES
+) -> list[Problem]:
+    """Return `n` problems with different questions for each family, in a random order.
+
+    For recall, all problems are returned if fewer than `n` exist.
+    """
     rng = Random(seed)
     problems: list[Problem] = []
     for family in families:
         chains, _ = _chains(family, split)
-        limit = min(n, len(chains) if family == "recall" else len(chains) * len(NAMES))
-        found: dict[str, Problem] = {}
-        while len(found) < limit:
-            problem = draw(rng, split, {family: 1.0})
-            found[problem.question] = problem
-        problems += found.values()
+        available = len(chains) if family == "recall" else len(chains) * len(NAMES)
+        by_question: dict[str, Problem] = {}
+        while len(by_question) < min(n, available):
+            problem = draw_problem(rng, split, {family: 1.0})
+            by_question[problem.question] = problem
+        problems += by_question.values()
     rng.shuffle(problems)
     return problems
 
 
-def write_pairs(path: str | Path, split: str, n: int, seed: int = 0, weights: Mapping[str, float] = WEIGHTS) -> int:
-    """Writes a JSONL file with the columns question, answer, family, key, work; returns the number of rows.
-
-    For "train" (and "corpus") `n` rows are drawn by `weights`. For "test" `n` is the number of different questions of each family in
-    `weights` (recall: as many as exist, if fewer), shuffled, so that the first rows are a fair sample.
-    """
-    problems = _problems(split, n, seed, weights)
-    _write(path, ({key: value for key, value in asdict(problem).items() if key != "chain"} for problem in problems))
-    return len(problems)
-
-
-def write_documents(path: str | Path, split: str, n: int, seed: int = 0, weights: Mapping[str, float] = WEIGHTS) -> int:
-    """The same problems as `write_pairs` as raw text: the column text holds question, line break and answer.
-
-    The other columns (family, key, work) are for the observer and for results by family; nothing trains on them.
-    """
-    problems = _problems(split, n, seed, weights)
-    _write(path, ({"text": f"{p.question} \n {p.answer}", "family": p.family, "key": p.key, "work": p.work} for p in problems))
-    return len(problems)
-
-
-def _problems(split: str, n: int, seed: int, weights: Mapping[str, float]) -> list[Problem]:
-    rng = Random(seed)
-    return distinct(split, n, seed, tuple(weights)) if split == "test" else [draw(rng, split, weights) for _ in range(n)]
-
-
-def _write(path: str | Path, rows: Iterable[Mapping[str, str]]) -> None:
-    """As JSONL, at once: another process may be reading it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, (json.dumps(row) + "\n" for row in rows))
-
-
-def every(family: str, split: str) -> Iterator[Problem]:
-    """All problems of a family in a split; walks once for each chain, with one asker."""
-    for chain in _chains(family, split)[0]:
+def all_problems(family: str, split: str) -> Iterator[Problem]:
+    """Yield all problems of a family in a split; walks once per chain, with one asker."""
+    chains, _ = _chains(family, split)
+    for chain in chains:
         yield _problem(family, chain, NAMES[0])
+
+
+def hash_fraction(text: str) -> float:
+    """Return a number in [0, 1) from a text's SHA-256, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
+
+
+def split_of(text: str) -> str:
+    """Return the split of a text: 60 % corpus, 20 % train, 20 % test."""
+    fraction = hash_fraction(text)
+    if fraction < 0.6:
+        return "corpus"
+    return "train" if fraction < 0.8 else "test"
 
 
 @cache
 def _chains(family: str, split: str) -> tuple[list, list[float]]:
-    """All chains of a family in a split (for recall: pairs of asker and name) and their cumulative weights."""
+    """Return (chains of a family in a split, their cumulative weights).
+
+    A chain of a walk is (start, steps); one of recall is (asker, name).
+    """
     if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+        raise unknown_name("split", split, SPLITS)
     if family == "recall":
-        pairs = [pair for pair in product(NAMES, NAMES) if pair[0] != pair[1] and _recall_split(*pair) == split]
+        pairs = [
+            (asker, name)
+            for asker, name in product(NAMES, NAMES)
+            if asker != name and _recall_split(asker, name) == split
+        ]
         return pairs, list(accumulate(1.0 for _ in pairs))
     if family not in WALKS:
-        raise unknown("family", family, [*WALKS, "recall"])
+        raise unknown_name("family", family, [*WALKS, "recall"])
     walk = WALKS[family]
     chains = [
         (start, steps)
         for start, steps in product(walk.states, product(walk.steps, repeat=STEPS))
-        if _third(f"{family} {_chain(start, steps)}") == split
+        if split_of(f"{family} {_chain_text(start, steps)}") == split
     ]
-    return chains, list(accumulate(prod(step.weight for step in steps) for _, steps in chains))
+    weights = (prod(step.weight for step in steps) for _, steps in chains)
+    return chains, list(accumulate(weights))
 
 
 def _problem(family: str, chain: tuple, asker: str) -> Problem:
+    """Return the problem of a chain; a chain of recall brings its own asker."""
     if family != "recall":
         return WALKS[family].problem(asker, *chain)
     asker, name = chain
@@ -217,21 +232,11 @@ def _problem(family: str, chain: tuple, asker: str) -> Problem:
     )
 
 
-def _chain(start: str, steps: tuple[Step, ...]) -> str:
+def _chain_text(start: str, steps: tuple[Operation, ...]) -> str:
     return " ".join([start, *(step.words for step in steps)])
 
 
 def _recall_split(asker: str, name: str) -> str:
-    split = _third(f"recall {asker} {name}")
-    return split if split == "corpus" else "train" if name in TRAIN_NAMES else "test"
-
-
-def _third(text: str) -> str:
-    """The split of a text, 60/20/20 %."""
-    share = share_of(text)
-    return "corpus" if share < 0.6 else "train" if share < 0.8 else "test"
-
-
-def share_of(text: str) -> float:
-    """A number in [0, 1) from a text's SHA-256: the same on every machine and in every process."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
+    if split_of(f"recall {asker} {name}") == "corpus":
+        return "corpus"
+    return "train" if name in TRAIN_NAMES else "test"

@@ -1,33 +1,52 @@
-"""Hugging Face models: load, add the two markers, add adapters, save."""
+"""Hugging Face models: load them, add the markers START and END, add adapters, save them."""
 
-from nrt.models.load import described, load_model, load_tokenizer, pick_device, quiet
-from nrt.models.lora import Adapters, add_adapters, has_adapters, initial, merged, trained_rows
-from nrt.models.marker_rows import MarkerRow, settle_marker_rows
-from nrt.models.markers import absent_markers, add_marker_tokens, add_markers, check_markers, end_token_ids
+from nrt.models.load import (
+    hide_progress_bars,
+    load_configs,
+    load_model,
+    load_tokenizer,
+    pick_device,
+)
+from nrt.models.lora import (
+    AdapterConfig,
+    add_adapters,
+    has_adapters,
+    initial_weights,
+    merged_parameters,
+    trained_row_parameters,
+)
+from nrt.models.marker_rows import MarkerRow, initialize_marker_rows
+from nrt.models.markers import (
+    add_marker_tokens,
+    add_markers,
+    check_markers,
+    end_token_ids,
+    missing_markers,
+)
 from nrt.models.positions import position_limit
-from nrt.models.save import complete_folder, save_config, save_model
+from nrt.models.save import complete_model_folder, save_config, save_model
 
 __all__ = [
-    "Adapters",
+    "AdapterConfig",
     "MarkerRow",
-    "absent_markers",
     "add_adapters",
     "add_marker_tokens",
     "add_markers",
     "check_markers",
-    "complete_folder",
-    "described",
+    "complete_model_folder",
     "end_token_ids",
     "has_adapters",
-    "initial",
+    "hide_progress_bars",
+    "initial_weights",
+    "initialize_marker_rows",
+    "load_configs",
     "load_model",
     "load_tokenizer",
-    "merged",
+    "merged_parameters",
+    "missing_markers",
     "pick_device",
     "position_limit",
-    "quiet",
     "save_config",
     "save_model",
-    "settle_marker_rows",
-    "trained_rows",
+    "trained_row_parameters",
 ]

@@ -1,11 +1,13 @@
-"""Initial values of the markers' new rows. START copies the token that changes the model's next-token distribution least.
+"""Initial embedding and output rows of new markers START and END.
 
-A copied row is read like the token it comes from. Where START copies a line break and the prompt ends with one, the model reads a
-paragraph break, and writes something else than it would have: on SmolLM2-135M the share of traces with an equation fell from 69 to
-11 % (docs/methods.md, "What the markers start from"). So each candidate is tried on prompts of the data.
+A copied row makes the model read the marker like the token it was copied from. START copies the
+token that changes the model's next-token distribution least. Where START copies a line break and
+the prompt ends with one, the model reads a paragraph break and writes something else than without
+START: on SmolLM2-135M the share of traces with an equation fell from 69 to 11 % (docs/methods.md,
+"Initial rows of the markers"). So each candidate is tried on prompts of the data.
 
-END is not chosen so. It is an action too, sampled where the token it copies would be; of the candidates the space changes the answers
-least, and with it traces ended after their first word.
+END is not chosen by trial. It is also an action, sampled wherever the token it copies would be. Of
+the candidates the space changes the answers least, and with it traces ended after their first word.
 """
 
 from __future__ import annotations
@@ -24,46 +26,66 @@ from nrt.models.markers import vocabulary_tables
 from nrt.types import Pair
 
 UNLIKELY = 5.0
-"""Nats by which START's logit lies below that of the token it was copied from, so that traces do not hold it."""
-PAIRS, WINDOW, ANSWER = 4, 128, 16
-"""Pairs that candidates are tried on, last tokens of a prompt and first tokens of an answer that are read."""
+"""Nats by which START's logit is below that of the copied token, to keep START out of traces."""
+
+PAIRS = 4
+"""Number of pairs on which candidates are tried."""
+
+PROMPT_TOKENS = 128
+"""Number of last prompt tokens that are read."""
+
+ANSWER_TOKENS = 16
+"""Number of first answer tokens that are read, and of last prompt tokens for START's logit."""
 
 LogProbs = Callable[[Sequence[int], int], Tensor]
-"""(ids, n) → log-probabilities [n, V] of what follows each of the last n ids, without the markers."""
+"""(ids, n) → log-probabilities [n, V] of the next token after each of the last n ids.
+
+The markers have probability 0.
+"""
 
 
 @dataclass(frozen=True)
 class MarkerRow:
-    """A marker's new row, what it was copied from, and what that does to the model."""
+    """Source of a marker's new row, and how much the marker changes the model's distributions."""
 
-    marker: str
-    source: str
+    marker: str  # its text
+    source: str  # the text that the row was copied from, or "eos", "mean"
     divergence: float  # KL(without marker ‖ with marker), nats a token, mean over the pairs
 
     def __str__(self) -> str:
-        return f"{self.marker} starts from {self.source!r}: {self.divergence:.2f} nats from the model without it"
+        divergence = f"KL {self.divergence:.2f} nats from the model without it"
+        return f"{self.marker} starts from {self.source!r}: {divergence}"
 
 
 @torch.no_grad()
-def settle_marker_rows(
-    model: Any, tokenizer: Any, markers: MarkersConfig, new: Collection[str], pairs: Iterable[Pair], start_id: int | None, end_id: int
+def initialize_marker_rows(
+    model: Any,
+    tokenizer: Any,
+    markers: MarkersConfig,
+    new: Collection[str],
+    pairs: Iterable[Pair],
+    start_id: int | None,
+    end_id: int,
 ) -> list[MarkerRow]:
-    """Set the rows of new markers by what they do to the model on some pairs of the data; deterministic.
+    """Set the rows of new markers by their effect on the model, and return what was set.
 
-    `start_from=auto` takes the candidate with the least divergence; other settings keep the row that `add_markers` made. A new START
-    becomes UNLIKELY in the output. The divergence of both markers is reported: START's from the next token after the prompt, END's from
-    the answer after the null trace.
+    Deterministic. With `start_from=auto` START copies the candidate with the least divergence;
+    other settings keep the row that `add_markers` made. Then START is made less likely in the
+    output.
+
+    The divergence of START is that of the next token after the prompt; the divergence of END, that
+    of the answer tokens after the null trace.
 
     Args:
         new: texts of the markers whose rows are new (`add_markers` returns them).
-        pairs: the first PAIRS of them are read.
-        start_id: id of START; None where the layout has none.
+        pairs: pairs of the data, of which the first PAIRS are used.
+        start_id: id of START; None if the layout has none.
         end_id: id of END.
     """
     if not new:
         return []
     pairs = list(islice(pairs, PAIRS))
-    prompts = [pair.prompt_ids[-WINDOW:] for pair in pairs]
+    prompts = [pair.prompt_ids[-PROMPT_TOKENS:] for pair in pairs]
     marker_ids = [token for token in (start_id, end_id) if token is not None]
 
     def logps(ids: Sequence[int], n: int) -> Tensor:
@@ -77,28 +99,40 @@ def settle_marker_rows(
         divergence = _start_divergence(logps, prompts, start_id)
         source = markers.start_from
         if source == "auto":
-            best = _best_start(model, start_id, _candidates(tokenizer, logps, prompts), divergence)
-            source = tokenizer.decode([best])
+            candidates = _candidates(tokenizer, logps, prompts)
+            source = tokenizer.decode([_copy_best_row(model, start_id, candidates, divergence)])
         _make_unlikely(model, start_id, prompts)
         rows.append(MarkerRow(str(markers.start), source, divergence()))
     if markers.end in new:
         opener = () if start_id is None else (start_id,)
-        opened = [((*prompt, *opener), pair.answer_ids[:ANSWER]) for prompt, pair in zip(prompts, pairs, strict=True)]
-        rows.append(MarkerRow(markers.end, markers.end_from, _end_divergence(logps, opened, end_id)))
+        contexts = [(*prompt, *opener) for prompt in prompts]
+        answers = [pair.answer_ids[:ANSWER_TOKENS] for pair in pairs]
+        divergence_of_end = _end_divergence(logps, contexts, answers, end_id)
+        rows.append(MarkerRow(markers.end, markers.end_from, divergence_of_end))
     return rows
 
 
 def _candidates(tokenizer: Any, logps: LogProbs, prompts: Sequence[tuple[int, ...]]) -> list[int]:
-    """Tokens that START may copy: line break, space, what mostly follows the prompts, and what they mostly end with."""
-    singles = [tokenizer(text, add_special_tokens=False).input_ids for text in ("\n", " ")]
-    singles = [ids[0] for ids in singles if len(ids) == 1 and ids[0] != tokenizer.unk_token_id]
+    """Return the tokens that START may copy.
+
+    These are the line break and the space where each is a single token, the token that most often
+    follows the prompts, and the token that most often ends them.
+    """
+    candidates = []
+    for text in ("\n", " "):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+            candidates.append(ids[0])
     following = Counter(int(logps(prompt, 1)[0].argmax()) for prompt in prompts)
     last = Counter(prompt[-1] for prompt in prompts)
-    return list(dict.fromkeys([*singles, following.most_common(1)[0][0], last.most_common(1)[0][0]]))
+    candidates += [following.most_common(1)[0][0], last.most_common(1)[0][0]]
+    return list(dict.fromkeys(candidates))
 
 
-def _best_start(model: Any, start_id: int, candidates: Sequence[int], divergence: Callable[[], float]) -> int:
-    """Copy the row of each candidate to START, and last that of the one with the least divergence, which is returned."""
+def _copy_best_row(
+    model: Any, start_id: int, candidates: Sequence[int], divergence: Callable[[], float]
+) -> int:
+    """Copy the row of the candidate with the least divergence to START; return the candidate."""
     divergences: dict[int, float] = {}
     for candidate in candidates:
         _copy_row(model, candidate, start_id)
@@ -108,27 +142,49 @@ def _best_start(model: Any, start_id: int, candidates: Sequence[int], divergence
     return best
 
 
-def _start_divergence(logps: LogProbs, prompts: Sequence[tuple[int, ...]], start_id: int) -> Callable[[], float]:
-    """KL of the next token's distribution after a prompt, without START against with it."""
-    without = [logps(prompt, 1) for prompt in prompts]
+def _start_divergence(
+    logps: LogProbs, prompts: Sequence[tuple[int, ...]], start_id: int
+) -> Callable[[], float]:
+    """Return a function that measures the effect of START with its row at the time of the call.
+
+    The function returns the mean KL, in nats, from the distribution of the first token after a
+    prompt to the one after `prompt START`.
+    """
+    logps_without = [logps(prompt, 1) for prompt in prompts]
 
     def divergence() -> float:
-        pairs = zip(prompts, without, strict=True)
-        return _mean_kl([(before, logps((*prompt, start_id), 1)) for prompt, before in pairs])
+        logps_with = [logps((*prompt, start_id), 1) for prompt in prompts]
+        return _mean_kl(logps_without, logps_with)
 
     return divergence
 
 
-def _end_divergence(logps: LogProbs, opened: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], end_id: int) -> float:
-    """KL of the distributions of an answer's tokens after `prompt START`, without END against with it."""
-    without = [logps((*prompt, *answer[:-1]), len(answer)) for prompt, answer in opened]
-    after = [logps((*prompt, end_id, *answer[:-1]), len(answer)) for prompt, answer in opened]
-    return _mean_kl(list(zip(without, after, strict=True)))
+def _end_divergence(
+    logps: LogProbs,
+    contexts: Sequence[tuple[int, ...]],
+    answers: Sequence[tuple[int, ...]],
+    end_id: int,
+) -> float:
+    """Return the mean KL, in nats, between distributions of answer tokens without and with END.
+
+    `contexts` are `prompt START` of each answer.
+    """
+    logps_without, logps_with = [], []
+    for context, answer in zip(contexts, answers, strict=True):
+        logps_without.append(logps((*context, *answer[:-1]), len(answer)))
+        logps_with.append(logps((*context, end_id, *answer[:-1]), len(answer)))
+    return _mean_kl(logps_without, logps_with)
 
 
-def _mean_kl(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Mean over pairs of the mean over places of KL(p ‖ q) in nats; a token of probability 0 adds nothing."""
-    values = [((p.exp() * (p - q)).nan_to_num(0.0).sum(-1)).mean() for p, q in pairs]
+def _mean_kl(p: Sequence[Tensor], q: Sequence[Tensor]) -> float:
+    """Return KL(p ‖ q) in nats, averaged over tokens and then over pairs.
+
+    Each tensor holds log-probabilities [n, V]. A token of probability 0 adds nothing.
+    """
+    values = []
+    for logp_nV, logq_nV in zip(p, q, strict=True):
+        terms = (logp_nV.exp() * (logp_nV - logq_nV)).nan_to_num(0.0)
+        values.append(terms.sum(-1).mean())
     return float(torch.stack(values).mean())
 
 
@@ -138,35 +194,44 @@ def _copy_row(model: Any, source_id: int, marker_id: int) -> None:
 
 
 def _make_unlikely(model: Any, start_id: int, prompts: Sequence[tuple[int, ...]]) -> None:
-    """Lower START's logit by UNLIKELY nats: by its bias where there is one, else along the mean hidden state of the prompts.
+    """Lower START's logit by UNLIKELY nats.
 
-    START is predicted once, after the prompt, and the format term teaches that. A copied row alone would make it as likely as the
-    token it comes from, everywhere: it stood in 4 to 7 % of the miniature's traces and in most of SmolLM2's.
+    Where the output head has a bias, that is lowered; otherwise the row moves against the mean
+    hidden state of the prompts.
+
+    START is predicted once, after the prompt, which the format term teaches. A copied row would
+    make it as likely as its source everywhere: it appeared in 4 to 7 % of the miniature's traces
+    and in most of SmolLM2's.
     """
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         head.bias[start_id] -= UNLIKELY
         return
     hidden: list[Tensor] = []
-    catch = head.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0][0].float()))
+    hook = head.register_forward_pre_hook(
+        lambda module, inputs: hidden.append(inputs[0][0].float())
+    )
     try:
-        before = _mean_logit(model, start_id, prompts)
+        logit = _mean_logit(model, start_id, prompts)
         mean_hidden = torch.cat(hidden).mean(0)
         step = mean_hidden / mean_hidden.square().sum()
         row = head.weight[start_id].float().clone()
         head.weight[start_id] = (row - UNLIKELY * step).to(head.weight.dtype)
-        fallen = before - _mean_logit(model, start_id, prompts)
-        if fallen > 0:  # a head may scale its logits
-            head.weight[start_id] = (row - UNLIKELY * step * (UNLIKELY / fallen)).to(head.weight.dtype)
+        decrease = logit - _mean_logit(model, start_id, prompts)
+        if decrease > 0:  # a head may scale its logits, so the decrease is not yet UNLIKELY
+            scaled_step = UNLIKELY * step * (UNLIKELY / decrease)
+            head.weight[start_id] = (row - scaled_step).to(head.weight.dtype)
     finally:
-        catch.remove()
+        hook.remove()
 
 
 def _mean_logit(model: Any, token_id: int, prompts: Sequence[tuple[int, ...]]) -> float:
-    """The token's mean logit over the last places of the prompts."""
+    """Return the token's logit, averaged over the last ANSWER_TOKENS tokens of each prompt."""
     logits = []
     for prompt in prompts:
         inputs = torch.tensor([prompt], device=model.device)
-        output = model(input_ids=inputs, use_cache=False, logits_to_keep=min(ANSWER, len(prompt)))
+        output = model(
+            input_ids=inputs, use_cache=False, logits_to_keep=min(ANSWER_TOKENS, len(prompt))
+        )
         logits.append(output.logits[0, :, token_id].float())
     return float(torch.cat(logits).mean())

@@ -1,4 +1,4 @@
-"""How long a sequence may get before a model's positions stop meaning what they meant in training."""
+"""The longest sequence for which a model's positions mean what they meant in its training."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ from typing import Any
 
 
 def position_limit(config: Any) -> int | None:
-    """Most tokens of a sequence that the model gives the same positions in every batch; None where its config names no limit.
+    """Return the longest sequence, in tokens, that gets the same positions in every batch.
 
-    That is `max_position_embeddings`, with one exception: longrope (Phi-3) has two sets of frequencies, and transformers takes the
-    long one for a whole batch as soon as one row of it is longer than the original length. Beyond that length a row's
-    log-probabilities depend on the rows beside it, and a cached key on the step at which it was made.
+    None if the config names no limit. The limit is `max_position_embeddings`, with one exception:
+    longrope (Phi-3) has two sets of frequencies, and transformers uses the long set for a whole
+    batch as soon as one row exceeds the original length. Beyond that length the log-probabilities
+    of a row depend on the other rows of its batch, and a cached key on the step that computed it.
     """
-    text = config.get_text_config()
-    limits = [getattr(text, "max_position_embeddings", None)]
-    for rope in _rope_settings(text):
+    text_config = config.get_text_config()
+    limits = [getattr(text_config, "max_position_embeddings", None)]
+    for rope in _rope_settings(text_config):
         if rope.get("rope_type", rope.get("type")) == "longrope":
-            limits.append(rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None))
+            limits.append(
+                rope.get("original_max_position_embeddings")
+                or getattr(text_config, "original_max_position_embeddings", None)
+            )
     known = [int(limit) for limit in limits if isinstance(limit, int | float) and limit > 0]
     return min(known, default=None)
 
 
 def _rope_settings(config: Any) -> Iterator[Mapping[str, Any]]:
-    """The settings of each kind of rotary positions; some models have one for each kind of layer."""
+    """Yield all settings of rotary positions; some models have one set for each layer type."""
     for name in ("rope_parameters", "rope_scaling"):
         settings = getattr(config, name, None)
         if not isinstance(settings, Mapping):

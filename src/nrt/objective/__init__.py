@@ -1,29 +1,32 @@
-"""The objective of Native Reasoning Training as pure functions of tensors. No model, no config, no input or output."""
+"""Objective of Native Reasoning Training: pure functions of tensors.
+
+This package imports no model and no config, and it reads and writes no files.
+"""
 
 from nrt.objective.advantage import NOISE, group_advantage
 from nrt.objective.credit import GroupCredit, RowCredit, Streams, group_credit, streams
+from nrt.objective.importance import Mismatch, mismatch, truncated_importance
 from nrt.objective.loss import LossParts, nrt_loss
-from nrt.objective.memory import LearnedWeights, Memory, Scored, StdFilter
+from nrt.objective.method_state import LearnedWeights, ScoredGroup, StateRule, StdFilter
 from nrt.objective.methods import METHODS, Method, mixed
-from nrt.objective.mismatch import Mismatch, mismatch, truncated_importance
+from nrt.objective.reward_shaping import GroupFacts
 from nrt.objective.rewards import REWARDS, Mix, Reward, WeightedSum, token_signal, with_weight_norm
-from nrt.objective.shapes import Facts
 
 __all__ = [
     "METHODS",
     "NOISE",
     "REWARDS",
-    "Facts",
     "GroupCredit",
+    "GroupFacts",
     "LearnedWeights",
     "LossParts",
-    "Memory",
     "Method",
     "Mismatch",
     "Mix",
     "Reward",
     "RowCredit",
-    "Scored",
+    "ScoredGroup",
+    "StateRule",
     "StdFilter",
     "Streams",
     "WeightedSum",

@@ -1,4 +1,4 @@
-"""From a group's rewards to its advantages: clip against the baseline, centre, scale (Eqs. 9 and 10)."""
+"""Advantages of a group: clip rewards against the baseline, centre, scale (Eqs. 9 and 10)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from nrt.errors import InputError
 Centre = Literal["mean", "leave-one-out"]
 
 NOISE = {"float32": 1e-5, "bfloat16": 5e-3}
-"""By the type that the model computes in: rewards closer than this share of the larger magnitude count as equal.
+"""Relative difference below which two rewards count as equal, by the dtype of the model.
 
-Division by the std would otherwise turn rounding into advantages. In bfloat16, kernels whose rounding depends on a row's place give
-rewards that differ by up to 4e-3 where exact arithmetic gives one number.
+Without this tolerance, division by the std would turn rounding into advantages. In bfloat16, the
+rounding of some kernels depends on a row's position in the batch. Rewards that are equal in exact
+arithmetic then differ by up to 4e-3.
 """
 
 
@@ -29,43 +30,61 @@ def group_advantage(
     eps: float = 0.0,
     noise: float = NOISE["float32"],
 ) -> Tensor:
-    """A_K [K], float64, of rewards R_K [K] against the null trace's R_base.
+    """Return the advantages A_K [K], float64, of one group.
 
-    R'_k = max(0, R_k − R_base) if `clip` (Eq. 9), then A_k = (R'_k − mean)/std with the unbiased std, as GRPO code does
-    (Eq. 10), or A_k = R'_k − mean of the others ("leave-one-out"). With `centre` and `scale` None, A is R' itself.
-    A centred group whose rewards are all equal up to `noise` (see NOISE) has A = 0, as has K = 1. `eps` is added to the std, and a
-    group whose std is below it has A = 0 (RLPR's own code: 1e-6).
+    With `clip`, R'_k = max(0, R_k − R_base) (Eq. 9); without it, R'_k = R_k. Then:
+
+    - `centre` "mean" subtracts the mean of the R'_k; "leave-one-out" the mean of the others
+    - `scale` "std" divides by the unbiased std, as GRPO code does (Eq. 10 has both)
+    - with `centre` and `scale` None, A is R' itself
+
+    A centred group whose rewards are all equal up to `noise` has A = 0. So has a group with K = 1.
+
+    Args:
+        R_K: rewards [K] of the traces.
+        R_base: reward of the null trace.
+        eps: added to the std; a group whose std is below `eps` has A = 0 (RLPR's own code: 1e-6).
+        noise: relative difference below which rewards count as equal (see `NOISE`).
 
     Raises InputError for leave-one-out with K = 1.
 
-    >>> group_advantage(torch.tensor([0.1, 0.4, 0.7]), 0.2)  # R' = 0, 0.2, 0.5; mean 0.2333, std 0.2517
+    Example with R' = 0, 0.2, 0.5, whose mean is 0.2333 and whose std is 0.2517:
+
+    >>> group_advantage(torch.tensor([0.1, 0.4, 0.7]), 0.2)
     tensor([-0.9272, -0.1325,  1.0596], dtype=torch.float64)
     """
     if centre == "leave-one-out" and len(R_K) < 2:
-        raise InputError("leave-one-out needs K ≥ 2 traces a prompt to leave one out; set traces=2 or more")
+        raise InputError("leave-one-out needs K ≥ 2 traces per prompt; set traces=2 or more")
     R_K = R_K.detach().double()
-    floor = torch.as_tensor(R_base, dtype=torch.float64, device=R_K.device)
-    # Equality is judged on rewards, not on their differences, whose own magnitude says nothing about rounding.
-    kept_K = torch.where(close(R_K, floor, noise), floor, torch.maximum(R_K, floor)) if clip else R_K
-    gain_K = kept_K - floor if clip else R_K
-    all_equal = bool(close(kept_K.max(), kept_K.min(), noise))
+    R_base = torch.as_tensor(R_base, dtype=torch.float64, device=R_K.device)
+    if clip:
+        # Equality is judged on rewards: the size of a difference says nothing about rounding.
+        at_base_K = nearly_equal(R_K, R_base, noise)
+        kept_K = torch.where(at_base_K, R_base, torch.maximum(R_K, R_base))
+        gain_K = kept_K - R_base
+    else:
+        kept_K = gain_K = R_K
+    all_equal = bool(nearly_equal(kept_K.max(), kept_K.min(), noise))
     if centre is None and (scale is None or all_equal):
         return gain_K
     if all_equal:
         return torch.zeros_like(gain_K)
     if scale == "std":
-        size = gain_K.abs().max()
-        gain_K = gain_K / size  # products of probabilities can be so small that their squares underflow
+        largest = gain_K.abs().max()
+        gain_K = gain_K / largest  # squares of very small products of probabilities would underflow
         std = gain_K.std(unbiased=True)
-        if eps and std * size < eps:
+        if eps and std * largest < eps:
             return torch.zeros_like(gain_K)
-        gain_K = gain_K / (std + eps / size)
+        gain_K = gain_K / (std + eps / largest)
     if centre is None:
         return gain_K
-    K = len(gain_K)
-    return (gain_K - gain_K.mean()) * (K / (K - 1) if centre == "leave-one-out" else 1.0)
+    centred_K = gain_K - gain_K.mean()
+    if centre == "leave-one-out":
+        K = len(gain_K)
+        centred_K = centred_K * (K / (K - 1))  # the same as subtracting the mean of the others
+    return centred_K
 
 
-def close(a: Tensor, b: Tensor, noise: float = NOISE["float32"]) -> Tensor:
-    """Elementwise: equal up to `noise` of the larger magnitude."""
+def nearly_equal(a: Tensor, b: Tensor, noise: float = NOISE["float32"]) -> Tensor:
+    """Return elementwise whether a and b differ by at most `noise` times the larger magnitude."""
     return (a - b).abs() <= noise * torch.maximum(a.abs(), b.abs())

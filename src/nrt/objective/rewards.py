@@ -1,8 +1,10 @@
-"""Rewards R = f(c) of a trace, one function each (Table 1 and Table 2 of arXiv 2602.11549, and two from elsewhere).
+"""Rewards R = f(c) of a trace, one function each.
 
-A reward takes the answer's log-probabilities given each trace, `logp_KT` [K, T] in nats, and given the null trace,
-`base_T` [T], and returns R_K [K], float64, differentiable in `logp_KT`. Its token reward signal (∂f/∂c_i) c_i is
-∂R/∂(log c_i), so `token_signal` derives it for any reward by autograd; nothing is written twice.
+Most come from Table 1 and Table 2 of arXiv 2602.11549; `mean_log_prob` and `weighted_log_prob` do
+not. A reward takes the answer's log-probabilities after each trace, `logp_KT` [K, T] in nats, and
+after the null trace, `base_T` [T]. It returns R_K [K], float64, differentiable in `logp_KT`. The
+token reward signal (∂f/∂c_i) c_i is ∂R/∂(log c_i), so `token_signal` derives it by autograd for any
+reward. No signal is written by hand.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ Reward = Callable[[Tensor, Tensor], Tensor]
 WeightNorm = Literal["length", "sum", "none"]
 
 CAP_NATS = 20.0
-"""Weights 1/p are capped at e^20: beyond it float32 log-probabilities carry no information about p."""
+"""Cap on weights 1/p, e^20: beyond it float32 log-probabilities carry no information about p."""
 
 
 def log_prob(logp_KT: Tensor, base_T: Tensor) -> Tensor:
@@ -36,7 +38,11 @@ def mean_log_prob(logp_KT: Tensor, base_T: Tensor) -> Tensor:
 
 
 def prob(logp_KT: Tensor, base_T: Tensor) -> Tensor:
-    """R = Π_j c_j (Eq. 28; VeriFree). Underflows to 0 below −745 nats, which metrics count; advantages take `comparable`."""
+    """R = Π_j c_j (Eq. 28; VeriFree).
+
+    Underflows to 0 below −745 nats; a metric counts such rewards. `group_credit` computes
+    advantages from `relative_rewards`, which do not underflow.
+    """
     return logp_KT.double().sum(-1).exp()
 
 
@@ -51,24 +57,26 @@ def arithmetic_mean(logp_KT: Tensor, base_T: Tensor) -> Tensor:
 
 
 def inverse_prob_weights(base_T: Tensor) -> Tensor:
-    """w_i ∝ 1/c_base,i (Table 2), capped at e^20."""
+    """w_i ∝ 1/c_base,i [T] (Table 2), capped at e^20."""
     return (-base_T.double()).clamp(max=CAP_NATS).exp()
 
 
 def neg_log_prob_weights(base_T: Tensor) -> Tensor:
-    """w_i ∝ −log c_base,i (Table 2)."""
+    """w_i ∝ −log c_base,i [T] (Table 2)."""
     return (-base_T.double()).clamp(min=0.0)
 
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """R = Σ_j w_j c_j with weights from the null trace (Eq. 40; NRT-WS). Weights carry no gradient.
+    """R = Σ_j w_j c_j with weights from the null trace (Eq. 40; NRT-WS), without gradient.
 
-    `norm` says what ∝ in Table 2 means: "length" divides by T, "sum" makes Σw = 1 (all-zero weights give R = 0), "none"
-    leaves the weights as printed. A factor that all traces share cannot change a normalised advantage, only the signal.
+    `norm` fixes the factor that ∝ in Table 2 leaves open: "length" divides by T, "sum" makes
+    Σw = 1 (all-zero weights give R = 0), "none" keeps the weights as printed. A factor shared by
+    all traces changes only the signal, not a normalised advantage.
 
     >>> base_T = torch.tensor([0.5, 0.25]).log()
-    >>> round(WeightedSum(inverse_prob_weights, norm="none")(torch.tensor([[1.0, 0.5]]).log(), base_T).item(), 4)  # 1·2 + 0.5·4
+    >>> reward = WeightedSum(inverse_prob_weights, norm="none")
+    >>> round(reward(torch.tensor([[1.0, 0.5]]).log(), base_T).item(), 4)  # 1·2 + 0.5·4
     4.0
     """
 
@@ -79,7 +87,7 @@ class WeightedSum:
         return (logp_KT.double().exp() * self.weights(base_T)).sum(-1)
 
     def weights(self, base_T: Tensor) -> Tensor:
-        """w_T [T], float64, detached."""
+        """Return w_T [T], float64, detached."""
         w_T = self.raw_weights(base_T.detach())
         if self.norm == "length":
             return w_T / len(w_T)
@@ -90,19 +98,20 @@ class WeightedSum:
 
 
 def weighted_prob(logp_KT: Tensor, w_T: Tensor) -> Tensor:
-    """R = Σ_j w_j c_j with weights that a method's `weigh` has frozen; they stand in for base_T."""
+    """R = Σ_j w_j c_j, with weights frozen by a method's `weigh` in place of base_T."""
     return (logp_KT.double().exp() * w_T).sum(-1)
 
 
 def weighted_log_prob(logp_KT: Tensor, w_T: Tensor) -> Tensor:
-    """R = Σ_j w_j log c_j with weights that a method's `weigh` has frozen; they stand in for base_T."""
+    """R = Σ_j w_j log c_j, with weights frozen by a method's `weigh` in place of base_T."""
     return (logp_KT.double() * w_T).sum(-1)
 
 
-def spread_weights(logp_KT: Tensor, base_T: Tensor, memory: Tensor | None = None) -> Tensor:
-    """w_i ∝ the standard deviation of log c_i over the K traces, Σw = 1 (R3, arXiv 2506.13351 §4.1.3, w_Δ linear).
+def spread_weights(logp_KT: Tensor, base_T: Tensor, state: Tensor | None = None) -> Tensor:
+    """Return w_T [T], float64: w_i ∝ std of log c_i over the K traces, Σw = 1.
 
-    [T], float64. Zero where all traces agree on every token, and for K = 1.
+    All weights are 0 if all traces agree on every token, and for K = 1.
+    Source: R3, arXiv 2506.13351 §4.1.3, w_Δ linear.
     """
     if len(logp_KT) < 2:
         return torch.zeros_like(base_T, dtype=torch.float64)
@@ -113,10 +122,11 @@ def spread_weights(logp_KT: Tensor, base_T: Tensor, memory: Tensor | None = None
 
 @dataclass(frozen=True)
 class Mix:
-    """A convex mix of rewards, [(λ_p, R_p)].
+    """Convex mix of rewards, [(λ_p, R_p)].
 
-    As a function it is Σ λ_p R_p, so its token signal is the mix of theirs. Advantages are mixed after each part was
-    normalised by itself (`parts_of`, `group_credit`): otherwise the reward with the larger spread would decide alone.
+    As a function it is Σ λ_p R_p, so its token signal is the mix of the parts' signals.
+    `group_credit` normalises the advantages of each part before it mixes them (`weighted_parts`).
+    Otherwise the part with the larger spread would dominate.
     """
 
     parts: tuple[tuple[float, Reward], ...]
@@ -127,11 +137,12 @@ class Mix:
             raise InputError(f"a convex mix needs shares ≥ 0 that sum to 1, got {shares}")
 
     def __call__(self, logp_KT: Tensor, base_T: Tensor) -> Tensor:
-        return torch.stack([share * reward(logp_KT, base_T) for share, reward in self.parts]).sum(0)
+        terms = [share * reward(logp_KT, base_T) for share, reward in self.parts]
+        return torch.stack(terms).sum(0)
 
 
-def parts_of(reward: Reward) -> tuple[tuple[float, Reward], ...]:
-    """The rewards that are normalised apart, with their shares."""
+def weighted_parts(reward: Reward) -> tuple[tuple[float, Reward], ...]:
+    """Return the rewards that are normalised separately, each with its share."""
     return reward.parts if isinstance(reward, Mix) else ((1.0, reward),)
 
 
@@ -148,50 +159,69 @@ REWARDS: dict[str, Reward] = {
 
 
 def token_signal(reward: Reward, logp_KT: Tensor, base_T: Tensor) -> Tensor:
-    """S_KT = ∂R_k/∂(log c_k,i) [K, T]: the token reward signal α_i c_i of Eq. 8, detached, float64."""
+    """Return S_KT = ∂R_k/∂(log c_k,i) [K, T], detached, float64.
+
+    S is the token reward signal α_i c_i of Eq. 8.
+    """
     with torch.enable_grad():
         leaf_KT = logp_KT.detach().double().requires_grad_(True)
         (signal_KT,) = torch.autograd.grad(reward(leaf_KT, base_T.detach()).sum(), leaf_KT)
     return signal_KT
 
 
-def comparable(reward: Reward, logp_KT: Tensor, base_T: Tensor, given_T: Tensor) -> tuple[Tensor, Tensor]:
-    """A group's rewards [K] and baseline reward [] up to a common positive factor, such that the largest cannot underflow.
+def relative_rewards(
+    reward: Reward, logp_KT: Tensor, base_T: Tensor, weights_T: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return a group's rewards [K] and baseline reward [], up to a common positive factor.
 
-    Products of probabilities are divided by the largest of the group, baseline included: answers of a thousand tokens have
-    R = e^−1000 = 0 in float64, yet e^(log R − max log R) keeps their order and their ratios. Other rewards come as they are.
+    The function divides products of probabilities by the largest of the group, baseline included.
+    Answers of a thousand tokens have R = e^−1000 = 0 in float64, but e^(log R − max log R) keeps
+    their order and ratios. Other rewards are returned unchanged.
 
-    Args: logp_KT [K, T] and base_T [T] in nats; `given_T` is the reward's second argument.
+    Args: logp_KT [K, T] and base_T [T] in nats; `weights_T` is the reward's second argument.
 
-    >>> comparable(prob, torch.tensor([[-900.0, -0.0], [-901.0, -0.0]]), torch.tensor([-902.0, -0.0]), torch.zeros(2))
+    >>> logp_KT = torch.tensor([[-900.0, -0.0], [-901.0, -0.0]])
+    >>> relative_rewards(prob, logp_KT, torch.tensor([-902.0, -0.0]), torch.zeros(2))
     (tensor([1.0000, 0.3679], dtype=torch.float64), tensor(0.1353, dtype=torch.float64))
     """
     if reward is not prob:
-        return reward(logp_KT, given_T), reward(base_T[None], given_T)[0]
-    log_R_K, log_R_base = log_prob(logp_KT, given_T), log_prob(base_T[None], given_T)[0]
+        return reward(logp_KT, weights_T), reward(base_T[None], weights_T)[0]
+    log_R_K, log_R_base = log_prob(logp_KT, weights_T), log_prob(base_T[None], weights_T)[0]
     largest = torch.maximum(log_R_K.max(), log_R_base)
     return (log_R_K - largest).exp(), (log_R_base - largest).exp()
 
 
 def with_weight_norm(reward: Reward, norm: WeightNorm | None) -> Reward:
-    """The reward with another normalisation of its weights; rewards without weights stay as they are."""
-    if norm and isinstance(reward, Mix):
-        return Mix(tuple((share, with_weight_norm(part, norm)) for share, part in reward.parts))
-    return replace(reward, norm=norm) if norm and isinstance(reward, WeightedSum) else reward
+    """Return the reward with another normalisation of its weights.
+
+    Rewards without weights are returned unchanged, and so are all rewards for `norm` None.
+    """
+    if norm is None:
+        return reward
+    if isinstance(reward, Mix):
+        parts = tuple((share, with_weight_norm(part, norm)) for share, part in reward.parts)
+        return Mix(parts)
+    return replace(reward, norm=norm) if isinstance(reward, WeightedSum) else reward
 
 
 def capped_share(reward: Reward, base_T: Tensor) -> float:
-    """Share of this reward's weights that hit the 20-nat cap."""
-    parts = [part for _, part in parts_of(reward)]
-    if not any(isinstance(part, WeightedSum) and part.raw_weights is inverse_prob_weights for part in parts):
-        return 0.0
-    return (base_T < -CAP_NATS).double().mean().item()
+    """Return the share of this reward's weights that reach the 20-nat cap."""
+    for _, part in weighted_parts(reward):
+        if isinstance(part, WeightedSum) and part.raw_weights is inverse_prob_weights:
+            return (base_T < -CAP_NATS).double().mean().item()
+    return 0.0
 
 
 def check_shapes(logp_KT: Tensor, base_T: Tensor) -> None:
-    """Raises InputError unless logp_KT is [K, T] and base_T is [T] with K, T ≥ 1."""
-    if logp_KT.ndim != 2 or base_T.ndim != 1 or logp_KT.shape[1] != len(base_T) or 0 in logp_KT.shape:
+    """Raise InputError unless logp_KT is [K, T] and base_T is [T] with K, T ≥ 1."""
+    if (
+        logp_KT.ndim != 2
+        or base_T.ndim != 1
+        or logp_KT.shape[1] != len(base_T)
+        or 0 in logp_KT.shape
+    ):
         raise InputError(
-            f"rewards need logp_KT [K, T] and base_T [T] with K, T ≥ 1, got {list(logp_KT.shape)} and {list(base_T.shape)}; "
+            "rewards need logp_KT [K, T] and base_T [T] with K, T ≥ 1, "
+            f"got {list(logp_KT.shape)} and {list(base_T.shape)}; "
             "score the K traces and the null trace against the same reference answer"
         )

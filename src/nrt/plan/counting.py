@@ -1,118 +1,249 @@
-"""Counts on the meta device: what one update keeps and needs for a while, what one token costs, how each layer attends."""
+"""Measure memory and arithmetic of a model on torch's meta device.
+
+A model whose layers repeat is measured at two small depths. The results are exact, since they are
+linear in the number of layers.
+"""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch import Tensor, nn
 
 from nrt.engine.weights import Weights, layers_of, recomputing
-from nrt.models.attention import forward_in
-from nrt.scoring.attention import Packed
-from nrt.scoring.head import TILE
-from nrt.scoring.layout import lay_out
+from nrt.models.attention import forward_arguments
+from nrt.plan.meter import Meter
+from nrt.scoring.logprob_head import TILE
 from nrt.scoring.packed import score_packed
+from nrt.scoring.packing import lay_out
+from nrt.scoring.prefix_attention import PrefixAttention
 from nrt.types import Row
+
+PROBE_TOKENS = 4
+"""Tokens of the forwards that measure the cost of one token."""
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One layer's attention."""
+class AttentionShape:
+    """Attention of one layer."""
 
     heads: int
     kv_heads: int
-    key_width: int  # of a head
+    key_width: int  # of one head
     value_width: int
     window: int | None
 
 
 @dataclass(frozen=True)
-class Token:
-    """One token's way through the model."""
+class TokenCost:
+    """Cost of one token; floating-point operations leave out attention."""
 
-    flops: int  # of a forward, but for attention and the head; so are the next two
+    flops: int  # forward through the layers
     backward_flops: int
-    again_flops: int  # of what gradient_checkpointing computes again
+    recompute_flops: int  # what gradient_checkpointing computes again
     head_flops: int  # logits of one token
-    operations: int  # calls of a kernel in one forward
-    layers: tuple[Layer, ...]
+    operations: int  # kernel calls of one forward
+    layers: tuple[AttentionShape, ...]
 
     def cache_bytes(self, width: int) -> int:
-        """Keys and values of a token, in a type of `width` bytes."""
-        return width * sum(layer.kv_heads * (layer.key_width + layer.value_width) for layer in self.layers)
+        """Return the bytes of a token's keys and values in a dtype of `width` bytes."""
+        numbers = (layer.kv_heads * (layer.key_width + layer.value_width) for layer in self.layers)
+        return width * sum(numbers)
 
 
 @dataclass(frozen=True)
-class Update:
-    """Forward and backward of one micro-batch, bytes beyond weights, masters and gradients."""
+class UpdateMemory:
+    """Bytes of one micro-batch's forward and backward, beyond weights, masters and gradients."""
 
-    kept: int  # for the backward, once the forward is done
+    kept: int  # for the backward, after the forward
     peak: int
 
 
 @lru_cache
-def count_token(model: Any) -> Token:
-    """By forwards and backwards of a few tokens."""
-    with torch.no_grad():
-        forward, layers = _body(model)
-    both, _ = _body(model)
-    with recomputing(layers_of(model)):
-        twice, _ = _body(model)
-    head = 2 * model.get_output_embeddings().weight.numel()
-    backward, again = both.flops - forward.flops, twice.flops - both.flops
-    return Token(forward.flops // N, backward // N, again // N, head, forward.operations, layers)
+def count_token(model: Any) -> TokenCost:
+    """Return the cost of one token, from forwards and backwards of a few."""
+    shapes: list[AttentionShape] = []
 
+    def measure() -> tuple[int, ...]:
+        with torch.no_grad():
+            forward, shapes[:] = _run_layers(model)
+        with_backward, _ = _run_layers(model)
+        with recomputing(layers_of(model)):
+            with_recompute, _ = _run_layers(model)
+        return forward.flops, with_backward.flops, with_recompute.flops, forward.operations
 
-N = 4
-"""Tokens of such a forward."""
-
-
-def _body(model: Any) -> tuple[Meter, tuple[Layer, ...]]:
-    """N tokens through the layers, with their backward where gradients are enabled."""
-    way, zeros = _Counting.of([Row((0,), (0,), (), end_sampled=False)]), torch.zeros(1, N, dtype=torch.long, device="meta")
-    with Meter() as meter, _embeddings_cut(model):
-        hidden = model.base_model(input_ids=zeros, position_ids=zeros, **forward_in(way, zeros.device)).last_hidden_state
-        layers = tuple(way.layers)
-        if hidden.requires_grad:
-            hidden.sum().backward()
-    return meter, layers
+    depths = _depths(model)
+    if depths is None:
+        counts = measure()
+    else:
+        with depths.shallow():
+            shallow = measure()
+        with depths.deeper():
+            deeper = measure()
+        counts = tuple(a + depths.repeats * (b - a) for a, b in zip(shallow, deeper, strict=True))
+        while len(shapes) < len(depths.layers):
+            shapes.append(shapes[-depths.period])
+    forward, with_backward, with_recompute, operations = counts
+    return TokenCost(
+        flops=forward // PROBE_TOKENS,
+        backward_flops=(with_backward - forward) // PROBE_TOKENS,
+        recompute_flops=(with_recompute - with_backward) // PROBE_TOKENS,
+        head_flops=2 * model.get_output_embeddings().weight.numel(),
+        operations=operations,
+        layers=tuple(shapes),
+    )
 
 
 @lru_cache
-def count_update(model: Any, rows: tuple[Row, ...], *, recompute: bool, kind: str = "cuda") -> Update:
-    """By one forward and backward of the rows, as the packed scorer and the engine run them on a device of that kind; attention as
-    fused kernels keep it."""
-    TILE["meta"] = TILE[kind]
-    weights, way, meter = _weights(model), _Counting.of(rows), Meter()
-    with meter, _embeddings_cut(model), recomputing(layers_of(model) if recompute else ()):
-        loss = score_packed(model, way, weights.gradient_of).logp_N.sum()
-        kept = meter.live
-        loss.backward()
-    return Update(kept, meter.peak)
+def count_update(
+    model: Any, rows: tuple[Row, ...], *, recompute: bool, device_type: str = "cuda"
+) -> UpdateMemory:
+    """Return the memory of one forward and backward of the rows.
+
+    They run as in the packed scorer and the engine on a device of that type. Attention keeps what
+    fused kernels keep.
+    """
+    TILE["meta"] = TILE[device_type]
+    weights = _weights_with_gradients(model)
+
+    def measure(*, head: bool) -> UpdateMemory:
+        attention, meter = _MetaAttention.for_rows(rows), Meter()
+        recomputed = layers_of(model) if recompute else ()
+        with meter, _cut_at_embeddings(model), recomputing(recomputed):
+            if head:
+                loss = score_packed(model, attention, weights.gradient_of).logp_N.sum()
+            else:
+                loss = _forward_layers(model, attention).sum()
+            kept = meter.live
+            loss.backward()
+        return UpdateMemory(kept, meter.peak)
+
+    depths = _depths(model)
+    if depths is None:
+        return measure(head=True)
+    with depths.shallow():
+        shallow, complete = measure(head=False), measure(head=True)
+    with depths.deeper():
+        deeper = measure(head=False)
+    kept_by_period = deeper.kept - shallow.kept
+    if deeper.peak - shallow.peak != kept_by_period:
+        return measure(head=True)  # the peak is not in the last layers, so it does not grow so
+    more = depths.repeats * kept_by_period
+    return UpdateMemory(complete.kept + more, complete.peak + more)
+
+
+@dataclass(frozen=True)
+class _Depths:
+    """Two small depths of a model whose layers repeat after each `period`.
+
+    The last layers of both are of the same kinds as those of the whole model.
+    """
+
+    layers: nn.ModuleList
+    period: int
+
+    @property
+    def start(self) -> int:
+        return self.period + len(self.layers) % self.period
+
+    @property
+    def repeats(self) -> int:
+        """Periods of the whole model beyond the shallow one."""
+        return (len(self.layers) - self.start) // self.period
+
+    def shallow(self) -> AbstractContextManager[None]:
+        return _first_layers(self.layers, self.start)
+
+    def deeper(self) -> AbstractContextManager[None]:
+        return _first_layers(self.layers, self.start + self.period)
+
+
+@lru_cache
+def _depths(model: Any) -> _Depths | None:
+    """Return the depths at which a model can be measured; None: only as a whole."""
+    layers = layers_of(model)
+    signatures = [_signature(layer) for layer in layers]
+    for modules in model.modules():
+        if isinstance(modules, nn.ModuleList) and tuple(modules) == layers:
+            for period in range(1, len(layers) // 2):
+                if signatures[period:] == signatures[:-period]:
+                    depths = _Depths(modules, period)
+                    return depths if depths.repeats > 1 else None
+    return None
+
+
+def _signature(layer: nn.Module) -> tuple[object, ...]:
+    """Return what a layer's cost depends on: classes, scalar attributes and parameter shapes."""
+    parts: list[object] = []
+    for module in layer.modules():
+        scalars = {}
+        for name, value in vars(module).items():
+            is_scalar = isinstance(value, bool | int | float | str | None)
+            if is_scalar and name != "layer_idx":  # the position does not change the cost
+                scalars[name] = value
+        shapes = [
+            (name, p.shape, p.dtype, p.requires_grad)
+            for name, p in module.named_parameters(recurse=False)
+        ]
+        parts += [type(module), scalars, shapes]
+    return tuple(parts)
 
 
 @contextmanager
-def _embeddings_cut(model: Any) -> Iterator[None]:
-    """The gradient ends in what the embeddings give: as many bytes as the sparse one that the scorer has, which meta tensors cannot be."""
-    cut = model.get_input_embeddings().register_forward_hook(lambda *call: call[2].detach().requires_grad_(torch.is_grad_enabled()))
+def _first_layers(layers: nn.ModuleList, count: int) -> Iterator[None]:
+    """Remove all layers but the first ones."""
+    removed = list(layers)[count:]
+    del layers[count:]
     try:
         yield
     finally:
-        cut.remove()
+        layers.extend(removed)
+
+
+def _run_layers(model: Any) -> tuple[Meter, list[AttentionShape]]:
+    """Forward PROBE_TOKENS through the layers, and backward if gradients are enabled."""
+    row = Row((0,) * PROBE_TOKENS, (0,), (), end_sampled=False)
+    attention = _MetaAttention.for_rows([row])
+    with Meter() as meter, _cut_at_embeddings(model):
+        hidden = _forward_layers(model, attention)
+        if hidden.requires_grad:
+            hidden.sum().backward()
+    return meter, attention.shapes
+
+
+def _forward_layers(model: Any, attention: _MetaAttention) -> Tensor:
+    layout = attention.layout
+    arguments = forward_arguments(attention, layout.ids_N.device)
+    ids, positions = layout.ids_N[None], layout.positions_N[None]
+    output = model.base_model(input_ids=ids, position_ids=positions, **arguments)
+    return output.last_hidden_state
+
+
+@contextmanager
+def _cut_at_embeddings(model: Any) -> Iterator[None]:
+    """End the gradient at the output of the embeddings.
+
+    It has as many bytes as the scorer's sparse gradient, which meta tensors do not support.
+    """
+
+    def cut(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output.detach().requires_grad_(torch.is_grad_enabled())
+
+    hook = model.get_input_embeddings().register_forward_hook(cut)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @lru_cache
-def _weights(model: Any) -> Weights:
-    """With gradients there already: they are counted elsewhere."""
+def _weights_with_gradients(model: Any) -> Weights:
+    """Return weights whose gradients exist, since these are counted elsewhere."""
     weights = Weights(model)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -120,59 +251,41 @@ def _weights(model: Any) -> Weights:
     return weights
 
 
-class Meter(TorchDispatchMode):
-    """Bytes of tensors made inside and still held, each storage once, and the most there were; calls that do arithmetic, and the
-    floating-point operations of those that torch counts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = self.operations = self.flops = 0
-        self._held: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = {id(storage) for x in tree_leaves((args, kwargs)) if (storage := _storage(x)) is not None}
-        made = [storage for x in tree_leaves(out) if (storage := _storage(x)) is not None and id(storage) not in given]
-        self.operations += bool(made)
-        if counted := flop_registry.get(func._overloadpacket):
-            self.flops += counted(*args, **(kwargs or {}), out_val=out)
-        for storage in made:
-            if id(storage) not in self._held:
-                self._held[id(storage)] = storage.nbytes()
-                self.live += storage.nbytes()
-                weakref.finalize(storage, self._released, id(storage))
-        self.peak = max(self.peak, self.live)
-        return out
-
-    def _released(self, key: int) -> None:
-        self.live -= self._held.pop(key)
-
-
-def _storage(x: Any) -> torch.UntypedStorage | None:
-    """torch keeps one Python object a storage for as long as there is the storage."""
-    return x.untyped_storage() if isinstance(x, Tensor) and x.layout == torch.strided else None
-
-
 @dataclass(frozen=True)
-class _Counting(Packed):
-    """Attention without arithmetic, which keeps what fused kernels keep: queries, keys, values, outputs and log-sum-exps."""
+class _MetaAttention(PrefixAttention):
+    """Attention without arithmetic that keeps what fused kernels keep.
 
-    layers: list[Layer] = field(default_factory=list)
+    These are queries, keys, values, outputs and log-sum-exps.
+    """
+
+    shapes: list[AttentionShape] = field(default_factory=list)  # of the layers that called
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> _Counting:
+    def for_rows(cls, rows: Sequence[Row]) -> _MetaAttention:
         return cls(lay_out(rows, "meta"))
 
-    def __call__(self, module: Any, query: Tensor, key: Tensor, value: Tensor, *, window: int | None, **_: Any) -> Tensor:
-        self.layers.append(Layer(query.shape[1], key.shape[1], query.shape[-1], value.shape[-1], window))
-        return _Fused.apply(query, key, value).transpose(1, 2)
+    def __call__(
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        window: int | None,
+        **_: Any,
+    ) -> Tensor:
+        heads, kv_heads = query.shape[1], key.shape[1]
+        shape = AttentionShape(heads, kv_heads, query.shape[-1], value.shape[-1], window)
+        self.shapes.append(shape)
+        return _FusedAttention.apply(query, key, value).transpose(1, 2)
 
 
-class _Fused(torch.autograd.Function):
+class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[-1]).transpose(1, 2)
-        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:3], dtype=torch.float32))
+        log_sum_exp = q.new_empty(q.shape[:3], dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, out, log_sum_exp)
         return out
 
     @staticmethod

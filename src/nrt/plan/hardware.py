@@ -1,39 +1,55 @@
-"""Accelerators as their vendors state them."""
+"""Accelerators as their vendors' data sheets describe them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from nrt.environment import machine_memory
-from nrt.errors import unknown
+from nrt.errors import unknown_name
+from nrt.system.environment import machine_memory
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Peaks from data sheets; `mfu` and `bandwidth_share` are what a run is assumed to reach of them."""
+    """Peak rates of a GPU, and the shares of them that a run is assumed to reach."""
 
     name: str
     memory: int  # bytes
-    flops_short: float  # FLOP/s, dense bfloat16
-    flops_float: float  # FLOP/s, float32 without TF32, which torch leaves off
+    bfloat16_flops: float  # FLOP/s, dense
+    float32_flops: float  # FLOP/s without TF32, which torch leaves off by default
     bandwidth: float  # bytes/s
-    link: float = 32e9  # bytes/s to the others of its node, one way: NVLink, else PCIe
-    network: float = 12.5e9  # bytes/s to other nodes, its share of them
-    mfu: float = 0.40
-    bandwidth_share: float = 0.60
-    call_seconds: float = 15e-6  # from one operation of an eager forward to the next
+    link: float = 32e9  # bytes/s, one way, to other GPUs of its node: NVLink, else PCIe
+    network: float = 12.5e9  # bytes/s, one way: its share of the node's network cards
+    mfu: float = 0.40  # share of the arithmetic that scoring and update reach
+    bandwidth_share: float = 0.60  # share of the bandwidth that decoding reaches
+    operation_seconds: float = 15e-6  # from one operation of an eager forward to the next
 
     @property
-    def kind(self) -> str:
-        """torch's name of such devices."""
+    def device_type(self) -> str:
+        """torch's name of the device type."""
         return "cpu" if self.name == "cpu" else "cuda"
 
-    def flops(self, dtype: str) -> float:
-        """FLOP/s at its peak, in that type."""
-        return self.flops_short if dtype == "bfloat16" else self.flops_float
+    def peak_flops(self, dtype: str) -> float:
+        """Return the peak FLOP/s in a dtype."""
+        return self.bfloat16_flops if dtype == "bfloat16" else self.float32_flops
 
+    def ring_seconds(self, size: float, members: int, nodes: int) -> float:
+        """Return the seconds in which a ring of GPUs gathers, or reduces, `size` bytes.
+
+        Between nodes a ring uses one network card for each of its GPUs in a node.
+        """
+        rate = self.link if nodes == 1 else min(self.link, members // nodes * self.network)
+        return ring_bytes(size, members) / (LINK_SHARE * rate)
+
+
+def ring_bytes(size: float, members: int) -> float:
+    """Return the bytes that each GPU of a ring sends to gather, or reduce, `size` bytes."""
+    return size * (members - 1) / members
+
+
+LINK_SHARE = 0.8
+"""Share of a link's rate that collectives reach."""
 
 GPUS: dict[str, Accelerator] = {
     gpu.name: gpu
@@ -45,18 +61,25 @@ GPUS: dict[str, Accelerator] = {
         Accelerator("rtx4090", int(23.6 * GIB), 165e12, 82.6e12, 1.008e12),
     )
 }
-"""Memory as the driver shows it: less than on the box."""
+"""Known GPUs. Memory is what the driver reports, which is less than the advertised size."""
 
 
 def accelerator(name: str, memory: float | None = None) -> Accelerator:
-    """The accelerator of that name, with `memory` GiB where given. `cpu` is this machine. Raises InputError for a name not in the table."""
+    """Return the accelerator of a name, with `memory` GiB if given; `cpu` is this machine.
+
+    Raises InputError for an unknown name.
+    """
     known = {**GPUS, "cpu": _this_machine()}
     if name not in known:
-        raise unknown("GPU", name, known)
-    found = known[name]
-    return found if memory is None else Accelerator(**{**vars(found), "memory": int(memory * GIB)})
+        raise unknown_name("GPU", name, known)
+    if memory is None:
+        return known[name]
+    return replace(known[name], memory=int(memory * GIB))
 
 
 def _this_machine() -> Accelerator:
-    """One thread, at the rate and share of it that docs/performance.md has for one core with AVX-512; its bandwidth is a guess."""
+    """One thread of this machine.
+
+    docs/performance.md has rate and MFU for a core with AVX-512; the bandwidth is a guess.
+    """
     return Accelerator("cpu", machine_memory(), 1e11, 1e11, 2e10, mfu=0.8)

@@ -1,20 +1,20 @@
-"""What one step does: rows as training makes them, tokens forwarded and sampled, floating-point operations."""
+"""Work of one step: the rows as training makes them, and their tokens and FLOPs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nrt.config import AUTO_TOKENS, Config
-from nrt.data import Markers, bare_row, null_row, reply_row, trace_row
+from nrt.config import AUTO_TOKENS_PER_BATCH, Config
+from nrt.data import Markers, bare_row, null_row, sampled_answer_row, trace_row
 from nrt.objective import Method
-from nrt.plan.counting import Layer, Token
-from nrt.scoring.layout import by_prompt, packed_batches
+from nrt.plan.counting import AttentionShape, TokenCost
+from nrt.scoring.packing import by_prompt, packed_batches
 from nrt.types import Example, Message, Pair, Row, Trace
 
 
 @dataclass(frozen=True)
-class Lengths:
+class RowLengths:
     """Tokens of a prompt, a trace (without its markers) and an answer."""
 
     prompt: int
@@ -22,35 +22,44 @@ class Lengths:
     answer: int
 
     @classmethod
-    def caps(cls, config: Config) -> Lengths:
+    def caps(cls, config: Config) -> RowLengths:
+        """Return the maximum lengths of a recipe."""
         return cls(config.max_prompt_tokens, config.max_trace_tokens, config.max_answer_tokens)
 
 
 @dataclass(frozen=True)
 class GroupRows:
-    """One prompt's rows, as a step forwards them."""
+    """Rows of one prompt, by the forward that takes them."""
 
-    scored: tuple[Row, ...]  # without gradient, before the updates; empty where one pass serves both
+    scored: tuple[Row, ...]  # without gradient before the updates; empty if one pass does both
     trained: tuple[Row, ...]  # with gradient
-    initial: tuple[Row, ...]  # under the initial model
-    weighed: tuple[Row, ...]  # of candidates that difficulty weighs
-    null: int  # tokens of the null trace's row beyond the prompt, which is forwarded anyway
+    initial: tuple[Row, ...]  # with the initial model
+    difficulty: tuple[Row, ...]  # of one candidate, to choose prompts by difficulty
+    null: int  # tokens of the null trace's row beyond the prompt, which is forwarded in any case
+
+    def scoring_passes(self, config: Config) -> list[tuple[Row, ...]]:
+        """Return the rows of each forward without gradient."""
+        difficulty = [self.difficulty] * round(config.data.difficulty.pool)
+        return [rows for rows in (self.scored, self.initial, *difficulty) if rows]
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Of one step, over all GPUs; a prompt that traces share counts once for all that are forwarded together."""
+class StepTokens:
+    """Tokens of one step over all GPUs.
 
-    prefilled: int  # prompts, by the sampler
+    A prompt that rows share counts once for all rows that are forwarded together.
+    """
+
+    prefilled: int  # prompts that the sampler reads
     sampled: int
-    scored: int  # forwarded without gradient, initial model included
+    scored: int  # forwarded without gradient, also by the initial model
     trained: int  # forwarded with gradient
-    null: int  # of these two, null traces
-    unshared: int  # what scored and trained would be with each prompt forwarded for each row
+    null: int  # null traces, as a part of `scored` and `trained`
+    unshared: int  # `scored` and `trained` if each row forwarded its prompt
 
 
 @dataclass(frozen=True)
-class Phases:
+class PhaseValues:
     """One number for each phase of a step."""
 
     rollout: float
@@ -62,120 +71,210 @@ class Phases:
         return self.rollout + self.scoring + self.update
 
 
-def limit(config: Config) -> int:
-    """tokens_per_batch as a number."""
-    return AUTO_TOKENS if config.tokens_per_batch == "auto" else config.tokens_per_batch
+def tokens_per_batch(config: Config) -> int:
+    """Return the maximum tokens of one forward."""
+    if config.tokens_per_batch == "auto":
+        return AUTO_TOKENS_PER_BATCH
+    return config.tokens_per_batch
 
 
-def group_rows(config: Config, method: Method, lengths: Lengths, place: int = 0) -> GroupRows:
-    """The rows of a prompt; those of another `place` have another prompt."""
-    pair = Pair(Example("", (Message("user", ""),), ""), (place, *(0,) * (lengths.prompt - 1)), (0,) * lengths.answer)
+def group_rows(
+    config: Config, method: Method, lengths: RowLengths, prompt_index: int = 0
+) -> GroupRows:
+    """Return the rows of one prompt; another `prompt_index` gives another prompt."""
+    prompt_ids = (prompt_index, *(0,) * (lengths.prompt - 1))
+    example = Example("", (Message("user", ""),), "")
+    pair = Pair(example, prompt_ids, (0,) * lengths.answer)
     markers = Markers(None if config.markers.start is None else 0, 0)
-    initial = (bare_row(pair),) if config.initial_reference and method.samples else ()
-    bare = method.base_layout == "bare"
-    if bare != (method.base_policy == "initial"):  # else it is read anyway: the null trace of the policy, or `initial`
-        initial += (bare_row(pair) if bare else null_row(pair, markers),)
-    weighs = config.data.difficulty.skip_above is not None or config.data.difficulty.pool > 1
-    weighed = (null_row(pair, markers) if method.samples else bare_row(pair),) if weighs else ()
+    null = null_row(pair, markers)
+    initial = _initial_rows(config, method, pair, null)
+    difficulty = config.data.difficulty
+    weighs_difficulty = difficulty.skip_above is not None or difficulty.pool > 1
     if not method.samples:
-        return GroupRows((), (bare_row(pair),), (), weighed, 0)
+        bare = (bare_row(pair),)
+        return GroupRows((), bare, (), bare if weighs_difficulty else (), 0)
+    candidate = (null,) if weighs_difficulty else ()
     trace = Trace((0,) * lengths.trace, finished=False)
     rows = (trace_row(pair, trace, markers),) * config.traces
-    both = (*rows, null_row(pair, markers))
-    null = len(both[-1].tail_ids) - 1
+    with_null = (*rows, null)
+    null_tokens = len(null.tail_ids) - 1
     if method.samples_answers:
-        replies = (reply_row(pair, trace, pair.answer_ids, markers),) * config.traces
-        return GroupRows((*both, *replies), replies, initial, weighed, null)
-    if one_pass(config, method, both):
-        return GroupRows((), both, initial, weighed, null)
-    return GroupRows(both, rows, initial, weighed, null)
+        answers = (sampled_answer_row(pair, trace, pair.answer_ids, markers),) * config.traces
+        return GroupRows((*with_null, *answers), answers, initial, candidate, null_tokens)
+    if _is_fused(config, method, with_null):
+        return GroupRows((), with_null, initial, candidate, null_tokens)
+    return GroupRows(with_null, rows, initial, candidate, null_tokens)
 
 
-def one_pass(config: Config, method: Method, rows: Sequence[Row]) -> bool:
-    """Whether one forward gives rewards and gradient, as `training/step.py` decides it."""
-    whole = len(packed_batches(rows, limit(config))) == 1
-    return config.updates_per_rollout == 1 and method.keep is None and not method.samples_answers and whole
+def _initial_rows(config: Config, method: Method, pair: Pair, null: Row) -> tuple[Row, ...]:
+    rows = (bare_row(pair),) if config.initial_reference and method.samples else ()
+    is_bare = method.base_layout == "bare"
+    is_initial = method.base_policy == "initial"
+    if is_bare != is_initial:
+        # In the other two cases the baseline's row is scored already: the policy's null trace, or
+        # the bare row under the initial model.
+        rows += (bare_row(pair) if is_bare else null,)
+    return rows
 
 
-def micro_batch(config: Config, method: Method, lengths: Lengths, prompts: int) -> list[Row]:
-    """The largest forward with gradient of an update on `prompts` prompts."""
-    first = group_rows(config, method, lengths).trained
-    most = min(prompts, 1 + limit(config) // max(1, forwarded(first)))
-    rows = [row for place in range(most) for row in group_rows(config, method, lengths, place).trained]
-    return [rows[i] for i in packed_batches(rows, limit(config))[0]]
+def _is_fused(config: Config, method: Method, rows: Sequence[Row]) -> bool:
+    """Return True if one forward serves scores and update: see `trainer.learner.Learner.fused`.
+
+    The engine needs all rows of the group in one micro-batch for it.
+    """
+    if config.updates_per_rollout > 1 or method.keep is not None or method.samples_answers:
+        return False
+    return len(packed_batches(rows, tokens_per_batch(config))) == 1
 
 
-def count_tokens(config: Config, method: Method, lengths: Lengths) -> Tokens:
-    """Of one step."""
-    B, K, rows = config.batch, config.traces, group_rows(config, method, lengths)
-    replies = lengths.answer if method.samples_answers else 0
-    opening = lengths.prompt + (config.markers.start is not None)
-    again = K * (opening + lengths.trace + 1) if method.samples_answers else 0  # before the answer
-    apart = [rows.scored, rows.trained, rows.initial, *([rows.weighed] * round(config.data.difficulty.pool))]
-    scored = sum(_forwarded(part, config) for part in apart if part is not rows.trained)
-    return Tokens(
-        prefilled=B * (opening + again) if method.samples else 0,
-        sampled=B * K * (lengths.trace + replies) if method.samples else 0,
-        scored=B * scored,
-        trained=B * _forwarded(rows.trained, config),
+def largest_micro_batch(
+    config: Config, method: Method, lengths: RowLengths, prompts: int
+) -> list[Row]:
+    """Return the largest forward with gradient of an update on `prompts` prompts."""
+    limit = tokens_per_batch(config)
+    group = group_rows(config, method, lengths).trained
+    count = min(prompts, 1 + limit // max(1, packed_tokens(group)))
+    rows: list[Row] = []
+    for index in range(count):
+        rows += group_rows(config, method, lengths, index).trained
+    return [rows[i] for i in packed_batches(rows, limit)[0]]
+
+
+def count_tokens(config: Config, method: Method, lengths: RowLengths) -> StepTokens:
+    """Return the tokens of one step."""
+    B, rows = config.batch, group_rows(config, method, lengths)
+    scoring = rows.scoring_passes(config)
+    return StepTokens(
+        prefilled=B * prefilled_tokens(config, method, lengths),
+        sampled=B * sampled_tokens(config, method, lengths),
+        scored=B * sum(_forwarded_tokens(part, config) for part in scoring),
+        trained=B * _forwarded_tokens(rows.trained, config),
         null=B * rows.null,
-        unshared=B * sum(len(row.ids) - 1 for part in apart for row in part),
+        unshared=B * sum(len(row.ids) - 1 for part in (*scoring, rows.trained) for row in part),
     )
 
 
-def count_flops(config: Config, method: Method, lengths: Lengths, token: Token, *, frozen_head: bool = False) -> Phases:
-    """Of one step. Backward: two and a half times the forward for attention, three times for the head, whose logits are made again."""
+def prefilled_tokens(config: Config, method: Method, lengths: RowLengths) -> int:
+    """Return the tokens that the sampler reads for one prompt.
+
+    It reads the prompt once for all traces, and again with each trace before it samples an answer.
+    """
+    if not method.samples:
+        return 0
+    opening = lengths.prompt + (config.markers.start is not None)
+    before_answers = config.traces * (opening + lengths.trace + 1) if method.samples_answers else 0
+    return opening + before_answers
+
+
+def sampled_tokens(config: Config, method: Method, lengths: RowLengths) -> int:
+    """Return the tokens that the sampler draws for one prompt."""
+    if not method.samples:
+        return 0
+    answer = lengths.answer if method.samples_answers else 0
+    return config.traces * (lengths.trace + answer)
+
+
+def count_flops(
+    config: Config,
+    method: Method,
+    lengths: RowLengths,
+    token: TokenCost,
+    *,
+    frozen_head: bool = False,
+) -> PhaseValues:
+    """Return the floating-point operations of one step.
+
+    Forward and backward of attention take 3.5 times its forward. Those of the head take 4 times,
+    since its logits are computed again, and 3 times if it is frozen.
+    """
     B, rows = config.batch, group_rows(config, method, lengths)
+    scoring = sum(_pass_flops(part, config, token) for part in rows.scoring_passes(config))
     again = config.gradient_checkpointing
-    trained = replace(token, flops=token.flops + token.backward_flops + again * token.again_flops)
-    pool = round(config.data.difficulty.pool)
-    scoring = sum(_pass(part, config, token) for part in (rows.scored, rows.initial, *([rows.weighed] * pool)))
-    update = _pass(rows.trained, config, trained, attention=3.5 + again, head=4 - frozen_head)
-    return Phases(B * _rollout(config, method, lengths, token), B * scoring, B * update)
+    update = _pass_flops(
+        rows.trained,
+        config,
+        with_backward(token, again),
+        attention=3.5 + again,
+        head=4 - frozen_head,
+    )
+    return PhaseValues(B * rollout_flops(config, method, lengths, token), B * scoring, B * update)
 
 
-def forwarded(rows: Sequence[Row]) -> int:
-    """Tokens of rows forwarded together."""
-    return sum(len(prompt) + sum(len(rows[i].tail_ids) - 1 for i in own) for prompt, own in by_prompt(rows).items())
+def with_backward(token: TokenCost, recompute: bool) -> TokenCost:
+    """Return the cost of a token whose layers also run backward."""
+    flops = token.flops + token.backward_flops + recompute * token.recompute_flops
+    return replace(token, flops=flops)
 
 
-def _forwarded(rows: Sequence[Row], config: Config) -> int:
-    return sum(forwarded([rows[i] for i in batch]) for batch in packed_batches(rows, limit(config))) if rows else 0
-
-
-def _pass(rows: Sequence[Row], config: Config, token: Token, *, attention: float = 1, head: float = 1) -> float:
-    total = 0.0
-    for batch in packed_batches(rows, limit(config)) if rows else ():
-        part = [rows[i] for i in batch]
-        prompt = len(part[0].prompt_ids)
-        spans = [(0, prompt), *((prompt, prompt + len(row.tail_ids) - 1) for row in part)]
-        total += token.flops * forwarded(part) + head * token.head_flops * sum(len(row.tail_ids) for row in part)
-        total += attention * sum(attended(layer, *span) for layer in token.layers for span in spans)
+def packed_tokens(rows: Sequence[Row]) -> int:
+    """Return the tokens of rows that are forwarded together."""
+    total = 0
+    for prompt, members in by_prompt(rows).items():
+        total += len(prompt) + sum(len(rows[i].tail_ids) - 1 for i in members)
     return total
 
 
-def _rollout(config: Config, method: Method, lengths: Lengths, token: Token) -> float:
-    """The prompt once, then each trace token by token; the last one sampled is not forwarded."""
+def _batches(rows: Sequence[Row], config: Config) -> list[list[Row]]:
+    if not rows:
+        return []
+    return [[rows[i] for i in batch] for batch in packed_batches(rows, tokens_per_batch(config))]
+
+
+def _forwarded_tokens(rows: Sequence[Row], config: Config) -> int:
+    return sum(packed_tokens(batch) for batch in _batches(rows, config))
+
+
+def _pass_flops(
+    rows: Sequence[Row],
+    config: Config,
+    token: TokenCost,
+    *,
+    attention: float = 1,
+    head: float = 1,
+) -> float:
+    """Return the operations of one prompt's rows; the factors count backward and recomputation."""
+    total = 0.0
+    for batch in _batches(rows, config):
+        prompt = len(batch[0].prompt_ids)
+        spans = [(0, prompt), *((prompt, prompt + len(row.tail_ids) - 1) for row in batch)]
+        predicted = sum(len(row.tail_ids) for row in batch)
+        total += token.flops * packed_tokens(batch) + head * token.head_flops * predicted
+        total += attention * attention_flops(token, spans)
+    return total
+
+
+def rollout_flops(config: Config, method: Method, lengths: RowLengths, token: TokenCost) -> float:
+    """Return the operations that sample one prompt's traces.
+
+    The prompt is forwarded once, then each trace token by token, without the last one sampled.
+    """
     if not method.samples:
         return 0.0
     opening = lengths.prompt + (config.markers.start is not None)
-    total = _sampling(opening, lengths.trace, config.traces, token)
+    total = _sampling_flops(opening, lengths.trace, config.traces, token)
     if method.samples_answers:
-        total += config.traces * _sampling(opening + lengths.trace + 1, lengths.answer, 1, token)
+        before_answer = opening + lengths.trace + 1
+        total += config.traces * _sampling_flops(before_answer, lengths.answer, 1, token)
     return total
 
 
-def _sampling(prompt: int, new: int, samples: int, token: Token) -> float:
-    """Floating-point operations of `samples` samples after one prompt."""
-    body = token.flops * (prompt + samples * (new - 1))
+def _sampling_flops(prompt: int, new: int, samples: int, token: TokenCost) -> float:
+    layers = token.flops * (prompt + samples * (new - 1))
     head = token.head_flops * (1 + samples * (new - 1))
     spans = [(0, prompt), *[(prompt, prompt + new - 1)] * samples]
-    return body + head + sum(attended(layer, *span) for layer in token.layers for span in spans)
+    return layers + head + attention_flops(token, spans)
 
 
-def attended(layer: Layer, start: int, stop: int) -> float:
-    """Floating-point operations of attention from places start … stop − 1 to all before them and themselves, within the window."""
+def attention_flops(token: TokenCost, spans: Sequence[tuple[int, int]]) -> float:
+    """Return the operations of all layers' attention from positions start … stop − 1 of the spans.
+
+    Each position attends to itself and to all before it, within the window.
+    """
+    return sum(_layer_flops(layer, *span) for layer in token.layers for span in spans)
+
+
+def _layer_flops(layer: AttentionShape, start: int, stop: int) -> float:
     window = layer.window or stop
-    rising = min(max(window, start), stop)  # places before it see all, those after it a whole window
-    pairs = (rising * (rising + 1) - start * (start + 1)) // 2 + window * (stop - rising)
+    full = min(max(window, start), stop)  # positions before it see all; later ones one window
+    pairs = (full * (full + 1) - start * (start + 1)) // 2 + window * (stop - full)
     return 2.0 * layer.heads * (layer.key_width + layer.value_width) * pairs

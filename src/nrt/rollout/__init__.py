@@ -1,10 +1,9 @@
-"""Samplers: prompt ids → traces or answers as ids, exactly as sampled."""
+"""Samplers: prompt ids → ids of traces or answers, exactly as sampled."""
 
-from nrt.rollout.ahead import AheadSampler
 from nrt.rollout.base import Request, Sampler
+from nrt.rollout.generator import Generator
 from nrt.rollout.hf import HFSampler
+from nrt.rollout.prefetch import PrefetchSampler
 from nrt.rollout.remote import RemoteSampler
-from nrt.rollout.scripted import ScriptedSampler
-from nrt.rollout.writer import Writer
 
-__all__ = ["AheadSampler", "HFSampler", "RemoteSampler", "Request", "Sampler", "ScriptedSampler", "Writer"]
+__all__ = ["Generator", "HFSampler", "PrefetchSampler", "RemoteSampler", "Request", "Sampler"]

@@ -1,4 +1,4 @@
-"""What every sampler promises."""
+"""Sampler interface: prompts as ids → samples as ids."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from nrt.types import Sample
 
 @dataclass(frozen=True)
 class Request:
-    """What a sampler is asked for: the same request and weights give the same ids."""
+    """A request for samples. The same request and weights give the same ids."""
 
-    prompts: Sequence[tuple[int, ...]]  # ids, each with at least one token
+    prompts: Sequence[tuple[int, ...]]  # ids, at least one token each
     n: int  # samples a prompt
-    stop_ids: frozenset[int]  # a sample ends with the first of them, which stays in its ids
-    cap: int  # most tokens of a sample, the stop token included
-    seed: int | Sequence[int]  # of all samples, or one of each prompt's: then they do not depend on the prompts beside it
-    greedy: bool = False  # the most likely token instead of a sampled one
-    temperature: float = 1.0  # what the logits are divided by
-    top_p: float = 1.0  # drawn from the fewest most likely tokens that hold this share of the probability
-    banned: frozenset[int] = frozenset()  # never drawn: the others' probabilities are those of a softmax without them
-    only: Sequence[int] | None = None  # places of the prompts to sample for, each as it would be sampled among all; None: all
+    stop_ids: frozenset[int]  # the first of them ends a sample and stays in its ids
+    cap: int  # maximum tokens of a sample, the stop token included
+    # One for all, or one for each prompt: then samples do not depend on the other prompts
+    seed: int | Sequence[int]
+    greedy: bool = False  # take the most likely token
+    temperature: float = 1.0  # divides the logits
+    top_p: float = 1.0  # sample from the smallest set of most likely tokens with this probability
+    banned: frozenset[int] = frozenset()  # tokens of probability 0
+    only: Sequence[int] | None = None  # the prompts to sample for, each as among all; None: all
 
     @property
     def places(self) -> Sequence[int]:
@@ -34,34 +35,49 @@ class Request:
 
     @property
     def seeds(self) -> Sequence[int]:
-        """One of each prompt's: as given, or made of the one and the prompt's place."""
-        return [hashed(f"{self.seed}/{place}") for place in range(len(self.prompts))] if isinstance(self.seed, int) else self.seed
+        """One seed for each prompt."""
+        if isinstance(self.seed, int):
+            return [hashed(f"{self.seed}/{place}") for place in range(len(self.prompts))]
+        return self.seed
 
 
 class Sampler(Protocol):
-    """Samples from the model's own logits and what the request says: no top-k, no penalty, no setting of the model's."""
+    """Samples from the model's logits as the request says: no top-k, no penalty, no
+    generation_config.
+    """
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int | None = None) -> None:
-        """Takes the policy's weights, as (name, tensor) under the Hugging Face names; those of a version that is there already may be
-        left alone, those without one may not."""
+    @property
+    def uses_trainer_model(self) -> bool:
+        """True if it samples with the module that the trainer updates."""
+        ...
+
+    def load_weights(
+        self, weights: Iterable[tuple[str, Tensor]], version: int | None = None
+    ) -> None:
+        """Load the policy's weights, as (name, tensor) under their Hugging Face names.
+
+        Args:
+            version: of the weights. A sampler may skip a version that it has; without a version it
+                must not.
+        """
         ...
 
     def sample(self, request: Request) -> list[list[Sample]]:
-        """`n` samples for each prompt, in the order of the prompts (or of `only`)."""
+        """Return `n` samples for each prompt, in the order of the prompts (or of `only`)."""
         ...
 
-    def rest(self) -> None:
-        """Nothing more is asked until `load_weights`: memory may be given back."""
+    def sleep(self) -> None:
+        """Release memory: no request follows before the next `load_weights`."""
         ...
 
 
 def hashed(text: str) -> int:
-    """56 bits of it."""
+    """Return 56 bits of the text's SHA-256."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
 def cut(ids: Sequence[int], stop_ids: frozenset[int], cap: int) -> tuple[int, ...]:
-    """`ids` up to and with the first stop id, at most `cap` of them.
+    """Return `ids` up to the first stop id, which stays, and at most `cap` of them.
 
     >>> cut([5, 6, 2, 7], frozenset({2}), 10)
     (5, 6, 2)

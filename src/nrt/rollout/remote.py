@@ -1,4 +1,4 @@
-"""The trainer's side of rollout servers: prompts shared out among them, weights pushed to all, and patience with one that is gone."""
+"""Client of rollout servers: splits prompts among them, pushes weights, waits for lost servers."""
 
 from __future__ import annotations
 
@@ -20,106 +20,165 @@ from torch import Tensor
 
 from nrt.errors import InputError, RunError
 from nrt.rollout.base import Request
-from nrt.rollout.wire import PUSHER, TOKEN, VERSION, request_to_json, samples_from_json
+from nrt.rollout.wire import (
+    PUSHER_HEADER,
+    TOKEN_VARIABLE,
+    VERSION_HEADER,
+    request_to_json,
+    samples_from_json,
+)
+from nrt.system.network import parse_http_url
 from nrt.types import Sample
 
-FOREIGN = -1
+FOREIGN_VERSION = -1
 """Version of samples from weights that another trainer pushed."""
+
 T = TypeVar("T")
 
 
 class RemoteSampler:
-    """Samples at rollout servers, all with the same weights.
+    """Samples on rollout servers, which all have the same weights."""
 
-    strict   samples from other weights than were pushed are an error; otherwise they come with the version that they have
-    wait     seconds to wait for a server that does not answer; it gets the weights again when it does
-    say      hears of it
-    """
+    uses_trainer_model = False
 
-    def __init__(self, urls: Sequence[str], *, strict: bool = True, wait: float = 600.0, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        strict: bool = True,
+        wait: float = 600.0,
+        warn: Callable[[str], None] = print,
+    ) -> None:
+        """Check the addresses; nothing is sent yet.
+
+        Args:
+            urls: addresses of the servers.
+            strict: samples from other weights than those pushed are an error. Otherwise they have
+                the version of their weights, or FOREIGN_VERSION.
+            wait: seconds to wait for a server that does not answer. When it answers again, it
+                receives the weights again.
+            warn: receives a message when a server is lost, and when it is back.
+
+        Raises InputError for an address that is not valid.
+        """
         for url in urls:
-            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-                raise InputError(f"vllm.urls: {url!r} is no address of a server, such as http://127.0.0.1:8643")
-        self.urls, self.strict, self.wait, self.say = tuple(urls), strict, wait, say
+            if parse_http_url(url) is None:
+                raise InputError(
+                    f"vllm.urls: {url!r} is not the address of a server, "
+                    "such as http://127.0.0.1:8643"
+                )
+        self.urls, self.strict, self.wait, self.warn = tuple(urls), strict, wait, warn
         self.version: int | None = None
         self._body = b""
-        self._pusher = secrets.token_hex(8)  # versions of two trainers are not the same weights
-        self._token = os.environ.get(TOKEN, "")
+        self._pusher = secrets.token_hex(8)  # two trainers' equal versions are different weights
+        self._token = os.environ.get(TOKEN_VARIABLE, "")
         self._threads = ThreadPoolExecutor(len(self.urls), "servers")
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int | None = None) -> None:
-        """Pushes them to all servers at once. Their bytes stay in memory, for a server that comes back."""
+    def load_weights(
+        self, weights: Iterable[tuple[str, Tensor]], version: int | None = None
+    ) -> None:
+        """Push the weights to all servers at once.
+
+        Their bytes stay in memory for a server that returns without weights.
+        """
         if version is not None and version == self.version:
             return
         self._body = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights})
         self.version = version if version is not None else (self.version or 0) + 1
-        list(self._threads.map(lambda url: self._insist(url, lambda: self._push(url), again=False), self.urls))
+
+        def push(url: str) -> None:
+            self._retry(url, lambda: self._push(url), push_again=False)
+
+        list(self._threads.map(push, self.urls))
 
     def sample(self, request: Request) -> list[list[Sample]]:
-        """See `Sampler.sample`. Each server takes a share of the prompts; which one samples a prompt does not change its samples.
+        """See `Sampler.sample`. The server that samples a prompt does not change its samples.
 
-        Raises RunError where a server stays away, and for samples from other weights (`strict`).
+        Each server receives a part of the prompts. Raises RunError if a server stays lost, and for
+        samples from other weights (`strict`).
         """
         if self.version is None:
             raise RunError("the rollout servers have no weights: load_weights comes first")
-        parts = list(zip(self.urls, _shared(request, len(self.urls)), strict=False))
-        found = self._threads.map(lambda part: self._insist(part[0], lambda: self._ask(*part), again=True), parts)
-        return [group for groups in found for group in groups]
 
-    def rest(self) -> None:
-        """The memory is elsewhere."""
+        def sample_part(url: str, part: Request) -> list[list[Sample]]:
+            return self._retry(url, lambda: self._sample(url, part), push_again=True)
 
-    def _ask(self, url: str, request: Request) -> list[list[Sample]]:
+        parts = _split(request, len(self.urls))
+        urls = self.urls[: len(parts)]
+        samples = self._threads.map(sample_part, urls, parts)
+        return [group for groups in samples for group in groups]
+
+    def sleep(self) -> None:
+        """Do nothing: the servers use their own memory."""
+
+    def _sample(self, url: str, request: Request) -> list[list[Sample]]:
         reply = self._call(url, "/sample", json.dumps(request_to_json(request)).encode())
-        mine = reply["pusher"] == self._pusher
-        if self.strict and not (mine and reply["version"] == self.version):
-            whose = "" if mine else " that another trainer pushed"
+        is_own = reply["pusher"] == self._pusher
+        if self.strict and not (is_own and reply["version"] == self.version):
+            whose = "" if is_own else " that another trainer pushed"
             raise RunError(
-                f"{url} sampled with weights of version {reply['version']}{whose}, this run pushed version {self.version}; "
-                "give each run servers of its own, or let the ratio correct for it with vllm.strict=false"
+                f"{url} sampled with weights of version {reply['version']}{whose}, this run pushed "
+                f"version {self.version}; give each run its own servers, "
+                "or set vllm.strict=false: the importance ratio then corrects for it"
             )
-        return samples_from_json(reply["samples"], reply["version"] if mine else FOREIGN)
+        return samples_from_json(reply["samples"], reply["version"] if is_own else FOREIGN_VERSION)
 
     def _push(self, url: str) -> None:
         self._call(url, "/weights", self._body)
 
-    def _insist(self, url: str, work: Callable[[], T], *, again: bool) -> T:
-        """The work's result. Where the server is gone, waits for it, and (`again`) pushes the weights before it goes on."""
-        lost: float | None = None
+    def _retry(self, url: str, work: Callable[[], T], *, push_again: bool) -> T:
+        """Return the result of `work`; if the server is lost, wait for it and try again.
+
+        Args:
+            push_again: push the weights to a server that is back, before `work`.
+        """
+        lost: float | None = None  # since when
         while True:
             try:
                 if lost is not None:
                     self._call(url, "/health", None)
-                    if again:
+                    if push_again:
                         self._push(url)
                 result = work()
             except (OSError, HTTPException, _NoWeights) as error:
                 now = time.monotonic()
                 if lost is None:
                     lost = now
-                    self.say(f"rollout server {url} does not answer ({_reason(error)}); waiting for up to {self.wait:g} s")
+                    self.warn(
+                        f"rollout server {url} does not answer ({_reason(error)}); "
+                        f"waiting for up to {self.wait:g} s"
+                    )
                 elif now - lost > self.wait:
-                    message = f"rollout server {url} did not answer for {self.wait:g} s ({_reason(error)}); resume when it is back"
-                    raise RunError(message) from error
+                    raise RunError(
+                        f"rollout server {url} did not answer for {self.wait:g} s "
+                        f"({_reason(error)}); resume the run when the server is back"
+                    ) from error
                 time.sleep(min(1.0, self.wait))
             else:
                 if lost is not None:
-                    self.say(f"rollout server {url} is back after {time.monotonic() - lost:.0f} s, with weights of version {self.version}")
+                    self.warn(
+                        f"rollout server {url} is back after {time.monotonic() - lost:.0f} s, "
+                        f"with weights of version {self.version}"
+                    )
                 return result
 
     def _call(self, url: str, path: str, body: bytes | None) -> dict[str, Any]:
-        """The reply to a POST, or without a body to a GET. Raises OSError or HTTPException where the server is gone."""
-        at = urlsplit(url)
-        kind = HTTPSConnection if at.scheme == "https" else HTTPConnection
-        connection = kind(at.hostname or "", at.port, timeout=10)
+        """Return the JSON reply to a POST of `body`, or to a GET if it is None.
+
+        Raises OSError or HTTPException if the server is lost.
+        """
+        address = urlsplit(url)
+        connection_type = HTTPSConnection if address.scheme == "https" else HTTPConnection
+        connection = connection_type(address.hostname or "", address.port, timeout=10)
+        headers = {PUSHER_HEADER: self._pusher, VERSION_HEADER: str(self.version)}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
         try:
             connection.connect()
             if body is not None:
-                _be_patient(connection.sock)
-            headers = {PUSHER: self._pusher, VERSION: str(self.version)}
-            if self._token:
-                headers["Authorization"] = f"Bearer {self._token}"
-            connection.request("GET" if body is None else "POST", at.path.rstrip("/") + path, body, headers)
+                _wait_without_limit(connection.sock)
+            method = "GET" if body is None else "POST"
+            connection.request(method, address.path.rstrip("/") + path, body, headers)
             reply = connection.getresponse()
             text = reply.read()
         finally:
@@ -133,24 +192,37 @@ class RemoteSampler:
         if reply.status in (400, 401):
             raise InputError(f"rollout server {url}: {values['error']}")
         if reply.status != 200:
-            raise RunError(f"rollout server {url} failed with status {reply.status}: {values.get('error')}")
+            raise RunError(
+                f"rollout server {url} failed with status {reply.status}: {values.get('error')}"
+            )
         return values
 
 
 class _NoWeights(Exception):
-    """The server was started again since the last push."""
+    """The server was restarted after the last push."""
 
 
-def _shared(request: Request, parts: int) -> list[Request]:
-    """The prompts in equal runs, at most `parts` of them, each prompt with its own seed."""
-    prompts, seeds = ([values[place] for place in request.places] for values in (request.prompts, request.seeds))
+def _split(request: Request, parts: int) -> list[Request]:
+    """Split the prompts in order into at most `parts` requests of equal size.
+
+    Each prompt keeps its own seed.
+    """
+    all_seeds = request.seeds
+    prompts = [request.prompts[place] for place in request.places]
+    seeds = [all_seeds[place] for place in request.places]
     size = max(1, math.ceil(len(prompts) / parts))
-    starts = range(0, len(prompts), size)
-    return [replace(request, prompts=prompts[i : i + size], seed=seeds[i : i + size], only=None) for i in starts]
+    requests = []
+    for i in range(0, len(prompts), size):
+        part_prompts, part_seeds = prompts[i : i + size], seeds[i : i + size]
+        requests.append(replace(request, prompts=part_prompts, seed=part_seeds, only=None))
+    return requests
 
 
-def _be_patient(sock: socket.socket) -> None:
-    """Sampling may take long; a machine that is gone is found out in a minute or two."""
+def _wait_without_limit(sock: socket.socket) -> None:
+    """Remove the time-out, since sampling may take long; keep-alive probes detect a lost machine.
+
+    Detection takes a minute or two.
+    """
     sock.settimeout(None)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):

@@ -1,4 +1,4 @@
-"""Names in a run folder: of runs, steps and rows, and the entries that have them."""
+"""Names of runs, steps and rows in a run folder, and the files and folders with these names."""
 
 from __future__ import annotations
 
@@ -8,23 +8,37 @@ from pathlib import Path
 
 from nrt.errors import InputError
 
-STREAMS = ("metrics.jsonl", "traces.jsonl", "warnings.jsonl")
-"""Files that grow by lines, each with its step first."""
+APPENDED_FILES = ("metrics.jsonl", "traces.jsonl", "warnings.jsonl")
+"""Files that grow line by line; each line begins with its step."""
 
-BASE = "base"
-"""With engine=verl: the initial model with its markers, where the model that was given has none."""
+BASE_FOLDER = "base"
+"""With engine=verl: the initial model with its markers, if the given model has none."""
 
+KNOWN_ENTRIES = (
+    "config.yaml",
+    "environment.json",
+    *APPENDED_FILES,
+    "heldout",
+    "judge",
+    "eval",
+    "skipped",
+    "checkpoints",
+    "model",
+    BASE_FOLDER,
+)
+"""Files and folders that nrt reads in a run folder."""
 
-OURS = ("config.yaml", "environment.json", *STREAMS, "heldout", "judge", "eval", "skipped", "checkpoints", "model", BASE)
-"""What nrt reads in a run folder."""
-
-
-FOLDERS = re.compile(r"(?<![\w.:/\\~-])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\:'\"(),;<>]+[/\\])*(?=[^\s/\\])")
-"""The folders of an absolute path, whatever the system."""
+ABSOLUTE_FOLDERS = re.compile(
+    r"(?<![\w.:/\\~-])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\:'\"(),;<>]+[/\\])*(?=[^\s/\\])"
+)
+"""The folders of an absolute path, on any operating system."""
 
 
 def run_folder(name_or_path: str | Path) -> Path:
-    """A bare name is a folder in ./runs/; anything with a separator, `.`, `..` and every Path is a path.
+    """Return the folder of a run.
+
+    A bare name is a folder in ./runs/. A string with a separator, `.`, `..` and every Path is a
+    path. Raises InputError for an empty name.
 
     >>> run_folder("demo").as_posix(), run_folder("./demo").as_posix()
     ('runs/demo', 'demo')
@@ -32,12 +46,14 @@ def run_folder(name_or_path: str | Path) -> Path:
     if not str(name_or_path):
         raise InputError("the run has no name; set run=NAME")
     path = Path(name_or_path).expanduser()
-    bare = isinstance(name_or_path, str) and name_or_path == path.name and name_or_path != ".."
-    return Path("runs") / path if bare else path
+    is_name = isinstance(name_or_path, str) and name_or_path == path.name and name_or_path != ".."
+    return Path("runs") / path if is_name else path
 
 
 def step_name(step: int, updates: int | None = None) -> str:
-    """Name of a checkpoint folder, or stem of a held-out file; with the next step's updates that are done, where one is under way.
+    """Return the name of a checkpoint folder, or of a held-out file without its suffix.
+
+    `updates` is the number of finished updates of the next step, if that step is in progress.
 
     >>> step_name(100), step_name(100, 2)
     ('step-000100', 'step-000100+2')
@@ -45,46 +61,66 @@ def step_name(step: int, updates: int | None = None) -> str:
     return f"step-{step:06d}" + ("" if updates is None else f"+{updates}")
 
 
-def link_in(run: Path) -> Path | None:
-    """A symbolic link among the files and folders that nrt reads in a run folder. Trackers keep links of their own there."""
-    with os.scandir(run) as found:
-        ours = [entry for entry in found if entry.name in OURS]
-    for entry in ours:
+def find_link(run: Path) -> Path | None:
+    """Return a symbolic link among the files and folders that nrt reads in a run folder, or None.
+
+    Experiment trackers keep links of their own in the folder; those are ignored.
+    """
+    with os.scandir(run) as scanned:
+        entries = [entry for entry in scanned if entry.name in KNOWN_ENTRIES]
+    for entry in entries:
         if entry.is_symlink():
             return Path(entry.path)
-        if entry.is_dir():
-            for folder, folders, files in os.walk(entry.path):
-                if link := next((path for name in (*folders, *files) if (path := Path(folder, name)).is_symlink()), None):
-                    return link
+        if not entry.is_dir():
+            continue
+        for folder, folders, files in os.walk(entry.path):
+            for name in (*folders, *files):
+                path = Path(folder, name)
+                if path.is_symlink():
+                    return path
     return None
 
 
-def without_folders(text: str, inside: Path | None = None) -> str:
-    """The text with absolute paths cut to their last name, and those `inside` a folder to what follows it: pages and warnings are passed
-    on, and folders name people.
+def shorten_paths(text: str, inside: Path | None = None) -> str:
+    """Return the text with each absolute path cut to its last name.
 
-    >>> without_folders("/home/ann/runs/a/lock is gone (see http://nrt.example/docs/), 1/2 and/or ~/b/c", Path("/home/ann/runs"))
+    Paths inside the folder `inside` are cut to the part after it. Users publish reports and
+    warnings, and folder names reveal user names.
+
+    >>> text = "/home/ann/runs/a/lock is gone (see http://nrt.example/docs/), 1/2 and/or ~/b/c"
+    >>> shorten_paths(text, Path("/home/ann/runs"))
     'a/lock is gone (see http://nrt.example/docs/), 1/2 and/or c'
     """
-    return FOLDERS.sub("", text if inside is None else text.replace(f"{inside}{os.sep}", ""))
+    if inside is not None:
+        text = text.replace(f"{inside}{os.sep}", "")
+    return ABSOLUTE_FOLDERS.sub("", text)
 
 
 def document_id(row_id: str) -> str:
-    """What a row shares with others, by its id: the document that it was cut from (`file:row@token`), or the question that it is one
-    reference of (`file:row#reference`); other rows are by themselves.
+    """Return the id shared by all rows of the same document or question.
 
-    >>> document_id("books.jsonl:7@320"), document_id("nq.jsonl:7#2"), document_id("pairs@2.jsonl:7")
-    ('books.jsonl:7', 'nq.jsonl:7', 'pairs@2.jsonl:7')
+    Rows cut from one document have ids `file:row@token`. Rows with one reference each of the same
+    question have ids `file:row#reference`. Any other row has its own id.
+
+    >>> document_id("books.jsonl:7@320"), document_id("nq.jsonl:7#2")
+    ('books.jsonl:7', 'nq.jsonl:7')
+    >>> document_id("pairs@2.jsonl:7")
+    'pairs@2.jsonl:7'
     """
     return re.sub(r"(?<=:)(\d+)[@#]\d+$", r"\1", row_id)
 
 
-def numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:
-    """(step, path) of the entries named `step-000100<suffix>`, by step."""
-    name = re.compile(rf"step-(\d+){re.escape(suffix)}")
-    return sorted((int(match[1]), path) for path in entries(folder) if (match := name.fullmatch(path.name)))
+def files_by_step(folder: Path, suffix: str) -> list[tuple[int, Path]]:
+    """Return (step, path) of the entries named `step-000100<suffix>`, sorted by step."""
+    pattern = re.compile(rf"step-(\d+){re.escape(suffix)}")
+    numbered = []
+    for path in list_folder(folder):
+        match = pattern.fullmatch(path.name)
+        if match:
+            numbered.append((int(match[1]), path))
+    return sorted(numbered)
 
 
-def entries(folder: Path) -> list[Path]:
-    """None where there is no folder."""
+def list_folder(folder: Path) -> list[Path]:
+    """Return the entries of a folder; an empty list if it does not exist."""
     return list(folder.iterdir()) if folder.is_dir() else []

@@ -1,4 +1,4 @@
-"""`RunWriter`: writes a run folder and holds its lock."""
+"""`RunWriter` writes a run folder and holds its lock."""
 
 from __future__ import annotations
 
@@ -10,71 +10,98 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nrt import lock
 from nrt.config import Config, dump_yaml
-from nrt.durable import TEXT, open_to_append, sweep, sync, write_file
-from nrt.environment import describe_environment
 from nrt.errors import InputError
-from nrt.run.layout import BASE, STREAMS, entries, numbered, run_folder, step_name, without_folders
-from nrt.run.lines import as_nrt_writes, read_lines, to_line
+from nrt.run.layout import (
+    APPENDED_FILES,
+    BASE_FOLDER,
+    files_by_step,
+    list_folder,
+    run_folder,
+    shorten_paths,
+    step_name,
+)
+from nrt.run.lines import explain_unreadable_files, read_lines, to_line
 from nrt.run.reader import Run
+from nrt.system import lock
+from nrt.system.environment import describe_environment
+from nrt.system.files import TEXT_OPTIONS, open_to_append, remove_leftovers, sync, write_file
 
 
 class RunWriter:
-    """Writes a run folder and holds its lock; a context manager. Every line is on its way to the disk when a method returns."""
+    """Writer of a run folder and holder of its lock; use it as a context manager.
+
+    When a method returns, the operating system has the lines that the method wrote. `sync` waits
+    until they are on the disk.
+    """
 
     def __init__(self, path: Path, *, resumed: bool) -> None:
-        """Takes the lock; use `create`, or `hold` and `go_on`."""
+        """Acquire the lock. Callers use `create`, or `lock_existing` and then `resume`."""
         self.path, self.resumed = path, resumed
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = lock.take(path / "lock")
+            self._lock = lock.acquire(path / "lock")
         except OSError as error:
-            raise InputError(f"the run folder {path} cannot be written ({error.strerror}); choose another with run=NAME") from error
+            raise InputError(
+                f"the run folder {path} cannot be written ({error.strerror}); "
+                "choose another with run=NAME"
+            ) from error
 
     @classmethod
     def create(cls, name_or_path: str | Path, config: Config) -> RunWriter:
-        """Begins a run. Raises InputError if the folder holds one already, or cannot be written."""
+        """Start a new run.
+
+        Raises InputError if the folder already holds a run or cannot be written.
+        """
         path = run_folder(name_or_path)
         writer = cls(path, resumed=False)
-        with released_on_error(writer):
-            if found := [name for name in ("config.yaml", *STREAMS, "heldout", "checkpoints", "model") if (path / name).exists()]:
+        with close_on_error(writer):
+            names = ("config.yaml", *APPENDED_FILES, "heldout", "checkpoints", "model")
+            existing = [name for name in names if (path / name).exists()]
+            if existing:
                 raise InputError(
-                    f"{path} already holds a run ({', '.join(found)}); choose another name with run=NAME, or go on with it by resume={path}"
+                    f"{path} already holds a run ({', '.join(existing)}); "
+                    f"choose another name with run=NAME, or resume it with resume={path}"
                 )
-            writer._sweep()
+            writer._remove_leftovers()
             write_file(path / "config.yaml", [dump_yaml(config)])
             writer._describe_start(step=0)
         return writer
 
     @classmethod
-    def hold(cls, name_or_path: str | Path) -> RunWriter:
-        """Takes the lock of a run that is there, so that nobody changes it while the caller sees from where to `go_on`."""
+    def lock_existing(cls, name_or_path: str | Path) -> RunWriter:
+        """Lock an existing run, so that it does not change while the caller prepares `resume`."""
         return cls(Run(name_or_path).path, resumed=True)
 
     @classmethod
     def reopen(cls, name_or_path: str | Path, step: int, config: Config | None = None) -> RunWriter:
-        """`hold` and `go_on`."""
-        writer = cls.hold(name_or_path)
-        with released_on_error(writer):
-            writer.go_on(step, config)
+        """Call `lock_existing`, then `resume`."""
+        writer = cls.lock_existing(name_or_path)
+        with close_on_error(writer):
+            writer.resume(step, config)
         return writer
 
-    def go_on(self, step: int | None, config: Config | None = None) -> None:
-        """After `step`: what was written beyond it is cut off, so that the files become those of an uninterrupted run. None: from the
-        beginning, as if nothing had been there.
+    def resume(self, step: int | None, config: Config | None = None) -> None:
+        """Cut off everything written after `step`, as if the run had never gone beyond it.
 
-        `config` is the one that it goes on under; unset: as before. What a killed process was about to write is removed.
+        The files then become those of an uninterrupted run. The method also removes temporary
+        files of killed processes.
+
+        Args:
+            step: None: restart from the beginning, as if nothing had been written.
+            config: settings of the resumed run; None: unchanged.
         """
-        self.resumed, last = step is not None, -1 if step is None else step
-        self._sweep()
-        for name in STREAMS:
+        self.resumed = step is not None
+        last = -1 if step is None else step
+        self._remove_leftovers()
+        for name in APPENDED_FILES:
             _cut(self.path / name, last)
-        for later, file in numbered(self.path / "heldout", ".jsonl"):
-            if later > last:
+        for evaluated_step, file in files_by_step(self.path / "heldout", ".jsonl"):
+            if evaluated_step > last:
                 file.unlink()
-        for file in entries(self.path / "skipped"):
-            if (batch := re.match(r"step-(\d+)", file.name)) and int(batch[1]) > last:
+        for file in list_folder(self.path / "skipped"):
+            batch = re.match(r"step-(\d+)", file.name)
+            if batch and int(batch[1]) > last:
                 file.unlink()
         if step is None:
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
@@ -83,48 +110,65 @@ class RunWriter:
         self._describe_start(last if self.resumed else 0)
 
     def discard(self) -> None:
-        """Takes back a run that was created and could not be started, so that its name is free."""
+        """Remove a newly created run that could not start, so that its name is free again."""
         for name in ("config.yaml", "environment.json"):
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / BASE, ignore_errors=True)
+        shutil.rmtree(self.path / BASE_FOLDER, ignore_errors=True)
 
     def metrics(self, record: Mapping[str, Any]) -> None:
-        """Appends the metrics of a step; `record` has its "step". NaN and infinities become null."""
+        """Append the metrics of a step.
+
+        `record` must have the key "step". NaN and infinities become null.
+        """
         self._append("metrics.jsonl", record)
 
     def trace(self, record: Mapping[str, Any]) -> None:
-        """Appends one sampled trace; `record` has its "step"."""
+        """Append one group of sampled traces; `record` must have the key "step"."""
         self._append("traces.jsonl", record)
 
     def warn(self, kind: str, message: str, step: int, **details: Any) -> None:
-        """Appends a warning: a short fixed kind to filter by, a message for people, and numbers."""
-        self._append("warnings.jsonl", {"step": step, "kind": kind, "message": without_folders(message, self.path), **details})
+        """Append a warning.
+
+        Args:
+            kind: short fixed name, to filter by.
+            message: text for people.
+            details: further fields, such as counts.
+        """
+        message = shorten_paths(message, self.path)
+        record = {"step": step, "kind": kind, "message": message, **details}
+        self._append("warnings.jsonl", record)
 
     def heldout(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
-        """Writes the held-out rows of a step, all at once."""
+        """Write the held-out rows of a step, atomically."""
         folder = self.path / "heldout"
         folder.mkdir(exist_ok=True)
         write_file(folder / f"{step_name(step)}.jsonl", (to_line(record) for record in records))
 
     def skipped(self, kind: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Lists the rows of the training or validation data that could not be used; none: no file."""
+        """Write the list of unusable rows of the training or validation data, if there are any.
+
+        `kind` is "train" or "valid".
+        """
         if records:
-            (self.path / "skipped").mkdir(exist_ok=True)
-            write_file(self.path / "skipped" / f"{kind}.jsonl", (to_line(record) for record in records))
+            folder = self.path / "skipped"
+            folder.mkdir(exist_ok=True)
+            write_file(folder / f"{kind}.jsonl", (to_line(record) for record in records))
 
     def skipped_batch(self, name: str, record: Mapping[str, Any]) -> None:
-        """Keeps a batch that was not trained on, as skipped/NAME.json."""
-        (self.path / "skipped").mkdir(exist_ok=True)
-        write_file(self.path / "skipped" / f"{name}.json", [to_line(record)])
+        """Write a batch that the trainer skipped to skipped/NAME.json."""
+        folder = self.path / "skipped"
+        folder.mkdir(exist_ok=True)
+        write_file(folder / f"{name}.json", [to_line(record)])
 
     def sync(self) -> None:
-        """All that was written is on the disk when this returns."""
-        files = [self.path / name for name in STREAMS if (self.path / name).is_file()]
-        for path in (*files, *entries(self.path / "heldout"), *entries(self.path / "skipped"), self.path):
+        """Wait until everything written so far is on the disk."""
+        files = [self.path / name for name in APPENDED_FILES if (self.path / name).is_file()]
+        heldout, skipped = list_folder(self.path / "heldout"), list_folder(self.path / "skipped")
+        for path in (*files, *heldout, *skipped, self.path):
             sync(path)
 
     def close(self) -> None:
-        """Gives the lock back."""
+        """Release the lock."""
         self._lock.release()
 
     def __enter__(self) -> RunWriter:
@@ -135,29 +179,32 @@ class RunWriter:
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         with open_to_append(self.path / name) as file:
-            file.write(to_line({"step": record["step"], **record}).encode(errors=TEXT["errors"]))
+            line = to_line({"step": record["step"], **record})
+            file.write(line.encode(errors=TEXT_OPTIONS["errors"]))
 
-    def _sweep(self) -> None:
-        """Remove half-written files and checkpoints; not of the report, which another process may be making."""
-        names = ["environment.json", "config.yaml", *STREAMS, "model", BASE]
-        for name in names:
-            sweep(self.path, name=name, older_than=0.0)
+    def _remove_leftovers(self) -> None:
+        """Remove half-written files and checkpoints.
+
+        Leftovers of the report stay, because another process may be writing it.
+        """
+        for name in ("environment.json", "config.yaml", *APPENDED_FILES, "model", BASE_FOLDER):
+            remove_leftovers(self.path, name=name, older_than=0.0)
         for name in ("checkpoints", "heldout", "skipped"):
-            sweep(self.path / name, older_than=0.0)
+            remove_leftovers(self.path / name, older_than=0.0)
 
     def _describe_start(self, step: int) -> None:
         entry = {"step": step, **describe_environment()}
         if self._lock.replaced:
             entry["replaced_lock"] = self._lock.replaced
-        entries = [*Run(self.path).environment, entry]
-        write_file(self.path / "environment.json", [json.dumps(entries, indent=1), "\n"])
+        starts = [*Run(self.path).environment, entry]
+        write_file(self.path / "environment.json", [json.dumps(starts, indent=1), "\n"])
 
 
-class Bystander(RunWriter):
-    """Stands where a writer would, in a process that leaves the writing to another one."""
+class NullWriter(RunWriter):
+    """Writer that writes nothing, for processes other than rank 0."""
 
     def __init__(self, path: Path, *, resumed: bool) -> None:
-        """Takes no lock."""
+        """Store the arguments; the lock is not acquired."""
         self.path, self.resumed = path, resumed
 
     def heldout(self, step: int, records: Iterable[Mapping[str, Any]]) -> None: ...
@@ -168,7 +215,7 @@ class Bystander(RunWriter):
 
     def sync(self) -> None: ...
 
-    def go_on(self, step: int | None, config: Config | None = None) -> None:
+    def resume(self, step: int | None, config: Config | None = None) -> None:
         self.resumed = step is not None
 
     def discard(self) -> None: ...
@@ -179,7 +226,8 @@ class Bystander(RunWriter):
 
 
 @contextmanager
-def released_on_error(writer: RunWriter) -> Iterator[None]:
+def close_on_error(writer: RunWriter) -> Iterator[None]:
+    """Close the writer if the code inside raises."""
     try:
         yield
     except BaseException:
@@ -188,10 +236,10 @@ def released_on_error(writer: RunWriter) -> Iterator[None]:
 
 
 def _cut(path: Path, step: int) -> None:
-    """Keeps what was up to a step; a file of which nothing is left goes."""
+    """Keep the records up to a step; remove the file if none is left."""
     if not path.is_file():
         return
-    with as_nrt_writes(path):
+    with explain_unreadable_files(path):
         write_file(path, (to_line(record) for record in read_lines(path) if record["step"] <= step))
     if not path.stat().st_size:
         path.unlink()

@@ -1,1 +1,4 @@
-"""What serves an exported model: files that `nrt export` writes beside the weights. None of them is imported by nrt."""
+"""Export of a trained model: the folder, its model card, and a plugin with which vLLM serves it.
+
+`vllm_reasoning.py` is copied into exported folders; nrt itself never imports it.
+"""

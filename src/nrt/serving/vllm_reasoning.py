@@ -1,10 +1,14 @@
-"""vLLM's view of nrt's markers: what stands before END is the reasoning, what follows is the content. Needs vLLM, not nrt.
+"""Reasoning parser for vLLM: text before END is the reasoning, text after END the content.
+
+Needs vLLM, not nrt:
 
     vllm serve DIR --reasoning-parser-plugin DIR/vllm_reasoning.py --reasoning-parser nrt
 
-The exported chat template opens the trace (it ends the prompt with START), so a reply begins within it. A request with
-`chat_template_kwargs={"open_trace": false}` opens none: its reply is content, unless the model opens a trace by itself. A trace without
-an end has no content. Markers of another name: $NRT_THINK_START, $NRT_THINK_END. Written for vLLM 0.31.
+The exported chat template opens the trace, because it ends the prompt with START. So a reply begins
+inside the trace. A request with `chat_template_kwargs={"open_trace": false}` opens no trace: its
+reply is content, unless the model opens a trace itself. A trace without END has no content.
+
+Set $NRT_THINK_START and $NRT_THINK_END for markers of another name. Written for vLLM 0.31.
 """
 
 import os
@@ -18,7 +22,7 @@ from vllm.reasoning.basic_parsers import BaseThinkingReasoningParser  # pyright:
 
 @ReasoningParserManager.register_module("nrt")
 class NRTReasoningParser(BaseThinkingReasoningParser):
-    """One for each request."""
+    """Parser of the reply to one request."""
 
     def __init__(self, tokenizer: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(tokenizer, *args, **kwargs)
@@ -33,12 +37,12 @@ class NRTReasoningParser(BaseThinkingReasoningParser):
         return os.environ.get("NRT_THINK_END", "<|think_end|>")
 
     def adjust_request(self, request: Any) -> Any:
-        """The markers are special tokens: they must stay in the text to be seen there."""
+        """Keep special tokens in the text, since the markers are special tokens."""
         request.skip_special_tokens = False
         return request
 
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
-        """(reasoning, content) of a whole reply."""
+        """Return (reasoning, content) of a complete reply."""
         if not self.opened and self.start_token not in model_output:
             return None, model_output or None
         trace, _, answer = model_output.removeprefix(self.start_token).partition(self.end_token)
@@ -53,9 +57,11 @@ class NRTReasoningParser(BaseThinkingReasoningParser):
         current_token_ids: Sequence[int],
         delta_token_ids: Sequence[int],
     ) -> DeltaMessage | None:
-        """What the new tokens add; None: nothing to show."""
-        thinks = self.opened or self.start_token_id in current_token_ids
-        if not thinks or self.end_token_id in previous_token_ids:
+        """Return the reasoning and content in the new tokens; None if there is nothing to show."""
+        in_trace = self.opened or self.start_token_id in current_token_ids
+        if not in_trace or self.end_token_id in previous_token_ids:
             return DeltaMessage(content=delta_text) if delta_text else None
-        trace, ended, answer = delta_text.replace(self.start_token, "").partition(self.end_token)
-        return DeltaMessage(reasoning=trace or None, content=answer or None) if trace or (ended and answer) else None
+        trace, end, answer = delta_text.replace(self.start_token, "").partition(self.end_token)
+        if trace or (end and answer):
+            return DeltaMessage(reasoning=trace or None, content=answer or None)
+        return None

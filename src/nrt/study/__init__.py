@@ -1,6 +1,6 @@
-"""Many runs that differ in one thing each, under one budget: `nrt compare`."""
+"""Studies: many runs that differ in one setting each, under one budget (`nrt compare`)."""
 
-from nrt.study.launch import Outcome, run_all
-from nrt.study.plan import Study, open_study
+from nrt.study.runs import RunOutcome, run_study
+from nrt.study.study import Study, open_study
 
-__all__ = ["Outcome", "Study", "open_study", "run_all"]
+__all__ = ["RunOutcome", "Study", "open_study", "run_study"]

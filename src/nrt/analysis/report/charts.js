@@ -1,50 +1,51 @@
 "use strict";
-// Charts wait until they come near the screen, and until the plotting library has been read.
+// Charts are drawn when they come near the screen, and after the plotting library has run.
 
-const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f6b4a", "#7a7a7a"]; // Okabe and Ito's, for colour-blind readers
+const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f6b4a", "#7a7a7a"]; // Okabe and Ito's colours, for colour-blind readers
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const VARIANTS = [...new Set(report.runs.map((run) => run.variant))];
-const hidden = new Set(); // variants that the reader has switched off
+const hidden = new Set(); // variants that the reader has hidden
 
 const colour = (variant) => PALETTE[VARIANTS.indexOf(variant) % PALETTE.length];
 const dash = (variant) => DASHES[Math.floor(VARIANTS.indexOf(variant) / PALETTE.length) % DASHES.length];
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 const charts = new Map(); // element → () => {traces, layout}
-const near = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)), { rootMargin: "400px" });
+const screenObserver = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)), { rootMargin: "400px" });
 
-/** A figure with a title; `make` gives plotly's traces and layout when it is drawn. */
+/** Returns a figure with a title. `make` returns plotly's {traces, layout} at drawing time. */
 function chart(title, make) {
   const plot = h("div", { class: "plot" });
   charts.set(plot, make);
   return h("figure", {}, h("figcaption", {}, title), plot);
 }
 
-/** Runs the plotting library, which the page carries as text, and begins to draw. */
+/** Runs the plotting library, which the page embeds as text, and starts drawing. */
 function loadPlotly() {
   if (!window.Plotly) document.head.append(h("script", {}, $("plotly").textContent));
   drawCharts();
 }
 
 function drawCharts() {
-  for (const plot of charts.keys()) near.observe(plot);
+  for (const plot of charts.keys()) screenObserver.observe(plot);
 }
 
 function draw(plot) {
-  near.unobserve(plot);
+  screenObserver.unobserve(plot);
   const { traces, layout } = charts.get(plot)();
-  const whole = { ...styled(layout), hovermode: traces.length > 12 ? "closest" : "x unified" };
-  plot.style.height = `${whole.height}px`; // otherwise the library shrinks the place when the window changes
-  Plotly.react(plot, traces, whole, { displayModeBar: false, responsive: true });
+  const fullLayout = { ...withStyle(layout), hovermode: traces.length > 12 ? "closest" : "x unified" };
+  plot.style.height = `${fullLayout.height}px`; // otherwise the library shrinks the element when the window is resized
+  Plotly.react(plot, traces, fullLayout, { displayModeBar: false, responsive: true });
 }
 
 function redraw() {
   for (const plot of charts.keys()) if (plot.classList.contains("js-plotly-plot")) draw(plot);
 }
 
-function styled(layout) {
+/** Returns the layout with the page's fonts, colours and margins. */
+function withStyle(layout) {
   const axis = { gridcolor: css("--rule"), zerolinecolor: css("--rule"), linecolor: css("--rule"), layer: "below traces", tickfont: { size: 11 }, automargin: true, title: { font: { size: 12 } } };
-  const merged = (given) => ({ ...axis, ...given, title: { ...axis.title, ...(given?.title ?? {}) } });
+  const merged = (options) => ({ ...axis, ...options, title: { ...axis.title, ...(options?.title ?? {}) } });
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: css("--sans"), size: 12, color: css("--soft") },
     margin: { l: 44, r: 12, t: 6, b: 38 }, showlegend: false, dragmode: false, height: innerWidth < 640 ? 165 : 210,

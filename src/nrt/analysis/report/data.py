@@ -1,4 +1,4 @@
-"""Run folders → one frozen record: all that a page or a terminal summary shows."""
+"""Run folders → one frozen record with all that a page or a terminal summary shows."""
 
 from __future__ import annotations
 
@@ -8,18 +8,30 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nrt.analysis.report.compared import Compared, Confidence, compared, token_confidence, variants
+from nrt.analysis.report.benchmark_rows import BenchmarkRow, EvaluatedRun, read_evaluations
 from nrt.analysis.report.curves import Curve, read_curves
-from nrt.analysis.report.evaluated import BenchmarkRow, Evaluated, read_evaluated
-from nrt.analysis.report.groups import Group, Index, read_groups
-from nrt.analysis.report.loaded import Loaded, Record, load
-from nrt.analysis.report.questions import Question, read_questions
-from nrt.analysis.report.summary import Measured, facts, missing, scores, status
-from nrt.analysis.report.vocabulary import Vocabulary, vocabulary
+from nrt.analysis.report.groups import TraceGroup, TraceIndex, read_groups
+from nrt.analysis.report.loaded_run import LoadedRun, read_run
+from nrt.analysis.report.questions import HeldoutQuestion, read_questions
+from nrt.analysis.report.summary import (
+    MeasureScores,
+    measure_scores,
+    missing_notes,
+    run_facts,
+    run_status,
+)
+from nrt.analysis.report.variants import (
+    ConfidenceByEntropy,
+    VariantComparison,
+    compare_variants,
+    group_by_variant,
+    token_confidence,
+)
+from nrt.analysis.report.vocabulary import Vocabulary, compare_words
 from nrt.errors import InputError
-from nrt.run import as_nrt_writes, run_folder
+from nrt.run import Record, explain_unreadable_files, run_folder
 
-SCHEME = {
+SCHEME_OF_METHOD = {
     "nrt-ws-neg-log-p": "neg-log-prob",
     "nrt-ws-inv-p": "inverse-prob",
     "nrt-gm": "geometric-mean",
@@ -31,130 +43,149 @@ SCHEME = {
     "jlb-original": "log-prob",
     "mean-log-prob": "mean-log-prob",
 }
-"""Method → the scheme of its reward, for methods whose reward is one of the explorer's schemes."""
+"""Method → reward scheme, for methods whose reward is one of the explorer's schemes."""
 
 
 @dataclass(frozen=True)
-class RunPart:
-    """What the page holds of one run."""
+class RunReport:
+    """One run in the report."""
 
     name: str
-    variant: str  # method, or the run's name where methods do not tell the runs apart
+    variant: str  # method, or the run's name if two runs share method and seed
     method: str
     seed: int
-    scheme: str | None  # of its reward, if it is one of the explorer's
+    scheme: str | None  # of its reward, if it is one of the explorer's schemes
     weight_norm: str
     status: str
     facts: list[tuple[str, str]]
-    measured: tuple[Measured, ...]
+    measured: tuple[MeasureScores, ...]
     warnings: Sequence[Record]
     missing: list[str]
     curves: dict[str, Curve]
     vocabulary: Vocabulary | None
-    vocabulary_of: str  # where its traces come from
-    evaluations: Sequence[int]
-    groups: list[Group]
+    vocabulary_of: str  # the source of its traces
+    evaluations: Sequence[int]  # steps with a held-out evaluation
+    groups: list[TraceGroup]
     groups_in_folder: int
 
 
 @dataclass(frozen=True)
 class Report:
-    """The whole report."""
+    """The whole report. A run index is a position in `runs`."""
 
     made: str  # UTC
-    runs: tuple[RunPart, ...]
-    questions: list[Question]
+    runs: tuple[RunReport, ...]
+    questions: list[HeldoutQuestion]
     questions_in_folder: int
-    evaluated: dict[int, Evaluated]  # by the run's place
+    evaluated: dict[int, EvaluatedRun]  # by run index
     benchmark_rows: list[BenchmarkRow]
     benchmark_rows_in_folder: int
-    compared: Compared | None
+    compared: VariantComparison | None
     compared_missing: str
-    confidence: Confidence | None
+    confidence: ConfidenceByEntropy | None
     confidence_missing: str
 
 
-def build_report(names: Sequence[str | Path], indexes: defaultdict[Path, Index] | None = None) -> Report:
-    """Reads the runs, by name or path. Raises InputError where one is not a run folder, or is given twice.
+def build_report(
+    names: Sequence[str | Path], indexes: defaultdict[Path, TraceIndex] | None = None
+) -> Report:
+    """Return the report of runs, given by name or path.
 
-    Who makes the report of growing runs again and again passes the same `indexes`, a `defaultdict(Index)`, each time: what was
-    read of their traces is then not read again.
+    A caller that builds the report of growing runs again and again passes the same `indexes`, a
+    `defaultdict(TraceIndex)`, each time. Then only new lines of their traces are read. Raises
+    InputError if one is not a run folder, or is given twice.
     """
-    with as_nrt_writes(*map(run_folder, names)):
-        return _build_report(load_runs(names), defaultdict(Index) if indexes is None else indexes)
+    with explain_unreadable_files(*map(run_folder, names)):
+        return _build_report(
+            load_runs(names), defaultdict(TraceIndex) if indexes is None else indexes
+        )
 
 
-def _build_report(runs: list[Loaded], indexes: defaultdict[Path, Index]) -> Report:
-    found = variants(runs)
-    variant_of = {loaded.name: variant for variant, seeds in found.items() for loaded in seeds.values()}
-    questions, count = read_questions(runs)
-    evaluated, rows, row_count = read_evaluated(runs)
-    table, no_table = compared(found)
-    bins, no_bins = token_confidence(found)
+def _build_report(runs: list[LoadedRun], indexes: defaultdict[Path, TraceIndex]) -> Report:
+    variants = group_by_variant(runs)
+    variant_of = {run.name: name for name, seeds in variants.items() for run in seeds.values()}
+    questions, question_count = read_questions(runs)
+    evaluated, rows, row_count = read_evaluations(runs)
+    comparison, no_comparison = compare_variants(variants)
+    confidence, no_confidence = token_confidence(variants)
+    run_reports = [
+        _run_report(run, variant_of[run.name], indexes[run.reader.path], share=len(runs))
+        for run in runs
+    ]
     return Report(
         made=datetime.now(UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC"),
-        runs=tuple(_part(loaded, variant_of[loaded.name], indexes[loaded.run.path], share=len(runs)) for loaded in runs),
+        runs=tuple(run_reports),
         questions=questions,
-        questions_in_folder=count,
+        questions_in_folder=question_count,
         evaluated=evaluated,
         benchmark_rows=rows,
         benchmark_rows_in_folder=row_count,
-        compared=table,
-        compared_missing=no_table,
-        confidence=bins,
-        confidence_missing=no_bins,
+        compared=comparison,
+        compared_missing=no_comparison,
+        confidence=confidence,
+        confidence_missing=no_confidence,
     )
 
 
-def load_runs(names: Sequence[str | Path]) -> list[Loaded]:
-    """The runs, each under a name that tells it from the others. Raises InputError as `build_report` does."""
+def load_runs(names: Sequence[str | Path]) -> list[LoadedRun]:
+    """Read the runs, each under a name that no other one has.
+
+    Raises InputError as `build_report` does.
+    """
     paths = [run_folder(name) for name in names]
     if len({path.resolve() for path in paths}) < len(paths):
-        raise InputError("a run is given twice; give each once")
-    return [load(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+        raise InputError("a run is given twice; give each run once")
+    return [read_run(path, name) for path, name in zip(paths, _unique_names(paths), strict=True)]
 
 
-def _part(loaded: Loaded, variant: str, index: Index, share: int) -> RunPart:
-    groups, in_folder = read_groups(loaded.run, share=share, index=index)
-    words, origin = _vocabulary(loaded, groups)
-    return RunPart(
-        name=loaded.name,
+def _run_report(run: LoadedRun, variant: str, index: TraceIndex, share: int) -> RunReport:
+    groups, groups_in_folder = read_groups(run.reader, share=share, index=index)
+    vocabulary, vocabulary_source = _vocabulary(run, groups)
+    return RunReport(
+        name=run.name,
         variant=variant,
-        method=loaded.method,
-        seed=loaded.seed,
-        scheme=SCHEME.get(loaded.method),
-        weight_norm=str(loaded.setting("objective.weight_norm", "length")),
-        status=status(loaded),
-        facts=facts(loaded),
-        measured=scores(loaded),
-        warnings=loaded.warnings,
-        missing=missing(loaded, len(groups)),
-        curves=read_curves(loaded.metrics),
-        vocabulary=words,
-        vocabulary_of=origin,
-        evaluations=loaded.evaluations,
+        method=run.method,
+        seed=run.seed,
+        scheme=SCHEME_OF_METHOD.get(run.method),
+        weight_norm=str(run.setting("objective.weight_norm", "length")),
+        status=run_status(run),
+        facts=run_facts(run),
+        measured=measure_scores(run),
+        warnings=run.warnings,
+        missing=missing_notes(run, len(groups)),
+        curves=read_curves(run.metrics),
+        vocabulary=vocabulary,
+        vocabulary_of=vocabulary_source,
+        evaluations=run.heldout_steps,
         groups=groups,
-        groups_in_folder=in_folder,
+        groups_in_folder=groups_in_folder,
     )
 
 
-def _vocabulary(loaded: Loaded, groups: Sequence[Group]) -> tuple[Vocabulary | None, str]:
-    """Of the last held-out evaluation, which is the same rows at every step; without one, of the page's training groups."""
-    rows = [record for record in loaded.after if record.get("trace") is not None]
+def _vocabulary(run: LoadedRun, groups: Sequence[TraceGroup]) -> tuple[Vocabulary | None, str]:
+    """Return the vocabulary of a run's traces and answers, and where they come from.
+
+    They come from the last held-out evaluation, which has the same rows at every step. Without
+    one, they come from the page's training groups.
+    """
+    rows = [record for record in run.final_heldout if record.get("trace") is not None]
     if rows:
-        words = vocabulary([record["trace"] for record in rows], [record.get("reference", "") for record in rows])
-        return words, f"the held-out evaluation after step {loaded.evaluations[-1]}"
+        traces = [record["trace"] for record in rows]
+        answers = [record.get("reference", "") for record in rows]
+        source = f"the held-out evaluation after step {run.heldout_steps[-1]}"
+        return compare_words(traces, answers), source
     if groups:
         traces = [trace.text for group in groups for trace in group.traces]
-        return vocabulary(traces, [group.answer for group in groups]), "the training groups on this page"
+        answers = [group.answer for group in groups]
+        return compare_words(traces, answers), "the training groups on this page"
     return None, ""
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many of the folders above as tell them apart."""
-    whole = [path.resolve() for path in paths]
-    for depth in range(1, max(len(path.parts) for path in whole) + 1):
-        names = ["/".join(path.parts[-depth:]) for path in whole]
+def _unique_names(paths: Sequence[Path]) -> list[str]:
+    """Return the folders' names, with as many parent folders as it takes to make them unique."""
+    resolved = [path.resolve() for path in paths]
+    for depth in range(1, max(len(path.parts) for path in resolved) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in resolved]
         if len(set(names)) == len(names):
             return names
-    return [str(path) for path in whole]
+    return [str(path) for path in resolved]

@@ -1,10 +1,14 @@
 "use strict";
-// Building blocks. Text of runs reaches the page only through text nodes, so markup in it is shown and never read.
+// Building blocks. Text of runs enters the page only through text nodes: the browser shows markup
+// in it and never interprets it.
 
 const report = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 
-/** An element: attributes (functions become listeners; null and false are left out), then children; strings become text. */
+/**
+ * Returns an element. Attributes that are functions become listeners; null and false are left out.
+ * Children that are strings become text.
+ */
 function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -24,7 +28,7 @@ function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Text as a person can see it: control characters as their pictures, and direction overrides by name instead of in effect. */
+/** Shows invisible characters: control characters as symbols, direction overrides by code. */
 function visible(text) {
   return text
     .replace(/[\u0000-\u0008\u000b-\u001f]/g, (char) => String.fromCharCode(0x2400 + char.charCodeAt(0)))
@@ -33,27 +37,28 @@ function visible(text) {
 
 const CLIPPED = 1500;
 
-/** User text in its own direction; a long one is cut, with a button that shows the rest. */
+/** Returns a block of a run's text in its own direction; a button expands a long one. */
 function prose(text, kind = "") {
-  const whole = visible(text);
+  const shown = visible(text);
   const block = h("div", { class: `prose ${kind}`, dir: "auto" });
   const show = (clipped) => {
-    block.textContent = clipped ? whole.slice(0, CLIPPED) : whole;
-    if (clipped) block.append(" … ", h("button", { class: "more", click: () => show(false) }, `show all ${whole.length.toLocaleString("en")} characters`));
-    if (!whole) block.append(h("span", { class: "faint" }, "empty"));
+    block.textContent = clipped ? shown.slice(0, CLIPPED) : shown;
+    if (clipped) block.append(" … ", h("button", { class: "more", click: () => show(false) }, `show all ${shown.length.toLocaleString("en")} characters`));
+    if (!shown) block.append(h("span", { class: "faint" }, "empty"));
   };
-  show(whole.length > CLIPPED + 200);
+  show(shown.length > CLIPPED + 200);
   return block;
 }
 
 const MINUS = "−";
-/** With its sign, unless it is rounded to zero. */
+/** Formats a number with its sign, unless it rounds to zero. */
 function signed(value, digits) {
   const size = Math.abs(value).toFixed(digits);
-  return (Number(size) === 0 ? "" : value < 0 ? MINUS : "+") + size;
+  if (Number(size) === 0) return size;
+  return (value < 0 ? MINUS : "+") + size;
 }
 
-/** A number with about four significant digits; a real minus sign; – for none. */
+/** Formats a number with about four significant digits and a real minus sign; – for none. */
 function number(value, digits = 4) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (!Number.isFinite(value)) return value < 0 ? `${MINUS}∞` : "∞";
@@ -76,7 +81,7 @@ function options(select, entries, chosen) {
 const note = (text) => h("p", { class: "note" }, text);
 const lead = (...content) => h("p", { class: "lead" }, ...content);
 
-// One tooltip for all tokens. A row of tokens is one stop of the Tab key; arrow keys walk along it.
+// One tooltip for all tokens. A row of tokens is one stop of the Tab key; arrow keys move along it.
 const tooltip = $("tooltip");
 
 function showTooltip(token, lines) {
@@ -93,7 +98,10 @@ function hideTooltip() {
   document.querySelector(".token.current")?.classList.remove("current");
 }
 
-/** Makes a row of `.token` elements answer to pointer and keyboard; `describe(i)` gives the tooltip's [label, value] lines. */
+/**
+ * Adds tooltips for pointer and keyboard to a row of `.token` elements. `describe(i)` returns the
+ * tooltip's [label, value] lines.
+ */
 function withTooltips(row, describe) {
   const tokens = () => [...row.querySelectorAll(".token")];
   const point = (i) => {

@@ -1,36 +1,42 @@
 "use strict";
-// The trace explorer: one group at a time, its K traces ranked by reward under a scheme of the reader's choice.
+// The trace explorer: one group at a time, its K traces ranked by reward under a scheme that the
+// reader chooses.
 
-const TRAINED = "trained"; // the scheme that stands for the rewards that the run stored
+const TRAINED = "trained"; // the choice that means the rewards that the run stored
 const SHOWN_TRACES = 8, SHOWN_TOKENS = 400;
 
 const withGroups = report.runs.map((run, i) => i).filter((i) => report.runs[i].groups.length);
 const state = { run: withGroups[0], group: 0, scheme: TRAINED, source: "", null: "", end: "", query: "", ...fromHash() };
-let listed = []; // places of the groups that pass the filters
+let listed = []; // indices of the groups that pass the filters
 
+/** Returns the reader's choices that the page's address holds. */
 function fromHash() {
   if (!location.hash.includes("=")) return {};
-  const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-  for (const name of ["run", "group"]) if (name in given) given[name] = Number(given[name]);
-  if (!withGroups.includes(given.run)) delete given.run;
-  if (given.scheme !== TRAINED && !SCHEMES.some((scheme) => scheme.id === given.scheme)) delete given.scheme;
-  return given;
+  const values = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  for (const name of ["run", "group"]) if (name in values) values[name] = Number(values[name]);
+  if (!withGroups.includes(values.run)) delete values.run;
+  if (values.scheme !== TRAINED && !SCHEMES.some((scheme) => scheme.id === values.scheme)) delete values.scheme;
+  return values;
 }
 
 const run = () => report.runs[state.run];
 const nats = (values) => values.map((value) => (value === null ? -Infinity : value / 1e5));
 
-const scored = new Map(); // "run/group/scheme" → scores, since every filter and ranking asks for them
+const scoreCache = new Map(); // "run/group/scheme" → scores, which every filter and ranking needs
 
-/** {weights, rewards, baseReward, advantages, scheme} of a group of the current run; `scheme` is null where the run's reward is none of them. */
-function scoresOf(place, id) {
-  const key = `${state.run}/${place}/${id}`;
-  if (!scored.has(key)) scored.set(key, score(run().groups[place], id));
-  return scored.get(key);
+/**
+ * Returns {weights, rewards, baseReward, advantages, scheme} of a group of the current run under
+ * the scheme `id`. `scheme` is null if the run's reward is none of SCHEMES.
+ */
+function scoresOf(groupIndex, id) {
+  const key = `${state.run}/${groupIndex}/${id}`;
+  if (!scoreCache.has(key)) scoreCache.set(key, computeScores(run().groups[groupIndex], id));
+  return scoreCache.get(key);
 }
 
-function score(group, id) {
-  const scheme = SCHEMES.find((one) => one.id === (id === TRAINED ? run().scheme : id)) ?? null;
+function computeScores(group, id) {
+  const schemeId = id === TRAINED ? run().scheme : id;
+  const scheme = SCHEMES.find((candidate) => candidate.id === schemeId) ?? null;
   const base = nats(group.base);
   if (id !== TRAINED) return { scheme, ...scoreGroup(scheme, group.traces.map((trace) => nats(trace.logp)), base, run().weight_norm) };
   return {
@@ -39,14 +45,14 @@ function score(group, id) {
   };
 }
 
-/** Whether a trace passes the filters on traces. */
-function passes(place, k) {
-  const found = scoresOf(place, state.scheme), trace = run().groups[place].traces[k];
-  const beats = found.rewards[k] > found.baseReward;
+/** Returns true if a trace passes the filters on traces. */
+function passes(groupIndex, k) {
+  const scores = scoresOf(groupIndex, state.scheme), trace = run().groups[groupIndex].traces[k];
+  const beats = scores.rewards[k] > scores.baseReward;
   return (!state.null || beats === (state.null === "beats")) && (!state.end || trace.finished === (state.end === "finished"));
 }
 
-function filtered() {
+function filteredGroups() {
   const query = state.query.toLowerCase();
   const holds = (text) => text.toLowerCase().includes(query);
   return run().groups.map((_, i) => i).filter((i) => {
@@ -61,76 +67,76 @@ function filtered() {
 
 function drawExplorer() {
   const section = $("explorer");
-  if (!withGroups.length) return section.append(note("No groups of sampled traces in the folder: nothing to explore. log_traces sets how many are written a step."));
-  const held = [...new Set(withGroups.map((i) => report.runs[i]).map((one) => `${one.groups.length.toLocaleString("en")} of ${one.groups_in_folder.toLocaleString("en")}`))];
+  if (!withGroups.length) return section.append(note("No groups of sampled traces in the folder: nothing to explore. log_traces sets how many are written per step."));
+  const groupCounts = [...new Set(withGroups.map((i) => report.runs[i]).map((run) => `${run.groups.length.toLocaleString("en")} of ${run.groups_in_folder.toLocaleString("en")}`))];
   section.append(
-    lead("The K traces of a prompt, ranked by reward. Another scheme ranks the same traces anew, from the log-probabilities that the run stored. Each token of the reference answer is shaded by what the trace did to it against the null trace."),
+    lead("The K traces of a prompt, ranked by reward. Another scheme ranks the same traces by the log-probabilities that the run stored. Each token of the reference answer is shaded by the trace's effect on its probability against the null trace."),
     h("div", { class: "controls" }, controls()),
     h("div", { class: "schemes", role: "group", "aria-label": "Reward scheme", id: "schemes" }),
     h("div", { class: "pager" },
-      h("button", { click: () => move(-1), "aria-label": "Previous group", title: "k" }, "◀"),
-      h("select", { id: "groups", "aria-label": "Step and prompt", change: (event) => go(Number(event.target.value)) }),
-      h("button", { click: () => move(1), "aria-label": "Next group", title: "j" }, "▶"),
-      h("input", { id: "slider", type: "range", min: 0, "aria-label": "Place among the groups", input: (event) => go(listed[event.target.value]) }),
+      h("button", { click: () => moveGroup(-1), "aria-label": "Previous group", title: "k" }, "◀"),
+      h("select", { id: "groups", "aria-label": "Step and prompt", change: (event) => showGroup(Number(event.target.value)) }),
+      h("button", { click: () => moveGroup(1), "aria-label": "Next group", title: "j" }, "▶"),
+      h("input", { id: "slider", type: "range", min: 0, "aria-label": "Position among the groups", input: (event) => showGroup(listed[event.target.value]) }),
       h("span", { id: "place", class: "faint" })),
     h("p", { id: "chosen", class: "note on-paper" }),
     h("div", { id: "group", "aria-live": "polite" }),
-    note(`Keys: j and k go to the next and the previous group, 0 to ${SCHEMES.length} choose the scheme, / searches; in a row of tokens ← and → walk along it. This page holds ${held.join(" or ")} groups of ${withGroups.length > 1 ? "each run's " : ""}traces.jsonl, evenly spaced, the first and the last always.`));
+    note(`Keys: j and k go to the next and the previous group, 0 to ${SCHEMES.length} choose the scheme, / searches, ← and → move along a row of tokens. This page holds ${groupCounts.join(" or ")} groups of ${withGroups.length > 1 ? "each run's " : ""}traces.jsonl, evenly spaced, always with the first and the last.`));
   refresh();
   return undefined;
 }
 
 function controls() {
-  const select = (name, entries) => options(h("select", { change: (event) => set({ [name]: event.target.value }) }), entries, state[name]);
-  const runs = h("select", { id: "run", change: (event) => set({ run: Number(event.target.value), group: 0, source: "" }) });
+  const select = (name, entries) => options(h("select", { change: (event) => setState({ [name]: event.target.value }) }), entries, state[name]);
+  const runs = h("select", { id: "run", change: (event) => setState({ run: Number(event.target.value), group: 0, source: "" }) });
   options(runs, withGroups.map((i) => [i, visible(report.runs[i].name)]), state.run);
   return [
     withGroups.length > 1 ? h("label", {}, "Run ", runs) : null,
-    h("label", {}, "Source ", h("select", { id: "source", change: (event) => set({ source: event.target.value }) })),
+    h("label", {}, "Source ", h("select", { id: "source", change: (event) => setState({ source: event.target.value }) })),
     h("label", {}, "Null trace ", select("null", [["", "all traces"], ["beats", "traces that beat it"], ["loses", "traces that do not"]])),
     h("label", {}, "End ", select("end", [["", "all traces"], ["finished", "finished"], ["unfinished", "unfinished"]])),
-    h("label", { class: "grow" }, "Search ", h("input", { id: "search", type: "search", placeholder: "prompt, answer or trace", value: state.query, input: (event) => set({ query: event.target.value }) })),
+    h("label", { class: "grow" }, "Search ", h("input", { id: "search", type: "search", placeholder: "prompt, answer or trace", value: state.query, input: (event) => setState({ query: event.target.value }) })),
   ];
 }
 
-function set(change) {
+function setState(change) {
   Object.assign(state, change);
   refresh();
 }
 
-function go(place) {
-  if (place !== undefined) set({ group: place });
+function showGroup(groupIndex) {
+  if (groupIndex !== undefined) setState({ group: groupIndex });
 }
 
-function move(by) {
-  const at = listed.indexOf(state.group);
-  go(listed[Math.max(0, Math.min(listed.length - 1, at + by))]);
+function moveGroup(by) {
+  const position = listed.indexOf(state.group);
+  showGroup(listed[Math.max(0, Math.min(listed.length - 1, position + by))]);
 }
 
 function refresh() {
-  listed = filtered();
+  listed = filteredGroups();
   if (!listed.includes(state.group)) state.group = listed.find((i) => i >= state.group) ?? listed.at(-1) ?? 0;
   const sources = [...new Set(run().groups.map((group) => group.source))].filter(Boolean).sort();
   options($("source"), [["", "all"], ...sources.map((source) => [source, visible(source)])], state.source);
-  options($("groups"), listed.map((i) => [i, label(run().groups[i])]), state.group);
+  options($("groups"), listed.map((i) => [i, groupLabel(run().groups[i])]), state.group);
   $("slider").max = Math.max(0, listed.length - 1);
   $("slider").value = listed.indexOf(state.group);
   $("place").textContent = listed.length ? `${listed.indexOf(state.group) + 1} of ${listed.length}` : "none";
   drawSchemes();
   $("group").replaceChildren(...(listed.length ? groupView(state.group) : [note("No group passes these filters.")]));
   hideTooltip();
-  const kept = Object.fromEntries(Object.entries(state).filter(([, value]) => value !== "" && value !== undefined));
-  if (touched) history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
+  const choices = Object.fromEntries(Object.entries(state).filter(([, value]) => value !== "" && value !== undefined));
+  if (touched) history.replaceState(null, "", `#${new URLSearchParams(choices)}`);
 }
 
-const label = (group) => visible(`step ${group.step} · ${group.source ? `${group.source} · ` : ""}${group.id}`);
+const groupLabel = (group) => visible(`step ${group.step} · ${group.source ? `${group.source} · ` : ""}${group.id}`);
 
 function drawSchemes() {
-  const own = SCHEMES.find((scheme) => scheme.id === run().scheme);
-  const entries = [{ id: TRAINED, label: own ? `as trained (${own.label})` : `as trained (${run().method})`, formula: "the rewards that the run stored" }, ...SCHEMES];
+  const trainedScheme = SCHEMES.find((scheme) => scheme.id === run().scheme);
+  const entries = [{ id: TRAINED, label: trainedScheme ? `as trained (${trainedScheme.label})` : `as trained (${run().method})`, formula: "the rewards that the run stored" }, ...SCHEMES];
   $("chosen").textContent = `Ranked ${state.scheme === TRAINED ? "" : "by "}${entries.find((scheme) => scheme.id === state.scheme).label}.`;
   $("schemes").replaceChildren(...entries.map((scheme, i) => {
-    const button = h("button", { "aria-pressed": String(scheme.id === state.scheme), title: scheme.formula, click: () => set({ scheme: scheme.id }) }, h("kbd", {}, String(i)), scheme.label);
+    const button = h("button", { "aria-pressed": String(scheme.id === state.scheme), title: scheme.formula, click: () => setState({ scheme: scheme.id }) }, h("kbd", {}, String(i)), scheme.label);
     button.dataset.scheme = scheme.id;
     return button;
   }));
@@ -138,56 +144,59 @@ function drawSchemes() {
 
 // One group.
 
-function groupView(place) {
-  const group = run().groups[place], found = scoresOf(place, state.scheme);
-  const order = ranking(found.rewards).filter((k) => passes(place, k));
+function groupView(groupIndex) {
+  const group = run().groups[groupIndex], scores = scoresOf(groupIndex, state.scheme);
+  const order = ranking(scores.rewards).filter((k) => passes(groupIndex, k));
   const ranks = new Map([TRAINED, ...SCHEMES.map((scheme) => scheme.id)].map((id) => {
-    const at = [];
-    ranking(scoresOf(place, id).rewards).forEach((k, rank) => (at[k] = rank + 1));
-    return [id, at];
+    const rankOf = [];
+    ranking(scoresOf(groupIndex, id).rewards).forEach((k, rank) => (rankOf[k] = rank + 1));
+    return [id, rankOf];
   }));
-  const finite = [found.baseReward, ...found.rewards].filter(Number.isFinite);
+  const finite = [scores.baseReward, ...scores.rewards].filter(Number.isFinite);
   const range = { low: Math.min(...finite), high: Math.max(...finite) };
-  const card = (k) => traceCard(group, found, k, ranks, range);
+  const card = (k) => traceCard(group, scores, k, ranks, range);
   const cards = h("div", { class: "traces" }, order.slice(0, SHOWN_TRACES).map(card));
   if (order.length > SHOWN_TRACES) {
-    const all = h("button", { class: "more wide", click: () => all.replaceWith(...order.slice(SHOWN_TRACES).map(card)) }, `show all ${order.length} traces`);
-    cards.append(all);
+    const showAll = h("button", { class: "more wide", click: () => showAll.replaceWith(...order.slice(SHOWN_TRACES).map(card)) }, `show all ${order.length} traces`);
+    cards.append(showAll);
   }
   return [
     h("div", { class: "question" },
-      h("div", {}, h("h4", {}, "Prompt ", h("span", { class: "faint on-paper" }, visible(withGroups.length > 1 ? `${run().name} · ` : ""), label(group))), prose(group.prompt)),
-      h("div", {}, h("h4", {}, `Reference answer after the null trace `, h("span", { class: "faint" }, `R_base ${number(found.baseReward)}; shaded: less likely`)),
-        tokensRow(group, (i) => surprise(nats(group.base)[i]), (i) => nullLines(group, found, i)))),
-    scale(), cards,
+      h("div", {}, h("h4", {}, "Prompt ", h("span", { class: "faint on-paper" }, visible(withGroups.length > 1 ? `${run().name} · ` : ""), groupLabel(group))), prose(group.prompt)),
+      h("div", {}, h("h4", {}, `Reference answer after the null trace `, h("span", { class: "faint" }, `R_base ${number(scores.baseReward)}; shaded: less likely`)),
+        tokensRow(group, (i) => surpriseShade(nats(group.base)[i]), (i) => nullLines(group, scores, i)))),
+    colourScale(), cards,
   ];
 }
 
-function traceCard(group, found, k, ranks, range) {
-  const trace = group.traces[k], logp = nats(trace.logp), base = nats(group.base), R = found.rewards[k];
-  const beats = R > found.baseReward;
+function traceCard(group, scores, k, ranks, range) {
+  const trace = group.traces[k], logp = nats(trace.logp), base = nats(group.base), R = scores.rewards[k];
+  const beats = R > scores.baseReward;
   const article = h("article", { class: "trace" },
     h("header", {},
       h("span", { class: "rank" }, String(ranks.get(state.scheme)[k])),
-      rewardBar(R, found.baseReward, range),
-      h("span", {}, "R ", h("b", {}, number(R))), h("span", {}, "A ", h("b", {}, Number.isFinite(found.advantages[k]) ? signed(found.advantages[k], 2) : "–")),
+      rewardBar(R, scores.baseReward, range),
+      h("span", {}, "R ", h("b", {}, number(R))), h("span", {}, "A ", h("b", {}, Number.isFinite(scores.advantages[k]) ? signed(scores.advantages[k], 2) : "–")),
       h("span", { class: `flag ${beats ? "good" : "bad"}` }, beats ? "beats the null trace" : "does not beat the null trace"),
       trace.finished ? null : h("span", { class: "flag" }, "unfinished")),
     traceText(trace),
-    tokensRow(group, (i) => effect(logp[i] - base[i]), (i) => tokenLines(group, found, k, i)),
+    tokensRow(group, (i) => effectShade(logp[i] - base[i]), (i) => tokenLines(group, scores, k, i)),
     h("p", { class: "ranks" }, "rank by ", SCHEMES.flatMap((scheme) => [h("span", { class: scheme.id === state.scheme ? "chosen" : "" }, `${scheme.label} `, h("b", {}, String(ranks.get(scheme.id)[k]))), " "])));
   article.dataset.trace = k;
   return article;
 }
 
-/** The reward between the group's lowest and highest, with a tick where the null trace stands. */
+/** Returns a bar from the group's lowest to its highest reward, with a tick at the null trace. */
 function rewardBar(R, baseReward, range) {
-  const at = (value) => (range.high > range.low && Number.isFinite(value) ? (100 * (value - range.low)) / (range.high - range.low) : 0);
+  const position = (value) => (range.high > range.low && Number.isFinite(value) ? (100 * (value - range.low)) / (range.high - range.low) : 0);
   return h("span", { class: "reward", title: "reward; the tick is the null trace" },
-    h("i", { style: `width:${at(R).toFixed(1)}%` }), h("s", { style: `left:${at(baseReward).toFixed(1)}%` }));
+    h("i", { style: `width:${position(R).toFixed(1)}%` }), h("s", { style: `left:${position(baseReward).toFixed(1)}%` }));
 }
 
-/** The trace's words shaded by entropy where the words are its tokens; otherwise the text over a strip of entropies. */
+/**
+ * Returns the trace's words shaded by entropy if its words are its tokens; otherwise the text with
+ * a strip of entropies below it.
+ */
 function traceText(trace) {
   const words = trace.text.split(" "), entropy = trace.entropy.map((value) => (value === null ? NaN : value / 1e3));
   if (entropy.length && words.length === entropy.length && words.length <= SHOWN_TOKENS) {
@@ -206,8 +215,8 @@ function entropyStrip(entropy) {
 
 // Tokens of the reference answer.
 
-const effect = (delta) => (Number.isNaN(delta) ? null : { kind: delta >= 0 ? "up" : "down", alpha: 0.75 * Math.tanh(Math.abs(delta) / 2) });
-const surprise = (logp) => ({ kind: "entropy", alpha: 0.65 * Math.tanh(-logp / 2) });
+const effectShade = (delta) => (Number.isNaN(delta) ? null : { kind: delta >= 0 ? "up" : "down", alpha: 0.75 * Math.tanh(Math.abs(delta) / 2) });
+const surpriseShade = (logp) => ({ kind: "entropy", alpha: 0.65 * Math.tanh(-logp / 2) });
 
 function tokenElement(text, shade) {
   const shown = visible(text).replaceAll("\n", "↵").replaceAll("\t", "⇥");
@@ -215,7 +224,7 @@ function tokenElement(text, shade) {
   return h("span", { class: "token", style }, h("bdi", {}, shown.trim() ? shown : "␣"));
 }
 
-/** The reference answer in `group.tokens`, each token shaded by `shade(i)` and described by `describe(i)`. */
+/** Returns the reference answer: token i has the shade `shade(i)` and the tooltip `describe(i)`. */
 function tokensRow(group, shade, describe) {
   const row = h("div", { class: "tokens", "aria-label": "Reference answer" });
   const add = (from, to) => row.append(...group.tokens.slice(from, to).flatMap((token, i) => {
@@ -224,32 +233,32 @@ function tokensRow(group, shade, describe) {
   }));
   add(0, SHOWN_TOKENS);
   if (group.tokens.length > SHOWN_TOKENS) {
-    const rest = h("button", { class: "more", click: () => { rest.remove(); add(SHOWN_TOKENS); } }, `show all ${group.tokens.length.toLocaleString("en")} tokens`);
-    row.append(rest);
+    const showAll = h("button", { class: "more", click: () => { showAll.remove(); add(SHOWN_TOKENS); } }, `show all ${group.tokens.length.toLocaleString("en")} tokens`);
+    row.append(showAll);
   }
   return withTooltips(row, describe);
 }
 
-function tokenLines(group, found, k, i) {
+function tokenLines(group, scores, k, i) {
   const logp = nats(group.traces[k].logp)[i], base = nats(group.base)[i], c = Math.exp(logp);
-  const weight = found.weights ? found.weights[i] : null;
+  const weight = scores.weights ? scores.weights[i] : null;
   return [
     ["token", visible(group.tokens[i])],
     effectLine(logp - base),
     ["c, after this trace", number(c)], ["c_base, after the null trace", number(Math.exp(base))],
     ...(weight === null ? [] : [["weight w", number(weight)]]),
-    ...(found.scheme ? [["signal ∂R/∂log c", number(found.scheme.signal(c, weight, found.rewards[k], group.tokens.length))]] : []),
+    ...(scores.scheme ? [["signal ∂R/∂log c", number(scores.scheme.signal(c, weight, scores.rewards[k], group.tokens.length))]] : []),
   ];
 }
 
 const effectLine = (delta) => ["log c − log c_base", Number.isFinite(delta) ? signed(delta, 3) : "–"];
 
-function nullLines(group, found, i) {
+function nullLines(group, scores, i) {
   const base = nats(group.base)[i];
-  return [["token", visible(group.tokens[i])], ["c_base", number(Math.exp(base))], ["log c_base", `${number(base)} nats`], ...(found.weights ? [["weight w", number(found.weights[i])]] : [])];
+  return [["token", visible(group.tokens[i])], ["c_base", number(Math.exp(base))], ["log c_base", `${number(base)} nats`], ...(scores.weights ? [["weight w", number(scores.weights[i])]] : [])];
 }
 
-function scale() {
-  const swatch = (delta) => h("i", { style: `background:rgb(var(--${delta < 0 ? "down" : "up"}) / ${effect(delta).alpha.toFixed(3)})` });
+function colourScale() {
+  const swatch = (delta) => h("i", { style: `background:rgb(var(--${delta < 0 ? "down" : "up"}) / ${effectShade(delta).alpha.toFixed(3)})` });
   return h("p", { class: "scale" }, "less likely than after the null trace ", h("span", {}, [-4, -2, -1, -0.3, 0, 0.3, 1, 2, 4].map(swatch)), " likelier", h("small", {}, " log c − log c_base from −4 to 4 nats"));
 }

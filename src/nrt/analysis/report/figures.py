@@ -6,84 +6,124 @@ import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from nrt.analysis.plots import dynamics_panels, dynamics_value, plot_accuracy, plot_confidence, plot_dynamics, read_dynamics, style
-from nrt.analysis.report.compared import Variants, comparison, evaluated, paths, token_confidence, variants
+from nrt.analysis.plots import (
+    dynamics_labels,
+    dynamics_value,
+    plot_accuracy,
+    plot_confidence,
+    plot_dynamics,
+    read_dynamics,
+    style,
+)
 from nrt.analysis.report.data import load_runs
-from nrt.durable import replaced
+from nrt.analysis.report.variants import (
+    Variants,
+    compare_final_evaluations,
+    group_by_variant,
+    run_paths,
+    token_confidence,
+    with_final_evaluation,
+)
 from nrt.errors import InputError
-from nrt.run import as_nrt_writes, run_folder
+from nrt.run import explain_unreadable_files, run_folder
+from nrt.system.files import atomic_file
 
-KINDS = ("png", "svg")
+IMAGE_FORMATS = ("png", "svg")
 
 
 def write_figures(names: Sequence[str | Path], folder: Path, *, look: str = "screen") -> list[Path]:
-    """Writes dynamics, accuracy and confidence, as far as the runs have them, and returns the files.
+    """Write the dynamics, accuracy and confidence that the runs have, and return the files.
 
-    `look` is a style of `nrt.analysis.plots.STYLES`. Raises InputError for an unknown one, without matplotlib, for runs that
-    cannot be read, and where `folder` cannot be written.
+    `look` is a style of `nrt.analysis.plots.STYLES`. Raises InputError for an unknown style,
+    without matplotlib, for runs that cannot be read, and if `folder` cannot be written.
     """
-    with as_nrt_writes(*map(run_folder, names)):
-        found = variants(load_runs(names))
+    with explain_unreadable_files(*map(run_folder, names)):
+        variants = group_by_variant(load_runs(names))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}); choose another folder with -o") from error
-    with style(look), as_nrt_writes(*map(run_folder, names)):
-        return [*_dynamics(found, folder), *_accuracy(found, folder), *_confidence(found, folder)]
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}); choose another folder with -o"
+        ) from error
+    with style(look), explain_unreadable_files(*map(run_folder, names)):
+        return [
+            *_dynamics(variants, folder),
+            *_accuracy(variants, folder),
+            *_confidence(variants, folder),
+        ]
 
 
-def _dynamics(found: Variants, folder: Path) -> Iterable[Path]:
-    panels = dynamics_panels(record for seeds in found.values() for loaded in seeds.values() for record in loaded.metrics)
-    rows = [
-        (variant, seed, record["step"], metric, value)
-        for variant, seeds in found.items()
-        for seed, loaded in seeds.items()
-        for record in loaded.metrics
-        for metric in panels
-        if (value := dynamics_value(record, metric)) is not None
-    ]
+def _dynamics(variants: Variants, folder: Path) -> Iterable[Path]:
+    labels = dynamics_labels(
+        record for runs in variants.values() for run in runs.values() for record in run.metrics
+    )
+    rows = []
+    for variant, runs in variants.items():
+        for seed, run in runs.items():
+            for record in run.metrics:
+                for metric in labels:
+                    value = dynamics_value(record, metric)
+                    if value is not None:
+                        rows.append((variant, seed, record["step"], metric, value))
     if not rows:
         return
-    read = read_dynamics(paths(found))
-    for kind in KINDS:
-        plot_dynamics(read, file := folder / f"dynamics.{kind}")
+    panels = read_dynamics(run_paths(variants))
+    for image_format in IMAGE_FORMATS:
+        file = folder / f"dynamics.{image_format}"
+        plot_dynamics(panels, file)
         yield file
-    yield _table(folder / "dynamics.csv", ("variant", "seed", "step", "metric", "value"), rows)
+    header = ("variant", "seed", "step", "metric", "value")
+    yield _write_csv(folder / "dynamics.csv", header, rows)
 
 
-def _accuracy(found: Variants, folder: Path) -> Iterable[Path]:
-    if not evaluated(found):
+def _accuracy(variants: Variants, folder: Path) -> Iterable[Path]:
+    if not with_final_evaluation(variants):
         return
-    table = comparison(found)
-    for kind in KINDS:
-        plot_accuracy(table, file := folder / f"accuracy.{kind}")
+    comparison = compare_final_evaluations(variants)
+    for image_format in IMAGE_FORMATS:
+        file = folder / f"accuracy.{image_format}"
+        plot_accuracy(comparison, file)
         yield file
-    rows = [(r.variant, r.family, len(r.by_seed), r.interval.mean, r.interval.low, r.interval.high) for r in table.rows if r.interval]
-    yield _table(folder / "accuracy.csv", ("variant", "family", "seeds", table.measure, "low", "high"), rows)
+    rows = []
+    for row in comparison.rows:
+        if row.interval:
+            interval = (row.interval.mean, row.interval.low, row.interval.high)
+            rows.append((row.variant, row.family, len(row.by_seed), *interval))
+    header = ("variant", "family", "seeds", comparison.measure, "low", "high")
+    yield _write_csv(folder / "accuracy.csv", header, rows)
 
 
-def _confidence(found: Variants, folder: Path) -> Iterable[Path]:
-    confidence, _ = token_confidence(found)
+def _confidence(variants: Variants, folder: Path) -> Iterable[Path]:
+    confidence, _ = token_confidence(variants)
     if confidence is None:
         return
-    for kind in KINDS:
-        plot_confidence(confidence.bins, confidence.baseline, file := folder / f"confidence.{kind}")
+    baseline = confidence.baseline
+    for image_format in IMAGE_FORMATS:
+        file = folder / f"confidence.{image_format}"
+        plot_confidence(confidence.bins, baseline, file)
         yield file
     rows = [
-        (variant, confidence.baseline, b.low, b.high, b.tokens, b.ratio.mean, b.ratio.low, b.ratio.high)
+        (variant, baseline, b.low, b.high, b.tokens, b.ratio.mean, b.ratio.low, b.ratio.high)
         for variant, bins in confidence.bins.items()
         for b in bins
     ]
-    head = ("variant", "baseline", "entropy_from", "entropy_to", "tokens", "ratio", "ratio_low", "ratio_high")
-    yield _table(folder / "confidence.csv", head, rows)
+    header = (
+        "variant", "baseline", "entropy_from", "entropy_to", "tokens",
+        "ratio", "ratio_low", "ratio_high",
+    )  # fmt: skip
+    yield _write_csv(folder / "confidence.csv", header, rows)
 
 
-def _table(file: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    """Texts that a spreadsheet would take for a formula begin with an apostrophe, as spreadsheets write them."""
-    with replaced(file) as out:
-        csv.writer(out).writerows([_harmless(cell) for cell in row] for row in [head, *rows])
+def _write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    with atomic_file(file) as out:
+        csv.writer(out).writerows(
+            [_escape_formula(cell) for cell in row] for row in [header, *rows]
+        )
     return file
 
 
-def _harmless(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+def _escape_formula(cell: object) -> object:
+    """Prefix text that a spreadsheet would run as a formula with an apostrophe."""
+    if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{cell}"
+    return cell

@@ -1,6 +1,7 @@
 "use strict";
-// The rewards and advantages of nrt.objective (rewards.py, advantage.py), for one group of traces. A test of tests/browser runs both on the same
-// numbers. logp is K rows of T log-probabilities in nats, base the T of the null trace.
+// The rewards and advantages of nrt.objective (rewards.py, advantage.py), for one group of traces.
+// tests/browser/test_page.py runs both on the same numbers. logp is K rows of T log-probabilities
+// in nats; base is the T log-probabilities of the null trace.
 
 const CAP_NATS = 20; // weights 1/p are capped at e^20
 const EQUAL = 1e-5; // rewards closer than this share of the larger magnitude count as equal
@@ -9,7 +10,8 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 const mean = (values) => sum(values) / values.length;
 const product = (a, b) => sum(a.map((value, i) => value * b[i]));
 
-// For each scheme: raw token weights (if it has such), the reward R of a trace, and the token signal ∂R/∂log c_i.
+// For each scheme: raw token weights (if it has any), the reward R of a trace, and the token signal
+// ∂R/∂log c_i.
 const SCHEMES = [
   { id: "log-prob", label: "log-prob", formula: "Σ log c", reward: (logp) => sum(logp), signal: () => 1 },
   { id: "prob", label: "prob", formula: "Π c", reward: (logp) => Math.exp(sum(logp)), signal: (c, w, R) => R },
@@ -30,15 +32,20 @@ function weightedSum(logp, weights) {
   return product(logp.map(Math.exp), weights);
 }
 
-/** The tokens' weights under a scheme, normalised as `norm` says: length (÷ T), sum (Σw = 1) or none; null for schemes without weights. */
+/**
+ * Returns the tokens' weights under a scheme; null for schemes without weights. `norm` is their
+ * normalization: length (÷ T), sum (Σw = 1) or none.
+ */
 function weightsOf(scheme, base, norm) {
   if (!scheme.weight) return null;
   const raw = base.map(scheme.weight);
-  const size = norm === "length" ? raw.length : norm === "sum" ? sum(raw) : 1;
+  let size = 1;
+  if (norm === "length") size = raw.length;
+  if (norm === "sum") size = sum(raw);
   return size > 0 ? raw.map((weight) => weight / size) : raw;
 }
 
-/** {weights, rewards, baseReward, advantages} of a group under a scheme. */
+/** Returns {weights, rewards, baseReward, advantages} of a group under a scheme. */
 function scoreGroup(scheme, logp, base, norm) {
   const weights = weightsOf(scheme, base, norm);
   const rewards = logp.map((row) => scheme.reward(row, weights));
@@ -48,7 +55,10 @@ function scoreGroup(scheme, logp, base, norm) {
 
 const close = (a, b) => Math.abs(a - b) <= EQUAL * Math.max(Math.abs(a), Math.abs(b));
 
-/** A_k = (R'_k − mean)/std with R'_k = max(0, R_k − R_base) and the unbiased std; all 0 where the R' are all equal (Eqs. 9 and 10). */
+/**
+ * Returns A_k = (R'_k − mean)/std with R'_k = max(0, R_k − R_base) and the unbiased std; all 0 if
+ * the R' are all equal (Eqs. 9 and 10).
+ */
 function advantagesOf(rewards, baseReward) {
   const kept = rewards.map((R) => (close(R, baseReward) ? baseReward : Math.max(R, baseReward)));
   if (close(Math.max(...kept), Math.min(...kept))) return kept.map(() => 0);
@@ -60,7 +70,7 @@ function advantagesOf(rewards, baseReward) {
   return scaled.map((gain) => (gain - centre) / std);
 }
 
-/** Places of the values from the largest to the smallest; equal ones keep their order. */
+/** Returns the indices of the values by falling value; equal ones keep their order. */
 function ranking(values) {
   return values.map((_, i) => i).sort((a, b) => values[b] - values[a] || a - b);
 }

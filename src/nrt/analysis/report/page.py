@@ -1,4 +1,7 @@
-"""A report as one HTML file: script, style, data and the plotting library are inside, and nothing is asked of a network."""
+"""A report as one HTML file: script, style, data and the plotting library are embedded.
+
+The page loads nothing over a network.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,29 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from nrt.analysis.report.data import Report
-from nrt.analysis.report.sampling import compact
-from nrt.durable import write_file
+from nrt.analysis.report.selection import compact_json
 from nrt.errors import InputError
+from nrt.system.files import write_file
 
-SCRIPTS = ("objective.js", "dom.js", "charts.js", "sections.js", "explorer.js", "heldout.js", "benchmarks.js", "page.js")
-"""In this order: each uses what stands before it."""
+SCRIPTS = (
+    "objective.js", "dom.js", "charts.js", "sections.js", "explorer.js", "heldout.js",
+    "benchmarks.js", "page.js",
+)  # fmt: skip
+"""The scripts in the order of the page: each uses only earlier ones."""
 
 _ESCAPED = "<>&\u2028\u2029"
 
 
 def render_page(report: Report, *, live: str = "") -> str:
-    """The page. `live` is the version of the run folders that the page shows, when a server can tell it of a newer one.
+    """Return the page.
 
-    Raises InputError when plotly, whose script goes into the page, is not installed.
+    `live` is the version of the run folders that the page shows, if a server serves it; the page
+    asks that server for newer versions. Raises InputError if plotly, whose script goes into the
+    page, is not installed.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string(_asset("page.html.j2")).render(
         style=_asset("page.css"),
         scripts=[_asset(name) for name in SCRIPTS],
@@ -34,17 +44,25 @@ def render_page(report: Report, *, live: str = "") -> str:
 
 
 def write_page(report: Report, file: Path) -> None:
-    """Writes the page; readers see the old file or the new one. Raises InputError where it cannot be written."""
+    """Write the page. Readers see the old file or the new one, never part of a file.
+
+    Raises InputError if it cannot be written.
+    """
     page = render_page(report)
     try:
         write_file(file, [page])
     except OSError as error:
-        raise InputError(f"{file} cannot be written ({error.strerror}); choose another file with -o") from error
+        raise InputError(
+            f"{file} cannot be written ({error.strerror}); choose another file with -o"
+        ) from error
 
 
 def embedded(report: Report) -> str:
-    """The report as JSON that can stand in a script element: no character in it can end the element or start a tag."""
-    text = compact(report)
+    """Return the report as JSON for a script element.
+
+    No character in it can end the element or start a tag.
+    """
+    text = compact_json(report)
     for char in _ESCAPED:  # twenty times as fast as str.translate
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text
@@ -55,9 +73,11 @@ def _asset(name: str) -> str:
 
 
 def plotly_script() -> str:
-    """The plotting library's own offline bundle. Raises InputError when plotly is not installed."""
+    """Return plotly's own offline bundle. Raises InputError if plotly is not installed."""
     try:
         from plotly.offline import get_plotlyjs
     except ModuleNotFoundError:
-        raise InputError("the report's charts need plotly: pip install 'native-reasoning[report]'") from None
+        raise InputError(
+            "the report's charts need plotly: pip install 'native-reasoning[report]'"
+        ) from None
     return get_plotlyjs()

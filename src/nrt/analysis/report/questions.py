@@ -1,4 +1,4 @@
-"""Held-out questions, each with what every run made of it before training and after."""
+"""Held-out questions with every run's replies before and after training."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nrt.analysis.report.groups import Scaled, scaled
-from nrt.analysis.report.loaded import Loaded
-from nrt.analysis.report.sampling import spread, within_budget
+from nrt.analysis.report.groups import ScaledLogps, scale_to_int
+from nrt.analysis.report.loaded_run import LoadedRun
+from nrt.analysis.report.selection import evenly_spaced, within_budget
 
-MOST_QUESTIONS = 200
-MOST_RECORDS = 1200
-MOST_BYTES = 5_000_000
+MAX_QUESTIONS = 200
+MAX_REPLY_PAIRS = 1200
+MAX_BYTES = 5_000_000
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What a model made of a question. None: not recorded."""
+class HeldoutReply:
+    """One reply of a model to a held-out question. A field is None if it was not recorded."""
 
     trace: str | None
     finished: bool | None
@@ -28,48 +28,56 @@ class Reply:
     logp: float | None  # of the reference, nats per token
     logp_null: float | None
     tokens: list[str] | None  # the reference token by token
-    token_logp: Scaled | None  # of each token
-    token_logp_null: Scaled | None  # of each token after the null trace
+    token_logp: ScaledLogps | None  # of each token
+    token_logp_null: ScaledLogps | None  # of each token after the null trace
 
 
 @dataclass(frozen=True)
-class Question:
-    """A held-out question with the replies of each run: (before, after) by the run's place in the report."""
+class HeldoutQuestion:
+    """A held-out question with each run's replies: run index → (before, after)."""
 
     id: str
     source: str
     question: str
     reference: str
-    replies: dict[int, tuple[Reply | None, Reply | None]]
+    replies: dict[int, tuple[HeldoutReply | None, HeldoutReply | None]]
 
 
-def read_questions(runs: Sequence[Loaded]) -> tuple[list[Question], int]:
-    """The chosen questions, and how many there are. Questions of two runs are one if id, question and reference agree.
+def read_questions(runs: Sequence[LoadedRun]) -> tuple[list[HeldoutQuestion], int]:
+    """Return the questions that a page holds, and the number of questions in the folders.
 
-    Rule: at most 200, and no more than make 1,200 pairs of replies or 5 MB, at even distances in the order of the file; the first
-    and the last always.
+    Questions of two runs are the same if id, question and reference agree. A page holds at most
+    MAX_QUESTIONS questions, at even distances in the order of the file, with at most
+    MAX_REPLY_PAIRS pairs of replies and MAX_BYTES. The first and the last question are always
+    among them.
     """
-    found: dict[tuple[str, str, str], dict[int, list[Mapping[str, Any] | None]]] = {}
+    records_of: dict[tuple[str, str, str], dict[int, list[Mapping[str, Any] | None]]] = {}
     sources: dict[tuple[str, str, str], str] = {}
-    for place, loaded in enumerate(runs):
-        for when, records in enumerate((loaded.before, loaded.after)):
+    for run_index, run in enumerate(runs):
+        for position, records in enumerate((run.initial_heldout, run.final_heldout)):
             for record in records:
-                key = (str(record["id"]), record.get("question", ""), record.get("reference", ""))
+                question, reference = record.get("question", ""), record.get("reference", "")
+                key = (str(record["id"]), question, reference)
                 sources[key] = record.get("source") or ""
-                found.setdefault(key, {}).setdefault(place, [None, None])[when] = record
-    keys, most = list(found), max(2, min(MOST_QUESTIONS, MOST_RECORDS // max(1, len(runs))))
-    chosen = [keys[i] for i in spread(len(keys), most)]
-    questions = [
-        Question(key[0], sources[key], key[1], key[2], {place: (_reply(a), _reply(b)) for place, (a, b) in found[key].items()})
-        for key in chosen
-    ]
-    return within_budget(questions, MOST_BYTES), len(keys)
+                pairs = records_of.setdefault(key, {})
+                pairs.setdefault(run_index, [None, None])[position] = record
+    keys = list(records_of)
+    limit = max(2, min(MAX_QUESTIONS, MAX_REPLY_PAIRS // max(1, len(runs))))
+    questions = []
+    for key in (keys[i] for i in evenly_spaced(len(keys), limit)):
+        question_id, question, reference = key
+        replies = {
+            run_index: (_reply(before), _reply(after))
+            for run_index, (before, after) in records_of[key].items()
+        }
+        questions.append(HeldoutQuestion(question_id, sources[key], question, reference, replies))
+    return within_budget(questions, MAX_BYTES), len(keys)
 
 
-def _reply(record: Mapping[str, Any] | None) -> Reply | None:
+def _reply(record: Mapping[str, Any] | None) -> HeldoutReply | None:
     if record is None:
         return None
-    return Reply(
+    return HeldoutReply(
         trace=record.get("trace"),
         finished=record.get("finished"),
         answer=record.get("answer"),
@@ -84,8 +92,8 @@ def _reply(record: Mapping[str, Any] | None) -> Reply | None:
     )
 
 
-def _scaled(values: Sequence[float | None] | None) -> Scaled | None:
-    return None if values is None else scaled(values, 1e5)
+def _scaled(values: Sequence[float | None] | None) -> ScaledLogps | None:
+    return None if values is None else scale_to_int(values, 1e5)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,5 +1,5 @@
 "use strict";
-// Every section but the explorer.
+// Summary, dynamics, token confidence, vocabulary and comparison.
 
 const PANELS = [
   ["trace/entropy", "Trace entropy, nats/token"],
@@ -18,7 +18,7 @@ const PANELS = [
   ["group/no_variance", "Groups without variance, share"],
   ["optim/grad_norm", "Gradient norm"],
   ["speed/rollout", "Sampled tokens per second"],
-  ["time/step", "Seconds a step"],
+  ["time/step", "Seconds per step"],
 ];
 
 const several = report.runs.length > 1;
@@ -74,22 +74,22 @@ function scoreTable(measured) {
 }
 
 const fixed = (value, places) => value.toFixed(places).replace("-", MINUS);
-function interval(found) {
-  if (!found) return h("span", { class: "faint" }, "–");
-  return h("span", { class: "interval" }, fixed(found.mean, 3), h("small", {}, ` [${fixed(found.low, 3)}, ${fixed(found.high, 3)}]`));
+function interval(value) {
+  if (!value) return h("span", { class: "faint" }, "–");
+  return h("span", { class: "interval" }, fixed(value.mean, 3), h("small", {}, ` [${fixed(value.low, 3)}, ${fixed(value.high, 3)}]`));
 }
-function change(found) {
-  if (!found) return h("span", { class: "faint" }, "–");
-  return h("span", { class: "interval" }, signed(found.mean, 3), h("small", {}, ` [${signed(found.low, 3)}, ${signed(found.high, 3)}]`));
+function change(value) {
+  if (!value) return h("span", { class: "faint" }, "–");
+  return h("span", { class: "interval" }, signed(value.mean, 3), h("small", {}, ` [${signed(value.low, 3)}, ${signed(value.high, 3)}]`));
 }
 
-/** Before (hollow) and after (full) on a line from 0 to 1, with their intervals. */
+/** Returns a drawing of before (hollow) and after (full) on a line from 0 to 1, with intervals. */
 function dumbbell(score) {
   const x = (value) => 6 + 128 * value;
   const drawing = svg("svg", { class: "dumbbell", viewBox: "0 0 140 16", width: 140, height: 16, role: "img" }, svg("line", { x1: 6, x2: 134, y1: 8, y2: 8, class: "track" }));
-  for (const [found, kind] of [[score.before, "before"], [score.after, "after"]]) {
-    if (!found) continue;
-    drawing.append(svg("line", { x1: x(found.low), x2: x(found.high), y1: 8, y2: 8, class: `range ${kind}` }), svg("circle", { cx: x(found.mean), cy: 8, r: 4, class: kind }));
+  for (const [value, kind] of [[score.before, "before"], [score.after, "after"]]) {
+    if (!value) continue;
+    drawing.append(svg("line", { x1: x(value.low), x2: x(value.high), y1: 8, y2: 8, class: `range ${kind}` }), svg("circle", { cx: x(value.mean), cy: 8, r: 4, class: kind }));
   }
   return drawing;
 }
@@ -98,7 +98,7 @@ function swatched(variant, text) {
   return h("span", { class: "swatched" }, h("i", { class: `swatch ${dash(variant)}`, style: `--colour:${colour(variant)}` }), visible(text));
 }
 
-/** The legend of all charts: a button a variant, which switches its curves off and on. */
+/** Returns the legend of all charts: one button per variant, which hides and shows its curves. */
 function legend(variants) {
   return h("div", { class: "legend", role: "group", "aria-label": "Runs shown in the charts" }, variants.map((variant) => {
     const button = h("button", { "aria-pressed": !hidden.has(variant) ? "true" : "false", click: () => {
@@ -124,7 +124,7 @@ function curveChart(metric, label) {
   }));
 }
 
-/** The plotting library reads a little markup in names; without these characters there is none to read. */
+/** Replaces the characters of markup: the plotting library interprets some markup in names. */
 const plain = (text) => visible(text).replaceAll("<", "‹").replaceAll(">", "›").replaceAll("&", "＆");
 
 function drawDynamics() {
@@ -134,20 +134,20 @@ function drawDynamics() {
   const judged = names.filter((name) => name.startsWith("judge/")).sort().map((name) => [name, `Judge: ${name.slice("judge/".length)}`]);
   const panels = [...PANELS.slice(0, 2), ...judged, ...PANELS.slice(2)].filter(([name]) => names.includes(name));
   const others = names.filter((name) => !panels.some(([shown]) => shown === name)).sort();
-  const units = several ? " Rewards have the unit of each method's own scheme." : "";
-  section.append(lead(`Each point is one step, or the mean of a stretch where a run has more than 500. Hover for values.${units}`));
+  const units = several ? " The unit of a reward depends on the method's scheme." : "";
+  section.append(lead(`Each point is one step, or the mean of several steps if a run has more than 500. Hover for values.${units}`));
   if (several) section.append(legend(VARIANTS));
   section.append(h("div", { class: "panels" }, panels.map(([name, label]) => curveChart(name, label))));
   if (!others.length) return undefined;
-  const place = h("div", { class: "panels" });
+  const container = h("div", { class: "panels" });
   const choice = options(h("select", { change: () => show(choice.value) }), others.map((name) => [name, name]), others[0]);
   const show = (name) => {
-    for (const plot of place.querySelectorAll(".plot")) charts.delete(plot);
-    place.replaceChildren(curveChart(name, name));
+    for (const plot of container.querySelectorAll(".plot")) charts.delete(plot);
+    container.replaceChildren(curveChart(name, name));
     if (window.Plotly) drawCharts();
   };
   show(others[0]);
-  section.append(h("label", { class: "field" }, "Any other metric ", choice), place);
+  section.append(h("label", { class: "field" }, "Any other metric ", choice), container);
   return undefined;
 }
 
@@ -157,7 +157,7 @@ function drawConfidence() {
   const { baseline, bins } = report.confidence;
   const names = Object.keys(bins);
   const middle = (bin) => (bin.low + bin.high) / 2;
-  section.append(lead("Left: how uncertain the baseline, ", h("b", {}, visible(baseline)), ", is of the tokens of the reference answers. Right: what became of their probability; above 1 the model is surer of the reference than the baseline. Bands hold 95 % of bootstrap resamples of the questions."));
+  section.append(lead("Left: how uncertain the baseline, ", h("b", {}, visible(baseline)), ", is about the tokens of the reference answers. Right: their probability relative to the baseline; above 1 the model is more certain of the reference. Bands hold 95 % of bootstrap resamples of the questions."));
   if (names.length > 1) section.append(legend(names));
   const [first] = Object.values(bins);
   section.append(h("div", { class: "panels two" },
@@ -182,51 +182,55 @@ function drawVocabulary() {
   const section = $("vocabulary");
   const runs = report.runs.filter((run) => run.vocabulary);
   if (!runs.length) return section.append(note("No traces in the folder: no vocabulary."));
-  const place = h("div", {});
-  const show = (run) => place.replaceChildren(...wordsOf(run));
+  const container = h("div", {});
+  const show = (run) => container.replaceChildren(...wordsOf(run));
   section.append(lead("Words of traces against words of the reference answers: log-odds with an informative Dirichlet prior, ordered by z-score."));
   if (runs.length > 1) {
     const choice = options(h("select", { change: () => show(runs[choice.value]) }), runs.map((run, i) => [i, visible(run.name)]), 0);
     section.append(h("label", { class: "field" }, "Run ", choice));
   }
-  section.append(place);
+  section.append(container);
   show(runs[0]);
   return undefined;
 }
 
 function wordsOf(run) {
-  const found = run.vocabulary;
-  if (!found.risen.length && !found.fallen.length) return [note("Traces or answers have no words to compare.")];
-  const most = Math.max(...[...found.risen, ...found.fallen].map((word) => Math.abs(word.z)));
+  const vocabulary = run.vocabulary;
+  if (!vocabulary.risen.length && !vocabulary.fallen.length) return [note("Traces or answers have no words to compare.")];
+  const most = Math.max(...[...vocabulary.risen, ...vocabulary.fallen].map((word) => Math.abs(word.z)));
   const list = (title, words) => h("div", {}, h("h3", {}, title), table(["word", "", "z", "in traces", "in answers"], words.map((word) => [
     h("bdi", {}, visible(word.word)), h("span", { class: `bar ${word.z > 0 ? "up" : "down"}`, style: `width:${(90 * Math.abs(word.z)) / most}px` }),
     signed(word.z, 1), word.in_traces.toLocaleString("en"), word.in_answers.toLocaleString("en")]), "words"));
+  const side = (word) => {
+    if (word.z > 1.96) return "up";
+    return word.z < -1.96 ? "down" : "";
+  };
   const cloud = (title, words, count) => {
     const top = Math.max(1, ...words.map(count));
     return h("figure", { class: "cloud" }, h("figcaption", {}, title), h("p", {}, words.slice().sort((a, b) => a.word.localeCompare(b.word)).map((word) =>
-      [h("bdi", { class: word.z > 1.96 ? "up" : word.z < -1.96 ? "down" : "", style: `font-size:${(0.8 + 1.7 * Math.sqrt(count(word) / top)).toFixed(2)}rem`, title: `${count(word).toLocaleString("en")} times` }, visible(word.word)), " "]).flat()));
+      [h("bdi", { class: side(word), style: `font-size:${(0.8 + 1.7 * Math.sqrt(count(word) / top)).toFixed(2)}rem`, title: `${count(word).toLocaleString("en")} times` }, visible(word.word)), " "]).flat()));
   };
   return [
-    h("div", { class: "two" }, list("Likelier in traces", found.risen), list("Likelier in answers", found.fallen)),
+    h("div", { class: "two" }, list("Likelier in traces", vocabulary.risen), list("Likelier in answers", vocabulary.fallen)),
     h("div", { class: "two" },
-      cloud(`Traces, ${found.trace_words.toLocaleString("en")} words`, found.trace_cloud, (word) => word.in_traces),
-      cloud(`Reference answers, ${found.answer_words.toLocaleString("en")} words`, found.answer_cloud, (word) => word.in_answers)),
-    note(`Traces and answers are those of ${several ? `${visible(run.name)}: ` : ""}${run.vocabulary_of}. Size: how often a word stands there. Colour: words that differ at |z| > 1.96, blue in traces, orange in answers.`),
+      cloud(`Traces, ${vocabulary.trace_words.toLocaleString("en")} words`, vocabulary.trace_cloud, (word) => word.in_traces),
+      cloud(`Reference answers, ${vocabulary.answer_words.toLocaleString("en")} words`, vocabulary.answer_cloud, (word) => word.in_answers)),
+    note(`Traces and answers are those of ${several ? `${visible(run.name)}: ` : ""}${run.vocabulary_of}. Size: frequency of the word. Colour: words that differ at |z| > 1.96, blue in traces, orange in answers.`),
   ];
 }
 
 function drawComparison() {
-  const section = $("comparison"), found = report.compared;
-  if (!found) return section.append(note(report.compared_missing));
-  const families = [...new Set(found.rows.map((row) => row.family))], names = [...new Set(found.rows.map((row) => row.variant))];
-  const cells = (name, value) => families.map((family) => value(found.rows.find((row) => row.variant === name && row.family === family)));
-  const measure = found.measure === "correct" ? "Accuracy" : "Log-probability of the reference, nats per token";
-  const seeds = (name) => Object.keys(found.rows.find((row) => row.variant === name).by_seed).length;
+  const section = $("comparison"), compared = report.compared;
+  if (!compared) return section.append(note(report.compared_missing));
+  const families = [...new Set(compared.rows.map((row) => row.family))], names = [...new Set(compared.rows.map((row) => row.variant))];
+  const cells = (name, value) => families.map((family) => value(compared.rows.find((row) => row.variant === name && row.family === family)));
+  const measure = compared.measure === "correct" ? "Accuracy" : "Log-probability of the reference, nats per token";
+  const seeds = (name) => Object.keys(compared.rows.find((row) => row.variant === name).by_seed).length;
   section.append(
     h("h3", {}, `${measure}, last held-out evaluation`),
     table(["", "seeds", ...families], names.map((name) => [swatched(name, name), String(seeds(name)), ...cells(name, (row) => interval(row.interval))]), "scores"),
-    h("h3", {}, "Difference from ", visible(found.baseline)),
-    table(["", ...families], names.filter((name) => name !== found.baseline).map((name) => [swatched(name, name), ...cells(name, (row) => change(row.difference))]), "scores"),
+    h("h3", {}, "Difference from ", visible(compared.baseline)),
+    table(["", ...families], names.filter((name) => name !== compared.baseline).map((name) => [swatched(name, name), ...cells(name, (row) => change(row.difference))]), "scores"),
     note("Means over seeds with 95 % intervals: hierarchical bootstrap, seeds then questions. Differences are paired by seed and question."));
   return undefined;
 }

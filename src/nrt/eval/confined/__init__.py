@@ -1,1 +1,1 @@
-"""What runs inside the process of a model-written program: `__main__` is started as a script, apart from the rest of nrt."""
+"""Code in the process of a model-written program; `__main__` runs as a script, without nrt."""

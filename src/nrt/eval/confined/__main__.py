@@ -1,14 +1,18 @@
-"""Runs one side of a program's test, confined. Started by `nrt.eval.sandbox`, with Python's library alone.
+"""Run one side of a program's test in a confined process.
 
-    answer   runs what a model wrote, then calls the function that it defines, as often as it is asked to
-    check    runs the benchmark's own test, which asks the other process wherever it calls the function, and says whether it passed
+`nrt.eval.sandbox` starts this script. It imports only Python's library.
 
-Arguments: the role, and the numbers of two pipes, to read from and to write to. A role reads what it has to do from stdin, closes it,
-gives up its rights (`layers`), and does it. `check` then writes two lines to what was its stdout: the layers in force, and PASSED or
-FAILED with what went wrong.
+    answer   run the model's code, then call the function that it defines for each request
+    check    run the benchmark's test, which requests every value of the function from the other
+             process, and report whether the test passed
 
-What a model wrote thus shares no process with what judges it: it is asked for values, and values are all that it can say. They travel
-as JSON (`encoded`), never as pickles.
+Arguments: the role, and the numbers of two pipes, one to read from and one to write to. A role
+reads its task from stdin, closes stdin, gives up its rights (`layers`), and performs the task.
+`check` then writes two lines to its former stdout: the layers in force, and PASSED or FAILED with
+the reason.
+
+The model's code thus shares no process with the code that judges it. It receives requests for
+values and can send only values. They travel as JSON (`encode`), never as pickles.
 """
 
 import builtins
@@ -21,103 +25,124 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-PASSED, FAILED, ENDED = "passed", "failed: ", "the program's process has ended"
-"""The verdict's line is the first, or the second and then words, some of them the program's; the third are words of ours."""
+PASSED = "passed"
+FAILED = "failed: "
+"""Start of the verdict's line after a failure; the text after it may come from the program."""
+
+ENDED = "the program's process has ended"
+"""Reason of a failure that this script sets, not the program."""
 
 
 def main() -> None:
-    role, reads, writes = sys.argv[1], os.fdopen(int(sys.argv[2]), "rb"), os.fdopen(int(sys.argv[3]), "wb")
+    """Run the role that the arguments name."""
+    role = sys.argv[1]
+    reader, writer = os.fdopen(int(sys.argv[2]), "rb"), os.fdopen(int(sys.argv[3]), "wb")
     task, limits = marshal.load(sys.stdin.buffer)
     report, null = os.dup(1), os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
-    layers = _layers()
+    layers = _import_layers()
     sys.path.append(limits["packages"])
-    in_force = layers.confine([*sys.path, *limits["readable"]], limits["memory"], limits["seconds"], limits["skip"])
+    readable = [*sys.path, *limits["readable"]]
+    in_force = layers.confine(readable, limits["memory"], limits["seconds"], limits["skip"])
     texts = {name: text.decode("utf-8", "surrogatepass") for name, text in task.items()}
     if role == "answer":
         os.close(report)
-        answer(Wire(reads, writes), texts["code"], texts["entry"])
+        answer(Channel(reader, writer), texts["code"], texts["entry"])
     else:
         os.write(report, ", ".join(in_force).encode() + b"\n")
-        failure = check(Wire(reads, writes), texts["setup"], texts["test"], texts["entry"])
+        failure = check(Channel(reader, writer), texts["setup"], texts["test"], texts["entry"])
         verdict = PASSED if failure is None else FAILED + failure[:300]
         os.write(report, verdict.encode("utf-8", "backslashreplace") + b"\n")
     os._exit(0)
 
 
-def _layers() -> Any:
-    """The module beside this one; after that its folder is no place for the program to import from."""
+def _import_layers() -> Any:
+    """Import `layers` from this folder, then remove the folder from the program's import path."""
     import layers  # pyright: ignore[reportMissingImports]
 
     del sys.path[0], sys.modules["layers"]
     return layers
 
 
-class Wire:
-    """Lines of JSON between the two processes."""
+class Channel:
+    """Messages between the two processes, one line of JSON each."""
 
-    def __init__(self, reads: BinaryIO, writes: BinaryIO) -> None:
-        self.reads, self.writes = reads, writes
+    def __init__(self, reader: BinaryIO, writer: BinaryIO) -> None:
+        self.reader, self.writer = reader, writer
 
-    def say(self, kind: str, value: Any = None) -> None:
-        self.writes.write(json.dumps([kind, value]).encode() + b"\n")
-        self.writes.flush()
+    def send(self, kind: str, value: Any = None) -> None:
+        """Send a message."""
+        self.writer.write(json.dumps([kind, value]).encode() + b"\n")
+        self.writer.flush()
 
-    def hear(self) -> tuple[str, Any] | None:
-        """None: the other process has ended, or says something else than it should."""
+    def receive(self) -> tuple[str, Any] | None:
+        """Return (kind, value); None if the other process has ended or sent an invalid message."""
         try:
-            kind, value = json.loads(self.reads.readline())
+            kind, value = json.loads(self.reader.readline())
         except (ValueError, TypeError, RecursionError, OSError):
             return None
         return kind, value
 
 
-# --- the side of what a model wrote ---
+# --- process of the model's code ---
 
 
-def answer(wire: Wire, code: str, entry: str) -> None:
+def answer(channel: Channel, code: str, entry: str) -> None:
+    """Run `code`, then call its function `entry` for each request until the other process ends."""
     module = types.ModuleType("program")
     sys.modules["program"] = sys.modules["__main__"] = module
     try:
         exec(code, vars(module))
         function = vars(module)[entry] if entry else None
     except BaseException as error:
-        wire.say("raised", described(error, code))
+        channel.send("raised", describe_error(error, code))
         return
-    wire.say("ready")
-    while heard := wire.hear():
-        positional, named = heard[1]
+    channel.send("ready")
+    while request := channel.receive():
+        positional, named = request[1]
         try:
-            value = encoded(function(*map(decoded, positional), **{name: decoded(item) for name, item in named.items()}))  # pyright: ignore[reportOptionalCall]
+            value = encode(
+                function(  # pyright: ignore[reportOptionalCall]
+                    *map(decode, positional),
+                    **{name: decode(item) for name, item in named.items()},
+                )
+            )
         except BaseException as error:
-            wire.say("raised", described(error, code))
+            channel.send("raised", describe_error(error, code))
         else:
-            wire.say("value", value)
+            channel.send("value", value)
 
 
-# --- the side of the test ---
+# --- process of the test ---
 
 
-def check(wire: Wire, setup: str, test: str, entry: str) -> str | None:
-    """None if the test passed, else one line on what went wrong.
+def check(channel: Channel, setup: str, test: str, entry: str) -> str | None:
+    """Return None if the test passed, else one line with the reason.
 
-    `setup` is the benchmark's own text (imports and helpers that the test uses); in it and in the test `entry` is the other process's
-    function. Without a test it passes where the program runs to its end.
+    `setup` is the benchmark's own text, imports and helpers that the test uses. In `setup` and in
+    the test, the name `entry` refers to the function of the other process. Without a test, a
+    program passes if it runs to its end.
     """
-    heard = wire.hear()
-    if heard is None or heard[0] != "ready":
-        return _said(heard)
+    message = channel.receive()
+    if message is None or message[0] != "ready":
+        return _failure_text(message)
 
     def function(*positional: Any, **named: Any) -> Any:
         try:
-            wire.say("call", [[encoded(item) for item in positional], {name: encoded(item) for name, item in named.items()}])
+            channel.send(
+                "call",
+                [
+                    [encode(item) for item in positional],
+                    {name: encode(item) for name, item in named.items()},
+                ],
+            )
         except OSError:
-            raise Told(ENDED) from None
-        heard = wire.hear()
-        if heard is None or heard[0] != "value":
-            raise _error(_said(heard))
-        return decoded(heard[1])
+            raise ProgramError(ENDED) from None
+        message = channel.receive()
+        if message is None or message[0] != "value":
+            raise _as_exception(_failure_text(message))
+        return decode(message[1])
 
     module = sys.modules["program"] = types.ModuleType("program")
     names = vars(module)
@@ -127,39 +152,47 @@ def check(wire: Wire, setup: str, test: str, entry: str) -> str | None:
             names[entry] = function
             exec(test, names)
             names["check"](function)
-    except Told as error:
-        return str(error.args[0])  # str() of a KeyError would quote it
+    except ProgramError as error:
+        return str(error.args[0])  # str() of a KeyError would add quotes
     except BaseException as error:
-        return described(error, test)
+        return describe_error(error, test)
     return None
 
 
-def _said(heard: tuple[str, Any] | None) -> str:
-    return ENDED if heard is None else str(heard[1]) or "error"
+def _failure_text(message: tuple[str, Any] | None) -> str:
+    return ENDED if message is None else str(message[1]) or "error"
 
 
-class Told(Exception):
-    """What the other process said of an error of its own."""
+class ProgramError(Exception):
+    """Error that the other process reported."""
 
 
-def _error(said: str) -> Exception:
-    """As the kind that it was, where that is one which a test may expect. Not StopIteration: it would end a loop of the test's."""
-    kind = getattr(builtins, said.partition(":")[0], None)
-    if isinstance(kind, type) and issubclass(kind, ArithmeticError | AssertionError | LookupError | TypeError | ValueError):
-        with suppress(TypeError):  # a kind that wants more than a text
-            return type(kind.__name__, (Told, kind), {})(said)
-    return Told(said)
+def _as_exception(text: str) -> Exception:
+    """Return a reported error as an exception of the same kind, if a test may expect that kind.
+
+    StopIteration is not among these kinds: it would end a loop of the test.
+    """
+    kind = getattr(builtins, text.partition(":")[0], None)
+    expected = ArithmeticError | AssertionError | LookupError | TypeError | ValueError
+    if isinstance(kind, type) and issubclass(kind, expected):
+        with suppress(TypeError):  # a kind that requires more than a text
+            return type(kind.__name__, (ProgramError, kind), {})(text)
+    return ProgramError(text)
 
 
 # --- values ---
 
 
-class Other:
-    """Stands for a value that is none of those that `encoded` knows: equal to nothing but itself."""
+class OpaqueValue:
+    """Placeholder for a value that `encode` does not support; equal only to itself."""
 
 
-def encoded(value: Any) -> Any:
-    """A value as JSON. Kinds derived from Python's own travel as these (a Counter as a dict), numpy's numbers as Python's."""
+def encode(value: Any) -> Any:
+    """Encode a value as JSON.
+
+    Subclasses of Python's types become these types (a Counter becomes a dict), and NumPy's scalars
+    become Python's numbers.
+    """
     if value is None or isinstance(value, bool | str):
         return value if value is None or isinstance(value, bool) else str.__str__(value)
     if isinstance(value, int):
@@ -172,47 +205,47 @@ def encoded(value: Any) -> Any:
         return [type(value).__name__, bytes(value).hex()]
     for kind in (list, tuple, set, frozenset):
         if isinstance(value, kind):
-            return [kind.__name__, [encoded(item) for item in value]]
+            return [kind.__name__, [encode(item) for item in value]]
     if isinstance(value, dict):
-        return ["dict", [[encoded(key), encoded(item)] for key, item in value.items()]]
+        return ["dict", [[encode(key), encode(item)] for key, item in value.items()]]
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-        return encoded(value.item())
+        return encode(value.item())
     return ["other"]
 
 
-MAKE: dict[str, Callable[..., Any]] = {
+DECODERS: dict[str, Callable[..., Any]] = {
     "int": lambda text: int(text, 16),
     "float": float.fromhex,
     "complex": lambda real, imaginary: complex(float.fromhex(real), float.fromhex(imaginary)),
     "bytes": bytes.fromhex,
     "bytearray": bytearray.fromhex,
-    "list": lambda items: [decoded(item) for item in items],
-    "tuple": lambda items: tuple(decoded(item) for item in items),
-    "set": lambda items: {decoded(item) for item in items},
-    "frozenset": lambda items: frozenset(decoded(item) for item in items),
-    "dict": lambda pairs: {decoded(key): decoded(item) for key, item in pairs},
-    "other": Other,
+    "list": lambda items: [decode(item) for item in items],
+    "tuple": lambda items: tuple(decode(item) for item in items),
+    "set": lambda items: {decode(item) for item in items},
+    "frozenset": lambda items: frozenset(decode(item) for item in items),
+    "dict": lambda pairs: {decode(key): decode(item) for key, item in pairs},
+    "other": OpaqueValue,
 }
 
 
-def decoded(value: Any) -> Any:
-    """The inverse of `encoded`. Raises some Exception for anything else."""
+def decode(value: Any) -> Any:
+    """Decode the result of `encode`. Raises an exception of any type for other input."""
     if value is None or isinstance(value, bool | str):
         return value
-    kind, *rest = value
-    return MAKE[kind](*rest)
+    kind, *parts = value
+    return DECODERS[kind](*parts)
 
 
-def described(error: BaseException, program: str) -> str:
-    """An assertion without words of its own is told by its line."""
-    said = " ".join(str(error).split())
-    if not said and isinstance(error, AssertionError):
+def describe_error(error: BaseException, program: str) -> str:
+    """Describe an error in one line; for an assertion without a message, by its source line."""
+    message = " ".join(str(error).split())
+    if not message and isinstance(error, AssertionError):
         step = error.__traceback__
         while step and step.tb_next:
             step = step.tb_next
         if step and step.tb_frame.f_code.co_filename == "<string>":
-            said = program.split("\n")[step.tb_lineno - 1].strip()
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+            message = program.split("\n")[step.tb_lineno - 1].strip()
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 if __name__ == "__main__":

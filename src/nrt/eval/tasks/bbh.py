@@ -1,10 +1,13 @@
-"""BBH (Suzgun et al. 2022, arXiv 2210.09261): its 27 tasks for lm-eval, the answer out of a text, and whether it is the right one."""
+"""BBH: configurations of its 27 tasks for lm-eval; extract the answer from a text and grade it.
+
+Paper: Suzgun et al. 2022, arXiv 2210.09261.
+"""
 
 from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -12,15 +15,13 @@ from typing import Any
 
 import yaml
 
-from nrt.eval.tasks import data
-from nrt.eval.tasks.mmlu import MARKS, NO_ARTICLE, UNJOINED
-
-Doc = Mapping[str, Any]
+from nrt.eval.tasks import Doc, data
+from nrt.eval.tasks.mmlu import NOT_ARTICLE, NOT_JOINED, SEPARATORS
 
 LETTER = r"\([A-Z]\)"
 YES_NO = r"\b(?:[yY]es|[nN]o)\b"
 NUMBER = r"[-−]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
-BRACKETS = r"(?<!\|)[\])}>](?: *[\])}>])*"  # the ">" of a marker such as <|end|> is none
+BRACKETS = r"(?<!\|)[\])}>](?: *[\])}>])*"  # not the ">" of a marker such as <|end|>
 WORDS = r"\b[a-z][a-z'’&]*(?:,? [a-z][a-z'’&]*)*"
 
 ANSWERS = {
@@ -52,61 +53,75 @@ ANSWERS = {
     "web_of_lies": YES_NO,
     "word_sorting": WORDS,
 }
-"""By task, what an answer looks like."""
+"""Task → pattern of its answers."""
 
 
 Rule = Callable[[str], list[str]]
-"""All that a text says by it, in order."""
+"""Returns all answers that it finds in a text, in order."""
 
 
-def rules_of(form: str) -> list[Rule]:
-    """The first that finds something, and of it the last."""
+def extraction_rules(form: str) -> list[Rule]:
+    """Return the rules for answers of one pattern, in order.
+
+    The first rule that finds something counts, with the last answer that it finds.
+    """
     direct, lone = rf"(?i:{form})", []
     if form == LETTER:
-        direct += rf"|(?:[A-HJ-Z]|I(?!\s+[a-z]))\b{UNJOINED}"
-        lone = [rf"\b([B-HJ-Z]|A{NO_ARTICLE}|I(?!\s+[a-z]))\b{UNJOINED}"]
-    said = [rf"(?i:{words}){MARKS}({direct})" for words in ("So the answer is", "answer is", "answer:")]
-    alone = [f"({form})", *lone, f"(?i)({form})"]
-    after = [
-        partial(in_line_after, re.compile(words, re.IGNORECASE), re.compile(form, re.IGNORECASE)) for words in ("answer:", r"answer\b")
+        direct += rf"|(?:[A-HJ-Z]|I(?!\s+[a-z]))\b{NOT_JOINED}"
+        lone = [rf"\b([B-HJ-Z]|A{NOT_ARTICLE}|I(?!\s+[a-z]))\b{NOT_JOINED}"]
+    phrases = ("So the answer is", "answer is", "answer:")
+    after_phrase = [rf"(?i:{phrase}){SEPARATORS}({direct})" for phrase in phrases]
+    anywhere = [f"({form})", *lone, f"(?i)({form})"]
+    answer = re.compile(form, re.IGNORECASE)
+    in_line = [
+        partial(find_in_line_after, re.compile(phrase, re.IGNORECASE), answer)
+        for phrase in ("answer:", r"answer\b")
     ]
-    return [*(re.compile(rule).findall for rule in said), *after, *(re.compile(rule).findall for rule in alone)]
+    return [
+        *(re.compile(rule).findall for rule in after_phrase),
+        *in_line,
+        *(re.compile(rule).findall for rule in anywhere),
+    ]
 
 
-def in_line_after(words: re.Pattern[str], form: re.Pattern[str], text: str) -> list[str]:
-    """What `words.*?(form)` finds, in linear time: that expression reads the rest of a line again for each of its words."""
-    found, at = [], 0
+def find_in_line_after(phrase: re.Pattern[str], form: re.Pattern[str], text: str) -> list[str]:
+    """Return the matches of `phrase.*?(form)`, in linear time.
+
+    That regular expression reads the rest of a line again for each occurrence of the phrase.
+    """
+    answers, position = [], 0
     match = form.search(text)
-    while match and (begin := words.search(text, at)):
-        at = begin.end()
-        if match.start() < at:
-            match = form.search(text, at)
-        if match and (end := text.find("\n", at, match.start())) >= 0:
-            at = end  # nothing in this line
+    while match and (begin := phrase.search(text, position)):
+        position = begin.end()
+        if match.start() < position:
+            match = form.search(text, position)
+        if match and (end := text.find("\n", position, match.start())) >= 0:
+            position = end  # no match in this line
         elif match:
-            found.append(match[0])
-            at = match.end()
-    return found
+            answers.append(match[0])
+            position = match.end()
+    return answers
 
 
-RULES = {form: rules_of(form) for form in set(ANSWERS.values())}
+RULES = {form: extraction_rules(form) for form in set(ANSWERS.values())}
 PUNCTUATION = str.maketrans("", "", string.punctuation + "’")
 
 
 def answer_of(task: str, answer: str) -> str:
-    """Empty where there is none.
+    """Return the answer in a text, or "" if there is none.
 
     >>> answer_of("navigate", "They end where they began. So the answer is Yes.")
     'Yes'
     """
     for rule in RULES[ANSWERS[task]]:
-        if found := rule(answer):
-            return found[-1]
+        matches = rule(answer)
+        if matches:
+            return matches[-1]
     return ""
 
 
-def plain(task: str, answer: str) -> str:
-    """What is compared."""
+def normalize(task: str, answer: str) -> str:
+    """Return the form of an answer that is compared with the target."""
     if ANSWERS[task] == BRACKETS:
         return answer
     if ANSWERS[task] == NUMBER:
@@ -115,32 +130,37 @@ def plain(task: str, answer: str) -> str:
 
 
 def extract(task: str, responses: Iterable[Sequence[str]], docs: Sequence[Doc]) -> list[list[str]]:
-    """lm-eval's filter, once the task is given: the answer in every text of every row."""
+    """Return the answer in every text of every row (lm-eval filter after `partial` with a task)."""
     return [[answer_of(task, answer) for answer in answers] for answers in responses]
 
 
 def process_results(task: str, doc: Doc, results: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Compare the normalized answer with the normalized target."""
     ((answer,),) = results
-    return {"score": float(plain(task, answer) == plain(task, doc["target"]))}
+    return {"score": float(normalize(task, answer) == normalize(task, doc["target"]))}
 
 
 def configs() -> list[dict[str, Any]]:
-    """lm-eval's configuration of each of the 27 tasks."""
+    """Return the lm-eval configuration of each of the 27 tasks."""
     return [_config(task) for task in ANSWERS]
 
 
 def _config(task: str) -> dict[str, Any]:
     config = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-    theirs = yaml.safe_load((files("lm_eval") / "tasks" / "bbh" / "cot_fewshot" / f"{task}.yaml").read_text(encoding="utf-8"))
-    # lm-eval puts a task's own `description` into a system message
+    folder = files("lm_eval") / "tasks" / "bbh" / "cot_fewshot"
+    lm_eval_config = yaml.safe_load((folder / f"{task}.yaml").read_text(encoding="utf-8"))
+    # lm-eval would move a task's own `description` into a system message, so it is a field of the
+    # first sample.
+    samples = lm_eval_config["fewshot_config"]["samples"]
     config["fewshot_config"]["samples"] = [
-        {**sample, "description": "" if place else theirs["description"]}
-        for place, sample in enumerate(theirs["fewshot_config"]["samples"])
+        {**sample, "description": "" if i else lm_eval_config["description"]}
+        for i, sample in enumerate(samples)
     ]
+    extract_task = {"function": "custom", "filter_fn": partial(extract, task)}
     return {
         **config,
         "task": f"nrt_bbh_{task}",
         "custom_dataset": partial(data.bbh, task),
-        "filter_list": [{"name": "extract", "filter": [{"function": "custom", "filter_fn": partial(extract, task)}]}],
+        "filter_list": [{"name": "extract", "filter": [extract_task]}],
         "process_results": partial(process_results, task),
     }

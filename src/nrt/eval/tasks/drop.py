@@ -1,42 +1,46 @@
-"""DROP (Dua et al. 2019, arXiv 1903.00161): what an answer says after "The answer is", and its F1 with the golds."""
+"""DROP: extract the text after "The answer is" and compute its F1 with the references.
+
+Paper: Dua et al. 2019, arXiv 1903.00161.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from lm_eval.tasks.drop import utils
 
-Doc = Mapping[str, Any]
+from nrt.eval.tasks import Doc
 
-ASKED = re.compile(r"The answer is (.*)")
-ALSO = [re.compile(phrase, re.IGNORECASE) for phrase in ("answer is", "answer:")]
-"""The first that occurs with something after it, and of it the last."""
+REQUESTED_PHRASE = re.compile(r"The answer is (.*)")
+OTHER_PHRASES = [re.compile(phrase, re.IGNORECASE) for phrase in ("answer is", "answer:")]
+"""Fallbacks in order: the first phrase with text after its last occurrence is used."""
 
 
 def extract(responses: Iterable[Sequence[str]], docs: Sequence[Doc]) -> list[list[str]]:
-    """lm-eval's filter: what every answer of every row says."""
-    return [[said(answer) for answer in answers] for answers in responses]
+    """Return the stated answer of every answer of every row (lm-eval filter)."""
+    return [[stated_answer(answer) for answer in answers] for answers in responses]
 
 
-def said(answer: str) -> str:
-    """The rest of the line after "The answer is", else after a form of it; empty where there is neither.
+def stated_answer(answer: str) -> str:
+    """Return the rest of the line after "The answer is", else after a similar phrase, else "".
 
-    >>> said("Both scored twice. The answer is <Adam>, <Bob>.")
+    >>> stated_answer("Both scored twice. The answer is <Adam>, <Bob>.")
     '<Adam>, <Bob>.'
     """
-    if (asked := ASKED.findall(answer)) and asked[-1]:
-        return asked[-1]
-    for phrase in ALSO:
-        *before, rest = phrase.split(answer)
-        if before and (line := rest.strip().strip(".").split("\n", 1)[0]):
+    matches = REQUESTED_PHRASE.findall(answer)
+    if matches and matches[-1]:
+        return matches[-1]
+    for phrase in OTHER_PHRASES:
+        *preceding, following = phrase.split(answer)
+        line = following.strip().strip(".").split("\n", 1)[0]
+        if preceding and line:
             return line
     return ""
 
 
 def spans_of(text: str) -> list[str]:
-    """Commas divide after a ">" only: 1,024 is one number.
+    """Split a list of spans; only commas after ">" separate, so 1,024 stays one number.
 
     >>> spans_of("<Adam, of Rome>, <Bob>.")
     ['Adam, of Rome', 'Bob.']
@@ -45,7 +49,9 @@ def spans_of(text: str) -> list[str]:
 
 
 def process_results(doc: Doc, results: Sequence[Sequence[str]]) -> dict[str, float]:
-    """F1 and exact match with whichever gold is best."""
+    """Compute F1 and exact match with the best reference answer."""
     ((text,),) = results
-    found = utils.process_results(doc, spans_of(text)) if text.strip() else {"f1": 0.0, "em": 0.0}
-    return {"score": float(found["f1"]), "exact_match": float(found["em"])}
+    metrics = {"f1": 0.0, "em": 0.0}
+    if text.strip():
+        metrics = utils.process_results(doc, spans_of(text))
+    return {"score": float(metrics["f1"]), "exact_match": float(metrics["em"])}

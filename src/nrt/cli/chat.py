@@ -1,0 +1,85 @@
+"""`nrt chat`: question a model; print its trace dimmed while it is generated, then its answer."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+
+from nrt.eval.reasoner import open_reasoner
+from nrt.rollout import HFSampler, Request
+from nrt.types import Example, Message, Pair, Sample
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """Caps in tokens, and sampling settings."""
+
+    max_trace_tokens: int = 2048
+    max_answer_tokens: int = 2048
+    temperature: float = 0.0  # 0: greedy
+    trace: bool = True  # False: answer after the null trace
+
+
+class ChatSession:
+    """Conversation with one model. The prompt keeps earlier turns, without their traces."""
+
+    def __init__(self, model: str, settings: ChatSettings, console: Console) -> None:
+        self.reasoner = open_reasoner(
+            model,
+            max_trace_tokens=settings.max_trace_tokens,
+            max_answer_tokens=settings.max_answer_tokens,
+        )
+        self.settings = settings
+        self.console = console
+        self.messages: list[Message] = []
+        self.chat = self.reasoner.chat
+
+    def ask(self, question: str) -> str:
+        """Stream trace and answer to the console; return the answer."""
+        self.messages.append(Message("user", question))
+        messages = tuple(self.messages)
+        pair = Pair(Example("", messages, ""), self.chat.encode_prompt(messages), ())
+        generator, greedy = self.reasoner.generator, self.settings.temperature == 0
+        if self.reasoner.thinks and self.settings.trace:
+            request = generator.trace_request([pair], 1, seed=_new_seed(), greedy=greedy)
+            trace = generator.to_trace(Sample(self._stream(request, style="dim")))
+            row = self.reasoner.row(pair, trace)
+        else:
+            row = self.reasoner.row_without_trace(pair)
+        request = generator.answer_request([row.before_answer], seed=_new_seed(), greedy=greedy)
+        answer = self._text(self._stream(request, style="default"))
+        self.messages.append(Message("assistant", answer))
+        return answer
+
+    def _stream(self, request: Request, style: str) -> tuple[int, ...]:
+        """Print a sample while it is generated, as soon as tokens are complete characters."""
+        sampler = self.reasoner.generator.sampler
+        assert isinstance(sampler, HFSampler)  # `open_reasoner` without a backend
+        if not request.greedy:
+            request = replace(request, temperature=self.settings.temperature)
+        ids: list[int] = []
+        printed = 0  # characters
+        for token in sampler.stream(request):
+            ids.append(token)
+            text = self._text(ids)
+            # Else an incomplete character: wait for its other bytes
+            if not text.endswith("\ufffd"):
+                self._print(text[printed:], style)
+                printed = len(text)
+        self.console.print("\n")
+        return tuple(ids)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        """Return the text of ids without end and control tokens, which a server omits too."""
+        hidden = self.chat.stop_ids | self.chat.control_ids
+        return self.chat.decode(tuple(token for token in ids if token not in hidden))
+
+    def _print(self, text: str, style: str) -> None:
+        self.console.print(text, style=style, end="", markup=False, highlight=False, soft_wrap=True)
+
+
+def _new_seed() -> int:
+    return secrets.randbits(63)

@@ -1,0 +1,145 @@
+"""`nrt compare`: make the study, run what is missing, write compare.json, compare.md and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from nrt.analysis.comparison import (
+    Comparison,
+    compare,
+    comparison_json,
+    comparison_markdown,
+)
+from nrt.analysis.confidence import EntropyBin
+from nrt.analysis.plots import (
+    plot_accuracy,
+    plot_confidence,
+    plot_dynamics,
+    read_dynamics,
+    require_matplotlib,
+)
+from nrt.analysis.report.variants import matched_confidence
+from nrt.errors import InputError
+from nrt.lab.settings import BASES, prepare_miniature
+from nrt.run import Run, explain_unreadable_files, run_folder
+from nrt.study import RunOutcome, Study, open_study, run_study
+from nrt.study.study import read_study, read_variants, run_path
+from nrt.system.files import explain_disk_errors, write_file
+
+
+def compare_study(
+    console: Console,
+    recipe: str,
+    settings: Sequence[str],
+    *,
+    methods: str = "",
+    variants: str = "",
+    seeds: int = 3,
+    baseline: str = "",
+    jobs: int = 1,
+    study: str = "",
+    measure: str = "correct",
+) -> Comparison:
+    """Run a study and write its results into its folder.
+
+    Raises InputError for unknown names, before anything runs.
+    """
+    require_matplotlib()
+    plan = make_study(
+        recipe, settings, methods=methods, variants=variants, seeds=seeds, baseline=baseline
+    )
+    name = study or f"compare-{Path(recipe).stem}"
+    has_model = any(text.startswith("model=") for text in settings)
+
+    def miniature_settings(seed: int) -> list[str]:
+        if recipe not in BASES or has_model:
+            return []
+        with console.status(f"base model of seed {seed} (built once, then cached)"):
+            return prepare_miniature(recipe, seed)
+
+    def report(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    with explain_disk_errors(run_folder(name), "run the same command again"):
+        folder = open_study(name, plan)
+        outcomes = run_study(folder, jobs=jobs, report=report, prepare=miniature_settings)
+        comparison = write_results(folder, outcomes, measure=measure)
+    console.print(Markdown(comparison_markdown(comparison)))
+    files = "compare.md, compare.json, accuracy.png, dynamics.png, confidence.png"
+    console.print(f"written to {folder}: {files}", soft_wrap=True)
+    return comparison
+
+
+def make_study(
+    recipe: str,
+    settings: Sequence[str],
+    *,
+    methods: str,
+    variants: str,
+    seeds: int,
+    baseline: str,
+) -> Study:
+    """Return the study that the options of `nrt compare` describe."""
+    if bool(methods) == bool(variants):
+        raise InputError("give either --methods a,b,c or --variants FILE")
+    if variants:
+        default_baseline, settings_of_variants = read_variants(variants)
+    else:
+        settings_of_variants = {name: (f"method={name}",) for name in methods.split(",")}
+        has_sft = "sft" in settings_of_variants
+        default_baseline = "sft" if has_sft else next(iter(settings_of_variants))
+    return Study(recipe, tuple(settings), settings_of_variants, seeds, baseline or default_baseline)
+
+
+def write_results(
+    folder: Path, outcomes: Sequence[RunOutcome], *, measure: str = "correct"
+) -> Comparison:
+    """Write the tables and plots of the runs that are done."""
+    # Everything is read before anything is written: a damaged file leaves the old results alone.
+    study = read_study(folder)
+    missing: dict[str, str] = {}
+    runs: dict[str, dict[int, Path]] = {variant: {} for variant in study.variants}
+    done = set()
+    for outcome in outcomes:
+        if outcome.status:
+            missing[f"{outcome.variant}, seed {outcome.seed}"] = outcome.error
+        else:
+            done.add((outcome.variant, outcome.seed))
+    for variant, seed in study.runs():
+        if (variant, seed) in done:
+            runs[variant][seed] = run_path(folder, variant, seed)
+    comparison = compare(runs, study.baseline, measure=measure, missing=missing)
+    dynamics = read_dynamics(runs)
+    bins = _token_confidence(runs, study.baseline)
+    write_file(folder / "compare.json", [comparison_json(comparison)])
+    write_file(folder / "compare.md", [comparison_markdown(comparison)])
+    plot_accuracy(comparison, folder / "accuracy.png")
+    plot_dynamics(dynamics, folder / "dynamics.png")
+    if bins:
+        plot_confidence(bins, study.baseline, folder / "confidence.png")
+    return comparison
+
+
+def _token_confidence(
+    runs: Mapping[str, Mapping[int, Path]], baseline: str
+) -> dict[str, list[EntropyBin]]:
+    """Compare each variant with the baseline over the seeds that both have; omit empty results."""
+    baseline_runs = runs[baseline]
+    bins_of_variants = {}
+    for variant, paths in runs.items():
+        if variant == baseline:
+            continue
+        with explain_unreadable_files(*paths.values(), *baseline_runs.values()):
+            pairs = [
+                (Run(path).heldout(), Run(baseline_runs[seed]).heldout())
+                for seed, path in paths.items()
+                if seed in baseline_runs
+            ]
+            bins = matched_confidence(pairs)
+        if bins:
+            bins_of_variants[variant] = bins
+    return bins_of_variants

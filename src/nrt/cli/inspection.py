@@ -1,0 +1,111 @@
+"""Data inspection of `nrt data check` and `nrt data stats`, from command-line arguments to JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from nrt.config import Config, build_config, load_config, parse_overrides
+from nrt.data import Chat, ensure_template, load_pairs
+from nrt.data.stats import Inspection, TrainValidOverlap, find_overlap, inspect
+from nrt.errors import InputError
+from nrt.models import (
+    MarkerRow,
+    add_marker_tokens,
+    add_markers,
+    initialize_marker_rows,
+    load_model,
+    load_tokenizer,
+    pick_device,
+)
+
+Record = dict[str, Any]
+
+
+def config_for(recipe: str, arguments: Sequence[str]) -> Config:
+    """Return the config of a recipe, with `key=value` settings, and files as training data.
+
+    An argument is a setting if its key is one of Config's; all others are files.
+    """
+    settings = [text for text in arguments if _is_setting(text)]
+    files = [text for text in arguments if not _is_setting(text)]
+    config = load_config(recipe, settings) if recipe else build_config(parse_overrides(settings))
+    if not files:
+        return config
+    return build_config(config.model_dump(), {"data": {"train": files}})
+
+
+def _is_setting(text: str) -> bool:
+    key, separator, _ = text.partition("=")
+    return bool(separator) and key.split(".")[0] in Config.model_fields
+
+
+def open_chat(config: Config) -> Chat | None:
+    """Return the chat layout of the model's tokenizer; None without a model."""
+    if config.model is None:
+        return None
+    tokenizer = load_tokenizer(config.model, config.trust_remote_code)
+    add_marker_tokens(tokenizer, config.markers)
+    ensure_template(tokenizer)
+    return Chat(tokenizer, config.markers)
+
+
+def inspect_all(config: Config) -> tuple[list[Inspection], TrainValidOverlap | None]:
+    """Inspect the training data and, if given, the validation data and the overlap of both.
+
+    Raises InputError for documents that are cut by entropy.
+    """
+    for kind in ("train", "valid"):
+        for source in config.data.sources(kind):
+            text = source.rows_config(config.data).text
+            if text and text.at == "entropy":
+                raise InputError(
+                    "data.text.at=entropy needs the model's weights, which this command does not "
+                    "load. Check the data with data.text.at=sentences."
+                )
+    chat = open_chat(config)
+    train = inspect(config, "train", chat)
+    if config.data.valid is None:
+        return [train], None
+    valid = inspect(config, "valid", chat)
+    return [train, valid], find_overlap(train, valid)
+
+
+def marker_rows(config: Config) -> list[MarkerRow]:
+    """Load the model and return the initial rows of new markers, with their effect on it.
+
+    Empty if the model has both markers. Raises InputError without a model, and for a model or data
+    that cannot be read.
+    """
+    if config.model is None:
+        raise InputError("--markers needs a model; set model=FOLDER")
+    model, tokenizer = load_model(
+        config.model,
+        dtype=getattr(torch, config.dtype),
+        device=pick_device(config.device),
+        trust_remote_code=config.trust_remote_code,
+    )
+    new_markers = add_markers(model, tokenizer, config.markers)
+    ensure_template(tokenizer)
+    chat = Chat(tokenizer, config.markers)
+    pairs = load_pairs(config, "train", chat).pairs
+    return initialize_marker_rows(
+        model, tokenizer, config.markers, new_markers, pairs, chat.start_id, chat.end_id
+    )
+
+
+def as_json(inspections: Sequence[Inspection], overlap: TrainValidOverlap | None) -> Record:
+    """Return all results by kind of data, without the length of each row."""
+    record: Record = {}
+    for inspection in inspections:
+        # asdict copies every value: replace the large ones before.
+        small = replace(inspection, lengths=(np.empty(0), np.empty(0)), questions={})
+        values = asdict(small)
+        del values["lengths"], values["questions"]
+        record[inspection.kind] = values | {"bad_rows": inspection.bad_rows}
+    record["leakage"] = asdict(overlap) if overlap else None
+    return record

@@ -1,0 +1,124 @@
+"""`nrt plan`: what a run needs, computed before it starts."""
+
+from __future__ import annotations
+
+from json import dumps
+from typing import Annotated, Any
+
+import typer
+
+from nrt.cli.common import Settings, console
+from nrt.errors import InputError
+
+app = typer.Typer()
+
+GpuCount = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of GPUs; default: 1. With engine=verl set nodes and gpus_per_node instead."
+    ),
+]
+GpuType = Annotated[
+    str, typer.Option(help="GPU type: h100, h200, a100, l40s or rtx4090; cpu: this machine.")
+]
+GpuMemory = Annotated[
+    float | None, typer.Option(help="Memory of one GPU in GiB; default: the usual of its type.")
+]
+Parallel = Annotated[
+    str | None,
+    typer.Option(
+        help="ddp: a replica on each GPU; fsdp: sharded over the GPUs. Default: ddp, or fsdp where "
+        "a replica would take more than 60 % of a GPU."
+    ),
+]
+PromptLength = Annotated[
+    int | None, typer.Option(help="Mean tokens of a prompt; default: the recipe's cap.")
+]
+TraceLength = Annotated[
+    int | None, typer.Option(help="Mean tokens of a trace; default: the recipe's cap.")
+]
+AnswerLength = Annotated[
+    int | None, typer.Option(help="Mean tokens of an answer; default: the recipe's cap.")
+]
+TrainingRows = Annotated[
+    int | None,
+    typer.Option(help="Rows of the training data: one epoch, if the recipe sets no steps."),
+]
+Price = Annotated[
+    float | None, typer.Option(help="Price of one GPU hour; without it no cost is computed.")
+]
+Utilization = Annotated[
+    float | None,
+    typer.Option(help="Share of the GPU's peak FLOP/s that updates reach; default: 0.4."),
+]
+Bandwidth = Annotated[
+    float | None,
+    typer.Option(help="Share of the GPU's memory bandwidth that decoding reaches; default: 0.6."),
+]
+Network = Annotated[
+    float | None,
+    typer.Option(
+        help="GB/s from one GPU to other nodes, one way (engine=verl); default: that of the GPU "
+        "type, 50 for h100."
+    ),
+]
+PlanJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of the tables.")
+]
+
+
+@app.command()
+def plan(
+    settings: Settings,
+    gpus: GpuCount = None,
+    gpu: GpuType = "h100",
+    memory: GpuMemory = None,
+    parallel: Parallel = None,
+    prompt: PromptLength = None,
+    trace: TraceLength = None,
+    answer: AnswerLength = None,
+    rows: TrainingRows = None,
+    price: Price = None,
+    mfu: Utilization = None,
+    bandwidth: Bandwidth = None,
+    network: Network = None,
+    json_output: PlanJson = False,
+) -> None:
+    """Estimate memory, time and cost of a run, and list changes that make it fit.
+
+    Example:  nrt plan llama-3.2-3b --gpu h200 --gpus 8 --trace 500
+    No GPU and no weights are needed.
+    """
+    from nrt.config import load_config
+    from nrt.plan import plan_cluster, plan_run
+    from nrt.plan.cluster_table import cluster_json, print_cluster
+    from nrt.plan.report import plan_json
+    from nrt.plan.tables import print_plan
+
+    config = load_config(settings[0], settings[1:])
+    options: dict[str, Any] = {
+        "gpu": gpu,
+        "memory": memory,
+        "means": (prompt, trace, answer),
+        "rows": rows,
+        "price": price,
+        "mfu": mfu,
+        "bandwidth": bandwidth,
+    }
+    if config.engine == "verl":
+        if gpus or parallel:
+            raise InputError(
+                "--gpus and --parallel do not apply to engine=verl: "
+                "set nodes and gpus_per_node, and verl's own settings for the layout"
+            )
+        cluster_report = plan_cluster(config, network=network, **options)
+        if json_output:
+            print(dumps(cluster_json(cluster_report)))
+        else:
+            print_cluster(console(), cluster_report)
+        return
+    report = plan_run(config, gpus=gpus or 1, parallel=parallel, **options)
+    if json_output:
+        print(dumps(plan_json(report)))
+    else:
+        print_plan(console(), report)

@@ -1,0 +1,186 @@
+"""Commands that train: `nrt train` and `nrt demo`; and `nrt replay` of a skipped update."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nrt.cli.common import Settings, check_single_process, console, print_line
+from nrt.errors import InputError, NrtError
+from nrt.system.environment import rank_and_world_size
+
+if TYPE_CHECKING:
+    from nrt.config import Config
+    from nrt.system.terminal import ResilientDisplay
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    settings: Settings,
+    json_lines: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print JSON lines instead of a live line: the run folder, then each step's "
+            "metrics.",
+        ),
+    ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Write RUN/report.html after each held-out evaluation and at the end."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the settings, print them and exit; with engine=verl print verl's settings.",
+        ),
+    ] = False,
+) -> None:
+    """Train a model, or resume a run.
+
+    Start:   nrt train gsm8k model=FOLDER data.train=FILE run=NAME
+    Resume:  nrt train resume=NAME
+    For several GPUs see docs/running.md.
+    """
+    from nrt.trainer import train as run_training
+
+    config = _training_config(settings)
+    if dry_run:
+        from nrt.trainer.resolve import settings_of
+
+        print(settings_of(config), end="")
+        return
+    rank, _ = rank_and_world_size()
+    if rank > 0:  # only rank 0 prints progress and writes files
+        run_training(config)
+        return
+    display = _open_display(json_lines)
+    report_listener = None
+    if report:
+        from nrt.cli.live_report import ReportListener
+
+        report_listener = ReportListener(display)
+    try:
+        run = run_training(config, listener=report_listener or display)
+    except KeyboardInterrupt:  # a second SIGINT; the run folder's lock has been released
+        display.close()
+        sys.stdout.flush()
+        os._exit(130)  # do not wait for threads that are still sampling
+    finally:
+        display.close()
+    if report_listener:
+        report_listener.write()
+    if not json_lines:
+        print_line(f"done: {run.path}")
+
+
+def _training_config(settings: list[str]) -> Config:
+    """Return the config of RECIPE key=value …, or that of the run to resume with overrides."""
+    from nrt.config import build_config, load_config, parse_overrides
+    from nrt.run import load_run, run_folder
+
+    recipe, overrides = "", settings
+    if "=" not in settings[0]:
+        recipe, overrides = settings[0], settings[1:]
+    if recipe:
+        return load_config(recipe, [*_miniature_settings(recipe, overrides), *overrides])
+    values = parse_overrides(overrides)
+    resume = values.get("resume")
+    if not resume:
+        raise InputError(
+            "no recipe given; write nrt train RECIPE key=value …, or nrt train resume=RUN"
+        )
+    return build_config(load_run(run_folder(str(resume))).config.model_dump(mode="json"), values)
+
+
+def _miniature_settings(recipe: str, overrides: list[str]) -> list[str]:
+    """Return the model and data settings of a miniature recipe, unless a model is given."""
+    # The name is checked first, because importing nrt.lab takes seconds.
+    if not recipe.startswith("miniature"):
+        return []
+    if any(text.startswith("model=") for text in overrides):
+        return []
+    from nrt.config import load_config
+    from nrt.lab.settings import BASES, prepare_miniature
+
+    if recipe not in BASES:
+        return []
+    return prepare_miniature(recipe, load_config(recipe, overrides).seed)
+
+
+def _open_display(json_lines: bool) -> ResilientDisplay:
+    """Return the progress display; training continues if standard output fails."""
+    from nrt.cli.live import JsonLines, LiveLine
+    from nrt.system.terminal import ResilientDisplay
+
+    return ResilientDisplay(JsonLines() if json_lines else LiveLine(console()))
+
+
+@app.command()
+def replay(
+    file: Annotated[
+        Path,
+        typer.Argument(help="RUN/skipped/step-….json, the batch of the skipped update."),
+    ],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Checkpoint folder RUN/checkpoints/step-… to compute it with; default: the last "
+            "one before the update or, if that was deleted, the oldest one left."
+        ),
+    ] = None,
+) -> None:
+    """Recompute a skipped update and print where it is not finite.
+
+    Checks the weights, log-probabilities, rewards, loss and gradient, in this order.
+    """
+    from nrt.trainer import replay as replay_update
+
+    terminal = console()
+    replay_update(
+        file,
+        checkpoint,
+        say=lambda text: terminal.print(text, markup=False, highlight=False, soft_wrap=True),
+    )
+
+
+@app.command()
+def demo(
+    run: Annotated[
+        str, typer.Option(help="Name or path of the run folder; default: a new one in runs/.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the base model and of training.")] = 0,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Take seconds: shows that everything runs, not that the model learns."
+        ),
+    ] = False,
+) -> None:
+    """Train a tiny model that learns to reason in minutes, on a CPU.
+
+    It learns from question–answer pairs alone; see docs/miniature.md.
+    """
+    from nrt.lab.demo import run_demo
+
+    check_single_process("demo")
+    terminal = console()
+    result = run_demo(terminal, _open_display(False), run=run or None, seed=seed, quick=quick)
+    page = result.path / "report.html"
+    try:
+        from nrt.analysis.report.data import build_report
+        from nrt.analysis.report.page import write_page
+
+        write_page(build_report([result.path]), page)
+        terminal.print(f"Look at it: {page}", highlight=False, soft_wrap=True)
+    except NrtError as error:  # plotly is an extra
+        terminal.print(f"No page: {error}", highlight=False, soft_wrap=True)

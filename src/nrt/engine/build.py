@@ -1,0 +1,128 @@
+"""Build a local engine: where its weights live, which scorer it uses, and its optimizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Literal
+
+from torch import nn
+
+from nrt.config import OptimizerConfig
+from nrt.distributed import SINGLE_PROCESS, ProcessGroup
+from nrt.engine.fsdp import ShardedParameters, ShardedWeights, replica_fits
+from nrt.engine.local import LocalEngine
+from nrt.engine.memory import TokenBudget, auto_tokens
+from nrt.engine.optimizer import make_optimizer, make_schedule
+from nrt.engine.weights import Weights, layers_of
+from nrt.errors import InputError
+from nrt.models import has_adapters, initial_weights
+from nrt.models.attention import install_attention
+from nrt.scoring import choose_scorer, same_choice
+from nrt.types import Row
+
+
+def build_engine(
+    model: Any,
+    config: OptimizerConfig,
+    *,
+    pad_id: int,
+    updates: int,
+    tokens_per_batch: int | Literal["auto"],
+    reference: nn.Module | None = None,
+    gradient_checkpointing: bool = False,
+    processes: ProcessGroup = SINGLE_PROCESS,
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto",
+    probe: Sequence[Row] = (),
+    packed: bool | None = None,
+) -> LocalEngine:
+    """Build the engine of a model that is to be trained.
+
+    Args:
+        updates: optimizer steps of the whole run, for the learning-rate schedule.
+        reference: the frozen initial model. A model with adapters is its own reference, with the
+            adapters off.
+        parallel: each process holds all weights ("ddp") or a shard ("fsdp").
+        probe: rows on which the scorers are compared.
+        packed: the scorer that a resumed run began with; None: choose.
+
+    Raises InputError for a model without layers to recompute, or one that cannot be sharded.
+    """
+    adapted = has_adapters(model)
+    _check_supported(
+        model, gradient_checkpointing=gradient_checkpointing, sharded=parallel == "fsdp"
+    )
+    _broadcast(model, reference, processes)
+    if packed is None:
+        choose = partial(choose_scorer, rows=probe)
+    else:
+        choose = partial(same_choice, packed=packed)
+    gathered_reference = partial(initial_weights, model) if reference is model else nullcontext
+    sharded = parallel == "fsdp" or (parallel == "auto" and not replica_fits(model, reference))
+    if processes.size > 1 and not adapted and sharded:
+        choice = choose(model, pad_id)  # while the model still has its weights
+        weights = ShardedWeights(model, processes)
+        if reference is not None:
+            gathered_reference = ShardedParameters.of_frozen_model(
+                reference, processes
+            ).gathered_parameters
+    else:
+        weights = Weights(model, processes)
+        choice = choose(model, pad_id, weights.gradient_of)
+    if reference is not None and choice.packed:
+        install_attention(reference)  # it has the same architecture
+    optimizer = make_optimizer(config, list(weights.masters.values()))
+    if tokens_per_batch == "auto":
+        tokens = auto_tokens(
+            model, next(model.parameters()).device, recompute=gradient_checkpointing
+        )
+    else:
+        tokens = tokens_per_batch
+    return LocalEngine(
+        model=model,
+        reference=reference,
+        gathered_reference=gathered_reference,
+        processes=processes,
+        scorer=choice.scorer,
+        scorer_choice=choice,
+        weights=weights,
+        recomputed=layers_of(weights.module) if gradient_checkpointing else (),
+        optimizer=optimizer,
+        scheduler=make_schedule(config, optimizer, updates),
+        budget=TokenBudget(
+            tokens,
+            may_halve=tokens_per_batch == "auto" and not weights.lockstep,
+            processes=processes,
+            lockstep=weights.lockstep,
+        ),
+        max_grad_norm=config.max_grad_norm,
+    )
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of the model without gradients."""
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+def _check_supported(model: nn.Module, *, gradient_checkpointing: bool, sharded: bool) -> None:
+    """Raise InputError for settings that the model does not allow."""
+    if gradient_checkpointing and not layers_of(model):
+        raise InputError(
+            f"{type(model).__name__} has no layers that can be recomputed; set "
+            "gradient_checkpointing=false"
+        )
+    if sharded and has_adapters(model):
+        raise InputError(
+            "adapters cannot be sharded; set parallel=ddp (each process holds the frozen model, in "
+            "4 bits with "
+            "quantize=nf4)"
+        )
+
+
+def _broadcast(model: nn.Module, reference: nn.Module | None, processes: ProcessGroup) -> None:
+    """Give all processes the weights of rank 0."""
+    processes.broadcast(model.parameters())
+    if reference is not None and reference is not model:
+        processes.broadcast(reference.parameters())

@@ -1,0 +1,81 @@
+"""Samplers of several processes: each samples a share of the prompts, or rank 0 samples for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from nrt.distributed import ProcessGroup
+from nrt.rollout import Request, Sampler
+from nrt.types import Sample
+
+
+@dataclass(frozen=True)
+class ShardedSampler:
+    """A sampler in each process, for a share of the prompts. All processes return all samples.
+
+    A prompt gets the random numbers that it would have had in one process.
+    """
+
+    sampler: Sampler
+    processes: ProcessGroup
+    # Context in which the model has all weights
+    gathered_parameters: Callable[[], AbstractContextManager[None]]
+
+    @property
+    def uses_trainer_model(self) -> bool:
+        return self.sampler.uses_trainer_model
+
+    def load_weights(
+        self, weights: Iterable[tuple[str, Tensor]], version: int | None = None
+    ) -> None:
+        """See `Sampler.load_weights`."""
+        with self.gathered_parameters():
+            self.sampler.load_weights(weights, version)
+
+    def sample(self, request: Request) -> list[list[Sample]]:
+        """See `Sampler.sample`."""
+        size, prompts = self.processes.size, len(request.prompts)
+        mine = range(self.processes.rank, prompts, size)
+        with self.gathered_parameters() if self.uses_trainer_model else nullcontext():
+            samples = self.sampler.sample(replace(request, only=mine)) if mine else []
+        parts = self.processes.all_gather(samples)
+        return [parts[b % size][b // size] for b in range(prompts)]
+
+    def sleep(self) -> None:
+        """See `Sampler.sleep`."""
+        self.sampler.sleep()
+
+
+@dataclass(frozen=True)
+class RankZeroSampler:
+    """A sampler outside the processes, such as rollout servers, that only rank 0 calls. All return
+    all samples.
+    """
+
+    sampler: Sampler
+    processes: ProcessGroup
+    # Context in which the model has all weights
+    gathered_parameters: Callable[[], AbstractContextManager[None]]
+    uses_trainer_model: bool = False
+
+    def load_weights(
+        self, weights: Iterable[tuple[str, Tensor]], version: int | None = None
+    ) -> None:
+        """See `Sampler.load_weights`."""
+        with self.gathered_parameters():
+            if self.processes.is_main:
+                self.sampler.load_weights(weights, version)
+
+    def sample(self, request: Request) -> list[list[Sample]]:
+        """See `Sampler.sample`."""
+        samples = self.sampler.sample(request) if self.processes.is_main else []
+        return self.processes.all_gather(samples)[0]
+
+    def sleep(self) -> None:
+        """See `Sampler.sleep`."""
+        if self.processes.is_main:
+            self.sampler.sleep()

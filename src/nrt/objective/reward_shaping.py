@@ -1,0 +1,77 @@
+"""Changes that some authors make to a group's rewards before normalisation.
+
+These are format shares, penalties and verdicts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nrt.errors import InputError
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """Facts about a group's K traces that a shape may use besides the rewards."""
+
+    # bool: the model itself wrote END, and ended its answer if the method sampled one
+    finished_K: Tensor
+    # ids of the K traces without END, each followed by its sampled answer if there is one
+    written: tuple[tuple[int, ...], ...]
+    correct_K: Tensor | None = None  # bool: a checker's verdicts on the sampled answers
+
+
+Shape = Callable[[Tensor, GroupFacts], Tensor]
+"""(rewards after the baseline's clip [K], facts) → final rewards [K], float64."""
+
+
+def zero_unfinished(reward_K: Tensor, facts: GroupFacts) -> Tensor:
+    """Return VeriFree's rewards [K]: 0 for a trace without its closing tag or over length.
+
+    Source: sail-sg/VeriFree.
+    """
+    return torch.where(facts.finished_K, reward_K, 0.0)
+
+
+def verdict_reward(reward_K: Tensor, facts: GroupFacts) -> Tensor:
+    """Return RLVR's rewards [K]: 1 if the sampled answer is correct, else 0.
+
+    The likelihood `reward_K` is not used. Raises InputError without verdicts.
+    """
+    if facts.correct_K is None:
+        raise InputError(
+            "rewards from verdicts need sampled and checked answers: facts.correct_K is None; "
+            "use them only in a method with samples_answers=True and checks_answers=True"
+        )
+    return facts.correct_K.double()
+
+
+def rlpr_reward(gain_K: Tensor, facts: GroupFacts) -> Tensor:
+    """Return RLPR's rewards [K]: 0.9·max(0, r − r′) + 0.1·format, less 1 for repetition.
+
+    `gain_K` holds max(0, r − r′). Format is 1 if the model closed both its trace and its answer.
+    Repetition means that some 10-gram occurs at least ten times. As in the source, a reward of
+    exactly 0 gets no penalty. Deviation: this function counts 10-grams of the response's tokens,
+    the source those of its words.
+
+    Source: OpenBMB/RLPR, verl/workers/reward_manager/prob.py, verl/utils/reward_score/repetition.py
+    and reproduce_qwen.sh.
+    """
+    final_K = 0.9 * gain_K + 0.1 * facts.finished_K.double()
+    repetitive_K = torch.tensor([has_repeated_ngram(ids) for ids in facts.written])
+    return torch.where(repetitive_K & (final_K != 0), final_K - 1.0, final_K)
+
+
+def has_repeated_ngram(ids: Sequence[int], *, n: int = 10, times: int = 10) -> bool:
+    """Return True if some n-gram occurs in `ids` at least `times` times.
+
+    >>> has_repeated_ngram([7] * 19), has_repeated_ngram([7] * 18)  # 10 and 9 windows
+    (True, False)
+    """
+    counts = Counter(tuple(ids[i : i + n]) for i in range(len(ids) - n + 1))
+    return bool(counts) and max(counts.values()) >= times

@@ -1,0 +1,213 @@
+"""The variants, seeds and baseline of a study, written to study.yaml before any run starts.
+
+runs/<study>/  study.yaml   runs/<variant>-seed<k>/ (run folders)   logs/<variant>-seed<k>.log
+               compare.json   compare.md   *.png
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from nrt.backends.verl.bridge import check_supported, rollout_name
+from nrt.backends.verl.requirements import check_installed
+from nrt.config import (
+    build_config,
+    load_config,
+    packaged_recipes,
+    parse_overrides,
+    parse_plain_yaml,
+    read_yaml_file,
+)
+from nrt.errors import InputError, unknown_name
+from nrt.run import Run, run_folder
+from nrt.system.files import write_file
+from nrt.trainer.resolve import FREE_ON_RESUME, resolve_names
+
+MAX_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class Study:
+    """Variants × seeds of one recipe.
+
+    Each variant is compared with `baseline`, seed by seed and question by question.
+    """
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    recipe: str
+    settings: tuple[str, ...]  # key=value, for all runs
+    variants: Mapping[str, tuple[str, ...]]  # name → its own key=value settings
+    seeds: Annotated[int, Field(strict=True)]  # 0 … seeds − 1
+    baseline: str
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.seeds <= MAX_SEEDS:
+            raise InputError(
+                f"--seeds {self.seeds!s:.20}: give at least 1 and at most {MAX_SEEDS:,}"
+            )
+        for name in self.variants:
+            if not 0 < len(name) <= 100 or not name.isprintable() or set(name) & set("/\\"):
+                raise InputError(
+                    f"variant {name!r:.200}: give it a name that a folder can have, "
+                    "of at most 100 characters"
+                )
+        if self.baseline not in self.variants:
+            raise unknown_name("baseline", self.baseline, self.variants)
+
+    def runs(self) -> list[tuple[str, int]]:
+        """Return (variant, seed) of every run, all variants of seed 0 first.
+
+        An interrupted study then has all variants with fewer seeds, not half of the variants.
+        """
+        return [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
+
+    def train_arguments(self, variant: str, seed: int, folder: Path) -> list[str]:
+        """Return the arguments of `nrt train` for one run. Later settings override earlier ones."""
+        run = run_path(folder, variant, seed)
+        return [
+            self.recipe, *self.settings, *self.variants[variant], f"seed={seed}", f"run={run}"
+        ]  # fmt: skip
+
+    def check_settings(self, folder: Path) -> None:
+        """Raise InputError unless all settings and names of every variant resolve.
+
+        A misspelt name, or an engine that is not installed, is then an error before the first run
+        and not hours later.
+        """
+        for variant in self.variants:
+            recipe, *settings = self.train_arguments(variant, 0, folder)
+            config = load_config(recipe, settings)
+            resolve_names(config)
+            if config.engine == "verl":
+                check_supported(config)
+                check_installed(rollout_name(config))
+
+    def check_existing_runs(self, folder: Path) -> None:
+        """Raise InputError if a run in the folder has other settings than the study gives it.
+
+        Such a run is another variant's, another seed's or another study's.
+        """
+        for variant, seed in self.runs():
+            run = run_path(folder, variant, seed)
+            if not (run / "config.yaml").is_file():
+                continue
+            config = Run(run).config
+            overrides = parse_overrides([*self.settings, *self.variants[variant], f"seed={seed}"])
+            study_config = build_config(config.model_dump(mode="json"), overrides)
+            expected = study_config.model_dump(exclude=FREE_ON_RESUME - {"steps"})
+            for key, value in config.model_dump(include=set(expected)).items():
+                if value != expected[key]:
+                    raise InputError(
+                        f"{run} was trained with {key}={getattr(config, key)!r:.100}, which is "
+                        f"not the study's for {variant}, seed {seed}; move the folder away, and "
+                        "the same command trains the run again"
+                    )
+
+
+_STUDY = TypeAdapter(Study)
+
+
+def run_path(folder: Path, variant: str, seed: int) -> Path:
+    """Return the run folder of a variant and seed."""
+    return folder / "runs" / f"{variant}-seed{seed}"
+
+
+def open_study(name: str, study: Study) -> Path:
+    """Create the study's folder with its study.yaml, or extend an existing one, and return it.
+
+    Variants and seeds can be added to an existing study. Raises InputError if anything else
+    differs from it.
+    """
+    folder = run_folder(name).absolute()
+    file = folder / "study.yaml"
+    if file.is_file():
+        study = _extend(folder, read_study(folder), study)
+    study.check_settings(folder)
+    study.check_existing_runs(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    values = asdict(study)
+    values["settings"] = list(study.settings)
+    values["variants"] = {name: list(settings) for name, settings in study.variants.items()}
+    write_file(file, [yaml.safe_dump(values, sort_keys=False)])
+    return folder
+
+
+def _extend(folder: Path, existing: Study, study: Study) -> Study:
+    """Return the existing study with the variants and seeds of `study` added."""
+    for key in ("recipe", "settings", "baseline"):
+        old, new = getattr(existing, key), getattr(study, key)
+        if old != new:
+            raise InputError(
+                f"{folder} is a study with {key}={old!r:.200}, not {new!r:.200}; "
+                "give another --study name"
+            )
+    for variant, settings in existing.variants.items():
+        if study.variants.get(variant, settings) != settings:
+            raise InputError(
+                f"{folder} has {variant} with {list(settings)!r:.200}; "
+                "give the variant another name"
+            )
+    return Study(
+        study.recipe,
+        study.settings,
+        {**existing.variants, **study.variants},
+        max(existing.seeds, study.seeds),
+        study.baseline,
+    )
+
+
+def read_study(folder: Path) -> Study:
+    """Return the study of a folder.
+
+    Raises InputError if there is none, or if study.yaml is not what `open_study` writes.
+    """
+    file = folder / "study.yaml"
+    if not file.is_file():
+        raise InputError(f"{folder} is not a study: it has no study.yaml")
+    try:
+        return _STUDY.validate_python(parse_plain_yaml(read_yaml_file(file), str(file)))
+    except ValidationError as error:
+        details = error.errors()[0]
+        key = ".".join(map(str, details["loc"]))
+        raise InputError(
+            f"{file} holds what this nrt does not write there ({key:.100}: "
+            f"{details['msg']:.200}); restore it from a copy, or install the nrt that wrote it"
+        ) from None
+
+
+def read_variants(name: str) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """Return (baseline, variants) of a packaged set or of a YAML file.
+
+    The file holds `baseline: NAME` and `variants: {NAME: [key=value, …]}`. Without `baseline` the
+    first variant is it.
+    """
+    packaged = packaged_recipes("ablations")
+    if name in packaged:
+        text = packaged[name].read_text(encoding="utf-8")
+    elif Path(name).is_file():
+        text = read_yaml_file(Path(name))
+    else:
+        raise unknown_name("set of variants", name, packaged)
+    values = parse_plain_yaml(text, name)
+    variants = values.get("variants") if isinstance(values, dict) else None
+    if (
+        not isinstance(variants, dict)
+        or not variants
+        or not all(_are_settings(settings or []) for settings in variants.values())
+    ):
+        raise InputError(
+            f"{name} must hold `baseline: NAME` and `variants: {{NAME: [key=value, …]}}`"
+        )
+    variants = {str(variant): tuple(settings or ()) for variant, settings in variants.items()}
+    return str(values.get("baseline", next(iter(variants)))), variants
+
+
+def _are_settings(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)

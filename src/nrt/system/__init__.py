@@ -1,0 +1,1 @@
+"""Operating system: files that survive a crash, locks, terminals, network servers, hardware."""

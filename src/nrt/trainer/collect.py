@@ -1,0 +1,215 @@
+"""The stages of a step before its updates: sample traces, score the reference answer after them,
+compute advantages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from nrt.data import bare_row, null_row, trace_row
+from nrt.trainer.groups import (
+    BaselineScores,
+    Group,
+    GroupScores,
+    SampledAnswer,
+    SampledGroup,
+    build_group,
+    rows_to_train,
+    sft_group,
+)
+from nrt.trainer.learner import Learner
+from nrt.trainer.metrics import PhaseTimer
+from nrt.trainer.policy import Policy
+from nrt.types import Pair, Row, TailScores
+
+
+def sample_groups(
+    learner: Learner, pairs: Sequence[Pair], timer: PhaseTimer, *, seed: int, answer_seed: int
+) -> list[SampledGroup]:
+    """Sample K traces for each pair, and an answer after each trace for methods that train on
+    sampled answers.
+
+    The sampler gets the current weights first, and sleeps afterwards. SFT samples nothing.
+    """
+    method, policy = learner.method, learner.policy
+    if not method.samples:
+        return [SampledGroup(pair, (), (bare_row(pair),), ()) for pair in pairs]
+    with timer("push"):
+        policy.push_weights()
+    with timer("rollout"):
+        traces = policy.traces(
+            pairs, learner.traces, seed=seed, keep_end_token=method.keeps_end_token
+        )
+        rows = [
+            tuple(trace_row(pair, trace, policy.markers) for trace in group)
+            for pair, group in zip(pairs, traces, strict=True)
+        ]
+        answers: list[tuple[SampledAnswer, ...]] = [()] * len(pairs)
+        if method.samples_answers:
+            answers = _sample_answers(learner, pairs, rows, answer_seed)
+        policy.sampler.sleep()
+    timer.sampled += sum(trace.n_sampled for group in traces for trace in group)
+    return [SampledGroup(*parts) for parts in zip(pairs, traces, rows, answers, strict=True)]
+
+
+def score_separate_rows(
+    learner: Learner, groups: Sequence[SampledGroup], timer: PhaseTimer
+) -> list[BaselineScores]:
+    """Score the reference answers that need rows of their own.
+
+    These are the answers under the initial model, and after a baseline other than the null trace
+    under the policy. The usual baseline, that null trace, is scored with the traces: `scored_rows`.
+    """
+    method, policy = learner.method, learner.policy
+    pairs = [group.pair for group in groups]
+    none: list[Tensor | None] = [None] * len(pairs)
+    initial, base = none, none
+    if method.samples:
+        with timer("score"):
+            if learner.initial_reference:
+                initial = _score_answers(policy, pairs, bare_row, timer, initial=True)
+            from_initial, bare = method.base_policy == "initial", method.base_layout == "bare"
+            if from_initial and bare and learner.initial_reference:
+                base = initial
+            elif from_initial or bare:
+                row_of = bare_row if bare else partial(null_row, markers=policy.markers)
+                base = _score_answers(policy, pairs, row_of, timer, initial=from_initial)
+    return [BaselineScores(*parts) for parts in zip(initial, base, strict=True)]
+
+
+def scored_rows(learner: Learner, group: SampledGroup) -> tuple[Row, ...]:
+    """Return the K rows with the reference answer, then the null trace's row. Empty for SFT."""
+    if not learner.method.samples:
+        return ()
+    return (*group.rows, null_row(group.pair, learner.policy.markers))
+
+
+def trained_rows(learner: Learner, group: SampledGroup) -> tuple[Row, ...]:
+    """Return the rows that the updates forward: with sampled answers where the method samples them,
+    else as scored.
+    """
+    if not learner.method.samples:
+        return group.rows
+    return rows_to_train(group.pair, group.traces, group.sampled_answers, learner.policy.markers)
+
+
+def score_groups(
+    learner: Learner, groups: Sequence[SampledGroup], timer: PhaseTimer
+) -> list[tuple[list[TailScores], list[TailScores]]]:
+    """Return, for each group, the scores of its `scored_rows` and of its `trained_rows`, without
+    gradient.
+    """
+    if not learner.method.samples:
+        return [([], []) for _ in groups]
+    with timer("score"):
+        scored = _score_rows(learner, [scored_rows(learner, group) for group in groups], timer)
+        if not learner.method.samples_answers:
+            return [(tails, tails[:-1]) for tails in scored]
+        trained = _score_rows(learner, [trained_rows(learner, group) for group in groups], timer)
+    return list(zip(scored, trained, strict=True))
+
+
+def compute_group(
+    learner: Learner,
+    state: Tensor | None,
+    groups: Sequence[SampledGroup],
+    baselines: Sequence[BaselineScores],
+    g: int,
+    scored: Sequence[TailScores],
+    trained: Sequence[TailScores] | None = None,
+) -> Group:
+    """Compute rewards and advantages of group `g`.
+
+    Rows with equal ids share one score, the null trace's included: kernels whose rounding depends
+    on a row's place would otherwise give equal traces different rewards.
+
+    Args:
+        state: the method's state.
+        groups, baselines: those of the whole batch.
+        scored: scores of the group's `scored_rows`.
+        trained: scores of its `trained_rows`; None if these are the scored rows but for the last.
+    """
+    method, policy, sampled = learner.method, learner.policy, groups[g]
+    pair = sampled.pair
+    if not method.samples:
+        return sft_group(pair)
+    first_tail: dict[tuple[int, ...], TailScores] = {}
+    rows = scored_rows(learner, sampled)
+    shared = [
+        first_tail.setdefault(row.tail_ids, tail) for row, tail in zip(rows, scored, strict=True)
+    ]
+    null_T = _answer(pair, shared[-1])
+    versions = {trace.version for trace in sampled.traces}
+    base_T = baselines[g].base_T
+    scores = GroupScores(
+        traces=sampled.traces,
+        rows=tuple(scored[:-1] if trained is None else trained),
+        logp_KT=torch.stack([_answer(pair, tail) for tail in shared[:-1]]),
+        base_T=null_T if base_T is None else base_T,
+        sampled_answers=sampled.sampled_answers,
+        noise=learner.noise,
+        off_policy=policy.off_policy or not versions <= {None, policy.engine.version},
+    )
+    return build_group(
+        method,
+        pair,
+        trained_rows(learner, sampled),
+        scores,
+        state,
+        null_T=null_T,
+        initial_T=baselines[g].initial_T,
+    )
+
+
+def _sample_answers(
+    learner: Learner, pairs: Sequence[Pair], rows: Sequence[Sequence[Row]], seed: int
+) -> list[tuple[SampledAnswer, ...]]:
+    """Sample an answer after each trace. The processes share the checks of the answers."""
+    policy = learner.policy
+    ids = policy.answers([row for group in rows for row in group], seed=seed)
+    pair_of_row = [pair for pair, group in zip(pairs, rows, strict=True) for _ in group]
+
+    def check(item: tuple[Pair, tuple[int, ...]]) -> SampledAnswer:
+        pair, answer_ids = item
+        body = policy.strip_end_token(answer_ids)
+        correct = learner.check_answer(pair, body) if learner.check_answer else None
+        return SampledAnswer(answer_ids, ended=len(body) < len(answer_ids), correct=correct)
+
+    answers = iter(policy.engine.processes.map(check, list(zip(pair_of_row, ids, strict=True))))
+    return [tuple(next(answers) for _ in group) for group in rows]
+
+
+def _score_rows(
+    learner: Learner, groups: Sequence[Sequence[Row]], timer: PhaseTimer
+) -> list[list[TailScores]]:
+    """Score rows under the current weights, group by group."""
+    rows = [row for group in groups for row in group]
+    timer.forwarded += sum(len(row.ids) for row in rows)
+    scores = iter(learner.policy.score(rows))
+    return [[next(scores) for _ in group] for group in groups]
+
+
+def _score_answers(
+    policy: Policy,
+    pairs: Sequence[Pair],
+    row_of: Callable[[Pair], Row],
+    timer: PhaseTimer,
+    *,
+    initial: bool,
+) -> list[Tensor]:
+    """Return the reference answers' log-probabilities, in one row for each pair."""
+    rows = [row_of(pair) for pair in pairs]
+    timer.forwarded += sum(len(row.ids) for row in rows)
+    return [
+        _answer(pair, tail)
+        for pair, tail in zip(pairs, policy.score(rows, initial=initial), strict=True)
+    ]
+
+
+def _answer(pair: Pair, tail: TailScores) -> Tensor:
+    """Return the reference answer's log-probabilities [T], the end of a row's tail."""
+    return tail[0][-len(pair.answer_ids) :]

@@ -1,0 +1,346 @@
+"""The training loop: step, write metrics, evaluate, save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from nrt.config import Config
+from nrt.errors import InputError, Interrupted, RunError
+from nrt.rollout import Request
+from nrt.run import Run, RunWriter
+from nrt.trainer import heldout
+from nrt.trainer.agreement import max_gap
+from nrt.trainer.checkpoint import point, prune, save_checkpoint
+from nrt.trainer.guard import report_skipped, skipped_in_a_row
+from nrt.trainer.metrics import trace_record, update_metrics
+from nrt.trainer.progress import Progress, RolloutUpdates, improved, progress_json
+from nrt.trainer.setup import Parts
+from nrt.trainer.signals import Signals
+from nrt.trainer.step import StepHooks, train_step
+from nrt.trainer.trackers import open_trackers
+from nrt.trainer.watch import Watch
+from nrt.types import Pair
+
+
+class Listener(Protocol):
+    """Receives the progress of a run, for example to display it.
+
+    `start` is called once, with the run's folder and the steps done and wanted. `phase` names what
+    happens from now on: sampling, updating, evaluating, saving. `step` receives the metrics of a
+    step, or with step 0 those before training.
+    """
+
+    def start(self, path: Path, step: int, steps: int) -> None: ...
+    def say(self, text: str) -> None: ...
+    def phase(self, name: str) -> None: ...
+    def step(self, metrics: Mapping[str, float]) -> None: ...
+
+
+class NullListener:
+    """Listener that does nothing."""
+
+    def start(self, path: Path, step: int, steps: int) -> None: ...
+    def say(self, text: str) -> None: ...
+    def phase(self, name: str) -> None: ...
+    def step(self, metrics: Mapping[str, float]) -> None: ...
+
+
+class Loop:
+    """The steps of one run. Under torchrun every process runs the loop; only rank 0 writes and has
+    a listener.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        writer: RunWriter,
+        progress: Progress,
+        listener: Listener,
+        signals: Signals,
+    ) -> None:
+        self.config, self.parts, self.writer, self.progress = config, parts, writer, progress
+        self.listener, self.signals = listener, signals
+        self.folder = writer.path
+        self.processes = parts.engine.processes
+        self.last_checkpoint = progress.name if writer.resumed else ""
+        self.current_step = progress.step  # written with warnings
+        earlier = Run(writer.path).metrics() if writer.resumed else ()
+        self.watch = Watch(config.watch, earlier, max_gap=max_gap(config))
+        trackers = config.trackers if self.processes.is_main else ()
+        settings = config.model_dump(mode="json")
+        self.trackers = open_trackers(
+            trackers, self.folder.name, self.folder, settings, step=progress.step
+        )
+
+    def run(self) -> None:
+        """Run all steps that are left, and write the model."""
+        engine = self.parts.engine
+        self.listener.start(self.folder, self.progress.step, self.parts.steps)
+        for note in self.parts.notes:
+            self.listener.say(note)
+        engine.warn = partial(self._warn, "out-of-memory")
+        if self.parts.servers:
+            self.parts.servers.warn = partial(self._warn, "rollout-server")
+        if self.writer.resumed:
+            self._point_and_prune()
+        else:
+            self._warn_at_start()
+            self._evaluate_before_training()
+        while self.progress.step < self.parts.steps:
+            self._step()
+        self.listener.phase("saving")
+        with engine.gathered_parameters():
+            if self.processes.is_main:
+                self.parts.save_model(self.folder / "model")
+        self.trackers.close()
+        self.processes.barrier()
+
+    def _step(self) -> None:
+        """Train one step, then report it, evaluate and save as the config says."""
+        start = time.perf_counter()
+        progress, config, learner = self.progress, self.config, self.parts.learner
+        self.current_step = progress.step + 1
+        hooks = StepHooks(
+            checkpoint_here=self._checkpoint_here,
+            traces_ready=self._start_prefetch,
+            updated=self._stop_if_all_skipped,
+        )
+        seed = seed_of(config.seed, progress.step + 1)
+        pending = train_step(learner, progress, self._draw, seed=seed, hooks=hooks)
+        self._report_skipped(pending)
+        self.progress = replace(
+            progress,
+            step=progress.step + 1,
+            position=progress.position + pending.rollout.drawn,
+            method_state=_advanced(progress, self.parts, pending),
+            pending=None,
+            skipped=progress.skipped + sum(update.skipped for update in pending.updates),
+            in_a_row=skipped_in_a_row(progress.in_a_row, pending.updates),
+        )
+        metrics = self._metrics(pending)
+        for group in pending.rollout.groups[: config.log_traces]:
+            record = trace_record(group, self.parts.chat.decode)
+            self.writer.trace({"step": self.progress.step, **record})
+        metrics["time/step"] = time.perf_counter() - start
+        last = self.progress.step == self.parts.steps
+        if last or _due(self.progress.step, config.eval_every):
+            metrics |= self._evaluate()
+        self._write(metrics)
+        if self._is_best(metrics) or last or _due(self.progress.step, config.save_every):
+            self._save()
+
+    def _draw(self, offset: int, n: int) -> list[Pair]:
+        """Return the pairs that come next in the stream."""
+        return self.parts.draw(self.progress.position + offset, n)
+
+    def _checkpoint_here(self) -> None:
+        """Save or stop if a signal asks for it, before sampling and before each update."""
+        self._handle_signals()
+        self.listener.phase("updating" if self.progress.pending else "sampling")
+
+    def _start_prefetch(self) -> None:
+        """Start to sample the next step's traces, now that this step's are there."""
+        progress, config = self.progress, self.config
+        if self.parts.prefetch and progress.step + 1 < self.parts.steps:
+            position = progress.position + config.batch
+            self.parts.prefetch.start(next_request(config, self.parts, progress.step + 1, position))
+        self.listener.phase("updating")
+
+    def _metrics(self, pending: RolloutUpdates) -> dict[str, Any]:
+        """Return the metrics of the step that has just been trained."""
+        step, data, parts = self.progress.step, self.parts.data, self.parts
+        metrics: dict[str, Any] = {"step": step, **pending.rollout.metrics}
+        metrics |= update_metrics(pending.updates, pending.seconds)
+        metrics["optim/updates"] = step * self.config.updates_per_rollout - self.progress.skipped
+        metrics |= {
+            "data/epoch": self.progress.position / len(data.pairs),
+            "data/dropped_prompts": data.dropped_prompts,
+            "data/dropped_answers": data.dropped_answers,
+            "data/truncated_answers": data.truncated_answers,
+            "data/bad_rows": len(data.bad),
+        }
+        rule, state = parts.learner.method.state_rule, self.progress.method_state
+        if rule and state is not None:
+            metrics |= rule.report(state)
+        if parts.names.observer and self.processes.is_main:
+            metrics |= parts.names.observer(pending.rollout, parts.tokenizer)
+        return metrics
+
+    def _evaluate_before_training(self) -> None:
+        metrics = self._evaluate()
+        if not metrics:
+            return
+        self._write({"step": 0, **metrics})
+        metric = (self.config.keep_best or "").removeprefix("-")
+        if metric and metric not in metrics:
+            raise InputError(
+                f"keep_best={self.config.keep_best}: the evaluation has no such metric; it has "
+                f"{', '.join(metrics)}"
+            )
+
+    def _evaluate(self) -> dict[str, float]:
+        if self.parts.heldout is None:
+            return {}
+        self.listener.phase("evaluating")
+        records = self.parts.heldout(seed=seed_of(self.config.seed, -1 - self.progress.step))
+        self.writer.heldout(self.progress.step, heldout.as_json(records))
+        return heldout.summary(records)
+
+    def _write(self, metrics: dict[str, Any]) -> None:
+        self.writer.metrics(metrics)
+        for warning in self.watch.see(metrics):
+            self._warn(warning.kind, warning.message, metric=warning.metric)
+        values = {name: value for name, value in metrics.items() if name != "step"}
+        self.trackers.log(values, metrics["step"])
+        self.listener.step(metrics)
+
+    def _stop_if_all_skipped(self, pending: RolloutUpdates) -> None:
+        """Raise RunError after `max_skipped` skipped updates in a row. All processes have the same
+        updates.
+        """
+        if skipped_in_a_row(self.progress.in_a_row, pending.updates) >= self.config.max_skipped:
+            self._report_skipped(pending)
+            raise RunError(
+                f"max_skipped={self.config.max_skipped} updates in a row had a loss or gradient "
+                f"that is not finite, the last in step {self.progress.step + 1}; nrt replay shows "
+                f"where, for each file in {self.folder / 'skipped'}; a lower optimizer.lr or "
+                "dtype=float32 may help"
+            )
+
+    def _report_skipped(self, pending: RolloutUpdates) -> None:
+        step, state = self.progress.step + 1, self.progress.method_state
+        facts = {
+            "seed": self.config.seed,
+            "sampling_seed": seed_of(self.config.seed, step),
+            "checkpoint": self.last_checkpoint or None,
+            "memory": None if state is None else state.tolist(),
+        }
+        mini_batches = pending.rollout.split(self.config.updates_per_rollout)
+        for message in report_skipped(self.writer, step, pending, mini_batches, facts):
+            self.listener.say(message)
+
+    def _is_best(self, metrics: Mapping[str, Any]) -> bool:
+        """True if an evaluation was the best so far, which `progress.best` then remembers."""
+        metric = self.config.keep_best
+        if not metric or self.parts.heldout is None or metric.removeprefix("-") not in metrics:
+            return False
+        better = improved(self.progress.best, metric, self.progress.name, metrics)
+        if better:
+            self.progress.best = better
+        return better is not None
+
+    def _save(self) -> None:
+        """Save a checkpoint, unless this state is saved already."""
+        if self.last_checkpoint == self.progress.name:
+            return
+        self.listener.phase("saving")
+        folder = self.folder / "checkpoints" / self.progress.name
+        if self.processes.is_main:
+            folder.parent.mkdir(exist_ok=True)
+            self.writer.sync()  # the metrics of a checkpoint must be on the disk before it
+        state = progress_json(self.progress)
+        state["data"] = self.parts.data.content_hash
+        state["ahead"] = self.parts.prefetch.state() if self.parts.prefetch else None
+        state["ways"] = dict(self.parts.resolved)
+        save_checkpoint(folder, self.parts.engine, state, self.parts.save_model)
+        self.last_checkpoint = self.progress.name
+        self._point_and_prune()
+
+    def _point_and_prune(self) -> None:
+        """Update `latest` and `best`, and delete old checkpoints. A resumed run repeats it: it may
+        have been killed.
+        """
+        if not self.processes.is_main:
+            return
+        folder, best = self.folder / "checkpoints", self.progress.best
+        point(folder / "latest", self.last_checkpoint)
+        if best:
+            point(folder / "best", best.checkpoint)
+        else:
+            # Of a metric that the run kept before a resume
+            (folder / "best").unlink(missing_ok=True)
+        prune(Run(self.folder).checkpoints(), self.config.keep, best)
+
+    def _handle_signals(self) -> None:
+        """Save or stop in all processes if any of them received a signal."""
+        received = self.processes.all_gather(
+            (self.signals.stop.is_set(), self.signals.save.is_set())
+        )
+        stop, save = map(any, zip(*received, strict=True))
+        if stop or save:
+            self.signals.save.clear()
+            self._save()
+        if stop:
+            raise Interrupted(
+                f"interrupted at step {self.progress.step}; continue with resume={self.folder}"
+            )
+
+    def _warn(self, kind: str, message: str, **details: Any) -> None:
+        self.writer.warn(kind, message, self.current_step, **details)
+        self.listener.say(message)
+
+    def _warn_at_start(self) -> None:
+        data, config, method = self.parts.data, self.config, self.parts.learner.method
+        if self.parts.padded_by_surprise:
+            message = "prompts are forwarded once for each trace, which takes several times as long"
+            self._warn("padded-rows", f"{self.parts.notes[0]}: {message}")
+        for kind, count, text in (
+            (
+                "dropped-prompts",
+                data.dropped_prompts,
+                f"prompts longer than max_prompt_tokens={config.max_prompt_tokens}",
+            ),
+            (
+                "dropped-answers",
+                data.dropped_answers,
+                f"answers longer than max_answer_tokens={config.max_answer_tokens}",
+            ),
+            (
+                "bad-rows",
+                len(data.bad),
+                "rows that cannot be used were skipped; skipped/train.jsonl lists them",
+            ),
+            (
+                "truncated-answers",
+                data.truncated_answers,
+                f"answers cut to max_answer_tokens={config.max_answer_tokens}",
+            ),
+        ):
+            if count:
+                self.writer.warn(kind, f"{count} of {data.total} {text}", 0, count=count)
+        if data.unknown_tokens:
+            message = f"the model's vocabulary lacks {data.unknown_tokens} tokens of the data"
+            self.writer.warn("unknown-tokens", message, 0, count=data.unknown_tokens)
+        if method.samples and config.traces == 1 and method.centre == "mean":
+            message = "K = 1: a group of one has no advantage, only answers and markers are trained"
+            self.writer.warn("single-trace", message, 0)
+
+
+def next_request(config: Config, parts: Parts, step: int, position: int) -> Request:
+    """Return the request for traces of step `step + 1`, whose prompts start at `position`."""
+    seed = seed_of(config.seed, step + 1)
+    return parts.policy.trace_request(parts.draw(position, config.batch), config.traces, seed=seed)
+
+
+def seed_of(seed: int, step: int) -> int:
+    """Return the sampling seed of a step: no random state has to survive an interruption."""
+    return (seed * 1_000_003 + step * 7_919) % 2**63
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _advanced(progress: Progress, parts: Parts, pending: RolloutUpdates) -> Any:
+    """Return the method's state after a step. Statistics that are not finite leave it as it is."""
+    rule, state = parts.learner.method.state_rule, progress.method_state
+    statistics = pending.rollout.statistics
+    if rule is None or state is None or statistics is None or not statistics.isfinite().all():
+        return state
+    return rule.advance(state, statistics)

@@ -1,0 +1,159 @@
+"""Build the samplers of a run: in this process with transformers or vLLM, on rollout servers,
+shared by processes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from nrt.config import Config
+from nrt.engine.build import frozen_copy
+from nrt.engine.fsdp import local_part
+from nrt.engine.local import LocalEngine
+from nrt.engine.optimizer import state_bytes
+from nrt.engine.samplers import RankZeroSampler, ShardedSampler
+from nrt.errors import InputError
+from nrt.models import position_limit, save_config
+from nrt.models.attention import has_installed_attention
+from nrt.objective import Method
+from nrt.rollout import HFSampler, PrefetchSampler, RemoteSampler, Sampler
+from nrt.rollout.probe import sharing_fault
+from nrt.types import Row
+
+
+@dataclass(frozen=True)
+class Samplers:
+    """The samplers of a run."""
+
+    training: Sampler
+    evaluation: Sampler  # the same, except under overlap with sampler=hf
+    prefetch: PrefetchSampler | None = None  # the sampler of training, under overlap
+    servers: RemoteSampler | None = None  # the client of rollout servers, if there are any
+
+
+def build_samplers(
+    config: Config, method: Method, engine: LocalEngine, pad_id: int, *, share_prompts: bool
+) -> Samplers:
+    """Build the samplers of a local engine.
+
+    Args:
+        share_prompts: keep a prompt's keys and values once for all of its traces (sampler=hf).
+    """
+    if config.sampler == "hf" or not method.samples:
+        sampler = HFSampler(engine.model, pad_id, config.sampler_rows, share_prompts)
+        # Sampling goes on while the trainer's weights change, so it needs a copy of them
+        if config.overlap:
+            prefetch = PrefetchSampler(replace(sampler, model=frozen_copy(engine.model)))
+            return Samplers(prefetch, sampler, prefetch)
+        return _for_all(ShardedSampler, sampler, engine)
+    if config.vllm.urls:
+        servers = RemoteSampler(config.vllm.urls, strict=config.vllm.strict, wait=config.vllm.wait)
+        if config.overlap:
+            prefetch = PrefetchSampler(servers)
+            return Samplers(prefetch, prefetch, prefetch, servers)
+        return replace(_for_all(RankZeroSampler, servers, engine), servers=servers)
+    sampler = start_vllm(engine, config)
+    if config.overlap:
+        prefetch = PrefetchSampler(sampler)
+        return Samplers(prefetch, prefetch, prefetch)
+    return _for_all(ShardedSampler, sampler, engine)
+
+
+def _for_all(
+    shared: type[ShardedSampler | RankZeroSampler], sampler: Sampler, engine: LocalEngine
+) -> Samplers:
+    """Return the sampler for training and evaluation, shared by all processes."""
+    if engine.processes.size > 1:
+        sampler = shared(sampler, engine.processes, engine.gathered_parameters)
+    return Samplers(sampler, sampler)
+
+
+def prompt_sharing_fault(
+    config: Config, method: Method, engine: LocalEngine, pad_id: int, probe: Sequence[Row]
+) -> str:
+    """Return why traces cannot share their prompts' keys and values; empty if they can or are not
+    sampled here.
+
+    Raises InputError for a model that cannot be sampled from here.
+    """
+    if config.sampler != "hf" or not method.samples:
+        return ""
+    with engine.gathered_parameters():
+        fault = sharing_fault(engine.model, pad_id, probe, engine.scorer_choice.tolerance)
+    if not fault or not has_installed_attention(engine.model):
+        return ""
+    name = type(engine.model).__name__
+    return (
+        f"each trace is sampled with keys and values of its own: {name} cannot share them, {fault}"
+    )
+
+
+def start_vllm(engine: LocalEngine, config: Config) -> Sampler:
+    """Start vLLM in this process, without weights: from a folder that holds the model's
+    configuration alone.
+
+    Raises InputError if the trainer leaves it no room on a GPU.
+    """
+    from nrt.rollout.vllm import VLLMSampler
+
+    settings = config.vllm
+    sleep = 0 if config.overlap else settings.sleep
+    memory = settings.memory
+    if memory is None and torch.cuda.is_available():
+        memory = _memory_share(engine, config, sleeps=sleep > 0)
+    with tempfile.TemporaryDirectory() as folder:
+        save_config(engine.model, folder)
+        sampler = VLLMSampler(
+            folder,
+            dtype=settings.dtype or config.dtype,
+            context=settings.context or _context(engine.model, config),
+            rows=config.sampler_rows,
+            memory=memory,
+            dummy=True,
+            sleep=sleep,
+        )
+    engine.processes.at_end(sampler.close)
+    return sampler
+
+
+def bytes_to_come(engine: LocalEngine, optimizer: str) -> int:
+    """Return the bytes that the first update allocates in this process: float32 gradients and
+    optimizer state.
+    """
+    sizes = [local_part(master).numel() for master in engine.weights.masters.values()]
+    return sum(4 * n + state_bytes(n, optimizer) for n in sizes)
+
+
+def _memory_share(engine: LocalEngine, config: Config, *, sleeps: bool) -> float:
+    """Return vLLM's share of this GPU's memory, which gradients and optimizer state leave free."""
+    from nrt.rollout.vllm import vllm_memory_share
+
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    used = total - free + bytes_to_come(engine, config.optimizer.name)
+    share = vllm_memory_share(used, total, sleeps=sleeps)
+    whole = sum(p.numel() for p in engine.model.parameters())
+    trained = sum(p.numel() for p in engine.weights.masters.values())
+    dtype = getattr(torch, config.vllm.dtype or config.dtype)
+    weights = max(whole, trained) * dtype.itemsize
+    if share * total < weights:
+        raise InputError(
+            f"the trainer leaves vLLM {share * total / 2**30:.1f} GiB of this GPU, and its weights "
+            "alone take "
+            f"{weights / 2**30:.1f}: train adapters (lora.rank=16), start more processes with "
+            "parallel=fsdp, or sample "
+            "on rollout servers (vllm.urls); nrt plan shows the sum"
+        )
+    return share
+
+
+def _context(model: Any, config: Config) -> int:
+    """Return the tokens that all caps take together, bounded by the model's positions."""
+    caps = config.max_prompt_tokens + config.max_trace_tokens + config.max_answer_tokens
+    needed = caps + 2  # START and END
+    return min(needed, position_limit(model.config) or needed)

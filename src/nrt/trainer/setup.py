@@ -1,0 +1,355 @@
+"""Build the parts of a run from its config. Every name is resolved and every input read before a
+file is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nrt.config import Config
+from nrt.data import (
+    Chat,
+    EntropyFunction,
+    LoadedPairs,
+    Markers,
+    Pairs,
+    RowOrder,
+    bare_row,
+    ensure_template,
+    load_pairs,
+    null_row,
+)
+from nrt.data.checkers import Checker, is_right
+from nrt.distributed import SINGLE_PROCESS, ProcessGroup
+from nrt.engine.build import build_engine, frozen_copy
+from nrt.engine.interface import Engine
+from nrt.engine.local import LocalEngine
+from nrt.errors import InputError
+from nrt.models import (
+    AdapterConfig,
+    add_adapters,
+    add_markers,
+    check_markers,
+    end_token_ids,
+    initialize_marker_rows,
+    load_model,
+    pick_device,
+    save_model,
+)
+from nrt.objective import NOISE, Method
+from nrt.rollout import PrefetchSampler, RemoteSampler, Sampler
+from nrt.scoring.probe import probe_rows
+from nrt.trainer.checkpoint import saved_choices
+from nrt.trainer.context import check_context
+from nrt.trainer.difficulty import ByDifficulty, InOrder
+from nrt.trainer.entropies import cuts_by_entropy, model_entropies
+from nrt.trainer.heldout import Heldout
+from nrt.trainer.learner import CheckAnswer, Learner
+from nrt.trainer.policy import Policy
+from nrt.trainer.resolve import ResolvedNames, check_model_setting, resolve_names
+from nrt.trainer.samplers import Samplers, build_samplers, prompt_sharing_fault
+from nrt.types import Pair
+
+Load = Callable[[str], tuple[Any, Any]]
+"""Folder or hub name → (model, tokenizer)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The parts of a run that is ready to start."""
+
+    names: ResolvedNames
+    learner: Learner
+    heldout: Heldout | None
+    data: LoadedPairs  # to train on
+    valid: LoadedPairs | None  # held out
+    stream: RowOrder
+    steps: int
+    chat: Chat
+    tokenizer: Any
+    save_model: Callable[[Path], None]  # writes model and tokenizer as a Hugging Face folder
+    prefetch: PrefetchSampler | None = None  # under overlap
+    servers: RemoteSampler | None = None  # client of rollout servers
+    # How rows are forwarded and sampled, and what new markers start from
+    notes: tuple[str, ...] = ()
+    # Choices that a resumed run repeats (`saved_choices`)
+    resolved: Mapping[str, bool] = field(default_factory=dict)
+    padded_by_surprise: bool = False  # padded rows, where this model type usually shares prompts
+
+    @property
+    def engine(self) -> Engine:
+        return self.learner.policy.engine
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of training."""
+        return self.learner.policy
+
+    def draw(self, position: int, count: int) -> list[Pair]:
+        """Return `count` pairs of the stream from `position` on."""
+        return [self.data.pairs[i] for i in self.stream.indices(position, count)]
+
+
+def prepare(
+    config: Config, *, checkpoint: Path | None = None, processes: ProcessGroup = SINGLE_PROCESS
+) -> Parts:
+    """Read data and model, and build the parts of a run. Writes nothing.
+
+    Under torchrun all processes call it; each gets parts that work together with those of the
+    others.
+
+    Args:
+        checkpoint: the folder of a checkpoint whose weights to load.
+    """
+    names = resolve_names(config)
+    method = names.method
+    if config.overlap and processes.size > 1:
+        raise InputError(
+            "overlap=true samples in one process only; set overlap=false, or start nrt without "
+            "torchrun"
+        )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    base = check_model_setting(config)
+    load = _loader(config, processes)
+    model, tokenizer, chat, new_markers = _load_with_markers(load, base, config, checkpoint)
+    has_initial_weights = checkpoint is None or config.lora.rank
+    initial = model if has_initial_weights else None
+    entropies = _entropies(config, chat, load, initial) if cuts_by_entropy(config) else None
+    with processes.main_process_first():
+        data = load_pairs(config, "train", chat, entropies)
+        valid = load_pairs(config, "valid", chat, entropies) if config.data.valid else None
+    marker_rows = initialize_marker_rows(
+        model, tokenizer, config.markers, new_markers, data.pairs, chat.start_id, chat.end_id
+    )
+    if config.lora.rank:
+        add_adapters(
+            model, _adapters(config), [i for i in (chat.start_id, chat.end_id) if i is not None]
+        )
+    probe = probe_rows(
+        data.pairs, model.config, check_context(config, method, model.config, data, valid)
+    )
+    steps = steps_of(config, len(data.pairs))
+    reference = None
+    if config.initial_reference and method.samples:
+        reference = _reference(config, chat, load, initial, data.pairs)
+    saved = saved_choices(checkpoint)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else chat.end_of_turn_id
+    engine = build_engine(
+        model,
+        config.optimizer,
+        pad_id=pad_id,
+        updates=steps * config.updates_per_rollout,
+        tokens_per_batch=config.tokens_per_batch,
+        reference=reference,
+        gradient_checkpointing=config.gradient_checkpointing,
+        processes=processes,
+        parallel=config.parallel,
+        probe=probe,
+        packed=saved.get("packed"),
+    )
+    fault = "" if "share" in saved else prompt_sharing_fault(config, method, engine, pad_id, probe)
+    share = saved.get("share", not fault)
+    template = chat.exported_template(open_trace=method.samples)
+    return assemble(
+        config,
+        names,
+        chat,
+        tokenizer,
+        engine=engine,
+        samplers=build_samplers(config, method, engine, pad_id, share_prompts=share),
+        data=data,
+        valid=valid,
+        steps=steps,
+        save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
+        padded_by_surprise=engine.scorer_choice.surprising,
+        resolved={"packed": engine.scorer_choice.packed, "share": share},
+        notes=_notes(engine, fault, marker_rows),
+    )
+
+
+def assemble(
+    config: Config,
+    names: ResolvedNames,
+    chat: Chat,
+    tokenizer: Any,
+    *,
+    engine: Engine,
+    samplers: Samplers,
+    data: LoadedPairs,
+    valid: LoadedPairs | None,
+    steps: int,
+    save_model: Callable[[Path], None],
+    notes: tuple[str, ...] = (),
+    padded_by_surprise: bool = False,
+    resolved: Mapping[str, bool] | None = None,
+) -> Parts:
+    """Build the parts of a run around an engine and its samplers, local or on a cluster."""
+    method, settings = names.method, config.heldout
+    evaluated = _policy(config, chat, engine, samplers.evaluation)
+    policy = replace(evaluated, sampler=samplers.training, off_policy=samplers.prefetch is not None)
+    heldout = None
+    if valid:
+        heldout = Heldout(
+            evaluated,
+            valid.pairs[: settings.rows],
+            chat,
+            names.checker,
+            settings.greedy,
+            with_traces=method.samples,
+            with_swapped=settings.swapped,
+        )
+    learner = Learner(
+        method=method,
+        policy=policy,
+        select=_selection(policy, method, config),
+        batch=config.batch,
+        traces=config.traces,
+        updates=config.updates_per_rollout,
+        loss_tokens=config.objective.loss_tokens
+        or config.max_trace_tokens + config.max_answer_tokens,
+        initial_reference=config.initial_reference and method.samples,
+        check_answer=_check_answer(chat, names.checker) if names.checker else None,
+        noise=NOISE[config.dtype],
+    )
+    return Parts(
+        names=names,
+        learner=learner,
+        heldout=heldout,
+        data=data,
+        valid=valid,
+        stream=_stream(data.pairs, config),
+        steps=steps,
+        chat=chat,
+        tokenizer=tokenizer,
+        save_model=save_model,
+        prefetch=samplers.prefetch,
+        servers=samplers.servers,
+        notes=notes,
+        padded_by_surprise=padded_by_surprise,
+        resolved=resolved or {},
+    )
+
+
+def steps_of(config: Config, rows: int) -> int:
+    """Return the steps of a run: the setting, else one epoch."""
+    return config.steps or max(1, rows // config.batch)
+
+
+def _loader(config: Config, processes: ProcessGroup) -> Load:
+    """Return the function that loads models as the config says."""
+    return partial(
+        load_model,
+        dtype=getattr(torch, config.dtype),
+        device=processes.local_device(pick_device(config.device)),
+        trust_remote_code=config.trust_remote_code,
+        quantize=config.quantize,
+    )
+
+
+def _entropies(config: Config, chat: Chat, load: Load, initial: Any) -> EntropyFunction:
+    """Return the entropies of texts under the initial model, which is loaded unless `initial` has
+    it.
+    """
+    model = _initial_model(load, config, chat) if initial is None else initial
+    return model_entropies(model, chat.opening, config.max_prompt_tokens, config.token_limit)
+
+
+def _reference(config: Config, chat: Chat, load: Load, initial: Any, pairs: Sequence[Pair]) -> Any:
+    """Return the frozen initial model, loaded unless `initial` has it. A model with adapters is its
+    own.
+    """
+    if config.lora.rank:
+        return initial
+    if initial is not None:
+        return frozen_copy(initial)
+    return _initial_model(load, config, chat, pairs)
+
+
+def _load_with_markers(
+    load: Load, base: str, config: Config, checkpoint: Path | None
+) -> tuple[Any, Any, Chat, tuple[str, ...]]:
+    """Return model with markers, tokenizer, chat, and the markers whose rows are new."""
+    new: tuple[str, ...] = ()
+    if checkpoint and not config.lora.rank:
+        model, tokenizer = load(str(checkpoint / "model"))
+        check_markers(tokenizer, config.markers)
+    else:
+        # Adapters too are restored with the optimizer: a checkpoint's model has them merged.
+        model, tokenizer = load(base)
+        new = add_markers(model, tokenizer, config.markers)
+    ensure_template(tokenizer)
+    chat = Chat(tokenizer, config.markers, extra_end_ids=end_token_ids(model, tokenizer))
+    return model, tokenizer, chat, new
+
+
+def _initial_model(load: Load, config: Config, chat: Chat, pairs: Sequence[Pair] = ()) -> Any:
+    """Load the model with which the run began, frozen. Without pairs its new marker rows are
+    arbitrary.
+    """
+    model, tokenizer = load(str(config.model))
+    new = add_markers(model, tokenizer, config.markers)
+    if pairs:
+        initialize_marker_rows(
+            model, tokenizer, config.markers, new, pairs, chat.start_id, chat.end_id
+        )
+    return model.requires_grad_(False)
+
+
+def _notes(
+    engine: LocalEngine, sampling_fault: str, marker_rows: Sequence[object]
+) -> tuple[str, ...]:
+    """Return how rows are forwarded and sampled, in words."""
+    notes = [engine.scorer_why]
+    if sampling_fault:
+        notes.append(sampling_fault)
+    notes += map(str, marker_rows)
+    if engine.processes.size > 1:
+        notes.append(f"{engine.processes.size} processes: {engine.weights.description}")
+    return tuple(notes)
+
+
+def _policy(config: Config, chat: Chat, engine: Engine, sampler: Sampler) -> Policy:
+    markers = Markers(chat.start_id, chat.end_id)
+    return Policy(
+        engine=engine,
+        sampler=sampler,
+        markers=markers,
+        banned=frozenset(markers.opener),
+        stop_ids=chat.stop_ids,
+        max_trace_tokens=config.max_trace_tokens,
+        max_answer_tokens=config.max_answer_tokens,
+    )
+
+
+def _adapters(config: Config) -> AdapterConfig:
+    lora = config.lora
+    alpha = 2.0 * lora.rank if lora.alpha is None else lora.alpha
+    return AdapterConfig(lora.rank, alpha, lora.targets, config.seed)
+
+
+def _selection(policy: Policy, method: Method, config: Config) -> InOrder | ByDifficulty:
+    settings = config.data.difficulty
+    if settings.skip_above is None and settings.pool == 1:
+        return InOrder()
+    row_of = partial(null_row, markers=policy.markers) if method.samples else bare_row
+    return ByDifficulty(policy, row_of, settings)
+
+
+def _stream(pairs: Pairs, config: Config) -> RowOrder:
+    data = config.data
+    weights = tuple(source.weight for source in data.sources("train") if source.weight)
+    lengths = pairs.lengths if data.group_by_length else None
+    return RowOrder(
+        pairs.sizes, config.seed, data.shuffle, weights=weights, lengths=lengths, batch=config.batch
+    )
+
+
+def _check_answer(chat: Chat, checker: Checker) -> CheckAnswer:
+    return lambda pair, ids: is_right(checker, chat.decode(ids), pair.example)

@@ -1,0 +1,244 @@
+"""`train`: start a run, or resume it from its newest undamaged checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from nrt.config import Config
+from nrt.distributed import ProcessGroup, process_group
+from nrt.errors import InputError
+from nrt.models import pick_device
+from nrt.run import NullWriter, Run, RunWriter, close_on_error, explain_unreadable_files, run_folder
+from nrt.system.files import explain_disk_errors
+from nrt.trainer.agreement import PROMPTS, check_agreement
+from nrt.trainer.checkpoint import load_checkpoint, newest_undamaged, set_damaged_aside
+from nrt.trainer.cluster_setup import prepare_cluster
+from nrt.trainer.loop import Listener, Loop, NullListener, next_request
+from nrt.trainer.progress import Progress, read_progress
+from nrt.trainer.resolve import check_resumable, resolve_names
+from nrt.trainer.setup import Parts, prepare
+from nrt.trainer.signals import handle_signals
+
+
+def train(config: Config, *, listener: Listener | None = None) -> Run:
+    """Train as the config says, and return the finished run.
+
+    Under torchrun every process calls it; they train together, and only rank 0 writes files and has
+    a listener.
+
+    Raises:
+        InputError: config, data or model cannot be used. Nothing was written.
+        Interrupted: SIGINT or SIGTERM came, and a checkpoint was saved. `train` with `resume=run`
+            then gives the run that was not interrupted.
+    """
+    resolve_names(config)
+    with process_group(pick_device(config.device)) as processes:
+        if listener is None or not processes.is_main:
+            listener = NullListener()
+        if config.resume:
+            run = _prepare_resumed(config, config.resume, processes)
+        else:
+            run = _prepare_new(config, processes)
+        return _train(config, run, listener)
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that is ready to train."""
+
+    parts: Parts
+    progress: Progress
+    writer: RunWriter
+    damages: tuple[str, ...] = ()  # problems of the checkpoints that were skipped
+    checkpoint: str = ""  # name of the checkpoint to resume from
+    cut: Callable[[], None] = lambda: None  # delete what a resumed run wrote after its checkpoint
+
+
+def _train(config: Config, run: PreparedRun, listener: Listener) -> Run:
+    folder = run.writer.path
+    with ExitStack() as stack:
+        writer = stack.enter_context(run.writer)
+        stack.enter_context(_engine_running(run, new=not config.resume))
+        signals = stack.enter_context(handle_signals(config.save_signal))
+        stack.enter_context(explain_disk_errors(folder))
+        run.cut()
+        if config.resume and not writer.resumed:
+            listener.say("the run has no checkpoint yet: it starts from the beginning")
+        for damage in run.damages:
+            message = (
+                f"damaged checkpoint: {damage}; the run resumes from {run.checkpoint} and keeps "
+                "the damaged one aside"
+            )
+            writer.warn("damaged-checkpoint", message, run.progress.step)
+            listener.say(message)
+        if not writer.resumed:
+            writer.skipped("train", [asdict(row) for row in run.parts.data.bad])
+            writer.skipped(
+                "valid", [asdict(row) for row in run.parts.valid.bad] if run.parts.valid else []
+            )
+        Loop(config, run.parts, writer, run.progress, listener, signals).run()
+    return Run(folder)
+
+
+def _prepare_new(config: Config, processes: ProcessGroup) -> PreparedRun:
+    folder = run_folder(config.run)
+    parts, progress = _from_the_beginning(config, processes)
+    with explain_disk_errors(folder):
+        if processes.is_main:
+            writer = RunWriter.create(folder, config)
+        else:
+            writer = NullWriter(folder, resumed=False)
+    return PreparedRun(parts, progress, writer)
+
+
+def _from_the_beginning(config: Config, processes: ProcessGroup) -> tuple[Parts, Progress]:
+    parts = _prepare(config, processes)
+    _check_sampler(parts, config)
+    state = parts.learner.method.state_rule
+    return parts, Progress(method_state=state.initial() if state else None)
+
+
+def _prepare_resumed(config: Config, name: str, processes: ProcessGroup) -> PreparedRun:
+    """Resume a run. It is locked first, so that nothing in its folder changes afterwards."""
+    folder = run_folder(name)
+    before = Run(folder).config
+    check_resumable(config, before)
+    resumed_config = config.model_copy(update={"run": before.run, "resume": None})
+    writer = (
+        RunWriter.lock_existing(folder) if processes.is_main else NullWriter(folder, resumed=True)
+    )
+    with close_on_error(writer):
+        checkpoints = Run(folder).checkpoints()
+        if checkpoints:
+            return _from_checkpoint(config, resumed_config, writer, checkpoints, processes)
+        _check_nothing_lost(folder)
+        parts, progress = _from_the_beginning(config, processes)
+        return PreparedRun(parts, progress, writer, cut=lambda: writer.resume(None, resumed_config))
+
+
+def _from_checkpoint(
+    config: Config,
+    resumed_config: Config,
+    writer: RunWriter,
+    checkpoints: list[Path],
+    processes: ProcessGroup,
+) -> PreparedRun:
+    checkpoint, damages = _newest_undamaged(checkpoints, processes)
+    parts = _prepare(config, processes, checkpoint)
+    with _checkpoint_errors(checkpoint):
+        state = load_checkpoint(checkpoint, parts.engine)
+        progress = read_progress(
+            state,
+            content=parts.data.content_hash,
+            draw=parts.draw,
+            method=parts.learner.method,
+            markers=parts.policy.markers,
+        )
+    _check_sampler(parts, config)
+    with _checkpoint_errors(checkpoint):
+        best = progress.best
+        if best and (
+            best.metric != config.keep_best
+            or checkpoint.with_name(best.checkpoint) not in checkpoints
+        ):
+            progress.best = None  # of another metric, or deleted by hand
+        if state.get("ahead"):
+            _restore_prefetch(config, parts, progress, state["ahead"])
+
+    def cut() -> None:
+        writer.resume(progress.step, resumed_config)
+        if processes.is_main:
+            set_damaged_aside(checkpoints, checkpoint)
+
+    return PreparedRun(parts, progress, writer, tuple(damages), checkpoint.name, cut)
+
+
+def _check_nothing_lost(folder: Path) -> None:
+    """Raise InputError if a run without checkpoints has results that a start would replace."""
+    for name in ("model", "checkpoints/latest"):
+        if (folder / name).exists():
+            raise InputError(
+                f"{folder} has {name} but no checkpoint to resume from: restore one, or start a "
+                "run under another name"
+            )
+
+
+def _restore_prefetch(
+    config: Config, parts: Parts, progress: Progress, samples: dict[str, Any]
+) -> None:
+    """Give the prefetching sampler the traces that the run had sampled ahead."""
+    assert parts.prefetch is not None
+    step, position = progress.step, progress.position
+    if progress.pending:
+        step, position = step + 1, position + progress.pending.rollout.drawn
+    parts.prefetch.restore(next_request(config, parts, step, position), samples)
+
+
+@contextmanager
+def _checkpoint_errors(checkpoint: Path) -> Iterator[None]:
+    """Raise InputError for a checkpoint with the right hashes and wrong content: another version's,
+    or made by hand.
+    """
+    try:
+        with explain_unreadable_files(checkpoint):
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, FileNotFoundError, RuntimeError) as error:
+        message = " ".join(str(error).split())
+        raise InputError(
+            f"{checkpoint} is no checkpoint of this run ({message:.200}); restore it from a copy, "
+            "or remove it"
+        ) from error
+
+
+def _prepare(config: Config, processes: ProcessGroup, checkpoint: Path | None = None) -> Parts:
+    if config.engine == "local":
+        return prepare(config, checkpoint=checkpoint, processes=processes)
+    if processes.size > 1:
+        raise InputError("engine=verl starts its own workers; start nrt without torchrun")
+    return prepare_cluster(config, checkpoint=checkpoint)
+
+
+@contextmanager
+def _engine_running(run: PreparedRun, *, new: bool) -> Iterator[None]:
+    """Run the engine's own processes. A new run whose engine cannot start leaves nothing behind."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run.parts.engine.running(run.writer.path))
+        except InputError:
+            if new:
+                run.writer.discard()
+            raise
+        yield
+
+
+def _newest_undamaged(checkpoints: list[Path], processes: ProcessGroup) -> tuple[Path, list[str]]:
+    """Let rank 0 read the checkpoints; return its result or raise its error in all processes."""
+    result: tuple[Path, list[str]] | InputError | None = None
+    if processes.is_main:
+        try:
+            result = newest_undamaged(checkpoints)
+        except InputError as error:
+            result = error
+    result = processes.all_gather(result)[0]
+    if isinstance(result, InputError):
+        raise result
+    assert result is not None
+    return result
+
+
+def _check_sampler(parts: Parts, config: Config) -> None:
+    """Compare sampler and trainer before anything is written. A cluster has not started yet, so it
+    is not compared.
+    """
+    separate = config.sampler != "hf" or config.sampler_tolerance is not None
+    if config.engine == "local" and parts.learner.method.samples and separate:
+        check_agreement(parts.policy, parts.draw(0, min(config.batch, PROMPTS)), config)

@@ -1,0 +1,193 @@
+"""One step of Native Reasoning Training (Algorithm 1): sample, score, advantages, update."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from nrt.engine.interface import UpdateStats
+from nrt.objective import ScoredGroup
+from nrt.trainer.collect import (
+    compute_group,
+    sample_groups,
+    score_groups,
+    score_separate_rows,
+    scored_rows,
+)
+from nrt.trainer.difficulty import Draw, Selection
+from nrt.trainer.groups import Group, Rollout, SampledGroup
+from nrt.trainer.learner import Learner
+from nrt.trainer.metrics import PhaseTimer, rollout_metrics
+from nrt.trainer.progress import Progress, RolloutUpdates
+from nrt.types import TailScores
+
+MAX_ROUNDS = 8
+"""Prompts whose groups the method drops are replaced at most this many times; then dropped groups
+fill the batch.
+"""
+
+
+def _nothing(*_: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepHooks:
+    """Functions of the training loop that a step calls."""
+
+    # Before sampling and before each update; may save a checkpoint and stop the run.
+    checkpoint_here: Callable[[], None] = _nothing
+    traces_ready: Callable[[], None] = _nothing
+    updated: Callable[[RolloutUpdates], None] = _nothing  # after each update
+
+
+NO_HOOKS = StepHooks()
+
+
+def train_step(
+    learner: Learner, progress: Progress, draw: Draw, *, seed: int, hooks: StepHooks = NO_HOOKS
+) -> RolloutUpdates:
+    """Run one step, and return its rollout and the statistics of its updates.
+
+    Sets `progress.pending` to that result as soon as the rollout is there. A run that stops between
+    two updates saves it, and its next call with this progress runs the remaining updates only.
+
+    Args:
+        draw: returns the pairs that come next in the stream.
+        seed: of this step's samples.
+    """
+    if progress.pending is None:
+        hooks.checkpoint_here()
+        batch, timer, updates = _Batch(learner.batch), PhaseTimer(), []
+        while batch.missing:  # one round, unless the method drops groups
+            # sample
+            round_seed = seed + batch.rounds
+            answer_seed = round_seed + MAX_ROUNDS  # a seed that no round of traces has
+            with timer("score"):
+                draw_next = batch.continuing(draw)
+                selection = learner.select(draw_next, batch.missing, seed=round_seed)
+            sampled = sample_groups(
+                learner, selection.pairs, timer, seed=round_seed, answer_seed=answer_seed
+            )
+            hooks.traces_ready()
+
+            # score
+            baselines = score_separate_rows(learner, sampled, timer)
+            scores = None if learner.fused else score_groups(learner, sampled, timer)
+
+            # advantages; if fused, also scores and the only update: one forward serves all three
+            compute = partial(compute_group, learner, progress.method_state, sampled, baselines)
+            if scores is None:
+                groups, stats = score_and_update(learner, sampled, compute, timer)
+                updates.append(stats)
+            else:
+                groups = [compute(g, *group_scores) for g, group_scores in enumerate(scores)]
+            batch.add(selection, groups, learner.method.keep, progress.method_state)
+        seconds = timer.seconds.get("update", 0.0)
+        progress.pending = RolloutUpdates(batch.rollout(learner, timer), seconds, updates)
+
+    # update: the mini-batches that are left
+    pending = progress.pending
+    for i, groups in enumerate(pending.rollout.split(learner.updates)):
+        if i >= len(pending.updates):
+            hooks.checkpoint_here()
+            start = time.perf_counter()
+            pending.updates.append(update(learner, groups))
+            pending.seconds += time.perf_counter() - start
+        hooks.updated(pending)
+    return pending
+
+
+def score_and_update(
+    learner: Learner,
+    sampled: Sequence[SampledGroup],
+    compute: Callable[[int, Sequence[TailScores]], Group],
+    timer: PhaseTimer,
+) -> tuple[list[Group], UpdateStats]:
+    """Score, compute the groups and take one optimizer step, in one forward where memory allows."""
+    rows = [scored_rows(learner, group) for group in sampled]
+    with timer("update"):
+        return learner.policy.engine.score_and_train(
+            rows, compute, learner.method, denominator=denominator(learner, sampled)
+        )
+
+
+def update(learner: Learner, groups: Sequence[Group]) -> UpdateStats:
+    """Take one optimizer step on groups.
+
+    The token signal and the ratio use the current log-probabilities; rewards and advantages stay as
+    they were computed.
+    """
+    rows = [row for group in groups for row in group.rows]
+    credits = [credit for group in groups for credit in group.row_credits()]
+    return learner.policy.engine.train(
+        rows, credits, learner.method, denominator=denominator(learner, groups)
+    )
+
+
+def denominator(learner: Learner, groups: Sequence[Group | SampledGroup]) -> int:
+    """Return B·K·N of the loss (Dr.GRPO): rows of an update times `loss_tokens`."""
+    return sum(len(group.rows) for group in groups) * learner.loss_tokens
+
+
+@dataclass
+class _Batch:
+    """The groups of a step. The prompts that come next replace groups that the method drops."""
+
+    size: int
+    kept: list[tuple[int, Group]] = field(default_factory=list)  # (offset in the stream, group)
+    dropped: list[tuple[int, Group]] = field(default_factory=list)
+    drawn: int = 0  # prompts taken from the stream
+    certain: int | None = None  # of these, with certain answers; None if that is not measured
+    rounds: int = 0
+
+    @property
+    def missing(self) -> int:
+        """Groups still to be sampled."""
+        return self.size - len(self.kept) if self.rounds < MAX_ROUNDS else 0
+
+    def continuing(self, draw: Draw) -> Draw:
+        """Return `draw` from behind the prompts that were drawn already."""
+        drawn = self.drawn
+        return lambda offset, n: draw(drawn + offset, n)
+
+    def add(
+        self,
+        selection: Selection,
+        groups: Sequence[Group],
+        keep: Callable[[ScoredGroup, Tensor], bool] | None,
+        state: Tensor | None,
+    ) -> None:
+        """Add the groups of a round. The method's filter `keep` decides which ones it drops."""
+        for offset, group in zip(selection.offsets, groups, strict=True):
+            kept = True
+            if keep and group.credit is not None and state is not None:
+                kept = keep(group.credit.scored_group, state)
+            (self.kept if kept else self.dropped).append((self.drawn + offset, group))
+        self.drawn += selection.drawn
+        if selection.certain is not None:
+            self.certain = (self.certain or 0) + selection.certain
+        self.rounds += 1
+
+    def rollout(self, learner: Learner, timer: PhaseTimer) -> Rollout:
+        """Return the batch in the order of the stream, with its metrics."""
+        filled = sorted(
+            self.kept + self.dropped[: self.size - len(self.kept)], key=lambda item: item[0]
+        )
+        offsets, groups = zip(*filled, strict=True)
+        metrics = rollout_metrics(learner.method, groups, timer) if learner.method.samples else {}
+        if self.certain is not None:
+            metrics["data/skipped"] = self.certain / self.drawn
+        if learner.method.keep:
+            metrics["group/filtered"] = len(self.dropped) / (len(self.kept) + len(self.dropped))
+        statistics = None
+        if learner.method.state_rule is not None:
+            credits = [group.credit for _, group in self.kept + self.dropped]
+            statistics = torch.stack(
+                [learner.method.state_rule.statistics(c.scored_group) for c in credits if c]
+            ).sum(0)
+        return Rollout(groups, offsets, self.drawn, metrics, statistics)

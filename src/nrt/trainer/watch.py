@@ -1,0 +1,138 @@
+"""Warnings from the metrics of a run: traces collapse (paper §4.3) or do not end with END, sampler
+and trainer differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, TypeGuard
+
+from nrt.config import WatchConfig
+
+END_TOKENS_FROM = 50
+"""First step with a warning about end tokens: before it a model may still learn to write END."""
+
+COLLAPSE_REMEDY = (
+    "policies collapse like this; the paper's remedy (§4.3) is a reward that easy tokens cannot "
+    "win: method=nrt-gm, "
+    "which one unlikely token lowers, or method=nrt-ws-neg-log-p, which gives hard tokens more "
+    "weight, instead of an "
+    "arithmetic mean (rlpr)"
+)
+END_TOKEN_REMEDY = (
+    "a served model ends its turn there and gives no answer (heldout/accuracy_served); raise "
+    "objective.format_coef, "
+    "train longer, or start END from another token (markers.end_from)"
+)
+GAP_REMEDY = (
+    "sampler and trainer are two different policies, so ratios and advantages are biased; lower "
+    "the caps if the model's "
+    "positions depend on the length of a batch (longrope, dynamic NTK), compute both in one type, "
+    "or set "
+    "objective.importance_cap=2"
+)
+
+
+@dataclass(frozen=True)
+class MetricWarning:
+    """One warning: its kind in warnings.jsonl, its metric, and the text."""
+
+    kind: str
+    metric: str
+    message: str
+
+
+class Watch:
+    """Reads the metrics of each step once, in order, and warns at most once about each metric."""
+
+    def __init__(
+        self,
+        config: WatchConfig,
+        earlier: Iterable[Mapping[str, Any]] = (),
+        *,
+        max_gap: float = float("inf"),
+    ) -> None:
+        """Create the watch of a run.
+
+        Args:
+            earlier: the metrics of a resumed run's earlier steps.
+            max_gap: largest allowed mean difference between sampler and trainer
+                (`sampler/logp_gap`), nats.
+        """
+        self.config, self.max_gap = config, max_gap
+        self.collapse = {
+            "trace/length": config.length,
+            "trace/entropy": config.entropy,
+            "reward/beats_null": config.beats_null,
+        }
+        watched = [name for name, share in self.collapse.items() if share]
+        self.early: dict[str, list[float]] = {name: [] for name in watched}
+        self.late: dict[str, list[float]] = {name: [] for name in watched}
+        self.end_tokens: list[float] = []
+        self.warned: set[str] = set()
+        for metrics in earlier:
+            self.see(metrics)
+
+    def see(self, metrics: Mapping[str, Any]) -> list[MetricWarning]:
+        """Return the new warnings that the metrics of a step cause."""
+        warnings = [
+            *self._collapsed(metrics),
+            *self._end_tokens(metrics),
+            *self._sampler_gap(metrics),
+        ]
+        new = [warning for warning in warnings if warning.metric not in self.warned]
+        self.warned |= {warning.metric for warning in new}
+        return new
+
+    def _collapsed(self, metrics: Mapping[str, Any]) -> list[MetricWarning]:
+        """Warn about metrics whose mean over the last steps is below a share of their mean over the
+        first steps.
+        """
+        warnings = []
+        steps = self.config.steps
+        for name, early in self.early.items():
+            value = metrics.get(name)
+            if not _is_number(value):
+                continue
+            if len(early) < steps:
+                early.append(value)
+                continue
+            self.late[name] = [*self.late[name], value][-steps:]
+            before, now, share = fmean(early), fmean(self.late[name]), self.collapse[name]
+            if len(self.late[name]) == steps and now < share * before:
+                fall = f"{name} fell to {now:.3g}, below {share:g} of its early {before:.3g}"
+                message = f"{fall}: {COLLAPSE_REMEDY}"
+                warnings.append(MetricWarning("collapse", name, message))
+        return warnings
+
+    def _end_tokens(self, metrics: Mapping[str, Any]) -> list[MetricWarning]:
+        """Warn if end tokens other than END still stop many traces after END_TOKENS_FROM steps."""
+        value = metrics.get("trace/end_token")
+        if not self.config.end_token or not _is_number(value):
+            return []
+        self.end_tokens = [*self.end_tokens, value][-self.config.steps :]
+        share = fmean(self.end_tokens)
+        if metrics.get("step", 0) < END_TOKENS_FROM or share <= self.config.end_token:
+            return []
+        message = (
+            f"end tokens other than END still stop {share:.0%} of the traces: {END_TOKEN_REMEDY}"
+        )
+        return [MetricWarning("end-token", "trace/end_token", message)]
+
+    def _sampler_gap(self, metrics: Mapping[str, Any]) -> list[MetricWarning]:
+        """Warn if sampled and scored log-probabilities differ. Traces of earlier weights
+        (`sampler/behind`) must differ.
+        """
+        gap = metrics.get("sampler/logp_gap")
+        if not _is_number(gap) or metrics.get("sampler/behind") or gap <= self.max_gap:
+            return []
+        message = (
+            f"sampler/logp_gap is {gap:.2g} nats in the mean, above {self.max_gap:g}: {GAP_REMEDY}"
+        )
+        return [MetricWarning("sampler-gap", "sampler/logp_gap", message)]
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return value is not None and value == value

@@ -1,0 +1,55 @@
+"""Parts of a training step, for tests that look at one of them."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from nrt.engine.gradient import LossSums
+from nrt.engine.local import LocalEngine
+from nrt.trainer.groups import Group, Rollout
+from nrt.trainer.learner import Learner
+from nrt.trainer.progress import Progress, RolloutUpdates
+from nrt.trainer.setup import Parts
+from nrt.trainer.step import StepHooks, denominator, train_step
+
+
+class Stop(Exception): ...
+
+
+def collect(
+    learner: Learner, draw: Any, batch: int, *, seed: int, state: Tensor | None = None, sampled: Callable[[], None] = lambda: None
+) -> Rollout:
+    """Sample, score and credit `batch` prompts, without an update. `state` is the method's."""
+    progress = Progress(method_state=state)
+
+    def stop_before_updates() -> None:
+        if progress.pending:
+            raise Stop
+
+    with suppress(Stop):
+        hooks = StepHooks(checkpoint_here=stop_before_updates, traces_ready=sampled)
+        train_step(replace(learner, batch=batch, updates=2), progress, draw, seed=seed, hooks=hooks)
+    assert progress.pending
+    return progress.pending.rollout
+
+
+def step(learner: Learner, draw: Any, batch: int, *, seed: int, state: Tensor | None = None) -> RolloutUpdates:
+    """Train a whole step with one update."""
+    return train_step(replace(learner, batch=batch), Progress(method_state=state), draw, seed=seed)
+
+
+def gradient(learner: Learner, groups: Sequence[Group]) -> LossSums:
+    """Compute the gradient of an update; it is left in the weights."""
+    rows = [row for group in groups for row in group.rows]
+    credits = [credit for group in groups for credit in group.row_credits()]
+    return local_engine(learner).gradient(rows, credits, learner.method, denominator=denominator(learner, groups))
+
+
+def local_engine(parts: Parts | Learner) -> LocalEngine:
+    """Return the engine of a run in this process."""
+    engine = parts.learner.policy.engine if isinstance(parts, Parts) else parts.policy.engine
+    assert isinstance(engine, LocalEngine)
+    return engine

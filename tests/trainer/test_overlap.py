@@ -1,0 +1,106 @@
+"""One-step-off: traces sampled during the update before, with the sampler's log-probabilities as π_old."""
+
+import pytest
+import torch
+
+import nrt
+from nrt.errors import InputError, Interrupted
+from nrt.rollout import HFSampler, PrefetchSampler, Request
+from nrt.trainer.rollout_json import rollout_from_json, rollout_to_json
+from nrt.trainer.setup import prepare
+from tests.steps import collect, local_engine
+from tests.tiny import PAD, tiny_model
+from tests.trainer.test_train import InterruptAt, assert_same_run
+
+REQUEST = {"n": 2, "stop_ids": frozenset({2}), "cap": 9}
+
+
+def move(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.ones_like(parameter).cumsum(-1).sin())
+
+
+def test_what_was_started_is_sampled_under_the_weights_of_then():
+    trained, copy = tiny_model(), tiny_model()
+    ahead, now = PrefetchSampler(HFSampler(copy, PAD)), HFSampler(trained, PAD)
+    prompts = [(3, 4), (5,)]
+    before = now.sample(Request(prompts, seed=1, **REQUEST))
+    ahead.start(Request(prompts, seed=1, **REQUEST))
+    move(trained)
+    ahead.load_weights(trained.named_parameters())
+    assert ahead.sample(Request(prompts, seed=1, **REQUEST)) == before
+    after = now.sample(Request(prompts, seed=1, **REQUEST))
+    assert after != before
+    assert ahead.sample(Request(prompts, seed=1, **REQUEST)) == after  # asked for once only; then the new weights
+
+
+def test_the_second_rollout_is_one_step_behind(make_config, tmp_path):
+    on, off = (nrt.train(make_config(run=str(tmp_path / str(overlap)), overlap=overlap, log_traces=4)) for overlap in (True, False))
+    first, second = ([m for m in run.metrics() if m["step"] in (1, 2)] for run in (on, off))
+    assert first[0]["reward/mean"] == second[0]["reward/mean"]
+    assert first[0]["ratio/mean"] == pytest.approx(1, abs=1e-5)
+    assert first[1]["ratio/mean"] != pytest.approx(1, abs=1e-4)
+    assert first[1]["sampler/logp_gap"] > 1e-3 > second[1]["sampler/logp_gap"]
+
+
+def behind(make_config):
+    """Parts whose sampler holds other weights than the engine, and a rollout."""
+    parts = prepare(make_config(overlap=True, traces=8))
+    sampler = parts.learner.policy.sampler
+    assert isinstance(sampler, PrefetchSampler)
+    request = parts.learner.policy.trace_request(parts.draw(0, 4), 8, seed=1)
+    sampler.load_weights(local_engine(parts).model.named_parameters())
+    sampler.start(request)
+    move(local_engine(parts).model)
+    return parts, collect(parts.learner, parts.draw, 4, seed=1)
+
+
+def test_the_samplers_log_probabilities_are_the_old_ones(make_config):
+    parts, rollout = behind(make_config)
+    engine, policy = local_engine(parts), parts.learner.policy
+    for group in rollout.groups:
+        for row, trace, credit, (logp, _) in zip(group.rows, group.traces, group.row_credits(), policy.score(group.rows), strict=True):
+            acted = row.sampled_mask
+            assert credit.old_logp_N[acted].tolist() == pytest.approx(trace.logps)
+            torch.testing.assert_close(credit.old_logp_N[~acted], logp[~acted], atol=1e-5, rtol=1e-5)
+            if acted.any():  # an end token alone leaves no action
+                assert (credit.old_logp_N[acted] - logp[acted]).abs().max() > 1e-2
+        torch.testing.assert_close(group.logp_KT[0], policy.score(group.rows)[0][0][-group.logp_KT.shape[1] :], atol=1e-5, rtol=1e-5)
+    assert engine.scorer is not None
+
+
+def test_a_rollout_behind_survives_json(make_config):
+    parts, rollout = behind(make_config)
+    pairs = [group.pair for group in rollout.groups]
+    markers = parts.learner.policy.markers
+    again = rollout_from_json(rollout_to_json(rollout), pairs, parts.learner.method, markers)
+    for a, b in zip(rollout.groups, again.groups, strict=True):
+        for one, other in zip(a.row_credits(), b.row_credits(), strict=True):
+            assert torch.equal(one.old_logp_N, other.old_logp_N)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_interrupted_anywhere_and_resumed(make_config, tmp_path, updates):
+    """What was sampled ahead is in the checkpoint."""
+    settings = {"overlap": True, "updates_per_rollout": updates, "save_every": 0, "steps": 4}
+    whole = nrt.train(make_config(run=str(tmp_path / "whole"), **settings))
+    for n in range(2, 8 if updates == 1 else 10):  # the phases before the last step
+        run = tmp_path / f"cut-{n}"
+        with pytest.raises(Interrupted):
+            nrt.train(make_config(run=str(run), **settings), listener=InterruptAt(n))
+        assert_same_run(whole, nrt.train(make_config(run=str(run), resume=str(run), **settings)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "sft"}, "which sft does not allow"),
+        ({"method": "rlvr"}, "which rlvr does not allow"),
+        ({"method": "rlpr-original", "profile": "paper"}, "which rlpr-original does not allow"),
+        ({"data.difficulty": {"pool": 2}}, "turn one of them off"),
+    ],
+)
+def test_where_it_cannot_be(make_config, settings, message):
+    with pytest.raises(InputError, match=message):
+        prepare(make_config(overlap=True, **settings))
