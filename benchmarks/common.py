@@ -57,7 +57,9 @@ class Shape:
         return f"{self.prompts}×{self.traces}, {self.prompt}/{self.trace}/{self.answer}"
 
 
-def llama(size: str, *, vocabulary: int = VOCABULARY, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+def llama(
+    size: str, *, vocabulary: int = VOCABULARY, dtype: torch.dtype = torch.float32
+) -> LlamaForCausalLM:
     """Random weights, seed 0."""
     layers, width = SIZES[size]
     config = LlamaConfig(
@@ -77,14 +79,30 @@ def llama(size: str, *, vocabulary: int = VOCABULARY, dtype: torch.dtype = torch
     return LlamaForCausalLM(config).to(dtype).eval()
 
 
-def make_learner(model: Any, shape: Shape, *, tokens_per_batch: int = 4096, initial_reference: bool = True) -> Learner:
+def make_learner(
+    model: Any, shape: Shape, *, tokens_per_batch: int = 4096, initial_reference: bool = True
+) -> Learner:
     """Build a learner for random pairs. No token ends a trace, so that each has exactly `shape.trace` tokens."""
     reference = frozen_copy(model) if initial_reference else None
-    engine = build_engine(model, OptimizerConfig(), pad_id=0, updates=10**6, tokens_per_batch=tokens_per_batch, reference=reference)
+    engine = build_engine(
+        model,
+        OptimizerConfig(),
+        pad_id=0,
+        updates=10**6,
+        tokens_per_batch=tokens_per_batch,
+        reference=reference,
+    )
     markers = Markers(START, END)
     return Learner(
         method=resolve_method("nrt-ws-neg-log-p", build_config({}).objective),
-        policy=Policy(Unending(model, 0), markers, frozenset({10**9}), shape.trace, shape.answer, engine=engine),
+        policy=Policy(
+            Unending(model, 0),
+            markers,
+            frozenset({10**9}),
+            shape.trace,
+            shape.answer,
+            engine=engine,
+        ),
         select=InOrder(),
         batch=shape.prompts,
         traces=shape.traces,
@@ -105,15 +123,27 @@ class Unending(HFSampler):
     """Samples in which END, which a model of random weights emits like any token, is replaced: each trace has all of its tokens."""
 
     def sample(self, request: Request) -> list[list[Sample]]:
-        return [[Sample(tuple(5 if i == END else i for i in s.ids), s.logps) for s in group] for group in super().sample(request)]
+        return [
+            [Sample(tuple(5 if i == END else i for i in s.ids), s.logps) for s in group]
+            for group in super().sample(request)
+        ]
 
 
 def draw(shape: Shape) -> Callable[[int, int], list[Pair]]:
     """Pairs of random ids; place i always gives the same."""
 
     def pair(i: int) -> Pair:
-        ids = torch.randint(5, VOCABULARY, (shape.prompt + shape.answer,), generator=torch.Generator().manual_seed(i)).tolist()
-        return Pair(Example(str(i), (Message("user", ""),), ""), tuple(ids[: shape.prompt]), tuple(ids[shape.prompt :]))
+        ids = torch.randint(
+            5,
+            VOCABULARY,
+            (shape.prompt + shape.answer,),
+            generator=torch.Generator().manual_seed(i),
+        ).tolist()
+        return Pair(
+            Example(str(i), (Message("user", ""),), ""),
+            tuple(ids[: shape.prompt]),
+            tuple(ids[shape.prompt :]),
+        )
 
     return lambda offset, n: [pair(offset + i) for i in range(n)]
 
@@ -183,7 +213,9 @@ def write(name: str, results: Any) -> None:
         "packages": {package: found for package in PACKAGES if (found := _version(package))},
         "results": results,
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(
+        json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 @dataclass(frozen=True)
@@ -206,7 +238,9 @@ def finish(name: str, results: Any, bars: Sequence[Bar], *, quick: bool = False)
         write(name, {"figures": results, "bars": [asdict(bar) | {"met": bar.met} for bar in bars]})
     for bar in bars:
         sign = "≥" if bar.at_least else "≤"
-        print(f"{'met' if bar.met else 'MISSED'}: {bar.name} {bar.value:.3f} (bar {sign} {bar.bar})")
+        print(
+            f"{'met' if bar.met else 'MISSED'}: {bar.name} {bar.value:.3f} (bar {sign} {bar.bar})"
+        )
     sys.exit(not all(bar.met for bar in bars))
 
 
@@ -250,7 +284,11 @@ def _trim() -> None:
 
 
 def _processor() -> str:
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return names[0] if names else platform.machine()
 
 

@@ -31,33 +31,71 @@ MIB = 2**20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=["3m", "30m"], default="3m")
-    parser.add_argument("--quick", action="store_true", help="shorter rows and a vocabulary of 16,384; not written")
-    parser.add_argument("--one", nargs=6, help="(used by the benchmark itself) scorer, vocabulary, prompts, prompt, trace, answer")
+    parser.add_argument(
+        "--quick", action="store_true", help="shorter rows and a vocabulary of 16,384; not written"
+    )
+    parser.add_argument(
+        "--one",
+        nargs=6,
+        help="(used by the benchmark itself) scorer, vocabulary, prompts, prompt, trace, answer",
+    )
     arguments = parser.parse_args()
     if arguments.one:
         scorer, vocabulary, prompts, prompt, trace, answer = arguments.one
-        shape = Shape(prompts=int(prompts), prompt=int(prompt), trace=int(trace), answer=int(answer))
+        shape = Shape(
+            prompts=int(prompts), prompt=int(prompt), trace=int(trace), answer=int(answer)
+        )
         print(peak(arguments.model, scorer, int(vocabulary), shape))
         return
-    long = Shape(prompts=1, prompt=250, trace=75, answer=50) if arguments.quick else Shape(prompts=1, prompt=1000, trace=300, answer=200)
+    long = (
+        Shape(prompts=1, prompt=250, trace=75, answer=50)
+        if arguments.quick
+        else Shape(prompts=1, prompt=1000, trace=300, answer=200)
+    )
     wide = 2**14 if arguments.quick else 2**17
-    packed, padded = (measure(arguments.model, scorer, 512, long) for scorer in ("packed", "padded"))
-    small, large = (measure(arguments.model, "packed", vocabulary, Shape()) for vocabulary in (1024, wide))
-    figures = {"packed": packed, "padded": padded, "vocabulary 1024": small, f"vocabulary {wide}": large}
+    packed, padded = (
+        measure(arguments.model, scorer, 512, long) for scorer in ("packed", "padded")
+    )
+    small, large = (
+        measure(arguments.model, "packed", vocabulary, Shape()) for vocabulary in (1024, wide)
+    )
+    figures = {
+        "packed": packed,
+        "padded": padded,
+        "vocabulary 1024": small,
+        f"vocabulary {wide}": large,
+    }
     for name, value in figures.items():
         print(f"{name}: {value / MIB:.1f} MiB beyond weights, gradients and optimiser")
     bars = [
         Bar(f"peak over the oracle's, {arguments.model}, {long}", packed / padded, 0.5),
-        Bar(f"growth from a vocabulary of 1,024 to {wide:,}, {arguments.model}, MiB", (large - small) / MIB, 64),
+        Bar(
+            f"growth from a vocabulary of 1,024 to {wide:,}, {arguments.model}, MiB",
+            (large - small) / MIB,
+            64,
+        ),
     ]
-    finish(f"memory-{arguments.model}", {name: value / MIB for name, value in figures.items()}, bars, quick=arguments.quick)
+    finish(
+        f"memory-{arguments.model}",
+        {name: value / MIB for name, value in figures.items()},
+        bars,
+        quick=arguments.quick,
+    )
 
 
 def measure(size: str, scorer: str, vocabulary: int, shape: Shape) -> int:
     """`peak` in a new process."""
-    one = [scorer, *(str(number) for number in (vocabulary, shape.prompts, shape.prompt, shape.trace, shape.answer))]
+    one = [
+        scorer,
+        *(
+            str(number)
+            for number in (vocabulary, shape.prompts, shape.prompt, shape.trace, shape.answer)
+        ),
+    ]
     command = [sys.executable, "-m", "benchmarks.memory", "--model", size, "--one", *one]
-    return int(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.split()[-1])
+    return int(
+        subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.split()[-1]
+    )
 
 
 def peak(size: str, scorer: str, vocabulary: int, shape: Shape) -> int:
@@ -65,7 +103,12 @@ def peak(size: str, scorer: str, vocabulary: int, shape: Shape) -> int:
     model = llama(size, vocabulary=vocabulary)
     group = shape.prompt + shape.traces * (shape.trace + shape.answer + 2)
     padded = shape.traces * (shape.prompt + shape.trace + shape.answer + 2)
-    learner = make_learner(model, shape, tokens_per_batch=padded if scorer == "padded" else group, initial_reference=False)
+    learner = make_learner(
+        model,
+        shape,
+        tokens_per_batch=padded if scorer == "padded" else group,
+        initial_reference=False,
+    )
     engine = learner.policy.engine
     if scorer == "padded":
         engine.scorer = PaddedScorer(0)
@@ -102,7 +145,9 @@ def update(learner: Learner, rows: list[Row]) -> Any:
         return CreditedRow(RowCredit(float(i % 3 - 1), torch.zeros(answer), tails[0][0]))
 
     denominator = len(rows) * learner.loss_tokens
-    return learner.policy.engine.score_and_train([[row] for row in rows], credit, learner.method, denominator=denominator)
+    return learner.policy.engine.score_and_train(
+        [[row] for row in rows], credit, learner.method, denominator=denominator
+    )
 
 
 if __name__ == "__main__":

@@ -40,15 +40,27 @@ def main() -> None:
     torch.manual_seed(0)
     with device:
         model = LlamaForCausalLM(config).bfloat16().eval()
-    learner, rows = make_learner(model, SHAPE, tokens_per_batch=4096, initial_reference=False), rows_of(SHAPE)
-    assert all(len(batch) == SHAPE.traces for batch in learner.policy.engine.scorer.batches(rows, 4096))
+    learner, rows = (
+        make_learner(model, SHAPE, tokens_per_batch=4096, initial_reference=False),
+        rows_of(SHAPE),
+    )
+    assert all(
+        len(batch) == SHAPE.traces for batch in learner.policy.engine.scorer.batches(rows, 4096)
+    )
     for _ in range(2):
         update(learner, rows)
     took = statistics.median(seconds(lambda: update(learner, rows)) for _ in range(5))
     pairs = draw(SHAPE)(0, SHAPE.prompts)
     rollout = seconds(lambda: learner.policy.traces(pairs, SHAPE.traces, seed=0))
     flops = counted(config, model.num_parameters())
-    peak = next((rate for name, rate in PEAKS.items() if device.type == "cuda" and name in torch.cuda.get_device_name()), 1e11)
+    peak = next(
+        (
+            rate
+            for name, rate in PEAKS.items()
+            if device.type == "cuda" and name in torch.cuda.get_device_name()
+        ),
+        1e11,
+    )
     figures = {
         "update_seconds": took,
         "flops": flops,
@@ -58,14 +70,21 @@ def main() -> None:
         "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
     }
     print(figures)
-    finish("mfu", figures, [Bar("utilisation of the update", figures["utilisation"], 0.45, at_least=True)], quick=arguments.tiny)
+    finish(
+        "mfu",
+        figures,
+        [Bar("utilisation of the update", figures["utilisation"], 0.45, at_least=True)],
+        quick=arguments.tiny,
+    )
 
 
 def counted(config: LlamaConfig, parameters: int) -> float:
     """Floating-point operations of forward and backward; tied embeddings count once, as the head."""
     tail = SHAPE.trace + 1 + SHAPE.answer
     tokens = SHAPE.prompts * (SHAPE.prompt + SHAPE.traces * tail)
-    seen = SHAPE.prompts * (SHAPE.prompt**2 / 2 + SHAPE.traces * (tail * SHAPE.prompt + tail**2 / 2))
+    seen = SHAPE.prompts * (
+        SHAPE.prompt**2 / 2 + SHAPE.traces * (tail * SHAPE.prompt + tail**2 / 2)
+    )
     return 6 * parameters * tokens + 12 * config.num_hidden_layers * config.hidden_size * seen
 
 

@@ -43,7 +43,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     pairs = 1 if arguments.quick else arguments.pairs
     with tempfile.TemporaryDirectory() as folder:
-        shared, padded = parts_of(Path(folder), arguments.threads), parts_of(Path(folder), arguments.threads)
+        shared, padded = (
+            parts_of(Path(folder), arguments.threads),
+            parts_of(Path(folder), arguments.threads),
+        )
         engine, sampler = padded.learner.policy.engine, padded.learner.policy.sampler
         engine.scorer = PaddedScorer(0)
         assert isinstance(sampler, HFSampler)
@@ -55,7 +58,9 @@ def main() -> None:
         if not arguments.no_trl:
             record["trl_seconds"] = trl_seconds(Path(folder), pairs)
             record["ratio_to_trl"] = min(timings.a) / min(record["trl_seconds"])
-            print(f"TRL {min(record['trl_seconds']):.1f} s a step; nrt's is {record['ratio_to_trl']:.2f} of it")
+            print(
+                f"TRL {min(record['trl_seconds']):.1f} s a step; nrt's is {record['ratio_to_trl']:.2f} of it"
+            )
     finish(
         "real",
         record | {"threads": arguments.threads},
@@ -69,8 +74,20 @@ def questions(count: int) -> list[list[dict[str, str]]]:
     draw, found = random.Random(0), []
     for _ in range(count):
         a, b, c = (draw.randint(1, 7) for _ in range(3))
-        turns = [*WORKED, (f"Start with {a}. Add {b}. Add {c}. What number do you get?", f"The answer is {a + b + c}.")]
-        found.append([{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)])
+        turns = [
+            *WORKED,
+            (
+                f"Start with {a}. Add {b}. Add {c}. What number do you get?",
+                f"The answer is {a + b + c}.",
+            ),
+        ]
+        found.append(
+            [
+                {"role": role, "content": text}
+                for turn in turns
+                for role, text in zip(("user", "assistant"), turn, strict=True)
+            ]
+        )
     return found
 
 
@@ -99,7 +116,12 @@ class Steps:
 
     def __call__(self) -> None:
         begin, started = self.done * PROMPTS, time.perf_counter()
-        train_step(self.parts.learner, Progress(), lambda offset, n: self.parts.draw(begin + offset, n), seed=self.done)
+        train_step(
+            self.parts.learner,
+            Progress(),
+            lambda offset, n: self.parts.draw(begin + offset, n),
+            seed=self.done,
+        )
         self.done += 1
         print(f"{self.name}, step {self.done}: {time.perf_counter() - started:.1f} s", flush=True)
 
@@ -131,7 +153,9 @@ def trl_seconds(folder: Path, steps: int) -> list[float]:
     prompts = [turns[:-1] for turns in questions(PROMPTS * (steps + 1))]
     GRPOTrainer(
         model=model,
-        reward_funcs=lambda completions, **kwargs: [float(len(str(text)) % 7) for text in completions],
+        reward_funcs=lambda completions, **kwargs: [
+            float(len(str(text)) % 7) for text in completions
+        ],
         args=config,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=tokenizer,

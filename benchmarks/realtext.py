@@ -46,9 +46,9 @@ VOCABULARY = 4096
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 MAX_TOKENS = 192  # of a document
 # the miniature's template without the spaces that separate its words
-TEMPLATE = CHAT_TEMPLATE.replace(
-    " {{ message['content'] }}", "{{ message['content'] }}"
-).replace(" {{ eos_token }}", "{{ eos_token }}")
+TEMPLATE = CHAT_TEMPLATE.replace(" {{ message['content'] }}", "{{ message['content'] }}").replace(
+    " {{ eos_token }}", "{{ eos_token }}"
+)
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,7 @@ def build_base(
 ) -> None:
     """Train tokenizer and model (3.4 M parameters) on the corpus split, and save them."""
     corpus = [item for item in items if item.split == "corpus"]
-    tokenizer = build_tokenizer(
-        [f"{item.question}\n{item.work}\n{item.answer}" for item in corpus]
-    )
+    tokenizer = build_tokenizer([f"{item.question}\n{item.work}\n{item.answer}" for item in corpus])
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(

@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--model", choices=["3m", "30m"], default="3m")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--vllm", metavar="PYTHON", help="an interpreter that has vLLM")
-    parser.add_argument("--quick", action="store_true", help="one pair, a quarter of the tokens; not written")
+    parser.add_argument(
+        "--quick", action="store_true", help="one pair, a quarter of the tokens; not written"
+    )
     arguments = parser.parse_args()
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
     shape = Shape(trace=32 if arguments.quick else 128)
@@ -43,19 +45,32 @@ def main() -> None:
     ids = torch.tensor(prompts).repeat_interleave(shape.traces, 0)
 
     def ours() -> None:
-        sampler.sample(Request(prompts, n=shape.traces, stop_ids=frozenset({10**9}), cap=shape.trace, seed=0))
+        sampler.sample(
+            Request(prompts, n=shape.traces, stop_ids=frozenset({10**9}), cap=shape.trace, seed=0)
+        )
 
     @torch.no_grad()
     def generate() -> None:
-        options = {"do_sample": True, "top_k": 0, "min_new_tokens": shape.trace, "max_new_tokens": shape.trace, "eos_token_id": None}
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
+        options = {
+            "do_sample": True,
+            "top_k": 0,
+            "min_new_tokens": shape.trace,
+            "max_new_tokens": shape.trace,
+            "eos_token_id": None,
+        }
+        model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options
+        )
 
     kind = str(dtype).removeprefix("torch.")
 
     def compare(name: str, peer: Callable[[], Any]) -> dict[str, Any]:
         record = interleave(ours, peer, 1 if arguments.quick else 7).record("nrt", name)
         tokens = shape.prompts * shape.traces * shape.trace
-        record |= {f"{side}_tokens_per_second": tokens / record[f"{side}_seconds"] for side in ("nrt", name)}
+        record |= {
+            f"{side}_tokens_per_second": tokens / record[f"{side}_seconds"]
+            for side in ("nrt", name)
+        }
         say(f"{arguments.model} {kind}, {shape}", record, "nrt", name)
         return record
 
@@ -63,7 +78,9 @@ def main() -> None:
     if arguments.vllm:
         with vllm_peer(arguments.vllm, model, prompts, shape) as (packages, peer):
             record["vllm"] = compare("vllm", peer) | {"packages": packages}
-    bar = Bar(f"rollout over generate, {arguments.model} {kind}", record["ratio"], round(BARS[kind], 3))
+    bar = Bar(
+        f"rollout over generate, {arguments.model} {kind}", record["ratio"], round(BARS[kind], 3)
+    )
     finish(f"rollout-{arguments.model}-{kind}", record, [bar], quick=arguments.quick)
 
 
@@ -74,8 +91,15 @@ def vllm_peer(
     """vLLM's versions, and what has it sample once, in a process that waits between."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        command = [python, str(Path(__file__).with_name("vllm_peer.py")), folder, str(model.dtype).removeprefix("torch.")]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        command = [
+            python,
+            str(Path(__file__).with_name("vllm_peer.py")),
+            folder,
+            str(model.dtype).removeprefix("torch."),
+        ]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
             questions, answers = process.stdin, process.stdout
             assert questions is not None
             assert answers is not None
@@ -84,7 +108,10 @@ def vllm_peer(
                 print(question, file=questions, flush=True)
                 return json.loads(answers.readline())
 
-            yield ask(json.dumps({"prompts": prompts, "n": shape.traces, "tokens": shape.trace})), lambda: ask("sample")
+            yield (
+                ask(json.dumps({"prompts": prompts, "n": shape.traces, "tokens": shape.trace})),
+                lambda: ask("sample"),
+            )
 
 
 if __name__ == "__main__":

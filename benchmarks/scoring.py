@@ -32,28 +32,56 @@ from nrt.scoring import PaddedScorer, Scorer
 from nrt.types import Role, Row
 
 SHAPES = (Shape(), Shape(prompt=512), Shape(prompts=2, prompt=1000, trace=300, answer=200))
-KERNELS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "scaled_dot_product", "flash", "flex_attention", "gemm", "cutlass")
+KERNELS = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::addmm_",
+    "aten::bmm",
+    "scaled_dot_product",
+    "flash",
+    "flex_attention",
+    "gemm",
+    "cutlass",
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=["3m", "30m"], default="3m")
-    parser.add_argument("--pairs", type=int, default=5, help="of each shape; 0: only the limit and the share of kernels")
-    parser.add_argument("--quick", action="store_true", help="one pair of the first shape; not written")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=5,
+        help="of each shape; 0: only the limit and the share of kernels",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one pair of the first shape; not written"
+    )
     arguments = parser.parse_args()
     figures: dict[str, Any] = {}
     bars = []
     pairs = min(1, arguments.pairs) if arguments.quick else arguments.pairs
     for shape in SHAPES[: 1 if arguments.quick else None] if pairs else ():
         record = against_oracle(arguments.model, shape, pairs)
-        say(f"update's forward and backward, {arguments.model}, {shape}", record, "packed", "padded")
+        say(
+            f"update's forward and backward, {arguments.model}, {shape}", record, "packed", "padded"
+        )
         figures[str(shape)] = record
         if shape.prompt == 1000:
-            bars.append(Bar(f"update over the oracle's, {arguments.model}, {shape}", record["ratio"], 0.5))
+            bars.append(
+                Bar(f"update over the oracle's, {arguments.model}, {shape}", record["ratio"], 0.5)
+            )
     figures["limit"] = limit(arguments.model, Shape())
     print(f"limit: {figures['limit']}")
     if arguments.model == "30m":
-        bars.append(Bar("matmul and attention in an update, share", figures["limit"]["kernel_share"], 0.8, at_least=True))
+        bars.append(
+            Bar(
+                "matmul and attention in an update, share",
+                figures["limit"]["kernel_share"],
+                0.8,
+                at_least=True,
+            )
+        )
     finish(f"scoring-{arguments.model}", figures, bars, quick=arguments.quick)
 
 
@@ -64,7 +92,12 @@ def rows_of(shape: Shape) -> list[Row]:
     for pair in draw(shape)(0, shape.prompts):
         for _ in range(shape.traces):
             trace = torch.randint(5, VOCABULARY, (shape.trace,), generator=generator).tolist()
-            roles = (Role.START, *[Role.TRACE] * len(trace), Role.END, *[Role.ANSWER] * shape.answer)
+            roles = (
+                Role.START,
+                *[Role.TRACE] * len(trace),
+                Role.END,
+                *[Role.ANSWER] * shape.answer,
+            )
             rows.append(Row(pair.prompt_ids, (1, *trace, 2, *pair.answer_ids), roles, True))
     return rows
 
@@ -76,14 +109,25 @@ def backward(scorer: Scorer, model: Any, rows: Sequence[Row], tokens: int) -> No
 
 def against_oracle(size: str, shape: Shape, pairs: int) -> dict[str, Any]:
     rows = rows_of(shape)
-    packed, padded = make_learner(llama(size), shape, initial_reference=False).policy.engine, llama(size)
+    packed, padded = (
+        make_learner(llama(size), shape, initial_reference=False).policy.engine,
+        llama(size),
+    )
     oracle = PaddedScorer(0)
     best = {}
-    for name, scorer, model in (("packed", packed.scorer, packed.model), ("padded", oracle, padded)):
-        times = {tokens: seconds(lambda s=scorer, m=model, t=tokens: backward(s, m, rows, t)) for tokens in (4096, 8192, 16384)}
+    for name, scorer, model in (
+        ("packed", packed.scorer, packed.model),
+        ("padded", oracle, padded),
+    ):
+        times = {
+            tokens: seconds(lambda s=scorer, m=model, t=tokens: backward(s, m, rows, t))
+            for tokens in (4096, 8192, 16384)
+        }
         best[name] = min(times, key=lambda tokens: times[tokens])
     timings = interleave(
-        lambda: backward(packed.scorer, packed.model, rows, best["packed"]), lambda: backward(oracle, padded, rows, best["padded"]), pairs
+        lambda: backward(packed.scorer, packed.model, rows, best["packed"]),
+        lambda: backward(oracle, padded, rows, best["padded"]),
+        pairs,
     )
     return timings.record("packed", "padded") | {"tokens_per_batch": best}
 
@@ -98,9 +142,21 @@ def limit(size: str, shape: Shape) -> dict[str, float]:
 
     update()
     took = min(seconds(update) for _ in range(3))
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]) as profiler:
+    with profile(
+        activities=[
+            ProfilerActivity.CPU,
+            *([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
+        ]
+    ) as profiler:
         whole = seconds(update)
-    spent = sum(_self_time(event) for event in profiler.key_averages() if any(kernel in event.key for kernel in KERNELS)) / 1e6
+    spent = (
+        sum(
+            _self_time(event)
+            for event in profiler.key_averages()
+            if any(kernel in event.key for kernel in KERNELS)
+        )
+        / 1e6
+    )
     flops = update_flops(size, shape)
     rate = multiplication_rate(size)
     return {
@@ -120,10 +176,15 @@ def update_flops(size: str, shape: Shape) -> float:
     hidden = width * 8 // 3 // 16 * 16
     tail = shape.trace + 1 + shape.answer
     tokens = shape.prompts * (shape.prompt + shape.traces * tail)
-    seen = shape.prompts * (shape.prompt**2 / 2 + shape.traces * (tail * shape.prompt + tail**2 / 2))
+    seen = shape.prompts * (
+        shape.prompt**2 / 2 + shape.traces * (tail * shape.prompt + tail**2 / 2)
+    )
     predicted = shape.prompts * shape.traces * (tail + 1)
     per_token = 2 * layers * (4 * width**2 + 3 * width * hidden)
-    return 3 * (tokens * per_token + 4 * layers * width * seen) + 4 * predicted * 2 * width * VOCABULARY
+    return (
+        3 * (tokens * per_token + 4 * layers * width * seen)
+        + 4 * predicted * 2 * width * VOCABULARY
+    )
 
 
 def multiplication_rate(size: str) -> float:

@@ -33,7 +33,15 @@ from nrt.trainer.loop import NullListener
 KIB = 2**10
 EVERY = 100
 COUNTED = 50
-CHANGES = ("batch=2", "traces=4", "optimizer.lr=1e-8", f"eval_every={EVERY}", f"save_every={EVERY}", "heldout.rows=32", "log_traces=2")
+CHANGES = (
+    "batch=2",
+    "traces=4",
+    "optimizer.lr=1e-8",
+    f"eval_every={EVERY}",
+    f"save_every={EVERY}",
+    "heldout.rows=32",
+    "log_traces=2",
+)
 
 
 class Meter(NullListener):
@@ -57,7 +65,9 @@ class Meter(NullListener):
             self.descriptors.append(len(os.listdir("/proc/self/fd")))
             if step % COUNTED == 0:
                 gc.collect()
-                self.tensors.append(sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
+                self.tensors.append(
+                    sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
+                )
         self.last = time.process_time()
 
     def _fixed_work(self) -> float:
@@ -83,37 +93,55 @@ def slope(values: Sequence[float], *, draws: int = 2000) -> tuple[float, float, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="300 steps, of which the first 100 warm up; not written")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="300 steps, of which the first 100 warm up; not written",
+    )
     quick = parser.parse_args().quick
     steps, warm = (300, 100) if quick else (2000, 400)
     given = prepare_miniature("miniature", 0)
     with tempfile.TemporaryDirectory() as folder:
-        config = load_config("miniature", [*given, f"run={Path(folder) / 'run'}", f"steps={steps}", *CHANGES])
+        config = load_config(
+            "miniature", [*given, f"run={Path(folder) / 'run'}", f"steps={steps}", *CHANGES]
+        )
         meter = Meter(load_model(str(config.model), dtype=torch.float32, device="cpu")[0])
         train(config, listener=meter)
     # a step with an evaluation or a checkpoint has more to do, and the next one hears of it
     plain = [i for i in range(warm, steps) if i % EVERY not in (0, EVERY - 1)]
     memory, pace = slope(meter.memory[warm:]), slope([meter.paces[i] for i in plain])
-    drift = [100 * value * len(plain) / float(np.mean([meter.paces[i] for i in plain])) for value in pace]
+    drift = [
+        100 * value * len(plain) / float(np.mean([meter.paces[i] for i in plain])) for value in pace
+    ]
     later = meter.tensors[warm // COUNTED :]
     figures: dict[str, Any] = {
         "steps": steps,
         "warm_up": warm,
         "changes": CHANGES,
-        "resident_mib_means_of_20_steps": [round(float(mean), 2) for mean in np.reshape(meter.memory, (-1, 20)).mean(1) / 2**20],
+        "resident_mib_means_of_20_steps": [
+            round(float(mean), 2) for mean in np.reshape(meter.memory, (-1, 20)).mean(1) / 2**20
+        ],
         "memory_slope_bytes_a_step": {"slope": memory[0], "low": memory[1], "high": memory[2]},
         "processor_seconds_a_step": float(np.mean([meter.seconds[i] for i in plain])),
         "step_time_drift_percent": {"drift": drift[0], "low": drift[1], "high": drift[2]},
-        "paces_medians_of_20_steps": [round(float(median), 3) for median in np.median(np.reshape(meter.paces, (-1, 20)), 1)],
+        "paces_medians_of_20_steps": [
+            round(float(median), 3) for median in np.median(np.reshape(meter.paces, (-1, 20)), 1)
+        ],
         "tensors": meter.tensors,
         "descriptors": sorted(set(meter.descriptors[warm:])),
     }
-    print(f"resident memory {meter.memory[warm] / 2**20:.1f} MiB after {warm} steps, {meter.memory[-1] / 2**20:.1f} MiB after {steps}")
+    print(
+        f"resident memory {meter.memory[warm] / 2**20:.1f} MiB after {warm} steps, {meter.memory[-1] / 2**20:.1f} MiB after {steps}"
+    )
     bars = [
         Bar("slope of resident memory, KiB a step, upper 95 % bound", memory[2] / KIB, 4.0),
         Bar("drift of a step's time over the run, per cent, either way", abs(drift[0]), 5.0),
         Bar("tensors, last less first after the warm-up", later[-1] - later[0], 0),
-        Bar("file descriptors, last less first after the warm-up", meter.descriptors[-1] - meter.descriptors[warm], 0),
+        Bar(
+            "file descriptors, last less first after the warm-up",
+            meter.descriptors[-1] - meter.descriptors[warm],
+            0,
+        ),
     ]
     finish("soak", figures, bars, quick=quick)
 

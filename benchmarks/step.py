@@ -42,9 +42,19 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, choices=[64, 512], default=64)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 16], help="micro-batches of TRL's grid, in completions")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        default=[64, 16],
+        help="micro-batches of TRL's grid, in completions",
+    )
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one pair of the first setting, completions of 48; not written")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one pair of the first setting, completions of 48; not written",
+    )
     arguments = parser.parse_args()
     trace, answer = (32, 16) if arguments.quick else (128, 64)
     shape = Shape(prompt=arguments.prompt, trace=trace, answer=answer)
@@ -54,7 +64,10 @@ def main() -> None:
     for threads, batch in grid[: 1 if arguments.quick else None]:
         torch.set_num_threads(threads)
         tried[threads, batch] = min(_trl_steps(arguments.model, dtype, shape, batch, 2, None).a)
-        print(f"TRL with {threads} thread(s), {batch} completions a micro-batch: {tried[threads, batch]:.2f} s a step", flush=True)
+        print(
+            f"TRL with {threads} thread(s), {batch} completions a micro-batch: {tried[threads, batch]:.2f} s a step",
+            flush=True,
+        )
     (threads, batch), _ = min(tried.items(), key=lambda item: item[1])
     torch.set_num_threads(threads)
     learner, pairs = make_learner(llama(arguments.model, dtype=dtype), shape), draw(shape)
@@ -70,13 +83,30 @@ def main() -> None:
     timings.a, timings.b = timings.b, timings.a
     record = timings.record("nrt", "trl")
     kind = str(dtype).removeprefix("torch.")
-    record |= {"trl_grid": {f"{t} threads, {b} completions": s for (t, b), s in tried.items()}, "threads": threads, "trl_batch": batch}
+    record |= {
+        "trl_grid": {f"{t} threads, {b} completions": s for (t, b), s in tried.items()},
+        "threads": threads,
+        "trl_batch": batch,
+    }
     say(f"{arguments.model} {kind}, {shape}, {threads} thread(s)", record, "nrt", "trl")
-    bar = Bar(f"step over TRL's, {arguments.model} {kind}, prompts of {shape.prompt}", record["ratio"], BARS[arguments.model, shape.prompt])
+    bar = Bar(
+        f"step over TRL's, {arguments.model} {kind}, prompts of {shape.prompt}",
+        record["ratio"],
+        BARS[arguments.model, shape.prompt],
+    )
     finish(f"step-{arguments.model}-{shape.prompt}-{kind}", record, [bar], quick=arguments.quick)
 
 
-def _trl_steps(size: str, dtype: torch.dtype, shape: Shape, batch: int, steps: int, between: Any, *, show: bool = False) -> Timings:
+def _trl_steps(
+    size: str,
+    dtype: torch.dtype,
+    shape: Shape,
+    batch: int,
+    steps: int,
+    between: Any,
+    *,
+    show: bool = False,
+) -> Timings:
     """Seconds of TRL's steps (a) and of `between` after each (b); the first of each is not counted."""
     completion = shape.trace + shape.answer
     with tempfile.TemporaryDirectory() as folder:
@@ -104,11 +134,16 @@ def _trl_steps(size: str, dtype: torch.dtype, shape: Shape, batch: int, steps: i
         if show:
             print(f"GRPOConfig: {config.to_json_string()}")
         tokenizer = _tokenizer()
-        texts = [tokenizer.decode(pair.prompt_ids) for pair in draw(shape)(0, shape.prompts * (steps + 1))]
+        texts = [
+            tokenizer.decode(pair.prompt_ids)
+            for pair in draw(shape)(0, shape.prompts * (steps + 1))
+        ]
         clock = _Clock(between)
         GRPOTrainer(
             model=llama(size, dtype=dtype),
-            reward_funcs=lambda completions, **kwargs: [float(hash(text) % 7) for text in completions],
+            reward_funcs=lambda completions, **kwargs: [
+                float(hash(text) % 7) for text in completions
+            ],
             args=config,
             train_dataset=Dataset.from_dict({"prompt": texts}),
             processing_class=tokenizer,
@@ -137,7 +172,13 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {f"t{i}": i for i in range(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="t0", bos_token="t3", eos_token="t4", padding_side="left")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="t0",
+        bos_token="t3",
+        eos_token="t4",
+        padding_side="left",
+    )
 
 
 if __name__ == "__main__":

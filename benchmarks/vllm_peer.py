@@ -33,15 +33,29 @@ def main() -> None:
     task = json.loads(sys.stdin.readline())
     prompts: list[Any] = [{"prompt_token_ids": ids} for ids in task["prompts"]]
     longest = max(map(len, task["prompts"])) + task["tokens"]
-    llm = LLM(folder, dtype=dtype, enforce_eager=True, skip_tokenizer_init=True, max_model_len=longest, max_num_seqs=512, seed=0)
-    params = SamplingParams(n=task["n"], temperature=1.0, max_tokens=task["tokens"], ignore_eos=True, detokenize=False)
+    llm = LLM(
+        folder,
+        dtype=dtype,
+        enforce_eager=True,
+        skip_tokenizer_init=True,
+        max_model_len=longest,
+        max_num_seqs=512,
+        seed=0,
+    )
+    params = SamplingParams(
+        n=task["n"], temperature=1.0, max_tokens=task["tokens"], ignore_eos=True, detokenize=False
+    )
     print(json.dumps({package: version(package) for package in PACKAGES}), file=answers, flush=True)
     for _ in sys.stdin:
         llm.reset_prefix_cache()
         began = time.perf_counter()
         outputs = llm.generate(prompts, params, use_tqdm=False)
         took = time.perf_counter() - began
-        assert all(len(sample.token_ids) == task["tokens"] for output in outputs for sample in output.outputs)
+        assert all(
+            len(sample.token_ids) == task["tokens"]
+            for output in outputs
+            for sample in output.outputs
+        )
         print(took, file=answers, flush=True)
 
 

@@ -40,16 +40,26 @@ class Timed:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=["3m", "30m"], default="30m")
-    parser.add_argument("--quick", action="store_true", help="one sampling, a quarter of the tokens; not written")
+    parser.add_argument(
+        "--quick", action="store_true", help="one sampling, a quarter of the tokens; not written"
+    )
     arguments = parser.parse_args()
     shape = Shape(prompts=16, trace=32 if arguments.quick else 128)
     times = 1 if arguments.quick else 5
     model = llama(arguments.model)
     with tempfile.TemporaryDirectory() as folder:
         save_config(model, folder)
-        vllm = VLLMSampler(folder, dtype="float32", context=shape.prompt + shape.trace, dummy=True, memory=0.05)
+        vllm = VLLMSampler(
+            folder, dtype="float32", context=shape.prompt + shape.trace, dummy=True, memory=0.05
+        )
     weights = list(model.named_parameters())
-    request = Request([pair.prompt_ids for pair in draw(shape)(0, shape.prompts)], shape.traces, frozenset(), shape.trace, seed=0)
+    request = Request(
+        [pair.prompt_ids for pair in draw(shape)(0, shape.prompts)],
+        shape.traces,
+        frozenset(),
+        shape.trace,
+        seed=0,
+    )
     vllm.llm.generate = generate = Timed(vllm.llm.generate)
 
     def measure(sampler: Sampler) -> dict[str, Any]:
@@ -76,9 +86,14 @@ def main() -> None:
         server.shutdown()
     for name, r in record.items():
         spread = f"{r['ratio_least']:.4f} to {r['ratio_most']:.4f}"
-        print(f"{arguments.model}, {shape}, {name}: {r['nrt_seconds']:.3f} s, of which generate {r['generate_seconds']:.3f} s ({spread})")
+        print(
+            f"{arguments.model}, {shape}, {name}: {r['nrt_seconds']:.3f} s, of which generate {r['generate_seconds']:.3f} s ({spread})"
+        )
         print(f"  a push: {r['push_seconds']:.3f} s")
-    bars = [Bar(f"over vLLM's generate, {arguments.model}, {name}", r["ratio"], BAR) for name, r in record.items()]
+    bars = [
+        Bar(f"over vLLM's generate, {arguments.model}, {name}", r["ratio"], BAR)
+        for name, r in record.items()
+    ]
     finish(f"vllm-rollout-{arguments.model}", record, bars, quick=arguments.quick)
 
 

@@ -34,7 +34,9 @@ def token_logps(model, rows, traces, start):
     START opens a trace and is no action in it: at the places of `traces` (first, last of each row) it has probability 0.
     """
     L = max(map(len, rows))
-    ids_RL = torch.tensor([row + [0] * (L - len(row)) for row in rows])  # padding on the right: nothing real can see it
+    ids_RL = torch.tensor(
+        [row + [0] * (L - len(row)) for row in rows]
+    )  # padding on the right: nothing real can see it
     logits_RLV = model(ids_RL).logits[:, :-1].float()
     banned_RL = torch.zeros(logits_RLV.shape[:2], dtype=torch.bool)
     for r, (first, last) in enumerate(traces):
@@ -57,7 +59,9 @@ def sample_traces(model, prompts, stop_ids, start):
         last_R = torch.tensor([len(row) - 1 for row in rows])
         logits_RV = model(ids_RL).logits[torch.arange(len(rows)), last_R]
         logits_RV[:, start] = -torch.inf  # START opens a trace and does not stand in it
-        for r, token in zip(running, torch.multinomial(logits_RV.softmax(-1), 1)[:, 0].tolist(), strict=True):
+        for r, token in zip(
+            running, torch.multinomial(logits_RV.softmax(-1), 1)[:, 0].tolist(), strict=True
+        ):
             traces[r].append(token)
         running = [r for r in running if traces[r][-1] not in stop_ids]
         if not running:
@@ -92,7 +96,9 @@ def nrt_loss(model, batch, start, end, stop_ids):
             finished = sample is not None and sample[-1:] == [end]
             stopped = sample is not None and sample[-1:] != [] and sample[-1] in stop_ids
             trace = [] if sample is None else sample[:-1] if stopped else sample
-            rows.append([*prompt, start, *trace, end, *answer])  # END takes the place of another stop token, or follows the cap
+            rows.append(
+                [*prompt, start, *trace, end, *answer]
+            )  # END takes the place of another stop token, or follows the cap
             parts.append((len(prompt), len(trace), finished))
     # position x predicts the first trace token, position x + z predicts END
     logps = token_logps(model, rows, [(x, x + z) for x, z, _ in parts], start)
@@ -106,11 +112,17 @@ def nrt_loss(model, batch, start, end, stop_ids):
         gains.append((R_K - R_base).mean().item())
         for k in range(len(samples)):
             x, z, finished = parts[b * (K + 1) + k]
-            logp = group[k]  # position x − 1 predicts START, then z trace tokens, then END, then the answer
-            trace_logp = logp[x : x + z + finished]  # an END that the model wrote is an action; an appended one is not
+            logp = group[
+                k
+            ]  # position x − 1 predicts START, then z trace tokens, then END, then the answer
+            trace_logp = logp[
+                x : x + z + finished
+            ]  # an END that the model wrote is an action; an appended one is not
             markers = logp[x - 1] + logp[x + z]
             loss = loss - A_K[k] * trace_logp.sum()  # policy gradient on the trace
-            loss = loss - logp_KT[k].sum()  # answer term, every token with weight 1 (profile "recommended")
+            loss = (
+                loss - logp_KT[k].sum()
+            )  # answer term, every token with weight 1 (profile "recommended")
             loss = loss - FORMAT_COEF * markers  # Eq. 11
     return loss / (len(batch) * K * N), sum(gains) / len(gains)
 
@@ -120,9 +132,17 @@ def nrt_loss(model, batch, start, end, stop_ids):
 
 def load_miniature(seed):
     """Base model, tokenizer with the two markers (rows copied from the line break), and 4,000 pairs as ids."""
-    folder = build_base(BaseSettings(seed=seed), progress=lambda step, steps, loss: print(f"\rbase model {step}/{steps}", end=""))
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|think_start|>", "<|think_end|>"]})
+    folder = build_base(
+        BaseSettings(seed=seed),
+        progress=lambda step, steps, loss: print(f"\rbase model {step}/{steps}", end=""),
+    )
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|think_start|>", "<|think_end|>"]}
+    )
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     newline = tokenizer.convert_tokens_to_ids("\n")
     start, end = tokenizer.convert_tokens_to_ids(["<|think_start|>", "<|think_end|>"])
@@ -134,8 +154,12 @@ def load_miniature(seed):
     pairs = []
     for line in path.read_text().splitlines():
         row = json.loads(line)
-        prompt = tokenizer.encode(f"{tokenizer.bos_token} {row['question']}", add_special_tokens=False)
-        answer = tokenizer.encode(row["answer"], add_special_tokens=False) + [tokenizer.eos_token_id]
+        prompt = tokenizer.encode(
+            f"{tokenizer.bos_token} {row['question']}", add_special_tokens=False
+        )
+        answer = tokenizer.encode(row["answer"], add_special_tokens=False) + [
+            tokenizer.eos_token_id
+        ]
         pairs.append((prompt, answer))
     return model.eval(), tokenizer, start, end, pairs
 
@@ -160,8 +184,12 @@ def main(steps, seed):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 10 == 0 or step == 1:
-            print(f"step {step}  loss {loss.item():.4f}  gain over the null trace {gain:+.4f}  {time.time() - began:.0f} s")
-            print(f"    {tokenizer.decode(chosen[0][0][1:-1])}\n    → {tokenizer.decode(samples[0])}")
+            print(
+                f"step {step}  loss {loss.item():.4f}  gain over the null trace {gain:+.4f}  {time.time() - began:.0f} s"
+            )
+            print(
+                f"    {tokenizer.decode(chosen[0][0][1:-1])}\n    → {tokenizer.decode(samples[0])}"
+            )
 
 
 if __name__ == "__main__":

@@ -5,9 +5,17 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported; otherwise a name that is no folder costs seconds of retries
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before transformers is imported; otherwise a name that is no folder costs seconds of retries
+)
 
-settings.register_profile("nrt", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "nrt",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("nrt")
 
 

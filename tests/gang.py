@@ -32,7 +32,9 @@ class Gang:
             self._start()
         for pipe in self.pipes:
             pipe.send((function, arguments))
-        answers = [pipe.recv() if pipe.poll(PATIENCE) else ("no answer", None) for pipe in self.pipes]
+        answers = [
+            pipe.recv() if pipe.poll(PATIENCE) else ("no answer", None) for pipe in self.pipes
+        ]
         if failures := [what for what, _ in answers if what]:
             self.close()
             raise AssertionError("\n\n".join(failures))
@@ -49,7 +51,11 @@ class Gang:
         self.started += 1
         for rank in range(self.size):
             ours, theirs = context.Pipe()
-            member = context.Process(target=_serve, args=(rank, self.size, str(self.folder / f"store-{self.started}"), theirs), daemon=True)
+            member = context.Process(
+                target=_serve,
+                args=(rank, self.size, str(self.folder / f"store-{self.started}"), theirs),
+                daemon=True,
+            )
             member.start()
             theirs.close()
             self.members.append(member)
@@ -57,7 +63,9 @@ class Gang:
 
 
 def _serve(rank: int, size: int, store: str, pipe: Any) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size)
+    )
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     while True:

@@ -24,7 +24,12 @@ from nrt.scoring import prefix_attention as attention
 GPU = torch.device("cuda", 0)
 aten = torch.ops.aten
 BETWEEN_DEVICES = {aten.copy_.default, aten._to_copy.default}
-INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+INDEXED = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+}
 """A GPU's tensor takes places from the CPU."""
 
 
@@ -35,8 +40,14 @@ class OnGPU(torch.Tensor):
 
     @staticmethod
     def __new__(cls, numbers: torch.Tensor) -> OnGPU:
-        place = {"strides": numbers.stride(), "storage_offset": numbers.storage_offset(), "dtype": numbers.dtype}
-        made = torch.Tensor._make_wrapper_subclass(cls, numbers.shape, device=torch.device("meta"), **place)
+        place = {
+            "strides": numbers.stride(),
+            "storage_offset": numbers.storage_offset(),
+            "dtype": numbers.dtype,
+        }
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, numbers.shape, device=torch.device("meta"), **place
+        )
         made.numbers = numbers
         return made
 
@@ -75,7 +86,9 @@ class OnGPU(torch.Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) not in memo:
-            memo[id(self)] = copied = OnGPU(self.numbers.detach().clone()).requires_grad_(self.requires_grad)
+            memo[id(self)] = copied = OnGPU(self.numbers.detach().clone()).requires_grad_(
+                self.requires_grad
+            )
             copied._is_param = isinstance(self, torch.nn.Parameter)
         return memo[id(self)]
 
@@ -127,7 +140,9 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     result = func(*args, **kwargs)
     if not ours or func is aten._local_scalar_dense.default:
         return result
-    return tree_map_only(torch.Tensor, lambda made: next((x for x in here if x.numbers is made), OnGPU(made)), result)
+    return tree_map_only(
+        torch.Tensor, lambda made: next((x for x in here if x.numbers is made), OnGPU(made)), result
+    )
 
 
 def _check(func: Any, args: Any, here: list[Any], elsewhere: list[torch.Tensor]) -> None:
@@ -172,7 +187,9 @@ _CUDA: dict[str, Any] = {
     "device_count": lambda: 1,
     "current_device": lambda: 0,
     "get_device_name": lambda *_: "pretended",
-    "get_device_properties": lambda *_: SimpleNamespace(total_memory=80 * 2**30, name="pretended", major=9, minor=0),
+    "get_device_properties": lambda *_: SimpleNamespace(
+        total_memory=80 * 2**30, name="pretended", major=9, minor=0
+    ),
     "synchronize": lambda *_: None,
     "empty_cache": lambda: None,
     "get_rng_state": lambda *_: torch.zeros(8, dtype=torch.uint8),

@@ -18,12 +18,26 @@ TOKENS = ("the", " answer", " is", "\n", "4", "2", "<eos>")
 
 
 def write_run(
-    path: Path, *, method: str = "nrt-gm", seed: int = 0, groups: int = 6, traces: int = 5, extra: str = "", norm: str | None = None
+    path: Path,
+    *,
+    method: str = "nrt-gm",
+    seed: int = 0,
+    groups: int = 6,
+    traces: int = 5,
+    extra: str = "",
+    norm: str | None = None,
 ) -> Path:
     """A finished run of `groups` steps with one group each, and held-out evaluations at step 0 and the last; `extra` goes into all text."""
     rng = random.Random(f"{method} {seed}")
     config = Config.model_validate(
-        {"method": method, "seed": seed, "steps": groups, "batch": 1, "traces": traces, "data": {"valid": "folder/valid.jsonl"}}
+        {
+            "method": method,
+            "seed": seed,
+            "steps": groups,
+            "batch": 1,
+            "traces": traces,
+            "data": {"valid": "folder/valid.jsonl"},
+        }
         | {"objective": {"weight_norm": norm}}
     )
     with RunWriter.create(path, config) as writer:
@@ -31,9 +45,15 @@ def write_run(
         for step in range(groups + 1):
             writer.metrics(_metrics(rng, step))
             if step:
-                writer.trace(_group(rng, step, traces, extra) if method != "sft" else _bare_group(step, extra))
+                writer.trace(
+                    _group(rng, step, traces, extra)
+                    if method != "sft"
+                    else _bare_group(step, extra)
+                )
         for step in (0, groups):
-            writer.heldout(step, [_reply(rng, i, step > 0, method != "sft", extra) for i in range(12)])
+            writer.heldout(
+                step, [_reply(rng, i, step > 0, method != "sft", extra) for i in range(12)]
+            )
     (path / "model").mkdir()
     return path
 
@@ -65,7 +85,12 @@ def write_large_run(path: Path, *, steps: int = 2000, traces: int = 64) -> Path:
 def _metrics(rng, step):
     if step == 0:
         return {"step": 0, "heldout/accuracy": 0.25}
-    values = {"trace/entropy": 1 / step, "trace/length": 20 + rng.random(), "reward/gain": step / 10, "loss/total": rng.random()}
+    values = {
+        "trace/entropy": 1 / step,
+        "trace/length": 20 + rng.random(),
+        "reward/gain": step / 10,
+        "loss/total": rng.random(),
+    }
     return {"step": step, "time/step": 0.5, "judge/quality": 0.5, "oddity": step**2, **values}
 
 
@@ -121,22 +146,64 @@ def write_evaluation(run: Path, *, right: int = 2) -> Path:
     HumanEval with one row, answered four times; TruthfulQA with one, as likelihoods."""
 
     def said(answer: str, **changes: Any) -> dict[str, Any]:
-        whole = {"trace": "let me think", "trace_tokens": 12, "finished": True, "answer": answer, "answer_tokens": 5, "cut": False}
+        whole = {
+            "trace": "let me think",
+            "trace_tokens": 12,
+            "finished": True,
+            "answer": answer,
+            "answer_tokens": 5,
+            "cut": False,
+        }
         return whole | {"logps": []} | changes
 
-    def record(benchmark: str, row: int, score: float, replies: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    def record(
+        benchmark: str, row: int, score: float, replies: list[dict[str, Any]], **changes: Any
+    ) -> dict[str, Any]:
         task = f"nrt_{benchmark}"
-        whole = {"benchmark": benchmark, "task": task, "id": str(row), "stratum": task, "seed": 0, "score": score, "also": {}}
-        whole |= {"question": f"{HOSTILE} {benchmark} {row}", "target": "7", "extracted": "7" if score else "", "said": replies}
-        return whole | {"unfinished": sum(not one["finished"] for one in replies), "seconds": 0.5} | changes
+        whole = {
+            "benchmark": benchmark,
+            "task": task,
+            "id": str(row),
+            "stratum": task,
+            "seed": 0,
+            "score": score,
+            "also": {},
+        }
+        whole |= {
+            "question": f"{HOSTILE} {benchmark} {row}",
+            "target": "7",
+            "extracted": "7" if score else "",
+            "said": replies,
+        }
+        return (
+            whole
+            | {"unfinished": sum(not one["finished"] for one in replies), "seconds": 0.5}
+            | changes
+        )
 
     unfinished = said("", finished=False, answer_tokens=0)
-    gsm8k = [record("gsm8k", i, float(i < right), [unfinished if i == 2 else said(f"The answer is {i}.")]) for i in range(3)]
-    humaneval = [record("humaneval", 0, 0.75, [said("return 1")] * 4, extracted=["return 1"] * 4, also={"pass@1": 0.5})]
+    gsm8k = [
+        record(
+            "gsm8k", i, float(i < right), [unfinished if i == 2 else said(f"The answer is {i}.")]
+        )
+        for i in range(3)
+    ]
+    humaneval = [
+        record(
+            "humaneval",
+            0,
+            0.75,
+            [said("return 1")] * 4,
+            extracted=["return 1"] * 4,
+            also={"pass@1": 0.5},
+        )
+    ]
     truthfulqa = [record("truthfulqa", 0, 0.6, [said("", logps=[-1.25, -2.5])], extracted=None)]
     rows = run / "eval" / "rows"
     rows.mkdir(parents=True)
     for name, records in (("gsm8k", gsm8k), ("humaneval", humaneval), ("truthfulqa", truthfulqa)):
         (rows / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
-    (run / "eval" / "eval.json").write_text(json.dumps({"mean_of_nine": {"score": 0.5, "stderr": 0.1}}))
+    (run / "eval" / "eval.json").write_text(
+        json.dumps({"mean_of_nine": {"score": 0.5, "stderr": 0.1}})
+    )
     return run

@@ -20,7 +20,13 @@ class Stop(Exception): ...
 
 
 def collect(
-    learner: Learner, draw: Any, batch: int, *, seed: int, state: Tensor | None = None, sampled: Callable[[], None] = lambda: None
+    learner: Learner,
+    draw: Any,
+    batch: int,
+    *,
+    seed: int,
+    state: Tensor | None = None,
+    sampled: Callable[[], None] = lambda: None,
 ) -> Rollout:
     """Sample, score and credit `batch` prompts, without an update. `state` is the method's."""
     progress = Progress(method_state=state)
@@ -36,7 +42,9 @@ def collect(
     return progress.pending.rollout
 
 
-def step(learner: Learner, draw: Any, batch: int, *, seed: int, state: Tensor | None = None) -> RolloutUpdates:
+def step(
+    learner: Learner, draw: Any, batch: int, *, seed: int, state: Tensor | None = None
+) -> RolloutUpdates:
     """Train a whole step with one update."""
     return train_step(replace(learner, batch=batch), Progress(method_state=state), draw, seed=seed)
 
@@ -45,7 +53,9 @@ def gradient(learner: Learner, groups: Sequence[Group]) -> LossSums:
     """Compute the gradient of an update; it is left in the weights."""
     rows = [row for group in groups for row in group.rows]
     credits = [credit for group in groups for credit in group.row_credits()]
-    return local_engine(learner).gradient(rows, credits, learner.method, denominator=denominator(learner, groups))
+    return local_engine(learner).gradient(
+        rows, credits, learner.method, denominator=denominator(learner, groups)
+    )
 
 
 def local_engine(parts: Parts | Learner) -> LocalEngine:

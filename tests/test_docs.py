@@ -9,7 +9,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 REFERENCE = re.compile(r"`((?:[\w]+/)*[\w]+\.py)::([\w.]+)")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
-DOCS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def find(path: str) -> Path | None:
@@ -24,7 +27,9 @@ def test_names_of_code_exist(doc):
         file = find(path)
         assert file, f"{doc.name} names {path}"
         for part in name.split("."):
-            assert re.search(rf"\b{re.escape(part)}\b", file.read_text(encoding="utf-8")), f"{doc.name}: {path} has no {part}"
+            assert re.search(rf"\b{re.escape(part)}\b", file.read_text(encoding="utf-8")), (
+                f"{doc.name}: {path} has no {part}"
+            )
 
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.name)
@@ -35,10 +40,16 @@ def test_links_lead_somewhere(doc):
 
 def test_one_version():
     """pyproject.toml has it; CITATION.cff the same; the changelog's newest release is it, or all is yet unreleased."""
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "version"
+    ]
     assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", version)
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    headings = re.findall(
+        r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert headings[0] == "[Unreleased]"
-    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", heading) for heading in headings[1:])
+    assert all(
+        re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", heading) for heading in headings[1:]
+    )
     assert not headings[1:] or headings[1].startswith(f"[{version}]")

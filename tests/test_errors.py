@@ -12,4 +12,7 @@ def test_unknown_names_the_nearest_and_lists_all_in_order():
 
 
 def test_unknown_offers_nothing_where_nothing_is_near():
-    assert str(unknown_name("method", "zzz", ["sft", "nrt-gm"])) == "unknown method 'zzz'. Known: nrt-gm, sft"
+    assert (
+        str(unknown_name("method", "zzz", ["sft", "nrt-gm"]))
+        == "unknown method 'zzz'. Known: nrt-gm, sft"
+    )

@@ -27,10 +27,19 @@ LEVEL = {
 }  # fmt: skip
 """A module or package of nrt imports only from lower levels and from itself; level 0 also from level 0."""
 
-ONLY = {"objective": {"errors", "types"}, "analysis": {name for name, level in LEVEL.items() if level == 0} | {"run"}}
+ONLY = {
+    "objective": {"errors", "types"},
+    "analysis": {name for name, level in LEVEL.items() if level == 0} | {"run"},
+}
 """These import nothing else of nrt."""
 
-NEVER = {("rollout", "objective"), ("scoring", "objective"), ("distributed", "data"), ("distributed", "models"), ("trainer", "eval")}
+NEVER = {
+    ("rollout", "objective"),
+    ("scoring", "objective"),
+    ("distributed", "data"),
+    ("distributed", "models"),
+    ("trainer", "eval"),
+}
 """(importer, imported), though the level would allow it."""
 
 LIBRARIES = {
@@ -44,7 +53,11 @@ LIBRARIES = {
 }
 """All that these import besides the standard library."""
 
-CONFINED = {"vllm": ("rollout/vllm.py", "serving/vllm_reasoning.py"), "ray": ("backends/verl/",), "verl": ("backends/verl/",)}
+CONFINED = {
+    "vllm": ("rollout/vllm.py", "serving/vllm_reasoning.py"),
+    "ray": ("backends/verl/",),
+    "verl": ("backends/verl/",),
+}
 """Libraries that only these files import."""
 
 NOT_IN = {"analysis": {"torch", "transformers", "accelerate"}}
@@ -80,7 +93,11 @@ def test_imports_follow_the_table(file):
         ("objective/loss.py", "def f():\n    from nrt import config", "imports nrt.config"),
         ("objective/loss.py", "from ..config import Config", "imports nrt.config"),
         ("objective/loss.py", "import numpy as np", "imports numpy"),
-        ("objective/loss.py", "from . import rewards\nfrom .credit import Streams\nfrom ..types import Row\nimport torch.nn, math", None),
+        (
+            "objective/loss.py",
+            "from . import rewards\nfrom .credit import Streams\nfrom ..types import Row\nimport torch.nn, math",
+            None,
+        ),
         ("scoring/padded.py", "import nrt.objective", "imports nrt.objective"),
         ("engine/local.py", "import nrt.objective", None),
         ("data/chat.py", "from nrt.models import load_model", "imports nrt.models"),
@@ -89,7 +106,11 @@ def test_imports_follow_the_table(file):
         ("lab/demo.py", "from nrt.cli.app import main", "imports nrt.cli"),
         ("lab/demo.py", "from nrt.trainer import train", None),
         ("analysis/table.py", "from nrt.data import Chat", "imports nrt.data"),
-        ("analysis/table.py", "from nrt.run import Run\nfrom nrt.config import Config\nimport matplotlib", None),
+        (
+            "analysis/table.py",
+            "from nrt.run import Run\nfrom nrt.config import Config\nimport matplotlib",
+            None,
+        ),
         ("analysis/table.py", "def f():\n    import torch", "imports torch"),
         ("rollout/hf.py", "if True:\n    import vllm", "imports vllm"),
         ("rollout/vllm.py", "from vllm import LLM", None),
@@ -100,13 +121,21 @@ def test_imports_follow_the_table(file):
         ("config.py", "import torch", "imports torch"),
         ("fresh.py", "", "not in the table"),
         ("cli/app.py", "from nrt.trainer import train", "imports nrt.trainer"),
-        ("cli/app.py", "def f():\n    from nrt.trainer import train\nfrom nrt.errors import NrtError\nimport typer", None),
+        (
+            "cli/app.py",
+            "def f():\n    from nrt.trainer import train\nfrom nrt.errors import NrtError\nimport typer",
+            None,
+        ),
         ("cli/app.py", "import torch", "imports torch"),
         ("cli/app.py", "from nrt.cli import data_commands", None),
         ("cli/app.py", "from nrt.cli import chat", "imports nrt.cli"),
         ("cli/data_commands.py", "from nrt.data import Chat", "imports nrt.data"),
         ("cli/chat.py", "from nrt.data import Chat", None),
-        ("__init__.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nrt.trainer import train", None),
+        (
+            "__init__.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nrt.trainer import train",
+            None,
+        ),
         ("__init__.py", "from nrt.trainer import train", "imports nrt.trainer"),
     ],
 )
@@ -133,7 +162,9 @@ def test_the_test_itself(file, source, fault):
 def test_importing_loads_nothing_heavy(module, unwanted):
     code = f"import sys, {module}; print(*[name for name in {unwanted!r} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == ""
 
 
@@ -162,7 +193,11 @@ def faults(file: str, source: str) -> list[str]:
     found = []
     for line, name in imports(_eager(tree) if file in QUICK else ast.walk(tree), file):
         library = name.split(".")[0]
-        if fault := _inside(importer, file, name) if library == "nrt" else _outside(importer, file, library):
+        if (
+            fault := _inside(importer, file, name)
+            if library == "nrt"
+            else _outside(importer, file, library)
+        ):
             found.append(f"{file}:{line} {fault}")
     return found
 
@@ -177,14 +212,22 @@ def imports(nodes: Iterator[ast.AST], file: str) -> Iterator[tuple[int, str]]:
             if node.level:
                 package = ["nrt", *file.split("/")[:-1]]
                 base = package[: len(package) - node.level + 1] + base
-            names = [".".join([*base, alias.name]) for alias in node.names] if base in (["nrt"], ["nrt", "cli"]) else [".".join(base)]
+            names = (
+                [".".join([*base, alias.name]) for alias in node.names]
+                if base in (["nrt"], ["nrt", "cli"])
+                else [".".join(base)]
+            )
             yield from ((node.lineno, name) for name in names)
 
 
 def _inside(importer: str, file: str, name: str) -> str | None:
     imported = name.split(".")[1] if "." in name else ""
     if file in QUICK and imported == "cli":
-        return None if f"{name.removeprefix('nrt.').replace('.', '/')}.py" in QUICK else "imports nrt.cli"
+        return (
+            None
+            if f"{name.removeprefix('nrt.').replace('.', '/')}.py" in QUICK
+            else "imports nrt.cli"
+        )
     if imported.startswith("__") or imported == importer:
         return None
     if imported not in LEVEL:
@@ -204,7 +247,11 @@ def _outside(importer: str, file: str, library: str) -> str | None:
     confined = library in CONFINED and not file.startswith(CONFINED[library])
     heavy = file in QUICK and library in ("torch", "transformers", "datasets", "accelerate")
     listed = library in LIBRARIES.get(importer, {library})
-    return None if listed and not confined and not heavy and library not in NOT_IN.get(importer, ()) else f"imports {library}"
+    return (
+        None
+        if listed and not confined and not heavy and library not in NOT_IN.get(importer, ())
+        else f"imports {library}"
+    )
 
 
 def _eager(tree: ast.Module) -> Iterator[ast.AST]:

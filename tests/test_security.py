@@ -24,19 +24,48 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 # --- nothing is unpickled or executed ---
 
-UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle", "pandas"}
+UNPICKLERS = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "cloudpickle",
+    "dill",
+    "joblib",
+    "marshal",
+    "shelve",
+    "jsonpickle",
+    "pandas",
+}
 """Modules that turn bytes into objects of any class; pandas reads pickles where a file's ending says so."""
 
 CALLS = {
-    *("torch.load", "torch.hub.load", "torch.jit.load", "torch.package.PackageImporter", "os.system", "os.popen"),
-    *("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "yaml.Loader", "yaml.UnsafeLoader", "yaml.FullLoader"),
+    *(
+        "torch.load",
+        "torch.hub.load",
+        "torch.jit.load",
+        "torch.package.PackageImporter",
+        "os.system",
+        "os.popen",
+    ),
+    *(
+        "yaml.load",
+        "yaml.load_all",
+        "yaml.unsafe_load",
+        "yaml.full_load",
+        "yaml.Loader",
+        "yaml.UnsafeLoader",
+        "yaml.FullLoader",
+    ),
 }
 BARE = {"eval", "exec", "compile", "__import__"}
 
 STATED = {
     "multiprocessing": ("eval/asking.py",),  # to its own children, over pipes that nobody else has
     "all_gather_object": ("distributed.py",),  # between the processes of one torchrun
-    "marshal": ("eval/confined/__main__.py", "eval/sandbox.py"),  # the program under test, from its own parent
+    "marshal": (
+        "eval/confined/__main__.py",
+        "eval/sandbox.py",
+    ),  # the program under test, from its own parent
     "exec": ("eval/confined/__main__.py",),  # the program under test, behind every layer
     "compile": ("eval/confined/__main__.py",),
     "import_module": (
@@ -54,15 +83,28 @@ def faults(file: str, source: str) -> list[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {name.name.partition(".")[0] for name in node.names} & {*UNPICKLERS, "multiprocessing"}
+            found |= {name.name.partition(".")[0] for name in node.names} & {
+                *UNPICKLERS,
+                "multiprocessing",
+            }
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             whole = {f"{node.module}.{name.name}" for name in node.names}
-            found |= {str(node.module).partition(".")[0]} & {*UNPICKLERS, "multiprocessing"} | whole & CALLS
+            found |= {str(node.module).partition(".")[0]} & {
+                *UNPICKLERS,
+                "multiprocessing",
+            } | whole & CALLS
         elif isinstance(node, ast.Attribute):
-            found |= {ast.unparse(node)} & CALLS | {node.attr} & {"all_gather_object", "import_module"}
+            found |= {ast.unparse(node)} & CALLS | {node.attr} & {
+                "all_gather_object",
+                "import_module",
+            }
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             found |= {node.func.id} & {*BARE, "import_module"}
-        elif isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "shell") and ast.unparse(node.value) != "False":
+        elif (
+            isinstance(node, ast.keyword)
+            and node.arg in ("allow_pickle", "shell")
+            and ast.unparse(node.value) != "False"
+        ):
             found.add(node.arg)
     return sorted(name for name in found if file not in STATED.get(name, ()))
 
@@ -118,7 +160,9 @@ def test_weights_that_are_a_pickle_run_no_code(tmp_path):
 @pytest.mark.parametrize("kind", ["AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"])
 def test_a_models_own_code_runs_only_if_the_recipe_says_so(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     model, mark = write_model(tmp_path / "model"), tmp_path / "run"
     (model / "own.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Own: pass\n")
     name = "tokenizer_config.json" if kind == "AutoTokenizer" else "config.json"
@@ -137,10 +181,17 @@ def test_a_models_own_code_runs_only_if_the_recipe_says_so(kind, tmp_path, monke
 
 def test_no_recipe_of_ours_trusts_code():
     assert not Config().trust_remote_code
-    assert [name for name in packaged_recipes() if load_config(name).trust_remote_code or load_config(name).plugins] == []
+    assert [
+        name
+        for name in packaged_recipes()
+        if load_config(name).trust_remote_code or load_config(name).plugins
+    ] == []
 
 
-@pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir", "!!python/name:os.mkdir"])
+@pytest.mark.parametrize(
+    "tag",
+    ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir", "!!python/name:os.mkdir"],
+)
 def test_yaml_makes_plain_values_only(tag, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(f"data:\n  system: {tag} [made]\n")
@@ -191,11 +242,28 @@ def folder(tmp_path_factory):
              "max_trace_tokens=5", "max_answer_tokens=8", "run=mine", "threads=1", "save_every=1"]  # fmt: skip
     commands = [["train", "gsm8k", *given, "--report"], ["report", "mine"], ["report", "mine", "--text"],
                 ["export", "mine", "exported"]]  # fmt: skip
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}  # HF_HUB_OFFLINE
-    environment |= {name: f"sesame-{number}-3141592653589793" for number, name in enumerate(SECRETS)}
-    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_", "TRANSFORMERS_"))
+    }  # HF_HUB_OFFLINE
+    environment |= {
+        name: f"sesame-{number}-3141592653589793" for number, name in enumerate(SECRETS)
+    }
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "HOME": str(folder / "home"),
+        "OMP_NUM_THREADS": "1",
+    }
     code = OFFLINE.replace("COMMANDS", repr(commands))
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder
 
@@ -207,5 +275,7 @@ def test_nothing_is_asked_of_a_network(folder):
 
 def test_no_secret_is_written(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert {"environment.json", "config.yaml", "report.html", "state.json", "README.md"} <= {path.name for path in files}
+    assert {"environment.json", "config.yaml", "report.html", "state.json", "README.md"} <= {
+        path.name for path in files
+    }
     assert [path for path in files if b"sesame" in path.read_bytes()] == []

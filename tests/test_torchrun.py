@@ -32,9 +32,20 @@ def torchrun(make_config, tmp_path):  # noqa: F811
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(make_config(**settings).model_dump(mode="json")))
         environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(processes),
+        ]
         command += ["-m", "nrt", "train", str(recipe), *options]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment))
+        started.append(
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            )
+        )
         return started[-1]
 
     yield start
@@ -57,7 +68,10 @@ def test_a_signal_to_one_process_stops_all(torchrun, make_config, tmp_path):  # 
     """A checkpoint, status 130, one message; and one process goes on from it."""
     folder = tmp_path / "run"
     process = torchrun("--json", steps=10**6, eval_every=0, save_every=0, parallel="fsdp")
-    wait_for(lambda: (folder / "metrics.jsonl").is_file() and len(nrt.load_run(folder).metrics()) > 2, process)
+    wait_for(
+        lambda: (folder / "metrics.jsonl").is_file() and len(nrt.load_run(folder).metrics()) > 2,
+        process,
+    )
     os.kill(worker(process, 1), signal.SIGINT)
     out, err = process.communicate(timeout=60)
     lines = [json.loads(line) for line in out.splitlines()]
@@ -65,11 +79,15 @@ def test_a_signal_to_one_process_stops_all(torchrun, make_config, tmp_path):  # 
     assert [line["step"] for line in lines[1:]] == list(range(len(lines) - 1)), "one process speaks"
     assert err.count("interrupted: interrupted at step") == 1
     assert err.count("2 processes: each process holds a part") == 1
-    assert "130" in re.findall(r"exitcode +: (-?\d+)", err)  # of whoever is first; torchrun may end the other while it leaves
+    assert "130" in re.findall(
+        r"exitcode +: (-?\d+)", err
+    )  # of whoever is first; torchrun may end the other while it leaves
     assert not (folder / "lock").exists()
     last = lines[-1]["step"]
     assert [path.name for path in nrt.load_run(folder).checkpoints()] == [f"step-{last:06d}"]
-    config = nrt.load_run(folder).config.model_copy(update={"resume": str(folder), "steps": last + 1})
+    config = nrt.load_run(folder).config.model_copy(
+        update={"resume": str(folder), "steps": last + 1}
+    )
     assert nrt.train(config).metrics()[-1]["step"] == last + 1
 
 
@@ -79,8 +97,18 @@ def test_a_signal_to_one_process_stops_all(torchrun, make_config, tmp_path):  # 
 def test_killed_and_resumed(torchrun, make_config, tmp_path, parallel):  # noqa: F811
     """One of two is killed: the other and torchrun end by themselves. In two again the run is the uninterrupted one bit for bit; in three,
     and in one, but for rounding."""
-    settings = {"steps": 12, "batch": 3, "log_traces": 9, "heldout.rows": 5, "save_every": 3, "keep": 9, "parallel": parallel}
-    _, err = (process := torchrun(run=str(tmp_path / "whole"), **settings)).communicate(timeout=PATIENCE)
+    settings = {
+        "steps": 12,
+        "batch": 3,
+        "log_traces": 9,
+        "heldout.rows": 5,
+        "save_every": 3,
+        "keep": 9,
+        "parallel": parallel,
+    }
+    _, err = (process := torchrun(run=str(tmp_path / "whole"), **settings)).communicate(
+        timeout=PATIENCE
+    )
     assert process.returncode == 0, err
     expected = nrt.load_run(tmp_path / "whole")
     for rank, processes in ((1, 2), (0, 3), (1, 1)):
@@ -92,7 +120,9 @@ def test_killed_and_resumed(torchrun, make_config, tmp_path, parallel):  # noqa:
         _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1
         assert "(SIGKILL)" in err, "torchrun names it"
-        again = torchrun(run=str(tmp_path / name), resume=str(tmp_path / name), processes=processes, **settings)
+        again = torchrun(
+            run=str(tmp_path / name), resume=str(tmp_path / name), processes=processes, **settings
+        )
         _, err = again.communicate(timeout=PATIENCE)
         assert again.returncode == 0, err
         found = nrt.load_run(tmp_path / name)

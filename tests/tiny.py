@@ -39,7 +39,11 @@ _SHAPE = {
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
-    "llama-tied-mha": {"model_type": "llama", "tie_word_embeddings": True, "num_key_value_heads": 4},
+    "llama-tied-mha": {
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+        "num_key_value_heads": 4,
+    },
     "mistral": {"model_type": "mistral", "sliding_window": 5},
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True},
@@ -63,7 +67,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_model(architecture: str = "llama", *, seed: int = 0, attention: str | None = None, **changes: Any) -> PreTrainedModel:
+def tiny_model(
+    architecture: str = "llama", *, seed: int = 0, attention: str | None = None, **changes: Any
+) -> PreTrainedModel:
     """A float32 causal LM in eval mode. `architecture` is a key of `ARCHITECTURES` or any model type; `changes` go over its config."""
     values = {**_SHAPE, **ARCHITECTURES.get(architecture, {"model_type": architecture}), **changes}
     config = AutoConfig.for_model(values.pop("model_type"), **values)
@@ -78,7 +84,15 @@ def hostile(model: PreTrainedModel) -> PreTrainedModel:
     """The model with a generation_config that must not leak into anything."""
     config = model.generation_config
     assert config is not None
-    config.update(do_sample=True, temperature=0.1, top_k=2, top_p=0.5, repetition_penalty=3.0, forced_bos_token_id=7, max_new_tokens=2)
+    config.update(
+        do_sample=True,
+        temperature=0.1,
+        top_k=2,
+        top_p=0.5,
+        repetition_penalty=3.0,
+        forced_bos_token_id=7,
+        max_new_tokens=2,
+    )
     config.update(suppress_tokens=list(range(20, 30)), forced_eos_token_id=EOS)
     return model
 
@@ -109,7 +123,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer(kind: str = "bytes", *, vocab: int = 300, chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(
+    kind: str = "bytes", *, vocab: int = 300, chat_template: str | None = CHAT_TEMPLATE
+) -> PreTrainedTokenizerFast:
     """A fast tokenizer trained on `SENTENCES`: `bytes` (byte-level BPE), `unigram` (Metaspace with its dummy prefix and byte
     fallback) or `words` (one id a word; the line break is a word). Ids 0, 1, 2, 3 are <pad>, <bos>, <eos>, <unk>."""
     special = ["<pad>", "<bos>", "<eos>", "<unk>"]
@@ -118,16 +134,24 @@ def tiny_tokenizer(kind: str = "bytes", *, vocab: int = 300, chat_template: str 
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        )
     elif kind == "unigram":
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(vocab_size=vocab, special_tokens=special, unk_token="<unk>", show_progress=False)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=vocab, special_tokens=special, unk_token="<unk>", show_progress=False
+        )
     elif kind == "words":
         tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|[^ \n]+"), behavior="removed", invert=True)
-        trainer = trainers.WordLevelTrainer(vocab_size=vocab, special_tokens=special, show_progress=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(
+            Regex(r"\n|[^ \n]+"), behavior="removed", invert=True
+        )
+        trainer = trainers.WordLevelTrainer(
+            vocab_size=vocab, special_tokens=special, show_progress=False
+        )
     else:
         raise ValueError(f"no tiny tokenizer of kind {kind}")
     tokenizer.train_from_iterator(SENTENCES, trainer)

@@ -42,11 +42,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     linked: set[str] = {"examples/miniature.ipynb"}
     for path in [*ROOT_PAGES, *(f"docs/{file.src_uri}" for file in files.documentation_pages())]:
         text = (ROOT / path).read_text(encoding="utf-8")
-        _put(files, config, _page_of(path), LINK.sub(lambda match, path=path: _link(match, path, linked), text))
+        _put(
+            files,
+            config,
+            _page_of(path),
+            LINK.sub(lambda match, path=path: _link(match, path, linked), text),
+        )
     for path in sorted(linked):
         file = ROOT / path
         text = _notebook(file) if file.suffix == ".ipynb" else _listing(file)
-        _put(files, config, _page_of(path), LINK.sub(lambda match, path=path: _link(match, path, set()), text))
+        _put(
+            files,
+            config,
+            _page_of(path),
+            LINK.sub(lambda match, path=path: _link(match, path, set()), text),
+        )
     for name in API:
         _put(files, config, f"api/{name}.md", _api_page(name))
     return files
@@ -56,11 +66,17 @@ def on_post_build(config: MkDocsConfig) -> None:
     site = Path(config.site_dir)
     for name in API:
         page = (site / "api" / f"{name}.html").read_text(encoding="utf-8")
-        if missing := [public for public in _public(name) if f'id="{_home(name, public)}"' not in page]:
-            raise PluginError(f"{name}: the API page lacks {', '.join(missing)}; give each a docstring")
+        if missing := [
+            public for public in _public(name) if f'id="{_home(name, public)}"' not in page
+        ]:
+            raise PluginError(
+                f"{name}: the API page lacks {', '.join(missing)}; give each a docstring"
+            )
     for page in site.rglob("*.html"):
         if found := EXTERNAL.search(page.read_text(encoding="utf-8")):
-            raise PluginError(f"{page.relative_to(site)} would load something from elsewhere: {found[0]}")
+            raise PluginError(
+                f"{page.relative_to(site)} would load something from elsewhere: {found[0]}"
+            )
 
 
 def _put(files: Files, config: MkDocsConfig, page: str, text: str) -> None:
@@ -89,12 +105,21 @@ def _link(match: re.Match[str], path: str, linked: set[str]) -> str:
 def _listing(file: Path) -> str:
     name = file.relative_to(ROOT).as_posix()
     text = file.read_text(encoding="utf-8").rstrip()
-    return f"---\nhide: [toc]\n---\n\n# {name}\n\n````{FENCE.get(file.suffix, 'text')}\n{text}\n````\n"
+    return (
+        f"---\nhide: [toc]\n---\n\n# {name}\n\n````{FENCE.get(file.suffix, 'text')}\n{text}\n````\n"
+    )
 
 
 def _notebook(file: Path) -> str:
     """Its cells as Markdown, with the outputs that it was committed with."""
-    return "\n\n".join(part for cell in json.loads(file.read_text(encoding="utf-8"))["cells"] for part in _cell(cell)) + "\n"
+    return (
+        "\n\n".join(
+            part
+            for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]
+            for part in _cell(cell)
+        )
+        + "\n"
+    )
 
 
 def _cell(cell: dict) -> Iterator[str]:
@@ -130,9 +155,17 @@ def _home(name: str, public: str) -> str:
 def _public(name: str) -> list[str]:
     """`__all__`, or the public functions, classes and documented constants, in the file's order."""
     path = ROOT / "src" / name.replace(".", "/")
-    tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8"))
+    tree = ast.parse(
+        (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(
+            encoding="utf-8"
+        )
+    )
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return ast.literal_eval(node.value)
     kinds = (ast.FunctionDef, ast.ClassDef)
-    return [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_") and ast.get_docstring(node)]
+    return [
+        node.name
+        for node in tree.body
+        if isinstance(node, kinds) and not node.name.startswith("_") and ast.get_docstring(node)
+    ]

@@ -33,9 +33,13 @@ def main(run: str) -> None:
         for name, (window, theme) in SHOTS.items():
             page = browser.new_page(viewport=window, color_scheme=theme)
             page.goto(f"{file.as_uri()}#group={GROUP}")
-            page.locator("#explorer .question").evaluate("(box) => scrollTo({ top: box.offsetTop - 175, behavior: 'instant' })")
+            page.locator("#explorer .question").evaluate(
+                "(box) => scrollTo({ top: box.offsetTop - 175, behavior: 'instant' })"
+            )
             page.wait_for_timeout(1500)
-            tokens = page.locator("article.trace >> nth=0").locator(".tokens >> nth=1").locator(".token")
+            tokens = (
+                page.locator("article.trace >> nth=0").locator(".tokens >> nth=1").locator(".token")
+            )
             tokens.nth(24).hover()
             page.screenshot(path=f"docs/images/report-{name}.png")
         browser.close()

@@ -48,7 +48,9 @@ def charts_drawn(page):
     for y in range(0, page.evaluate("document.body.scrollHeight"), 600):
         page.evaluate(f"window.scrollTo({{top: {y}, behavior: 'instant'}})")
         page.wait_for_timeout(50)
-    until(page, "[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('svg'))")
+    until(
+        page, "[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('svg'))"
+    )
     return page.locator(".plot").count()
 
 
@@ -76,7 +78,9 @@ def test_every_section_of_a_real_miniature_run(open_page, tmp_path, monkeypatch)
     run = run_demo(console, LiveLine(console), quick=True)
     page = open_page(run.path)
     assert charts_drawn(page) >= 15
-    assert page.locator("#summary .callout").count() == 0  # nothing is missing, nothing was out of the ordinary
+    assert (
+        page.locator("#summary .callout").count() == 0
+    )  # nothing is missing, nothing was out of the ordinary
     assert page.locator("#summary table.scores").count() == 2
     assert page.locator("#vocabulary .words tbody tr").count() > 4
     assert page.locator("#explorer article.trace").count() == len(run.traces()[0]["traces"])
@@ -88,12 +92,17 @@ def test_every_section_of_a_real_miniature_run(open_page, tmp_path, monkeypatch)
 
 
 def test_every_section_of_several_runs(open_page, run, tmp_path):
-    page = open_page(write_run(tmp_path / "sft", method="sft"), run, write_run(tmp_path / "second", seed=1))
+    page = open_page(
+        write_run(tmp_path / "sft", method="sft"), run, write_run(tmp_path / "second", seed=1)
+    )
     charts_drawn(page)
     assert page.locator("#summary > .scroll tbody tr").count() == 3
     assert page.locator("#heldout .replies").count() == 3
     assert "Difference from sft" in page.inner_text("#comparison")
-    assert page.locator("#run option").all_inner_texts() == ["first", "second"]  # sft has no traces to explore
+    assert page.locator("#run option").all_inner_texts() == [
+        "first",
+        "second",
+    ]  # sft has no traces to explore
     # The legend switches a method off in every chart.
     curves = "() => document.querySelectorAll('#dynamics .plot')[0].data.length"
     assert page.evaluate(curves) == 3
@@ -105,9 +114,15 @@ def test_rewards_advantages_and_signals_are_those_of_the_package(open_page, run)
     """On the same numbers: random ones, equal ones, certain ones and very unlikely ones."""
     page, rng = open_page(run), random.Random(0)
     cases = [
-        [[round(-(rng.expovariate(1) ** 3), 5) for _ in range(T)] for _ in range(K + 1)] for K, T in [(2, 1), (5, 7), (8, 30), (64, 3)]
+        [[round(-(rng.expovariate(1) ** 3), 5) for _ in range(T)] for _ in range(K + 1)]
+        for K, T in [(2, 1), (5, 7), (8, 30), (64, 3)]
     ]
-    cases += [[[0.0, 0.0]] * 3, [[-1.0, -2.0]] * 4, [[-40.0, -0.1], [-25.0, -30.0], [-0.1, -50.0]], [[-1.0], [-0.5]]]
+    cases += [
+        [[0.0, 0.0]] * 3,
+        [[-1.0, -2.0]] * 4,
+        [[-40.0, -0.1], [-25.0, -30.0], [-0.1, -50.0]],
+        [[-1.0], [-0.5]],
+    ]
     page_scores = """([rows, norm]) => SCHEMES.map((scheme) => {
         const [base, ...logp] = rows, found = scoreGroup(scheme, logp, base, norm);
         const signals = logp.map((row, k) =>
@@ -116,7 +131,10 @@ def test_rewards_advantages_and_signals_are_those_of_the_package(open_page, run)
     })"""
     for norm in ("length", "sum", "none"):
         for rows in cases:
-            base_T, logp_KT = torch.tensor(rows[0], dtype=torch.float64), torch.tensor(rows[1:], dtype=torch.float64)
+            base_T, logp_KT = (
+                torch.tensor(rows[0], dtype=torch.float64),
+                torch.tensor(rows[1:], dtype=torch.float64),
+            )
             found = page.evaluate(page_scores, [rows, norm])
             assert {scheme["id"] for scheme in found} == set(REWARDS)
             for scheme in found:
@@ -125,7 +143,9 @@ def test_rewards_advantages_and_signals_are_those_of_the_package(open_page, run)
                 signal_KT = token_signal(reward, logp_KT, base_T)
                 assert scheme["rewards"] == pytest.approx(R_K.tolist(), rel=1e-9)
                 assert scheme["baseReward"] == pytest.approx(R_base.item(), rel=1e-9)
-                assert scheme["advantages"] == pytest.approx(group_advantage(R_K, R_base).tolist(), rel=1e-7, abs=1e-9)
+                assert scheme["advantages"] == pytest.approx(
+                    group_advantage(R_K, R_base).tolist(), rel=1e-7, abs=1e-9
+                )
                 for row, expected in zip(scheme["signals"], signal_KT.tolist(), strict=True):
                     assert row == pytest.approx(expected, rel=1e-9)
 
@@ -136,7 +156,15 @@ def test_the_scheme_switch_orders_traces_as_the_package_does(open_page, tmp_path
     page, group = open_page(run), load_run(run).traces()[0]
     logp_KT = torch.tensor([trace["answer_logp"] for trace in group["traces"]], dtype=torch.float64)
     base_T = torch.tensor(group["base_logp"], dtype=torch.float64)
-    shown = lambda: [int(k) for k in page.eval_on_selector_all("article.trace", "(all) => all.map((one) => one.dataset.trace)")]  # noqa: E731
+
+    def shown():
+        return [
+            int(k)
+            for k in page.eval_on_selector_all(
+                "article.trace", "(all) => all.map((one) => one.dataset.trace)"
+            )
+        ]
+
     stored = [trace["reward"] for trace in group["traces"]]
     assert shown() == sorted(range(8), key=lambda k: -stored[k])
     orders = set()
@@ -144,7 +172,10 @@ def test_the_scheme_switch_orders_traces_as_the_package_does(open_page, tmp_path
         page.locator(f"#schemes button[data-scheme={scheme}]").click()
         R_K = with_weight_norm(reward, norm)(logp_KT, base_T)[shown()]
         assert bool((R_K[:-1] >= R_K[1:] - 1e-6).all()), scheme
-        assert page.locator("#schemes button[aria-pressed=true]").get_attribute("data-scheme") == scheme
+        assert (
+            page.locator("#schemes button[aria-pressed=true]").get_attribute("data-scheme")
+            == scheme
+        )
         orders.add(tuple(shown()))
     assert len(orders) > 1
 
@@ -182,7 +213,10 @@ def test_keys_walk_and_filters_hold(open_page, run):
     page.keyboard.press("k")
     assert step() == "step 2"
     page.keyboard.press("4")
-    assert page.locator("#schemes button[aria-pressed=true]").get_attribute("data-scheme") == "geometric-mean"
+    assert (
+        page.locator("#schemes button[aria-pressed=true]").get_attribute("data-scheme")
+        == "geometric-mean"
+    )
     page.keyboard.press("/")
     page.keyboard.type("question 5")
     assert step() == "step 5"
@@ -222,14 +256,25 @@ def test_held_out_references_are_shaded_token_by_token(open_page, run, tmp_path)
     for file in (old / "heldout").iterdir():
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         gone = ("answer_tokens", "token_logp_null")
-        file.write_text("".join(json.dumps({k: v for k, v in row.items() if k not in gone}) + "\n" for row in rows), encoding="utf-8")
+        file.write_text(
+            "".join(
+                json.dumps({k: v for k, v in row.items() if k not in gone}) + "\n" for row in rows
+            ),
+            encoding="utf-8",
+        )
     page = open_page(run, write_run(tmp_path / "sft", method="sft"), old)
     replies = page.locator("#heldout .replies")
     assert [replies.nth(i).locator(".tokens").count() for i in range(3)] == [2, 2, 0]
     after = replies.nth(0).locator(".reply >> nth=1").locator(".tokens")
-    changes = [logp - null for logp, null in zip(record["token_logp"], record["token_logp_null"], strict=True)]
+    changes = [
+        logp - null
+        for logp, null in zip(record["token_logp"], record["token_logp_null"], strict=True)
+    ]
     shades = after.locator(".token").evaluate_all("(all) => all.map((one) => one.style.background)")
-    assert [("up" if change > 0 else "down") in shade for change, shade in zip(changes, shades, strict=True)] == [True] * len(changes)
+    assert [
+        ("up" if change > 0 else "down") in shade
+        for change, shade in zip(changes, shades, strict=True)
+    ] == [True] * len(changes)
     after.locator(".token >> nth=1").hover()
     assert f"{abs(changes[1]):.3f}" in page.inner_text("#tooltip")
     assert "after the null trace" in page.inner_text("#tooltip")
@@ -248,7 +293,9 @@ def test_hostile_text_is_shown_as_text(open_page, tmp_path):
     charts_drawn(page)
     assert page.evaluate("window.hacked") is None
     assert page.locator("main img, main b script, main section script").count() == 0
-    assert page.locator("script").count() == 11  # the page's own, and the plotting library once it runs
+    assert (
+        page.locator("script").count() == 11
+    )  # the page's own, and the plotting library once it runs
     prompt = page.locator("#group .prose").first
     for part in (
         "</script><script>window.hacked = 1</script>",
@@ -283,17 +330,28 @@ def test_hostile_text_is_shown_as_text(open_page, tmp_path):
     assert page.locator("#dynamics b").count() == 0
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
+)
 def test_it_fits_and_follows_the_readers_theme(open_page, run, tmp_path, width, scheme):
-    page = open_page(run, write_run(tmp_path / "second", seed=1), color_scheme=scheme, viewport={"width": width, "height": 844})
+    page = open_page(
+        run,
+        write_run(tmp_path / "second", seed=1),
+        color_scheme=scheme,
+        viewport={"width": width, "height": 844},
+    )
     charts_drawn(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    red, green, blue = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    red, green, blue = page.evaluate(
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+    )
     assert (red + green + blue > 600) == (scheme == "light")
     page.set_viewport_size({"width": width - 40, "height": 844})
     page.wait_for_timeout(500)
     overflow = "(plot) => plot.querySelector('.svg-container').getBoundingClientRect().height - plot.getBoundingClientRect().height"
-    assert page.evaluate(f"Math.max(...[...document.querySelectorAll('.plot')].map({overflow}))") <= 1  # charts keep to their place
+    assert (
+        page.evaluate(f"Math.max(...[...document.querySelectorAll('.plot')].map({overflow}))") <= 1
+    )  # charts keep to their place
     assert len(page.screenshot(path=tmp_path / "page.png", full_page=True)) > 20_000
 
 
@@ -301,23 +359,38 @@ def test_print_draws_every_chart(open_page, run):
     page = open_page(run)
     page.emulate_media(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.evaluate("[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('svg'))")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('svg'))"
+    )
     assert page.locator("nav").is_hidden()
-    assert page.inner_text("#chosen") == "Ranked as trained (geometric mean)."  # in place of the buttons
+    assert (
+        page.inner_text("#chosen") == "Ranked as trained (geometric mean)."
+    )  # in place of the buttons
     assert "step 1 · family1" in page.inner_text("#group .question")
     assert len(page.pdf()) > 20_000
 
 
 def test_benchmarks_of_two_runs(open_page, run, tmp_path):
     """Scores of both, and the rows: those that differ, and those whose trace did not end."""
-    page = open_page(write_evaluation(run), write_evaluation(write_run(tmp_path / "second", seed=1), right=1))
+    page = open_page(
+        write_evaluation(run), write_evaluation(write_run(tmp_path / "second", seed=1), right=1)
+    )
     table = page.locator("#benchmarks table >> nth=0")
-    assert table.locator("thead").inner_text().strip().split("\t") == ["run", "gsm8k", "humaneval", "truthfulqa", "mean of nine"]
+    assert table.locator("thead").inner_text().strip().split("\t") == [
+        "run",
+        "gsm8k",
+        "humaneval",
+        "truthfulqa",
+        "mean of nine",
+    ]
     assert "66.7 ± 33.3" in table.inner_text()
     assert "33.3 %" in page.inner_text("#benchmarks table >> nth=1")  # unfinished
     page.select_option("#benchmark-verdict", "differ")
     assert page.inner_text("#row-place") == "row 1 of 1"
-    assert page.locator("#row article.reply header").all_inner_texts() == ["Answer\nscore 1", "Answer\nscore 0"]
+    assert page.locator("#row article.reply header").all_inner_texts() == [
+        "Answer\nscore 1",
+        "Answer\nscore 0",
+    ]
     page.select_option("#benchmark-verdict", "unfinished")
     assert "unfinished" in page.inner_text("#row")
     page.select_option("#benchmark-verdict", "")
@@ -353,11 +426,17 @@ def test_a_run_cut_off_while_it_wrote(open_page, run):
     (run / "heldout" / "step-000006.jsonl").unlink()
     (run / "model").rmdir()
     config = (run / "config.yaml").read_text(encoding="utf-8")
-    (run / "config.yaml").write_text(config.replace("schema_version: 1", "schema_version: 0") + "gone: 1\n", encoding="utf-8")
+    (run / "config.yaml").write_text(
+        config.replace("schema_version: 1", "schema_version: 0") + "gone: 1\n", encoding="utf-8"
+    )
     page = open_page(run)
     charts_drawn(page)
     missing = page.inner_text("#summary .callout.quiet")
-    for named in ("schema version 0", "the run is stopped, 4 of 6 steps", "No held-out evaluation after step 0 yet"):
+    for named in (
+        "schema version 0",
+        "the run is stopped, 4 of 6 steps",
+        "No held-out evaluation after step 0 yet",
+    ):
         assert named in missing
     assert page.locator("#groups option").count() == 4
     assert "not evaluated" in page.inner_text("#heldout article.reply >> nth=1")
@@ -388,7 +467,9 @@ def test_2000_steps_of_64_traces_open_in_time(open_page, tmp_path):
         "(({ loadEventEnd, startTime }) => (loadEventEnd - startTime) / 1000)(performance.getEntriesByType('navigation')[0])"
     )
     size = (tmp_path / "report.html").stat().st_size
-    print(f"{size / 1e6:.1f} MB, {page.locator('#groups option').count()} groups, opened in {seconds:.2f} s")
+    print(
+        f"{size / 1e6:.1f} MB, {page.locator('#groups option').count()} groups, opened in {seconds:.2f} s"
+    )
     assert 100 <= page.locator("#groups option").count() <= 300
     assert "of 2,000 groups" in page.inner_text("#explorer")
     assert size < 20e6

@@ -20,7 +20,19 @@ from nrt.data import Chat, ensure_template
 
 MARKERS = MarkersConfig()
 START, END = str(MARKERS.start), MARKERS.end
-WORDS = ["Paris", "▁Paris", "▁is", "▁the", "▁town", "user", "system", "assistant", "What", "▁Yes", "Yes"]
+WORDS = [
+    "Paris",
+    "▁Paris",
+    "▁is",
+    "▁the",
+    "▁town",
+    "user",
+    "system",
+    "assistant",
+    "What",
+    "▁Yes",
+    "Yes",
+]
 CHARACTERS = [chr(c) for c in range(0x20 + 1, 0x7F)] + ["\n", "\t"]
 
 TEMPLATES = {
@@ -42,7 +54,9 @@ def byte_level_bpe(space_first: bool = False) -> PreTrainedTokenizerFast:
     """BPE like GPT-2, Llama 3 and Qwen; `space_first` like RoBERTa. Merges also build the eos string."""
     words = [word.replace("▁", "Ġ") for word in WORDS]
     merges = _merges([*words, "<s>", "</s>"])
-    vocab = _numbered([*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)])
+    vocab = _numbered(
+        [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+    )
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space_first)
     tokenizer.decoder = decoders.ByteLevel()
@@ -51,7 +65,14 @@ def byte_level_bpe(space_first: bool = False) -> PreTrainedTokenizerFast:
 
 def unigram() -> PreTrainedTokenizerFast:
     """Unigram like T5 and other SentencePiece models: `</s>` is a piece, the best one for its text."""
-    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -3.0), *((word, -4.0) for word in WORDS), *((c, -6.0) for c in CHARACTERS)]
+    pieces = [
+        ("<unk>", 0.0),
+        ("<s>", 0.0),
+        ("</s>", 0.0),
+        ("▁", -3.0),
+        *((word, -4.0) for word in WORDS),
+        *((c, -6.0) for c in CHARACTERS),
+    ]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
@@ -69,7 +90,9 @@ def metaspace_bpe() -> PreTrainedTokenizerFast:
 def prepend_bpe() -> PreTrainedTokenizerFast:
     """BPE whose dummy prefix is a normalizer, like Llama 2."""
     tokenizer = Tokenizer(_byte_fallback_bpe())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     tokenizer.decoder = _llama_decoder()
     return _finished(tokenizer, bos=True)
 
@@ -111,12 +134,29 @@ def build_case(tokenizer: str, template: str) -> Case:
 
 def _byte_fallback_bpe() -> models.BPE:
     merges = _merges(WORDS)
-    vocab = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", *CHARACTERS, *("".join(pair) for pair in merges)]
-    return models.BPE(vocab=_numbered(vocab), merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    vocab = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{b:02X}>" for b in range(256)),
+        "▁",
+        *CHARACTERS,
+        *("".join(pair) for pair in merges),
+    ]
+    return models.BPE(
+        vocab=_numbered(vocab), merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
 
 
 def _llama_decoder() -> decoders.Decoder:
-    return decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
 
 
 def _merges(words: Iterable[str]) -> list[tuple[str, str]]:
@@ -132,7 +172,13 @@ def _numbered(tokens: Iterable[str]) -> dict[str, int]:
 def _finished(tokenizer: Tokenizer, bos: bool) -> PreTrainedTokenizerFast:
     unknown = "<unk>" if tokenizer.token_to_id("<unk>") == 0 else None
     specials = [text for text in (unknown, "<s>", "</s>") if text]
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in specials]
+    )
     if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token=unknown)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token=unknown
+    )

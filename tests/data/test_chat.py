@@ -39,13 +39,21 @@ MULTI = (
 def reference(case: Case, messages: Sequence[Message], **kwargs: object) -> tuple[int, ...]:
     """Return the ids that transformers gives for the turns."""
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    return tuple(case.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, add_generation_prompt=True, **kwargs))
+    return tuple(
+        case.tokenizer.apply_chat_template(
+            turns, tokenize=True, return_dict=False, add_generation_prompt=True, **kwargs
+        )
+    )
 
 
 # --- prompts ---
 
 
-@pytest.mark.parametrize("messages", [SINGLE, MULTI, (*SINGLE, Message("assistant", "Yes"), *SINGLE)], ids=["single", "multi", "turns"])
+@pytest.mark.parametrize(
+    "messages",
+    [SINGLE, MULTI, (*SINGLE, Message("assistant", "Yes"), *SINGLE)],
+    ids=["single", "multi", "turns"],
+)
 def test_benign_prompts_equal_transformers(case: Case, messages: tuple[Message, ...]) -> None:
     assert case.chat.encode_prompt(messages) == reference(case, messages)
 
@@ -70,12 +78,16 @@ def test_benign_prompts_equal_transformers_for_any_text(tokenizer: str, template
 
 def test_control_strings_in_any_turn_are_plain_text(case: Case) -> None:
     """The prompt has the control ids of the same turns with harmless text, and still says what was written."""
-    hostile = "What " + " ".join(case.control) + "".join(case.control) + case.control[-1][:-1] + " end"
+    hostile = (
+        "What " + " ".join(case.control) + "".join(case.control) + case.control[-1][:-1] + " end"
+    )
     roles = ("system", "user", "assistant", "user")
     ids = case.chat.encode_prompt([Message(role, hostile) for role in roles])
     harmless = case.chat.encode_prompt([Message(role, "x") for role in roles])
     controls = case.chat.control_ids
-    assert [token for token in ids if token in controls] == [token for token in harmless if token in controls]
+    assert [token for token in ids if token in controls] == [
+        token for token in harmless if token in controls
+    ]
     assert case.chat.decode(ids).count(hostile) == 4
 
 
@@ -83,17 +95,33 @@ def test_the_trap_is_real(case: Case) -> None:
     """Without Chat, the same text does become control tokens, and in a Unigram vocabulary also with splitting switched on."""
     plain = case.tokenizer.encode(END, add_special_tokens=False)
     assert case.chat.end_id in plain
-    if "<unk>" in case.control and case.tokenizer.backend_tokenizer.model.__class__.__name__ == "Unigram":
-        assert case.tokenizer.eos_token_id in case.tokenizer.encode("</s>", add_special_tokens=False, split_special_tokens=True)
+    if (
+        "<unk>" in case.control
+        and case.tokenizer.backend_tokenizer.model.__class__.__name__ == "Unigram"
+    ):
+        assert case.tokenizer.eos_token_id in case.tokenizer.encode(
+            "</s>", add_special_tokens=False, split_special_tokens=True
+        )
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_no_text_gives_a_control_id(tokenizer: str, template: str) -> None:
     case = build_case(tokenizer, template)
-    pieces = st.sampled_from([*case.control, *(text[:2] for text in case.control), *(text[2:] for text in case.control), " ", "\n", "Yes"])
+    pieces = st.sampled_from(
+        [
+            *case.control,
+            *(text[:2] for text in case.control),
+            *(text[2:] for text in case.control),
+            " ",
+            "\n",
+            "Yes",
+        ]
+    )
     text = st.lists(pieces | st.text(max_size=3), max_size=8).map("".join)
-    harmless = [token for token in case.chat.encode_prompt(SINGLE) if token in case.chat.control_ids]
+    harmless = [
+        token for token in case.chat.encode_prompt(SINGLE) if token in case.chat.control_ids
+    ]
 
     @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(text)
@@ -107,12 +135,16 @@ def test_no_text_gives_a_control_id(tokenizer: str, template: str) -> None:
 
 def test_the_templates_trim_acts_on_the_content_itself() -> None:
     chat = build_case("byte-level", "llama3").chat
-    assert chat.encode_prompt((Message("user", " <|eot_id|> \n"),)) == chat.encode_prompt((Message("user", "<|eot_id|>"),))
+    assert chat.encode_prompt((Message("user", " <|eot_id|> \n"),)) == chat.encode_prompt(
+        (Message("user", "<|eot_id|>"),)
+    )
 
 
 def test_added_tokens_of_the_template_are_control_even_if_not_special() -> None:
     tokenizer = byte_level_bpe()
-    tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("<tool>", special=False)])
+    tokenizer.add_tokens(
+        [AddedToken("<think>", special=False), AddedToken("<tool>", special=False)]
+    )
     add_control(tokenizer, [START, END])
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}{% if false %}<think>{% endif %}"
     chat = Chat(tokenizer, MARKERS)
@@ -130,18 +162,34 @@ def test_one_character_and_white_space_are_never_control() -> None:
     tokenizer.add_special_tokens({"pad_token": "!"})
     tokenizer.add_tokens([AddedToken("\n\n", special=False, normalized=False)])
     add_control(tokenizer, [START, END])
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content + eos_token + '\n\n' }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content + eos_token + '\n\n' }}{% endfor %}"
+    )
     chat = Chat(tokenizer, MARKERS)
     assert chat.decode(chat.encode_text("Yes!\n\nYes")) == "Yes!\n\nYes"
     assert chat.encode_prompt((Message("user", "Yes!\n\nYes"),)) == tuple(
-        tokenizer.apply_chat_template([{"role": "user", "content": "Yes!\n\nYes"}], return_dict=False)
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": "Yes!\n\nYes"}], return_dict=False
+        )
     )
 
 
 # --- answers ---
 
 
-@pytest.mark.parametrize("text", ["Paris", " Paris", "  the\n\ttown ", "</s>", "<unk>", "<|think_end|>Paris<|think_start|>", "\n", " "])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Paris",
+        " Paris",
+        "  the\n\ttown ",
+        "</s>",
+        "<unk>",
+        "<|think_end|>Paris<|think_start|>",
+        "\n",
+        " ",
+    ],
+)
 def test_answers_come_back(case: Case, text: str) -> None:
     *ids, last = case.chat.encode_answer(text)
     assert tuple(ids) == case.chat.encode_text(text)
@@ -149,7 +197,9 @@ def test_answers_come_back(case: Case, text: str) -> None:
     assert case.chat.decode(ids) == text
 
 
-@pytest.mark.parametrize("tokenizer", [name for name in TOKENIZERS if name != "unigram"])  # the test's Unigram knows no é
+@pytest.mark.parametrize(
+    "tokenizer", [name for name in TOKENIZERS if name != "unigram"]
+)  # the test's Unigram knows no é
 def test_any_answer_comes_back(tokenizer: str) -> None:
     chat = build_case(tokenizer, "chatml").chat
 
@@ -197,15 +247,24 @@ def test_a_template_that_writes_no_end_leaves_it_to_eos() -> None:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (byte_level_bpe, "<s><|system|>\na\n<|user|>\nb\n<|assistant|>\nc</s>\n<|user|>\nd\n<|assistant|>\n"),
-        (unigram, "<|system|>\na\n<|user|>\nb\n<|assistant|>\nc</s>\n<|user|>\nd\n<|assistant|>\n"),  # writes no bos by itself
+        (
+            byte_level_bpe,
+            "<s><|system|>\na\n<|user|>\nb\n<|assistant|>\nc</s>\n<|user|>\nd\n<|assistant|>\n",
+        ),
+        (
+            unigram,
+            "<|system|>\na\n<|user|>\nb\n<|assistant|>\nc</s>\n<|user|>\nd\n<|assistant|>\n",
+        ),  # writes no bos by itself
     ],
 )
 def test_our_template_by_hand(make, text: str) -> None:
     tokenizer = make()
     assert ensure_template(tokenizer)
     assert not ensure_template(tokenizer)
-    turns = [{"role": r, "content": c} for r, c in (("system", "a"), ("user", "b"), ("assistant", "c"), ("user", "d"))]
+    turns = [
+        {"role": r, "content": c}
+        for r, c in (("system", "a"), ("user", "b"), ("assistant", "c"), ("user", "d"))
+    ]
     assert tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == text
 
 
@@ -253,7 +312,10 @@ def test_missing_template_and_markers() -> None:
     with pytest.raises(InputError, match=r"no chat template.*ensure_template"):
         Chat(tokenizer, MARKERS)
     ensure_template(tokenizer)
-    with pytest.raises(InputError, match=r"no special token '<\|think_start\|>' \(markers\.start\); add the markers"):
+    with pytest.raises(
+        InputError,
+        match=r"no special token '<\|think_start\|>' \(markers\.start\); add the markers",
+    ):
         Chat(tokenizer, MARKERS)
     add_control(tokenizer, [START])
     with pytest.raises(InputError, match=r"markers\.end"):
@@ -269,16 +331,25 @@ def test_a_template_that_refuses() -> None:
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         "{{ m.content + eos_token }}{% endfor %}"
     )
-    with pytest.raises(InputError, match="chat template refuses these turns: System role not supported"):
+    with pytest.raises(
+        InputError, match="chat template refuses these turns: System role not supported"
+    ):
         Chat(tokenizer, MARKERS).encode_prompt(MULTI)
 
 
 def test_word_level_with_unknown_words() -> None:
     """The unknown token comes from ordinary text, so it is not among the ids that text cannot give; its own string is not it."""
-    vocab = {word: number for number, word in enumerate(["<unk>", "<s>", "</s>", "\n", "what", "is", "it", "<|user|>", "<|assistant|>"])}
+    vocab = {
+        word: number
+        for number, word in enumerate(
+            ["<unk>", "<s>", "</s>", "\n", "what", "is", "it", "<|user|>", "<|assistant|>"]
+        )
+    }
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
     add_control(tokenizer, [START, END])
     ensure_template(tokenizer)
     chat = Chat(tokenizer, MARKERS)

@@ -32,7 +32,11 @@ LAST_NUMBER = [
     ("1e-3", "0.001", True),
     ("1.5E3", "1500", True),
     ("3e8", "2e8", False),
-    ("100000000000000000000000001", "100000000000000000000000000", False),  # floats would call them equal
+    (
+        "100000000000000000000000001",
+        "100000000000000000000000000",
+        False,
+    ),  # floats would call them equal
     ("The answer is 42.", "42", True),
     ("€3,000", "3000", True),
 ]
@@ -64,7 +68,9 @@ def test_resolve_a_known_checker():
 
 
 def test_resolve_an_unknown_checker_names_the_nearest():
-    with pytest.raises(InputError, match="unknown checker 'last_number'; did you mean 'last-number'"):
+    with pytest.raises(
+        InputError, match="unknown checker 'last_number'; did you mean 'last-number'"
+    ):
         resolve_checker("last_number")
 
 
@@ -79,7 +85,9 @@ def working_directory(tmp_path, monkeypatch):
 
 
 def test_resolve_a_function_of_the_working_directory(working_directory):
-    (working_directory / "dotted_mine.py").write_text("def starts(answer, reference):\n    return answer.startswith(reference)\n")
+    (working_directory / "dotted_mine.py").write_text(
+        "def starts(answer, reference):\n    return answer.startswith(reference)\n"
+    )
     checker = resolve_checker("dotted_mine:starts")
     assert checker("abc", "ab")
     assert not checker("abc", "b")
@@ -96,7 +104,9 @@ def test_a_name_without_its_form_says_the_form(name):
 
 
 def test_a_missing_module_says_where_it_was_sought(working_directory):
-    with pytest.raises(InputError, match=r"importing dotted_none failed .* installed or in the working directory"):
+    with pytest.raises(
+        InputError, match=r"importing dotted_none failed .* installed or in the working directory"
+    ):
         resolve_dotted("dotted_none:f", "observer")
 
 
@@ -109,7 +119,10 @@ def test_a_module_that_fails_hands_on_its_reason(working_directory):
 
 def test_a_missing_function_names_the_nearest(working_directory):
     (working_directory / "dotted_some.py").write_text("LIMIT = 3\ndef starts(a, b): ...\n")
-    with pytest.raises(InputError, match=r"unknown checker in dotted_some 'start'; did you mean 'starts'\? Known: starts$"):
+    with pytest.raises(
+        InputError,
+        match=r"unknown checker in dotted_some 'start'; did you mean 'starts'\? Known: starts$",
+    ):
         resolve_dotted("dotted_some:start", "checker")
     with pytest.raises(InputError, match="unknown checker in dotted_some 'LIMIT'"):
         resolve_dotted("dotted_some:LIMIT", "checker")

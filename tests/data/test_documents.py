@@ -38,7 +38,13 @@ def by_character(text: str, opening: tuple[int, ...] = ()) -> Document:
 def cut(text: str, entropies: list[float] | None = None, **settings: Any) -> list[tuple[str, str]]:
     """(prefix, continuation) of each cut; ids and text say the same."""
     function = EntropyFunction(lambda ids: entropies or [], "") if entropies is not None else None
-    pairs = list(cut_document(by_character(text), TextConfig(**{"stride": 1, "continuation_tokens": 99, **settings}), function))
+    pairs = list(
+        cut_document(
+            by_character(text),
+            TextConfig(**{"stride": 1, "continuation_tokens": 99, **settings}),
+            function,
+        )
+    )
     for pair in pairs:
         assert "".join(map(chr, pair.prompt_ids)) == pair.example.messages[0].content
         assert "".join(map(chr, pair.answer_ids)) == pair.example.answer
@@ -77,16 +83,28 @@ def test_sentence_ends(text: str, before: list[str]) -> None:
 
 
 def test_strides() -> None:
-    assert cut("abcdefgh", at="stride", stride=3, continuation_tokens=3) == [("abc", "def"), ("abcdef", "gh")]
+    assert cut("abcdefgh", at="stride", stride=3, continuation_tokens=3) == [
+        ("abc", "def"),
+        ("abcdef", "gh"),
+    ]
 
 
 def test_entropy_takes_the_least_certain_tokens_that_keep_their_distance() -> None:
     """4.0 at b is too near the beginning; 3.5 at e; 3.0 at f is too near e; 2.0 at c is not (2 apart); 1.5 at g is 2 apart."""
     entropies = [0.0, 4.0, 2.0, 0.5, 3.5, 3.0, 1.5, 0.1]
-    assert [p for p, _ in cut("abcdefgh", entropies, at="entropy", stride=2)] == ["ab", "abcd", "abcdef"]
-    assert [p for p, _ in cut("abcdefgh", entropies, at="entropy", stride=2, most=2)] == ["ab", "abcd"]
+    assert [p for p, _ in cut("abcdefgh", entropies, at="entropy", stride=2)] == [
+        "ab",
+        "abcd",
+        "abcdef",
+    ]
+    assert [p for p, _ in cut("abcdefgh", entropies, at="entropy", stride=2, most=2)] == [
+        "ab",
+        "abcd",
+    ]
     assert [p for p, _ in cut("abcdefgh", entropies, at="entropy", stride=2, most=1)] == ["abcd"]
-    assert [p for p, _ in cut("abcd", [1.0, 1.0, 1.0, 1.0], at="entropy", most=1)] == ["a"], "equals: the first"
+    assert [p for p, _ in cut("abcd", [1.0, 1.0, 1.0, 1.0], at="entropy", most=1)] == ["a"], (
+        "equals: the first"
+    )
 
 
 def test_entropy_without_a_model() -> None:
@@ -104,25 +122,39 @@ def test_sentences_too_near_are_passed_over() -> None:
 
 
 def test_prefix_and_continuation_have_at_most_so_many_tokens() -> None:
-    assert cut("abcdefgh", at="stride", stride=4, prefix_tokens=2, continuation_tokens=3) == [("cd", "efg")]
-    assert cut("abcdefghij", at="stride", stride=4, prefix_tokens=99, continuation_tokens=3) == [("abcd", "efg"), ("abcdefgh", "ij")]
+    assert cut("abcdefgh", at="stride", stride=4, prefix_tokens=2, continuation_tokens=3) == [
+        ("cd", "efg")
+    ]
+    assert cut("abcdefghij", at="stride", stride=4, prefix_tokens=99, continuation_tokens=3) == [
+        ("abcd", "efg"),
+        ("abcdefgh", "ij"),
+    ]
 
 
 def test_sides_of_nothing_but_white_space_are_passed_over() -> None:
-    assert cut("   ab   ", at="stride", prefix_tokens=2, continuation_tokens=2) == [(" a", "b "), ("ab", "  ")][:1]
+    assert (
+        cut("   ab   ", at="stride", prefix_tokens=2, continuation_tokens=2)
+        == [(" a", "b "), ("ab", "  ")][:1]
+    )
     assert cut("", at="stride") == cut("   ", at="stride") == cut("a", at="stride") == []
 
 
 @pytest.mark.parametrize(
     ("space", "cuts"),
-    [("keep", [("A?", " \n B!"), ("A? \n B!", "C")]), ("prefix", [("A? \n ", "B!")]), ("drop", [("A?", "B!")])],
+    [
+        ("keep", [("A?", " \n B!"), ("A? \n B!", "C")]),
+        ("prefix", [("A? \n ", "B!")]),
+        ("drop", [("A?", "B!")]),
+    ],
 )
 def test_white_space_at_a_cut(space: str, cuts: list[tuple[str, str]]) -> None:
     assert cut("A? \n B!", at="sentences", space=space) == cuts[:1]
 
 
 def test_white_space_dropped_counts_in_neither_length() -> None:
-    assert cut("abc. \n def", at="sentences", space="drop", prefix_tokens=2, continuation_tokens=2) == [("c.", "de")]
+    assert cut(
+        "abc. \n def", at="sentences", space="drop", prefix_tokens=2, continuation_tokens=2
+    ) == [("c.", "de")]
 
 
 def test_cuts_in_one_stretch_of_white_space_are_one() -> None:
@@ -138,7 +170,11 @@ def test_never_within_a_character() -> None:
 
 
 def test_what_opens_a_text_stands_before_every_prefix() -> None:
-    pairs = list(cut_document(by_character("abcdef", opening=(1,)), TextConfig(at="stride", stride=2, prefix_tokens=2)))
+    pairs = list(
+        cut_document(
+            by_character("abcdef", opening=(1,)), TextConfig(at="stride", stride=2, prefix_tokens=2)
+        )
+    )
     assert [pair.prompt_ids for pair in pairs] == [(1, ord("a"), ord("b")), (1, ord("c"), ord("d"))]
 
 
@@ -146,21 +182,47 @@ def test_names_of_cuts() -> None:
     pairs = list(cut_document(by_character("abcdef"), TextConfig(at="stride", stride=2)))
     assert [pair.example.id for pair in pairs] == ["d:1@2", "d:1@4"]
     assert [document_id(pair.example.id) for pair in pairs] == ["d:1", "d:1"]
-    assert [document_id(name) for name in ("odd@2.jsonl:7", "odd@2", "a:1@2@3")] == ["odd@2.jsonl:7", "odd@2", "a:1@2@3"]
+    assert [document_id(name) for name in ("odd@2.jsonl:7", "odd@2", "a:1@2@3")] == [
+        "odd@2.jsonl:7",
+        "odd@2",
+        "a:1@2@3",
+    ]
 
 
 def test_a_quarter_of_a_million_tokens() -> None:
     """Linear in the document, whatever the number of cuts."""
-    document, entropies = by_character("a. b\n" * 50_000), EntropyFunction(lambda ids: [float(i % 97) for i in range(len(ids))], "")
+    document, entropies = (
+        by_character("a. b\n" * 50_000),
+        EntropyFunction(lambda ids: [float(i % 97) for i in range(len(ids))], ""),
+    )
     begin = time.process_time()
-    for config in (TextConfig(at="sentences", stride=5, space="drop"), TextConfig(at="stride", stride=64), TextConfig(at="entropy")):
+    for config in (
+        TextConfig(at="sentences", stride=5, space="drop"),
+        TextConfig(at="stride", stride=64),
+        TextConfig(at="entropy"),
+    ):
         assert sum(1 for _ in cut_document(document, config, entropies)) > 2_000
     assert time.process_time() - begin < 60
 
 
 # --- of every tokenizer ---
 
-PIECES = ["Paris", " is", " the town", ". ", "\n", "\r\n", " ", "東京", "é", "🙂", "</s>", "3.5", "\u3000", "ﬁ"]
+PIECES = [
+    "Paris",
+    " is",
+    " the town",
+    ". ",
+    "\n",
+    "\r\n",
+    " ",
+    "東京",
+    "é",
+    "🙂",
+    "</s>",
+    "3.5",
+    "\u3000",
+    "ﬁ",
+]
 CONFIGS = st.builds(
     TextConfig,
     at=st.sampled_from(["sentences", "stride", "entropy"]),
@@ -174,7 +236,9 @@ CONFIGS = st.builds(
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 @given(text=st.lists(st.sampled_from(PIECES)).map("".join), config=CONFIGS)
-def test_ids_are_a_stretch_of_the_documents(tokenizer: str, template: str, text: str, config: TextConfig) -> None:
+def test_ids_are_a_stretch_of_the_documents(
+    tokenizer: str, template: str, text: str, config: TextConfig
+) -> None:
     chat = build_case(tokenizer, template).chat
     ids, starts = chat.encode_document(text)
     assert ids == chat.encode_text(text)
@@ -191,7 +255,11 @@ def test_ids_are_a_stretch_of_the_documents(tokenizer: str, template: str, text:
         assert pair.answer_ids == ids[place : place + config.continuation_tokens]
         before = pair.example.messages[0].content
         if config.space == "drop":
-            end = next(end for end in range(place, 0, -1) if ids[max(0, end - config.prefix_tokens) : end] == prefix and end <= place)
+            end = next(
+                end
+                for end in range(place, 0, -1)
+                if ids[max(0, end - config.prefix_tokens) : end] == prefix and end <= place
+            )
             assert not text[starts[end] : starts[place]].strip()
         else:
             assert prefix == ids[max(0, place - config.prefix_tokens) : place]
@@ -212,7 +280,8 @@ def test_control_tokens_in_a_document_are_plain_text(tokenizer: str, template: s
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "template", "opens"), [("byte-level", "base", True), ("unigram", "base", False), ("unigram", "llama3", True)]
+    ("tokenizer", "template", "opens"),
+    [("byte-level", "base", True), ("unigram", "base", False), ("unigram", "llama3", True)],
 )
 def test_what_opens_a_text(tokenizer: str, template: str, opens: bool) -> None:
     """BOS if the tokenizer writes it, or else the template: then the model knows texts that begin with it."""
@@ -230,11 +299,17 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 def load(path: Path, **data: Any) -> LoadedPairs:
     text = {"at": "stride", "stride": 2, "continuation_tokens": 2, **data.pop("text", {})}
-    return load_pairs(build_config({"data": {"train": str(path), "text": text, **data}, "batch": 1}), "train", CHAT)
+    return load_pairs(
+        build_config({"data": {"train": str(path), "text": text, **data}, "batch": 1}),
+        "train",
+        CHAT,
+    )
 
 
 def texts(pairs: Any) -> list[tuple[str, str, str]]:
-    return [(pair.example.id, pair.example.messages[0].content, pair.example.answer) for pair in pairs]
+    return [
+        (pair.example.id, pair.example.messages[0].content, pair.example.answer) for pair in pairs
+    ]
 
 
 def test_files_of_text_are_documents(tmp_path: Path) -> None:
@@ -242,16 +317,30 @@ def test_files_of_text_are_documents(tmp_path: Path) -> None:
     (tmp_path / "d" / "a.txt").write_text("zzxx", encoding="utf-8")
     write(tmp_path / "d" / "b.jsonl", [{"text": "xxzzx"}, {"text": "x"}])
     pairs = load(tmp_path / "d").pairs
-    assert texts(pairs) == [("a.txt:1@2", "zz", "xx"), ("b.jsonl:1@2", "xx", "zz"), ("b.jsonl:1@4", "xxzz", "x")]
+    assert texts(pairs) == [
+        ("a.txt:1@2", "zz", "xx"),
+        ("b.jsonl:1@2", "xx", "zz"),
+        ("b.jsonl:1@4", "xxzz", "x"),
+    ]
     assert pairs[0].prompt_ids == (*BOS, *CHAT.encode_text("zz")), "BOS once"
     assert pairs[2].answer_ids == CHAT.encode_text("x"), "the end of a document does not end a turn"
 
 
 def test_other_columns_of_a_document(tmp_path: Path) -> None:
-    file = write(tmp_path / "b.jsonl", [{"body": "xxzz", "source": "own", "year": 1}, {"body": "xxzz", "year": None}])
-    source = {"path": str(file), "name": "books", "text": {"at": "stride", "stride": 2, "column": "body"}}
+    file = write(
+        tmp_path / "b.jsonl",
+        [{"body": "xxzz", "source": "own", "year": 1}, {"body": "xxzz", "year": None}],
+    )
+    source = {
+        "path": str(file),
+        "name": "books",
+        "text": {"at": "stride", "stride": 2, "column": "body"},
+    }
     pairs = load_pairs(build_config({"data": {"train": [source]}, "batch": 1}), "train", CHAT).pairs
-    assert [(pair.example.source, pair.example.extra) for pair in pairs] == [("own", {"year": 1}), ("books", {"year": None})]
+    assert [(pair.example.source, pair.example.extra) for pair in pairs] == [
+        ("own", {"year": 1}),
+        ("books", {"year": None}),
+    ]
     named = load(file, text={"column": "body"}, columns={"source": "year"}).pairs
     assert [pair.example.source for pair in named] == ["1", ""]
 
@@ -259,11 +348,17 @@ def test_other_columns_of_a_document(tmp_path: Path) -> None:
 def test_documents_and_pairs_in_one_run(tmp_path: Path) -> None:
     asked = write(tmp_path / "a.jsonl", [{"question": "x", "answer": "z"}])
     read = write(tmp_path / "b.jsonl", [{"text": "xxzz"}])
-    sources = [{"path": str(asked), "weight": 1}, {"path": str(read), "weight": 3, "text": {"at": "stride", "stride": 2}}]
+    sources = [
+        {"path": str(asked), "weight": 1},
+        {"path": str(read), "weight": 3, "text": {"at": "stride", "stride": 2}},
+    ]
     pairs = load_pairs(build_config({"data": {"train": sources}, "batch": 1}), "train", CHAT).pairs
     assert pairs.sizes == (1, 1)
     assert pairs[0].prompt_ids == CHAT.encode_prompt((Message("user", "x"),))
-    assert (pairs[0].answer_ids[-1], pairs[1].answer_ids) == (CHAT.end_of_turn_id, CHAT.encode_text("zz"))
+    assert (pairs[0].answer_ids[-1], pairs[1].answer_ids) == (
+        CHAT.end_of_turn_id,
+        CHAT.encode_text("zz"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -292,25 +387,34 @@ def test_a_source_column_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_documents_that_are_too_short(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no document is long enough to be cut; lower data\.text\.stride"):
+    with pytest.raises(
+        InputError, match=r"no document is long enough to be cut; lower data\.text\.stride"
+    ):
         load(write(tmp_path / "b.jsonl", [{"text": "xz"}]))
 
 
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"max_prompt_tokens": 256}, "prefix_tokens=256 makes prompts of 257 tokens, more than max_prompt_tokens=256"),
+        (
+            {"max_prompt_tokens": 256},
+            "prefix_tokens=256 makes prompts of 257 tokens, more than max_prompt_tokens=256",
+        ),
         ({"max_answer_tokens": 63}, "continuation_tokens=64 is more than max_answer_tokens=63"),
     ],
 )
-def test_limits_that_would_keep_only_parts_of_documents(tmp_path: Path, limits: dict[str, int], message: str) -> None:
+def test_limits_that_would_keep_only_parts_of_documents(
+    tmp_path: Path, limits: dict[str, int], message: str
+) -> None:
     data = {"train": str(write(tmp_path / "b.jsonl", [{"text": "xxzz"}])), "text": {}}
     with pytest.raises(InputError, match=message):
         load_pairs(build_config({"data": data, "batch": 1, **limits}), "train", CHAT)
 
 
 def test_a_file_without_documents(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"b\.jsonl:1: the file has no rows; write one document per row"):
+    with pytest.raises(
+        InputError, match=r"b\.jsonl:1: the file has no rows; write one document per row"
+    ):
         load(write(tmp_path / "b.jsonl", []))
 
 
@@ -319,8 +423,12 @@ def test_the_cache_knows_whose_entropies_chose_the_cuts(tmp_path: Path, own_cach
 
     def cuts(at: str, least_certain: int, fingerprint: str) -> list[int]:
         config = TextConfig(at=at, stride=1, most=1)  # type: ignore[arg-type]
-        entropies = EntropyFunction(lambda ids: [float(i == least_certain) for i in range(len(ids))], fingerprint)
-        cache = tokenise(source, Config().data.model_copy(update={"text": config}), CHAT, entropies=entropies)
+        entropies = EntropyFunction(
+            lambda ids: [float(i == least_certain) for i in range(len(ids))], fingerprint
+        )
+        cache = tokenise(
+            source, Config().data.model_copy(update={"text": config}), CHAT, entropies=entropies
+        )
         return [int(name.rpartition("@")[2]) for name in cache.column("id")]
 
     assert cuts("entropy", 3, "a") == [3]
@@ -329,4 +437,6 @@ def test_the_cache_knows_whose_entropies_chose_the_cuts(tmp_path: Path, own_cach
     assert len(list(own_cache.iterdir())) == 2
     cuts("stride", 0, "a")
     cuts("stride", 0, "b")
-    assert len(list(own_cache.iterdir())) == 3, "where cuts need no entropies, the model does not matter"
+    assert len(list(own_cache.iterdir())) == 3, (
+        "where cuts need no entropies, the model does not matter"
+    )

@@ -41,9 +41,16 @@ ROWS: list[Any] = [
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     train = write(tmp_path / "train.jsonl", ROWS)
-    valid = write(tmp_path / "valid.jsonl", [{"question": q, "answer": "z"} for q in (" XX ", "xx", "new")])
+    valid = write(
+        tmp_path / "valid.jsonl", [{"question": q, "answer": "z"} for q in (" XX ", "xx", "new")]
+    )
     return build_config(
-        {"data": {"train": str(train), "valid": str(valid)}, "max_prompt_tokens": FRAME + 30, "max_answer_tokens": 5, "batch": 1}
+        {
+            "data": {"train": str(train), "valid": str(valid)},
+            "max_prompt_tokens": FRAME + 30,
+            "max_answer_tokens": 5,
+            "batch": 1,
+        }
     )
 
 
@@ -64,9 +71,15 @@ def test_everything_by_hand(config: Config, tmp_path: Path) -> None:
     assert tokens == [2, 2, 3, tokens[3], 7]
     assert inspection.answer.mean == sum(tokens) / 5
     assert inspection.answer.percentiles[50] == 3
-    assert (inspection.answer.percentiles[0], inspection.answer.percentiles[100]) == (2, max(tokens))
+    assert (inspection.answer.percentiles[0], inspection.answer.percentiles[100]) == (
+        2,
+        max(tokens),
+    )
     assert (inspection.answer.cap, inspection.answer.over, inspection.prompt.over) == (5, 2, 0)
-    assert [(name, share.rows, share.share) for name, share in inspection.sources.items()] == [("a", 3, 0.6), ("b", 2, 0.4)]
+    assert [(name, share.rows, share.share) for name, share in inspection.sources.items()] == [
+        ("a", 3, 0.6),
+        ("b", 2, 0.4),
+    ]
     assert inspection.sources["b"].mean_answer == 5.0
 
 
@@ -77,12 +90,21 @@ def test_truncated_answers_are_kept(config: Config) -> None:
 
 def test_leakage_is_blind_to_case_and_white_space(config: Config) -> None:
     overlap = find_overlap(inspect(config, "train", CHAT), inspect(config, "valid", CHAT))
-    assert (overlap.rows, overlap.questions, overlap.first) == (2, 1, ("valid.jsonl:1", "valid.jsonl:2"))
+    assert (overlap.rows, overlap.questions, overlap.first) == (
+        2,
+        1,
+        ("valid.jsonl:1", "valid.jsonl:2"),
+    )
 
 
 def test_without_a_tokenizer_lengths_are_characters(config: Config) -> None:
     inspection = inspect(config, "train", None)
-    assert (inspection.unit, inspection.rows, inspection.kept, inspection.bad_rows) == ("characters", 5, 5, 3)
+    assert (inspection.unit, inspection.rows, inspection.kept, inspection.bad_rows) == (
+        "characters",
+        5,
+        5,
+        3,
+    )
     assert inspection.answer.percentiles[100] == len("z <|think_end|> </s>")
     assert (inspection.prompt.over, inspection.answer.over, inspection.control) == (0, 0, {})
 
@@ -99,7 +121,13 @@ def test_documents_need_a_tokenizer(tmp_path: Path) -> None:
 def test_a_file_of_which_nothing_can_be_used(tmp_path: Path) -> None:
     file = write(tmp_path / "x.jsonl", [{"q": 1}, [2]])
     inspection = inspect(build_config({"data": {"train": str(file)}}), "train", CHAT)
-    assert (inspection.rows, inspection.kept, inspection.bad_rows, inspection.columns, inspection.sources) == (0, 0, 2, {}, {})
+    assert (
+        inspection.rows,
+        inspection.kept,
+        inspection.bad_rows,
+        inspection.columns,
+        inspection.sources,
+    ) == (0, 0, 2, {}, {})
 
 
 @pytest.mark.parametrize(("tokenizer", "unknown"), [("unigram", 3), ("byte-level", 0)])
@@ -137,8 +165,16 @@ def test_json_and_histogram(config: Config, tmp_path: Path) -> None:
 
 
 def test_arguments_are_files_and_settings(tmp_path: Path) -> None:
-    config = config_for("gsm8k", ["a=b.jsonl", "c.csv", "max_answer_tokens=7", "data.valid=d.jsonl"])
+    config = config_for(
+        "gsm8k", ["a=b.jsonl", "c.csv", "max_answer_tokens=7", "data.valid=d.jsonl"]
+    )
     assert [source.path for source in config.data.sources("train")] == ["a=b.jsonl", "c.csv"]
-    assert (config.max_answer_tokens, config.data.answer, config.data.valid) == (7, "after:####", "d.jsonl")
-    with pytest.raises(InputError, match=r"unknown setting 'data\.vaild'; did you mean 'data\.valid'"):
+    assert (config.max_answer_tokens, config.data.answer, config.data.valid) == (
+        7,
+        "after:####",
+        "d.jsonl",
+    )
+    with pytest.raises(
+        InputError, match=r"unknown setting 'data\.vaild'; did you mean 'data\.valid'"
+    ):
         config_for("", ["a.jsonl", "data.vaild=d.jsonl"])

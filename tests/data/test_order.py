@@ -27,7 +27,11 @@ def test_any_span_is_a_slice_of_the_whole(n: int, position: int, count: int) -> 
 
 
 def test_seeds_and_epochs_differ() -> None:
-    orders = {tuple(RowOrder((50,), seed).indices(50 * epoch, 50)) for seed in range(-3, 3) for epoch in range(3)}
+    orders = {
+        tuple(RowOrder((50,), seed).indices(50 * epoch, 50))
+        for seed in range(-3, 3)
+        for epoch in range(3)
+    }
     assert len(orders) == 18
 
 
@@ -52,14 +56,21 @@ def test_nothing_to_draw_from() -> None:
     seed=st.integers(0, 5),
     shuffle=st.booleans(),
 )
-def test_shares_are_exact_in_every_epoch_and_no_row_repeats_early(sizes, weights, seed, shuffle) -> None:
+def test_shares_are_exact_in_every_epoch_and_no_row_repeats_early(
+    sizes, weights, seed, shuffle
+) -> None:
     stream = RowOrder(tuple(sizes), seed, shuffle, weights=tuple(weights[: len(sizes)]))
     n, counts = sum(sizes), stream.counts()
     assert sum(counts) == n
-    assert all(abs(count - n * w / sum(stream.weights)) < 1 for count, w in zip(counts, stream.weights, strict=True))
+    assert all(
+        abs(count - n * w / sum(stream.weights)) < 1
+        for count, w in zip(counts, stream.weights, strict=True)
+    )
     order, first = stream.indices(0, 6 * n), 0
     for size, count in zip(sizes, counts, strict=True):
-        epochs = [[i for i in order[e * n : (e + 1) * n] if first <= i < first + size] for e in range(6)]
+        epochs = [
+            [i for i in order[e * n : (e + 1) * n] if first <= i < first + size] for e in range(6)
+        ]
         assert [len(epoch) for epoch in epochs] == [count] * 6
         drawn = [order.count(i) for i in range(first, first + size)]
         assert max(drawn) - min(drawn) <= 1, "none is drawn twice before all are drawn once"
@@ -74,16 +85,31 @@ def test_weights_by_hand() -> None:
 
 
 def test_unshuffled_sources_are_interleaved() -> None:
-    assert RowOrder((2, 6), seed=0, shuffle=False, weights=(1.0, 1.0)).indices(0, 8) == [0, 2, 1, 3, 0, 4, 1, 5]
+    assert RowOrder((2, 6), seed=0, shuffle=False, weights=(1.0, 1.0)).indices(0, 8) == [
+        0,
+        2,
+        1,
+        3,
+        0,
+        4,
+        1,
+        5,
+    ]
 
 
 @given(position=st.integers(0, 60), count=st.integers(0, 50), weighted=st.booleans())
-def test_any_span_of_a_mixture_is_a_slice_of_the_whole(position: int, count: int, weighted: bool) -> None:
+def test_any_span_of_a_mixture_is_a_slice_of_the_whole(
+    position: int, count: int, weighted: bool
+) -> None:
     def stream() -> RowOrder:
         lengths = np.arange(15)[::-1] % 7
-        return RowOrder((4, 11), seed=3, weights=(1.0, 2.0) if weighted else (), lengths=lengths, batch=4)
+        return RowOrder(
+            (4, 11), seed=3, weights=(1.0, 2.0) if weighted else (), lengths=lengths, batch=4
+        )
 
-    assert stream().indices(position, count) == stream().indices(0, 110)[position : position + count]
+    assert (
+        stream().indices(position, count) == stream().indices(0, 110)[position : position + count]
+    )
 
 
 # --- rows of like length ---

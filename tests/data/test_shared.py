@@ -69,7 +69,9 @@ def test_counts_are_the_files(pattern: str, count: Callable[[str], int]) -> None
         assert len(items) == count(raw.decode("utf-8-sig"))
         good = [item for item in items if not isinstance(item, BadRow)]
         assert len(items) - len(good) == EMPTY.get(pattern.split("/")[0], 0)
-        assert all(example.answer.strip() and example.messages[-1].content.strip() for example in good)
+        assert all(
+            example.answer.strip() and example.messages[-1].content.strip() for example in good
+        )
 
 
 def test_every_mapping_is_tested() -> None:

@@ -41,7 +41,13 @@ def written(path: Path, *rows: Any) -> str:
 def test_question_and_answer() -> None:
     assert read("qa.jsonl") == [
         Example("qa.jsonl:1", user(ANT), "Ants are insects.\n#### 6", "ants", {"level": 1}),
-        Example("qa.jsonl:2", user(SPIDER), "Spiders are #### no insects.\n####  8 \n", "spiders", {"level": 2}),
+        Example(
+            "qa.jsonl:2",
+            user(SPIDER),
+            "Spiders are #### no insects.\n####  8 \n",
+            "spiders",
+            {"level": 2},
+        ),
     ]
 
 
@@ -50,11 +56,22 @@ def test_the_answer_after_the_last_mark() -> None:
 
 
 def test_the_answer_before_the_first_mark(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.jsonl", {"prompt": "a", "completion": "4 stars<|endoftext|>"}, {"prompt": "a", "completion": "b"})
-    with pytest.raises(InputError, match=r":2: the answer has no mark '<\|endoftext\|>'; write it after the answer"):
+    path = written(
+        tmp_path / "x.jsonl",
+        {"prompt": "a", "completion": "4 stars<|endoftext|>"},
+        {"prompt": "a", "completion": "b"},
+    )
+    with pytest.raises(
+        InputError, match=r":2: the answer has no mark '<\|endoftext\|>'; write it after the answer"
+    ):
         read_examples(path, DataConfig(answer="before:<|endoftext|>"))
     (table,) = find_tables(path)
-    assert getattr(next(iterate_examples(table, DataConfig(answer="before:<|endoftext|>"))), "answer", "") == "4 stars"
+    assert (
+        getattr(
+            next(iterate_examples(table, DataConfig(answer="before:<|endoftext|>"))), "answer", ""
+        )
+        == "4 stars"
+    )
 
 
 def test_prompt_and_completion_as_text_or_turns() -> None:
@@ -63,13 +80,22 @@ def test_prompt_and_completion_as_text_or_turns() -> None:
         Example("prompt_completion.jsonl:2", user("How many wheels has a bicycle?"), "2"),
     ]
     assert read("prompt_completion_turns.jsonl") == [
-        Example("prompt_completion_turns.jsonl:1", (Message("system", "Be short."), *user("Name a town.")), "Ghent."),
+        Example(
+            "prompt_completion_turns.jsonl:1",
+            (Message("system", "Be short."), *user("Name a town.")),
+            "Ghent.",
+        ),
     ]
 
 
 def test_messages_of_several_turns() -> None:
     """The second row stands on line 3: rows of text files are counted in lines."""
-    turns = (Message("system", "Be short."), *user("Hello"), Message("assistant", "Hello."), *user("Name a town."))
+    turns = (
+        Message("system", "Be short."),
+        *user("Hello"),
+        Message("assistant", "Hello."),
+        *user("Name a town."),
+    )
     assert read("messages.jsonl") == [
         Example("messages.jsonl:1", user("Name a colour."), "Blue.", "colours", {"id": "a"}),
         Example("messages.jsonl:3", turns, "Ghent.", "", {"id": "b"}),
@@ -78,12 +104,21 @@ def test_messages_of_several_turns() -> None:
 
 @pytest.mark.parametrize("name", ["qa.json", "data.json"])
 def test_json(name: str) -> None:
-    assert read(name) == [Example(f"{name}:1", user(ANT), "6"), Example(f"{name}:2", user(SPIDER), "8")]
+    assert read(name) == [
+        Example(f"{name}:1", user(ANT), "6"),
+        Example(f"{name}:2", user(SPIDER), "8"),
+    ]
 
 
 def test_csv_with_line_feeds_commas_and_quotes() -> None:
     assert read("qa.csv") == [
-        Example("qa.csv:2", user("How many legs,\nall told, has an ant?"), "6", "", {"note": 'says "six"'}),
+        Example(
+            "qa.csv:2",
+            user("How many legs,\nall told, has an ant?"),
+            "6",
+            "",
+            {"note": 'says "six"'},
+        ),
         Example("qa.csv:5", user(SPIDER), "8", "", {"note": ""}),
     ]
 
@@ -92,19 +127,30 @@ def test_csv_with_line_feeds_commas_and_quotes() -> None:
 def test_gzip_changes_nothing_but_the_name(name: str, tmp_path: Path) -> None:
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress((FIXTURES / name).read_bytes()))
     packed = read_examples(str(tmp_path / f"{name}.gz"), DataConfig())
-    assert [example.id.replace(".gz", "") for example in packed] == [example.id for example in read(name)]
+    assert [example.id.replace(".gz", "") for example in packed] == [
+        example.id for example in read(name)
+    ]
     assert [example.messages for example in packed] == [example.messages for example in read(name)]
 
 
 @pytest.mark.parametrize("name", ["qa.jsonl", "messages.jsonl"])
 def test_parquet(name: str, tmp_path: Path) -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    rows = [json.loads(line) for line in (FIXTURES / name).read_text(encoding="utf-8").splitlines() if line]
+    rows = [
+        json.loads(line)
+        for line in (FIXTURES / name).read_text(encoding="utf-8").splitlines()
+        if line
+    ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=1)
     examples = read_examples(str(tmp_path / "x.parquet"), DataConfig())
     assert [example.id for example in examples] == ["x.parquet:1", "x.parquet:2"]
     for mine, text in zip(examples, read(name), strict=True):
-        assert (mine.messages, mine.answer, mine.source, mine.extra) == (text.messages, text.answer, text.source, text.extra)
+        assert (mine.messages, mine.answer, mine.source, mine.extra) == (
+            text.messages,
+            text.answer,
+            text.source,
+            text.extra,
+        )
 
 
 def test_datasets_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,8 +161,14 @@ def test_datasets_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "org" / "name" / "test.jsonl").write_bytes((FIXTURES / "qa.jsonl").read_bytes())
     monkeypatch.chdir(tmp_path)
     examples = read_examples("org/name:test", DataConfig())
-    assert [(example.id, example.source) for example in examples] == [("org/name:test:1", "ants"), ("org/name:test:2", "spiders")]
-    with pytest.raises(InputError, match=r"org/name:dev is not a file, and loading it as a dataset failed: .*check org/name:config:split"):
+    assert [(example.id, example.source) for example in examples] == [
+        ("org/name:test:1", "ants"),
+        ("org/name:test:2", "spiders"),
+    ]
+    with pytest.raises(
+        InputError,
+        match=r"org/name:dev is not a file, and loading it as a dataset failed: .*check org/name:config:split",
+    ):
         read_examples("org/name:dev", DataConfig())
 
 
@@ -127,17 +179,25 @@ def test_gsm8k_is_read_whole(split: str, rows: int) -> None:
         pytest.skip("../shared/data/gsm8k is absent")
     examples = read_examples(str(path), DataConfig(answer="after:####"))
     assert len(examples) == rows
-    assert all(example.answer.replace(",", "").lstrip("-").replace(".", "").isdigit() for example in examples)
+    assert all(
+        example.answer.replace(",", "").lstrip("-").replace(".", "").isdigit()
+        for example in examples
+    )
 
 
 # --- settings ---
 
 
 def test_named_columns(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.jsonl", {"q": "a", "completion": "b", "answer": "c", "from": 7, "messages": []})
+    path = written(
+        tmp_path / "x.jsonl",
+        {"q": "a", "completion": "b", "answer": "c", "from": 7, "messages": []},
+    )
     (example,) = read_examples(path, DataConfig(columns=ColumnsConfig(question="q", source="from")))
     assert example == Example("x.jsonl:1", user("a"), "c", "7", {"completion": "b", "messages": []})
-    (example,) = read_examples(path, DataConfig(columns=ColumnsConfig(question="q", answer="completion")))
+    (example,) = read_examples(
+        path, DataConfig(columns=ColumnsConfig(question="q", answer="completion"))
+    )
     assert example.answer == "b"
 
 
@@ -148,8 +208,13 @@ def test_system_message_goes_where_there_is_none() -> None:
 
 
 def test_byte_order_mark_and_windows_lines(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"question": "a", "answer": "b"}\r\n\r\n{"question": "c", "answer": "d"}')
-    assert [example.id for example in read_examples(str(tmp_path / "x.jsonl"), DataConfig())] == ["x.jsonl:1", "x.jsonl:3"]
+    (tmp_path / "x.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"question": "a", "answer": "b"}\r\n\r\n{"question": "c", "answer": "d"}'
+    )
+    assert [example.id for example in read_examples(str(tmp_path / "x.jsonl"), DataConfig())] == [
+        "x.jsonl:1",
+        "x.jsonl:3",
+    ]
 
 
 # --- errors ---
@@ -163,18 +228,39 @@ ASSISTANT, USER = {"role": "assistant", "content": "b"}, {"role": "user", "conte
     [
         ([1], "the row is a list, not an object"),
         ({"question": "a"}, "no column 'answer' among question; set data.columns.answer"),
-        ({"question": " \n", "answer": "b"}, "the question (column 'question') is empty; fill it in or remove the row"),
+        (
+            {"question": " \n", "answer": "b"},
+            "the question (column 'question') is empty; fill it in or remove the row",
+        ),
         ({"question": "a", "answer": ""}, "the answer (column 'answer') is empty"),
-        ({"question": "a", "answer": None}, "column 'answer' is empty (null), not text; write a string"),
-        ({"question": "a", "answer": 0.5}, "column 'answer' is 0.5, a number without a fixed number of digits"),
+        (
+            {"question": "a", "answer": None},
+            "column 'answer' is empty (null), not text; write a string",
+        ),
+        (
+            {"question": "a", "answer": 0.5},
+            "column 'answer' is 0.5, a number without a fixed number of digits",
+        ),
         ({"question": "a", "answer": True}, "column 'answer' is true or false, not text"),
         ({"question": "a", "answer": "\ud800"}, "column 'answer' contains half a surrogate pair"),
         ({"question": [], "answer": "b"}, "column 'question' has no turns"),
-        ({"question": ["a"], "answer": "b"}, "column 'question', turn 1 must be an object with \"role\" and \"content\"; it is 'a'"),
-        ({"question": [{"role": "tool", "content": "a"}], "answer": "b"}, "column 'question', turn 1 has the role 'tool'; known roles:"),
-        ({"question": [USER, {"role": "user", "content": 0.5}], "answer": "b"}, "column 'question', turn 2 is 0.5, a number without"),
+        (
+            {"question": ["a"], "answer": "b"},
+            "column 'question', turn 1 must be an object with \"role\" and \"content\"; it is 'a'",
+        ),
+        (
+            {"question": [{"role": "tool", "content": "a"}], "answer": "b"},
+            "column 'question', turn 1 has the role 'tool'; known roles:",
+        ),
+        (
+            {"question": [USER, {"role": "user", "content": 0.5}], "answer": "b"},
+            "column 'question', turn 2 is 0.5, a number without",
+        ),
         ({"question": [ASSISTANT], "answer": "b"}, "the answer follows no user turn"),
-        ({"question": "a", "answer": [USER]}, "the last turn has the role 'user'; it must be the assistant's"),
+        (
+            {"question": "a", "answer": [USER]},
+            "the last turn has the role 'user'; it must be the assistant's",
+        ),
     ],
 )
 def test_faulty_rows(row: Any, message: str, tmp_path: Path) -> None:
@@ -187,21 +273,55 @@ def test_faulty_rows(row: Any, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "settings", "message"),
     [
-        ({"q": "a", "a": "b"}, {}, "no question and answer among the columns q, a; set data.columns.question and .answer, or .messages"),
+        (
+            {"q": "a", "a": "b"},
+            {},
+            "no question and answer among the columns q, a; set data.columns.question and .answer, or .messages",
+        ),
         ({}, {}, "no question and answer among the columns (none)"),
-        ({"q": "a"}, {"columns": ColumnsConfig(question="q")}, "no column 'answer' among q; set data.columns.answer"),
-        (GOOD, {"columns": ColumnsConfig(question="q")}, "no column 'q' among question, answer; set data.columns.question"),
-        (GOOD, {"columns": ColumnsConfig(messages="m")}, "no column 'm' among question, answer; set data.columns.messages"),
-        (GOOD, {"columns": ColumnsConfig(source="s")}, "no column 's' among question, answer; set data.columns.source"),
-        (GOOD, {"columns": ColumnsConfig(messages="m", answer="answer")}, "data.columns.messages is set together with question or answer"),
+        (
+            {"q": "a"},
+            {"columns": ColumnsConfig(question="q")},
+            "no column 'answer' among q; set data.columns.answer",
+        ),
+        (
+            GOOD,
+            {"columns": ColumnsConfig(question="q")},
+            "no column 'q' among question, answer; set data.columns.question",
+        ),
+        (
+            GOOD,
+            {"columns": ColumnsConfig(messages="m")},
+            "no column 'm' among question, answer; set data.columns.messages",
+        ),
+        (
+            GOOD,
+            {"columns": ColumnsConfig(source="s")},
+            "no column 's' among question, answer; set data.columns.source",
+        ),
+        (
+            GOOD,
+            {"columns": ColumnsConfig(messages="m", answer="answer")},
+            "data.columns.messages is set together with question or answer",
+        ),
         ({"messages": "a"}, {}, "column 'messages' is text, not a list of turns"),
         ({"messages": [USER]}, {}, "the last turn has the role 'user'"),
         ({"messages": [ASSISTANT]}, {}, "the answer follows no user turn"),
-        (GOOD, {"answer": "after:####"}, "the answer has no mark '####'; write it before the final answer, or set data.answer=whole"),
-        ({"question": "a", "answer": "b ####"}, {"answer": "after:####"}, "the answer (column 'answer') is empty"),
+        (
+            GOOD,
+            {"answer": "after:####"},
+            "the answer has no mark '####'; write it before the final answer, or set data.answer=whole",
+        ),
+        (
+            {"question": "a", "answer": "b ####"},
+            {"answer": "after:####"},
+            "the answer (column 'answer') is empty",
+        ),
     ],
 )
-def test_rows_and_settings_that_do_not_fit(row: Any, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_rows_and_settings_that_do_not_fit(
+    row: Any, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     path = written(tmp_path / "x.jsonl", row)
     with pytest.raises(InputError) as error:
         read_examples(path, DataConfig(**settings))
@@ -214,22 +334,70 @@ LINE = b'{"question": "a", "answer": "b"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.jsonl", LINE + b'{"question": \n', ":2: broken JSON at column 14: Expecting value; write one JSON object per line"),
-        ("x.jsonl", LINE + b'{"question": "\xff"}\n', ":2: byte 15 of the line is not UTF-8; convert the file to UTF-8"),
+        (
+            "x.jsonl",
+            LINE + b'{"question": \n',
+            ":2: broken JSON at column 14: Expecting value; write one JSON object per line",
+        ),
+        (
+            "x.jsonl",
+            LINE + b'{"question": "\xff"}\n',
+            ":2: byte 15 of the line is not UTF-8; convert the file to UTF-8",
+        ),
         ("x.jsonl", LINE + b"9" * 5000, ":2: this JSON cannot be read: Exceeds the limit"),
         ("x.jsonl", b"", ":1: the file has no rows"),
         ("x.jsonl", b"\n\n", ":1: the file has no rows"),
-        ("x.jsonl.gz", gzip.compress(LINE * 9, mtime=0)[:-9], ": the gzip file is truncated or damaged"),
-        ("x.jsonl.gz", LINE, ":1: the gzip file is truncated or damaged (Not a gzipped file (b'{\"')); download or compress it again"),
-        ("x.json", b'[\n{"question": "a",\n"answer" "b"}]', ":3: broken JSON at column 10: Expecting ':' delimiter"),
-        ("x.json", LINE * 2, ":2: broken JSON at column 1: Extra data; if the file has one object per line, name it .jsonl"),
-        ("x.json", LINE, ":1: the object must have one list of rows (its lists: none); set data.rows to the key of the list"),
-        ("x.json", b'{"a": [], "b": []}', ":1: the object must have one list of rows (its lists: a, b); set data.rows"),
-        ("x.json", b"7", ":1: not a list of objects, nor an object that contains one; if the file has one object per line, name it .jsonl"),
-        ("x.jsonl", LINE + b'{"question": "a", "answer": "' + b"x" * 33 * 2**20 + b'"}\n', ":2: the line is longer than 32 MiB"),
+        (
+            "x.jsonl.gz",
+            gzip.compress(LINE * 9, mtime=0)[:-9],
+            ": the gzip file is truncated or damaged",
+        ),
+        (
+            "x.jsonl.gz",
+            LINE,
+            ":1: the gzip file is truncated or damaged (Not a gzipped file (b'{\"')); download or compress it again",
+        ),
+        (
+            "x.json",
+            b'[\n{"question": "a",\n"answer" "b"}]',
+            ":3: broken JSON at column 10: Expecting ':' delimiter",
+        ),
+        (
+            "x.json",
+            LINE * 2,
+            ":2: broken JSON at column 1: Extra data; if the file has one object per line, name it .jsonl",
+        ),
+        (
+            "x.json",
+            LINE,
+            ":1: the object must have one list of rows (its lists: none); set data.rows to the key of the list",
+        ),
+        (
+            "x.json",
+            b'{"a": [], "b": []}',
+            ":1: the object must have one list of rows (its lists: a, b); set data.rows",
+        ),
+        (
+            "x.json",
+            b"7",
+            ":1: not a list of objects, nor an object that contains one; if the file has one object per line, name it .jsonl",
+        ),
+        (
+            "x.jsonl",
+            LINE + b'{"question": "a", "answer": "' + b"x" * 33 * 2**20 + b'"}\n',
+            ":2: the line is longer than 32 MiB",
+        ),
         ("x.jsonl", LINE + b"\0" * 100, ":2: broken JSON at column 1"),
-        ("x.jsonl", LINE + b'{"question": "a\\u0000", "answer": "b"}', ":2: column 'question' contains a NUL character; remove it"),
-        ("x.csv", b"question,answer\na,b\nc\0,d\n", ":3: column 'question' contains a NUL character; remove it"),
+        (
+            "x.jsonl",
+            LINE + b'{"question": "a\\u0000", "answer": "b"}',
+            ":2: column 'question' contains a NUL character; remove it",
+        ),
+        (
+            "x.csv",
+            b"question,answer\na,b\nc\0,d\n",
+            ":3: column 'question' contains a NUL character; remove it",
+        ),
         ("x.csv", b'question,answer\n"' + b"x" * 33 * 2**20, ":2: the line is longer than 32 MiB"),
         ("x.jsonl.zst", LINE, ":1: the zstd file is truncated or damaged"),
         (
@@ -240,13 +408,25 @@ LINE = b'{"question": "a", "answer": "b"}\n'
         ("x.jsonl", LINE + b'{"messages": []}', ":2: no column 'question' among messages"),
         ("x.json", b"[]", ":1: the file has no rows"),
         ("x.json", b"[" * 100000, ":1: this JSON cannot be read: "),
-        ("x.csv", b"question,answer\na,b\nc\n", ":3: 1 fields in the row, 2 columns in the header; quote fields that contain commas"),
-        ("x.csv", b'question,answer\na,b\nc,"d\n', ":3: broken CSV: unexpected end of data; quote the field"),
+        (
+            "x.csv",
+            b"question,answer\na,b\nc\n",
+            ":3: 1 fields in the row, 2 columns in the header; quote fields that contain commas",
+        ),
+        (
+            "x.csv",
+            b'question,answer\na,b\nc,"d\n',
+            ":3: broken CSV: unexpected end of data; quote the field",
+        ),
         ("x.csv", b"question,question\na,b\n", ":1: two columns have the same name; rename one"),
         ("x.csv", b"question,answer\na,\xe9\n", ":2: byte 3 of the line is not UTF-8"),
         ("x.csv", b"question,answer\n", ":1: the file has no rows"),
         ("x.parquet", LINE, ":1: not a complete parquet file: "),
-        ("x.md", LINE, ": the ending '.md' is unknown; known endings: .jsonl, .json, .csv, .txt, .jsonl.gz"),
+        (
+            "x.md",
+            LINE,
+            ": the ending '.md' is unknown; known endings: .jsonl, .json, .csv, .txt, .jsonl.gz",
+        ),
         ("x.txt", LINE, ":1: no question and answer among the columns text"),
         ("x.parquet.gz", LINE, ": the ending '.parquet.gz' is unknown"),
         ("x", LINE, ": the ending '' is unknown"),
@@ -262,15 +442,22 @@ def test_faulty_files(name: str, content: bytes, message: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("path", ["data/absent.jsonl", "absent.csv.gz", "absent", "/absent/folder"])
-def test_absent_files_are_not_taken_for_datasets(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absent_files_are_not_taken_for_datasets(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=f"^{path}: no such file; give a file, or a datasets name as in org/name:split"):
+    with pytest.raises(
+        InputError,
+        match=f"^{path}: no such file; give a file, or a datasets name as in org/name:split",
+    ):
         read_examples(path, DataConfig())
 
 
 def test_folders_and_patterns_without_files(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no data")
-    with pytest.raises(InputError, match=r"is a folder without data files; known endings: \.jsonl, "):
+    with pytest.raises(
+        InputError, match=r"is a folder without data files; known endings: \.jsonl, "
+    ):
         read_examples(str(tmp_path), DataConfig())
     with pytest.raises(InputError, match="no file matches this pattern"):
         read_examples(str(tmp_path / "*.jsonl"), DataConfig())
@@ -287,12 +474,20 @@ def test_patterns(tmp_path: Path) -> None:
     for name in ("x/a.jsonl", "x/b.csv.gz", "y/a.jsonl", "y/c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         written(tmp_path / name, GOOD)
-    assert [e.id for e in read_examples(str(tmp_path / "*" / "a.jsonl"), DataConfig())] == ["x/a.jsonl:1", "y/a.jsonl:1"]
-    assert [e.id for e in read_examples(str(tmp_path / "x" / "*.jsonl"), DataConfig())] == ["a.jsonl:1"]
+    assert [e.id for e in read_examples(str(tmp_path / "*" / "a.jsonl"), DataConfig())] == [
+        "x/a.jsonl:1",
+        "y/a.jsonl:1",
+    ]
+    assert [e.id for e in read_examples(str(tmp_path / "x" / "*.jsonl"), DataConfig())] == [
+        "a.jsonl:1"
+    ]
 
 
 @pytest.mark.parametrize("row", [2, 3])
-@pytest.mark.parametrize(("name", "spoilt"), [("x.jsonl", b'{"question": "\xff"}\n'), ("x.csv", b"\xff,b\n"), ("x.csv", b"a,b,c\n")])
+@pytest.mark.parametrize(
+    ("name", "spoilt"),
+    [("x.jsonl", b'{"question": "\xff"}\n'), ("x.csv", b"\xff,b\n"), ("x.csv", b"a,b,c\n")],
+)
 def test_what_follows_a_bad_row_is_read(name: str, spoilt: bytes, row: int, tmp_path: Path) -> None:
     head, good = (b"question,answer\n", b"a,b\n") if name == "x.csv" else (b"", LINE)
     lines = [good] * 4
@@ -307,9 +502,14 @@ def test_what_follows_a_bad_row_is_read(name: str, spoilt: bytes, row: int, tmp_
 
 
 def test_what_follows_a_line_that_is_too_long_is_read(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_bytes(LINE + b'{"question": "' + b"x" * 50 * 2**20 + b'", "answer": "b"}\n' + LINE)
+    (tmp_path / "x.jsonl").write_bytes(
+        LINE + b'{"question": "' + b"x" * 50 * 2**20 + b'", "answer": "b"}\n' + LINE
+    )
     (table,) = find_tables(str(tmp_path / "x.jsonl"))
-    assert [(isinstance(item, BadRow), getattr(item, "id", "")) for item in iterate_examples(table, DataConfig())] == [
+    assert [
+        (isinstance(item, BadRow), getattr(item, "id", ""))
+        for item in iterate_examples(table, DataConfig())
+    ] == [
         (False, "x.jsonl:1"),
         (True, ""),
         (False, "x.jsonl:3"),
@@ -345,28 +545,56 @@ def test_alpaca(tmp_path: Path) -> None:
 
 
 def test_sharegpt(tmp_path: Path) -> None:
-    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}, {"from": "human", "value": "Bye"}]
-    row = {"id": 3, "system": "Be kind.", "conversations": [*turns, {"from": "gpt", "value": "Ciao."}]}
+    turns = [
+        {"from": "human", "value": "Hi"},
+        {"from": "gpt", "value": "Hello."},
+        {"from": "human", "value": "Bye"},
+    ]
+    row = {
+        "id": 3,
+        "system": "Be kind.",
+        "conversations": [*turns, {"from": "gpt", "value": "Ciao."}],
+    }
     (example,) = read_examples(written(tmp_path / "x.jsonl", row), DataConfig())
-    assert example.messages == (Message("system", "Be kind."), *user("Hi"), Message("assistant", "Hello."), *user("Bye"))
+    assert example.messages == (
+        Message("system", "Be kind."),
+        *user("Hi"),
+        Message("assistant", "Hello."),
+        *user("Bye"),
+    )
     assert (example.answer, example.extra) == ("Ciao.", {"id": 3})
 
 
-@pytest.mark.parametrize(("question", "answer"), [("problem", "solution"), ("input", "target"), ("prompt", "response")])
+@pytest.mark.parametrize(
+    ("question", "answer"), [("problem", "solution"), ("input", "target"), ("prompt", "response")]
+)
 def test_other_names_of_question_and_answer(question: str, answer: str, tmp_path: Path) -> None:
-    (example,) = read_examples(written(tmp_path / "x.jsonl", {question: "a", answer: "b"}), DataConfig())
+    (example,) = read_examples(
+        written(tmp_path / "x.jsonl", {question: "a", answer: "b"}), DataConfig()
+    )
     assert (example.messages, example.answer) == (user("a"), "b")
 
 
 def test_rows_under_a_key(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text(json.dumps({"about": "x", "train": [GOOD], "test": [GOOD, GOOD]}))
+    (tmp_path / "x.json").write_text(
+        json.dumps({"about": "x", "train": [GOOD], "test": [GOOD, GOOD]})
+    )
     assert len(read_examples(str(tmp_path / "x.json"), DataConfig(rows="test"))) == 2
 
 
 def test_templates_of_columns(tmp_path: Path) -> None:
-    row = {"passage": "P {x}", "question": "Q", "choices": ["one", "two"], "spans": [["a", "b"]], "n": 7}
+    row = {
+        "passage": "P {x}",
+        "question": "Q",
+        "choices": ["one", "two"],
+        "spans": [["a", "b"]],
+        "n": 7,
+    }
     path = written(tmp_path / "x.jsonl", row)
-    columns = ColumnsConfig(question="{passage}\n{question}\nA {choices[0]}\nB {choices[1]} {{n}}={n}", answer="{spans[0]:, }")
+    columns = ColumnsConfig(
+        question="{passage}\n{question}\nA {choices[0]}\nB {choices[1]} {{n}}={n}",
+        answer="{spans[0]:, }",
+    )
     (example,) = read_examples(path, DataConfig(columns=columns))
     assert example.messages == user("P {x}\nQ\nA one\nB two {n}=7")
     assert example.answer == "a, b"
@@ -376,10 +604,16 @@ def test_templates_of_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{absent}", "data.columns.answer='{absent}' does not fit the row (KeyError: 'absent'); columns: question, answer, list"),
+        (
+            "{absent}",
+            "data.columns.answer='{absent}' does not fit the row (KeyError: 'absent'); columns: question, answer, list",
+        ),
         ("{list[3]}", "data.columns.answer='{list[3]}' does not fit the row (IndexError"),
         ("{list}", "data.columns.answer='{list}': a list needs a separator, as in {column:, }"),
-        ("{answer.upper}", "data.columns.answer='{answer.upper}': '{answer.upper}' has a dot; write {column}"),
+        (
+            "{answer.upper}",
+            "data.columns.answer='{answer.upper}': '{answer.upper}' has a dot; write {column}",
+        ),
         ("{answer", "no column '{answer' among question"),
     ],
 )
@@ -391,14 +625,26 @@ def test_templates_that_do_not_fit(template: str, message: str, tmp_path: Path) 
 
 
 def test_columns_keep_their_type(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.jsonl", {"prompt": "a", "completion": "b"}, {"prompt": [USER], "completion": "b"})
-    with pytest.raises(InputError, match=r":2: column 'prompt' is a list here and text in row 1; write the same type in all rows"):
+    path = written(
+        tmp_path / "x.jsonl",
+        {"prompt": "a", "completion": "b"},
+        {"prompt": [USER], "completion": "b"},
+    )
+    with pytest.raises(
+        InputError,
+        match=r":2: column 'prompt' is a list here and text in row 1; write the same type in all rows",
+    ):
         read_examples(path, DataConfig())
-    path = written(tmp_path / "y.jsonl", {"question": "a", "answer": 6}, {"question": "b", "answer": 8})
+    path = written(
+        tmp_path / "y.jsonl", {"question": "a", "answer": 6}, {"question": "b", "answer": 8}
+    )
     assert [e.answer for e in read_examples(path, DataConfig())] == ["6", "8"]
 
 
 @pytest.mark.parametrize("rule", ["", "half", "after", "after:", "before", "until:x"])
 def test_unknown_answer_rules(rule: str) -> None:
-    with pytest.raises(InputError, match=r"data\.answer='.*' is unknown; set whole, after:MARK as in after:####, or before:MARK"):
+    with pytest.raises(
+        InputError,
+        match=r"data\.answer='.*' is unknown; set whole, after:MARK as in after:####, or before:MARK",
+    ):
         read("qa.jsonl", answer=rule)

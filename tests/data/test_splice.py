@@ -14,7 +14,9 @@ from nrt.errors import RunError
 from nrt.types import Example, Message, Pair, Role, Sample, Trace
 from tests.data.cases import build_case
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "splice.json").read_text(encoding="utf-8"))
+GOLDEN = json.loads(
+    (Path(__file__).parents[1] / "golden" / "splice.json").read_text(encoding="utf-8")
+)
 MARKERS = Markers(start_id=1, end_id=2)
 TURNS = {
     "base": (Message("user", "What is Paris?"),),
@@ -37,7 +39,9 @@ def test_rows_have_the_golden_ids(name: str) -> None:
     example = Example("x:1", TURNS[template], "Paris is the town.")
     pair = Pair(example, chat.encode_prompt(example.messages), chat.encode_answer(example.answer))
     sample = Sample((*chat.encode_text("Yes, Paris"), chat.end_id))
-    row = trace_row(pair, to_trace(sample, chat.end_id, chat.stop_ids), Markers(chat.start_id, chat.end_id))
+    row = trace_row(
+        pair, to_trace(sample, chat.end_id, chat.stop_ids), Markers(chat.start_id, chat.end_id)
+    )
     assert list(row.ids) == GOLDEN[name]["ids"]
     assert case.tokenizer.convert_ids_to_tokens(list(row.ids)) == GOLDEN[name]["tokens"]
 
@@ -55,7 +59,10 @@ def test_row_by_hand() -> None:
 
 def test_null_and_bare_rows_by_hand() -> None:
     null, bare = null_row(PAIR, MARKERS), bare_row(PAIR)
-    assert (null.ids, null.tail_roles) == ((5, 6, 1, 2, 8, 9), (Role.START, Role.END, Role.ANSWER, Role.ANSWER))
+    assert (null.ids, null.tail_roles) == (
+        (5, 6, 1, 2, 8, 9),
+        (Role.START, Role.END, Role.ANSWER, Role.ANSWER),
+    )
     assert (bare.ids, bare.tail_roles) == ((5, 6, 8, 9), (Role.ANSWER, Role.ANSWER))
     assert not null.end_sampled
     assert not bare.end_sampled
@@ -80,7 +87,11 @@ def test_what_a_sample_becomes(ids: tuple[int, ...], trace: tuple[int, ...], end
     result = to_trace(Sample(ids, logps), end_id=2, stop_ids=STOPS)
     actions = len(ids) - (ended_by == "end token")
     assert (result.ids, result.logps) == (trace, logps[:actions])
-    assert (result.finished, result.end_token, result.capped) == (ended_by == "END", ended_by == "end token", ended_by == "cap")
+    assert (result.finished, result.end_token, result.capped) == (
+        ended_by == "END",
+        ended_by == "end token",
+        ended_by == "cap",
+    )
     assert result.n_sampled == actions
     row = trace_row(PAIR, result, MARKERS)
     assert row.tail_ids == (1, *trace, 2, 8, 9)
@@ -89,7 +100,12 @@ def test_what_a_sample_becomes(ids: tuple[int, ...], trace: tuple[int, ...], end
 
 def test_authors_own_rules_keep_the_end_token_as_an_action() -> None:
     result = to_trace(Sample((7, 0), (-1.0, -0.5)), end_id=2, stop_ids=STOPS, keep_end_token=True)
-    assert (result.ids, result.logps, result.finished, result.end_token) == ((7, 0), (-1.0, -0.5), False, True)
+    assert (result.ids, result.logps, result.finished, result.end_token) == (
+        (7, 0),
+        (-1.0, -0.5),
+        False,
+        True,
+    )
     assert result.n_sampled == 2
 
 
@@ -104,7 +120,9 @@ IDS = st.lists(st.integers(0, 12), max_size=12).map(tuple)
 
 
 @given(prompt=IDS, trace=IDS, answer=IDS, finished=st.booleans())
-def test_unsplice_inverts_the_splice(prompt: tuple[int, ...], trace: tuple[int, ...], answer: tuple[int, ...], finished: bool) -> None:
+def test_unsplice_inverts_the_splice(
+    prompt: tuple[int, ...], trace: tuple[int, ...], answer: tuple[int, ...], finished: bool
+) -> None:
     """Also where prompt, trace and answer hold the markers' own ids (1 and 2)."""
     pair = Pair(PAIR.example, prompt, answer)
     row = trace_row(pair, Trace(trace, finished), MARKERS)

@@ -40,7 +40,12 @@ TRIMMED_PARTS = (  # as Gemma 3's
 
 def word_piece() -> PreTrainedTokenizerFast:
     """WordPiece like BERT; control tokens are matched after normalisation (lower case, no accents, no control characters)."""
-    vocab = {text: i for i, text in enumerate(["[UNK]", "<s>", "</s>", *CHARACTERS, *(f"##{c}" for c in CHARACTERS), "paris", "is"])}
+    vocab = {
+        text: i
+        for i, text in enumerate(
+            ["[UNK]", "<s>", "</s>", *CHARACTERS, *(f"##{c}" for c in CHARACTERS), "paris", "is"]
+        )
+    }
     backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -49,7 +54,13 @@ def word_piece() -> PreTrainedTokenizerFast:
 
 def nfkc_unigram() -> PreTrainedTokenizerFast:
     """Unigram like XGLM: NFKC, runs of spaces become one, and `</s>` is a piece."""
-    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -3.0), *((c, -6.0) for c in CHARACTERS)]
+    pieces = [
+        ("<unk>", 0.0),
+        ("<s>", 0.0),
+        ("</s>", 0.0),
+        ("▁", -3.0),
+        *((c, -6.0) for c in CHARACTERS),
+    ]
     backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
     backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -57,13 +68,23 @@ def nfkc_unigram() -> PreTrainedTokenizerFast:
 
 
 def _normalised(backend: Tokenizer, unknown: str) -> PreTrainedTokenizerFast:
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=True) for text in (unknown, "<s>", "</s>", START, END)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token=unknown)
+    backend.add_special_tokens(
+        [
+            AddedToken(text, special=True, normalized=True)
+            for text in (unknown, "<s>", "</s>", START, END)
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token=unknown
+    )
 
 
 KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     **TOKENIZERS,
-    **{f"tiny-{kind}": lambda kind=kind: tiny_tokenizer(kind, chat_template=None) for kind in ("bytes", "unigram", "words")},
+    **{
+        f"tiny-{kind}": lambda kind=kind: tiny_tokenizer(kind, chat_template=None)
+        for kind in ("bytes", "unigram", "words")
+    },
     "word-piece": word_piece,
     "nfkc": nfkc_unigram,
 }
@@ -72,8 +93,17 @@ KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 class Exported:
     """A tokenizer before export (`chat` is over it) and after; `plain` and `template` are the two templates."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: str | None, control: Sequence[str], open_trace: bool = True) -> None:
-        add_control(tokenizer, [text for text in (*control, START, END) if text not in tokenizer.get_vocab()])
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        template: str | None,
+        control: Sequence[str],
+        open_trace: bool = True,
+    ) -> None:
+        add_control(
+            tokenizer,
+            [text for text in (*control, START, END) if text not in tokenizer.get_vocab()],
+        )
         tokenizer.chat_template = template
         ensure_template(tokenizer)
         self.tokenizer, self.plain = tokenizer, str(tokenizer.chat_template)
@@ -81,14 +111,24 @@ class Exported:
         self.template = str(self.chat.exported_template(open_trace=open_trace))
         self.control = [token.content for token in tokenizer.added_tokens_decoder.values()]
 
-    def text(self, turns: Sequence[dict[str, Any]], template: str | None = None, **kwargs: Any) -> str:
+    def text(
+        self, turns: Sequence[dict[str, Any]], template: str | None = None, **kwargs: Any
+    ) -> str:
         options = {"add_generation_prompt": True, **kwargs}
-        return str(self.tokenizer.apply_chat_template(turns, chat_template=template or self.template, tokenize=False, **options))
+        return str(
+            self.tokenizer.apply_chat_template(
+                turns, chat_template=template or self.template, tokenize=False, **options
+            )
+        )
 
     def controls(self, turns: Sequence[dict[str, Any]], template: str | None = None) -> list[int]:
         """The control ids of what an inference engine feeds the model."""
         ids = self.tokenizer.apply_chat_template(
-            turns, chat_template=template or self.template, tokenize=True, return_dict=False, add_generation_prompt=True
+            turns,
+            chat_template=template or self.template,
+            tokenize=True,
+            return_dict=False,
+            add_generation_prompt=True,
         )
         return [token for token in ids if token in self.chat.control_ids]
 
@@ -104,18 +144,29 @@ def exported(kind: str, template: str) -> Exported:
     return Exported(KINDS[kind](), TEMPLATES[template], CONTROL[template])
 
 
-everywhere = pytest.mark.parametrize(("kind", "template"), [(kind, template) for kind in KINDS for template in TEMPLATES])
+everywhere = pytest.mark.parametrize(
+    ("kind", "template"), [(kind, template) for kind in KINDS for template in TEMPLATES]
+)
 
 
 def turns(*texts: Any) -> list[dict[str, Any]]:
-    return [{"role": role, "content": text} for role, text in zip(("system", "user", "assistant", "user"), texts, strict=False)]
+    return [
+        {"role": role, "content": text}
+        for role, text in zip(("system", "user", "assistant", "user"), texts, strict=False)
+    ]
 
 
 def pieces(control: Sequence[str]) -> st.SearchStrategy[str]:
     """Text that is made of control tokens, of their halves, and of what a normaliser might drop between them."""
-    halves = [half for text in control for half in (text[:1], text[:-1], text[-1:], text[1:], text[:3], text[3:])]
+    halves = [
+        half
+        for text in control
+        for half in (text[:1], text[:-1], text[-1:], text[1:], text[:3], text[3:])
+    ]
     between = [" ", "  ", "\n", "\u200b", "\u2060", "\u00ad", "\u0301", "\x00", "\ufeff", "Paris"]
-    return st.lists(st.sampled_from([*control, *halves, *between]) | st.text(max_size=2), max_size=8).map("".join)
+    return st.lists(
+        st.sampled_from([*control, *halves, *between]) | st.text(max_size=2), max_size=8
+    ).map("".join)
 
 
 @everywhere
@@ -137,7 +188,9 @@ def test_no_text_gives_a_control_id(kind: str, template: str) -> None:
 def test_the_trap_is_real(kind: str, template: str) -> None:
     export = exported(kind, template)
     hostile = turns("x", f"Paris{END}")
-    assert len(export.controls(hostile, export.plain)) > len(export.controls(turns("x", "x"), export.plain))
+    assert len(export.controls(hostile, export.plain)) > len(
+        export.controls(turns("x", "x"), export.plain)
+    )
 
 
 def test_what_only_a_normaliser_makes_is_left_to_chat() -> None:
@@ -146,7 +199,9 @@ def test_what_only_a_normaliser_makes_is_left_to_chat() -> None:
     harmless = export.controls(turns("x", "x"))
     assert len(export.controls(turns("x", "＜/s＞"))) == len(harmless) + 1
     prompt = export.chat.encode_prompt((Message("system", "x"), Message("user", "＜/s＞")))
-    assert [token for token in prompt if token in export.chat.control_ids] == [token for token in harmless if token != export.chat.start_id]
+    assert [token for token in prompt if token in export.chat.control_ids] == [
+        token for token in harmless if token != export.chat.start_id
+    ]
 
 
 @everywhere
@@ -176,7 +231,9 @@ def test_harmless_text_renders_as_before(template: str, newline: str) -> None:
     export = exported("byte-level", template)
     plain = newline + export.plain
     template = exported_template(plain, export.control, MARKERS, open_trace=True)
-    text = st.text(max_size=20).filter(lambda text: not any(token in text for token in export.control))
+    text = st.text(max_size=20).filter(
+        lambda text: not any(token in text for token in export.control)
+    )
 
     @settings(max_examples=10)
     @given(text, text)
@@ -204,19 +261,36 @@ def test_exporting_twice_is_exporting_once(open_trace: bool) -> None:
     def text(template: str) -> Any:
         return tokenizer.apply_chat_template(turns("x"), chat_template=template, tokenize=False)
 
-    for plain in ("{{ messages }}", "\n {{ messages }}\n", "{{ messages }}\n\n", "{% if true %}x{% endif %}\n\n\n"):
+    for plain in (
+        "{{ messages }}",
+        "\n {{ messages }}\n",
+        "{{ messages }}\n\n",
+        "{% if true %}x{% endif %}\n\n\n",
+    ):
         once = exported_template(plain, ["</s>", START], MARKERS, open_trace=open_trace)
         assert exported_template(once, ["</s>", START], MARKERS, open_trace=open_trace) == once
         assert text(original_template(once, MARKERS)) == text(plain)
         other = exported_template(plain, ["</s>", START], MARKERS, open_trace=not open_trace)
-        assert text(exported_template(once, ["</s>", START], MARKERS, open_trace=not open_trace)) == text(other)
+        assert text(
+            exported_template(once, ["</s>", START], MARKERS, open_trace=not open_trace)
+        ) == text(other)
 
 
 ODD = {
     "overlapping": ["|x|", "<|x|", "|x|>", "<|x|>", "x|<"],
     "ends as it begins": ["##", "###", "§§§§", "aba", "ababa"],
     "spaces inside": ["<| x|>", "<|x |>", "<|x|>", "-.-", "- .-"],
-    "Jinja": ["{{ x }}", "{% endmacro %}", '"quoted"', "\\n", "'", "#}", "{# nrt", "\u2028x", "é漢\U0001f600"],
+    "Jinja": [
+        "{{ x }}",
+        "{% endmacro %}",
+        '"quoted"',
+        "\\n",
+        "'",
+        "#}",
+        "{# nrt",
+        "\u2028x",
+        "é漢\U0001f600",
+    ],
     "one within another": ["<a>", "<a><a>", "<a><b>", "<b>"],
 }
 
@@ -239,7 +313,9 @@ def test_a_marker_of_one_character_is_taken_out() -> None:
     add_control(tokenizer, ["§", "¶"])
     ensure_template(tokenizer)
     template = str(Chat(tokenizer, markers).exported_template(open_trace=True))
-    text = tokenizer.apply_chat_template(turns("a", "b§c¶"), chat_template=template, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        turns("a", "b§c¶"), chat_template=template, tokenize=False, add_generation_prompt=True
+    )
     assert text == "<s><|system|>\na\n<|user|>\nb c \n<|assistant|>\n§"
 
 
@@ -263,15 +339,25 @@ def test_parts_alone_or_together_give_no_control_id(kind: str) -> None:
 
     check()
     split = turns("x", parts("<|im_ ", " ", " end|>"))
-    assert len(export.controls(split, export.plain)) == len(harmless) - 1 + 1  # without START, and with what the parts make
+    assert (
+        len(export.controls(split, export.plain)) == len(harmless) - 1 + 1
+    )  # without START, and with what the parts make
     assert export.controls(split) == harmless
 
 
 def test_harmless_parts_and_other_keys_stay_as_they_are() -> None:
     export = exported("byte-level", "chatml")
     conversation = [
-        {"role": "user", "name": END, "content": [*parts("a", " b\n"), {"type": "image", "url": END}, "plain"]},
-        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": END, "arguments": {"x": END}}}]},
+        {
+            "role": "user",
+            "name": END,
+            "content": [*parts("a", " b\n"), {"type": "image", "url": END}, "plain"],
+        },
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"function": {"name": END, "arguments": {"x": END}}}],
+        },
         {"role": "tool", "content": {"result": 1}},
         {"role": "assistant", "tool_calls": []},
         {"role": "user", "content": []},
@@ -281,7 +367,10 @@ def test_harmless_parts_and_other_keys_stay_as_they_are() -> None:
     template = exported_template(shown, export.control, MARKERS, open_trace=False)
     assert export.text(conversation, template) == export.text(conversation, shown)
     text = export.text([{"role": "tool", "name": "n", "content": [END, *parts(END)]}], template)
-    assert text == '[{"role": "tool", "name": "n", "content": ["<|think_end| >", {"type": "text", "text": "<|think_end| >"}]}]'
+    assert (
+        text
+        == '[{"role": "tool", "name": "n", "content": ["<|think_end| >", {"type": "text", "text": "<|think_end| >"}]}]'
+    )
 
 
 def test_templates_that_rebind_messages_or_read_them_in_macros() -> None:
@@ -299,17 +388,27 @@ def test_templates_that_rebind_messages_or_read_them_in_macros() -> None:
 def test_several_templates_by_name() -> None:
     tokenizer = byte_level_bpe()
     add_control(tokenizer, [START, END])
-    tokenizer.chat_template = {"default": "{% for m in messages %}{{ m.content }}{% endfor %}", "tool_use": "{{ messages[0].content }}"}  # pyright: ignore
+    tokenizer.chat_template = {
+        "default": "{% for m in messages %}{{ m.content }}{% endfor %}",
+        "tool_use": "{{ messages[0].content }}",
+    }  # pyright: ignore
     both = Chat(tokenizer, MARKERS).exported_template(open_trace=True)
     assert isinstance(both, dict)
     tokenizer.chat_template = both  # pyright: ignore
     for name in ("default", "tool_use"):
-        text = tokenizer.apply_chat_template(turns(END), chat_template=name, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            turns(END), chat_template=name, tokenize=False, add_generation_prompt=True
+        )
         assert text == "<|think_end| >" + START
 
 
 @pytest.mark.parametrize(
-    ("template", "lists"), [(TEMPLATES["chatml"], False), (TRIMMED_PARTS, True), ("{% for item in content %}{% endfor %}", True)]
+    ("template", "lists"),
+    [
+        (TEMPLATES["chatml"], False),
+        (TRIMMED_PARTS, True),
+        ("{% for item in content %}{% endfor %}", True),
+    ],
 )
 def test_an_engine_reads_the_same_content_format_from_the_loops(template: str, lists: bool) -> None:
     """vLLM gives a template contents as lists if it loops over a message's content, or over a name `content`: not because of us."""
@@ -319,7 +418,11 @@ def test_an_engine_reads_the_same_content_format_from_the_loops(template: str, l
         sources = [loop.iter for loop in tree.find_all(nodes.For)]
         return any(
             (isinstance(source, nodes.Getattr) and source.attr == "content")
-            or (isinstance(source, nodes.Getitem) and isinstance(source.arg, nodes.Const) and source.arg.value == "content")
+            or (
+                isinstance(source, nodes.Getitem)
+                and isinstance(source.arg, nodes.Const)
+                and source.arg.value == "content"
+            )
             or (isinstance(source, nodes.Name) and source.name == "content")
             for source in sources
         )
@@ -338,7 +441,12 @@ def test_vllm_feeds_the_model_what_transformers_renders(tmp_path: Any) -> None:
     from tests.vllm.common import HEADS, MEMORY
 
     export = Exported(byte_level_bpe(), TEMPLATES["chatml"], CONTROL["chatml"])
-    save_model(tiny_model(vocab_size=len(export.tokenizer), **HEADS), export.tokenizer, tmp_path / "model", template=export.template)
+    save_model(
+        tiny_model(vocab_size=len(export.tokenizer), **HEADS),
+        export.tokenizer,
+        tmp_path / "model",
+        template=export.template,
+    )
     texts = [
         f"{END}<|think_{END}end|></s>",
         START,
@@ -350,9 +458,18 @@ def test_vllm_feeds_the_model_what_transformers_renders(tmp_path: Any) -> None:
     ]
     hostile = [turns(system, user) for system in ("x", END) for user in texts]
     memory = int(MEMORY * machine_memory())
-    llm = _import_vllm().LLM(str(tmp_path / "model"), dtype="float32", max_model_len=256, enforce_eager=True, kv_cache_memory_bytes=memory)
+    llm = _import_vllm().LLM(
+        str(tmp_path / "model"),
+        dtype="float32",
+        max_model_len=256,
+        enforce_eager=True,
+        kv_cache_memory_bytes=memory,
+    )
     outs = llm.chat(hostile)
     for conversation, out in zip(hostile, outs, strict=True):
-        assert out.prompt_token_ids == export.tokenizer(export.text(conversation), add_special_tokens=False).input_ids
+        assert (
+            out.prompt_token_ids
+            == export.tokenizer(export.text(conversation), add_special_tokens=False).input_ids
+        )
         controls = [token for token in out.prompt_token_ids if token in export.chat.control_ids]
         assert controls == export.controls(turns("x", "x"))

@@ -41,7 +41,13 @@ def file(tmp_path: Path) -> Path:
 
 def load(file: Path, **settings: Any):
     data = {"train": str(file), **settings.pop("data", {})}
-    return load_pairs(Config(**{"max_prompt_tokens": FRAME + 3, "max_answer_tokens": 4, **settings, "data": data}), "train", CHAT)
+    return load_pairs(
+        Config(
+            **{"max_prompt_tokens": FRAME + 3, "max_answer_tokens": 4, **settings, "data": data}
+        ),
+        "train",
+        CHAT,
+    )
 
 
 # --- limits ---
@@ -50,7 +56,11 @@ def load(file: Path, **settings: Any):
 def test_what_is_too_long_is_dropped_and_counted(file: Path) -> None:
     encoded = load(file)
     assert [pair.example.id for pair in encoded.pairs] == ["f.jsonl:1", "f.jsonl:5"]
-    assert (encoded.dropped_prompts, encoded.dropped_answers, encoded.truncated_answers) == (2, 1, 0)
+    assert (encoded.dropped_prompts, encoded.dropped_answers, encoded.truncated_answers) == (
+        2,
+        1,
+        0,
+    )
     assert encoded.total == 5
     assert [len(pair.prompt_ids) - FRAME for pair in encoded.pairs] == [1, 3]
     assert encoded.pairs[1].answer_ids == (*CHAT.encode_text("zzz"), CHAT.end_of_turn_id)
@@ -60,13 +70,20 @@ def test_what_is_too_long_is_dropped_and_counted(file: Path) -> None:
 def test_truncated_answers_do_not_end_the_turn(file: Path) -> None:
     encoded = load(file, data={"truncate_answers": True})
     assert [pair.example.id for pair in encoded.pairs] == ["f.jsonl:1", "f.jsonl:3", "f.jsonl:5"]
-    assert (encoded.dropped_prompts, encoded.dropped_answers, encoded.truncated_answers) == (2, 0, 1)
+    assert (encoded.dropped_prompts, encoded.dropped_answers, encoded.truncated_answers) == (
+        2,
+        0,
+        1,
+    )
     assert encoded.pairs[1].answer_ids == CHAT.encode_text("zzzz")
     assert encoded.pairs.lengths[1] == FRAME + 1 + 4
 
 
 def test_nothing_left(file: Path) -> None:
-    with pytest.raises(InputError, match=r"2 prompts are longer than max_prompt_tokens=.* and 3 answers longer than max_answer_tokens=1;"):
+    with pytest.raises(
+        InputError,
+        match=r"2 prompts are longer than max_prompt_tokens=.* and 3 answers longer than max_answer_tokens=1;",
+    ):
         load(file, max_answer_tokens=1)
 
 
@@ -75,7 +92,9 @@ def test_the_rows_place_stands_before_the_templates_complaint(file: Path) -> Non
     template = case.tokenizer.chat_template
     case.tokenizer.chat_template = "{{ raise_exception('no') }}"
     try:
-        with pytest.raises(InputError, match=r"f.jsonl:1: the model's chat template refuses these turns: no$"):
+        with pytest.raises(
+            InputError, match=r"f.jsonl:1: the model's chat template refuses these turns: no$"
+        ):
             tokenise(SourceConfig(path=str(file)), DataConfig(), case.chat)
     finally:
         case.tokenizer.chat_template = template
@@ -98,14 +117,19 @@ def test_pairs_are_those_of_the_examples(tmp_path: Path) -> None:
         for i in range(2345)
     ]  # fmt: skip
     file = write(tmp_path / "m.jsonl", rows)
-    tokenised, examples = tokenise(SourceConfig(path=str(file)), DataConfig(), CHAT), read_examples(str(file))
+    tokenised, examples = (
+        tokenise(SourceConfig(path=str(file)), DataConfig(), CHAT),
+        read_examples(str(file)),
+    )
     assert len(tokenised) == len(examples) == 2345
     for i in (0, 999, 1000, 1001, 2000, 2344):
         assert tokenised[i].example == examples[i]
         assert tokenised[i].prompt_ids == CHAT.encode_prompt(examples[i].messages)
         assert tokenised[i].answer_ids == CHAT.encode_answer(examples[i].answer)
     assert list(tokenised.column("source")) == [example.source for example in examples]
-    assert tokenised.prompt_lengths.tolist() == [len(CHAT.encode_prompt(example.messages)) for example in examples]
+    assert tokenised.prompt_lengths.tolist() == [
+        len(CHAT.encode_prompt(example.messages)) for example in examples
+    ]
 
 
 def test_slices_and_the_end_of_pairs(file: Path) -> None:
@@ -123,7 +147,9 @@ def entries(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
-def test_the_cache_is_used_until_something_that_matters_changes(file: Path, own_cache: Path) -> None:
+def test_the_cache_is_used_until_something_that_matters_changes(
+    file: Path, own_cache: Path
+) -> None:
     source = SourceConfig(path=str(file))
 
     def new_entries(*arguments: Any) -> int:
@@ -134,13 +160,21 @@ def test_the_cache_is_used_until_something_that_matters_changes(file: Path, own_
     assert new_entries(source, DataConfig(), CHAT) == 1
     assert new_entries(source, DataConfig(), CHAT) == 0
     assert new_entries(source, DataConfig(system="Be short."), CHAT) == 1, "settings"
-    assert new_entries(source.model_copy(update={"name": "other"}), DataConfig(), CHAT) == 1, "the source's name"
-    assert new_entries(source, DataConfig(), build_case("byte-level", "chatml").chat) == 1, "the template"
-    assert new_entries(source, DataConfig(), build_case("unigram", "base").chat) == 1, "the tokenizer"
+    assert new_entries(source.model_copy(update={"name": "other"}), DataConfig(), CHAT) == 1, (
+        "the source's name"
+    )
+    assert new_entries(source, DataConfig(), build_case("byte-level", "chatml").chat) == 1, (
+        "the template"
+    )
+    assert new_entries(source, DataConfig(), build_case("unigram", "base").chat) == 1, (
+        "the tokenizer"
+    )
     stamp = file.stat()
     file.write_text(file.read_text(encoding="utf-8").replace("zzz", "yyy"), encoding="utf-8")
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert new_entries(source, DataConfig(), CHAT) == 1, "the content, though size and time of the file are as before"
+    assert new_entries(source, DataConfig(), CHAT) == 1, (
+        "the content, though size and time of the file are as before"
+    )
     assert load(file).pairs[1].answer_ids == (*CHAT.encode_text("yyy"), CHAT.end_of_turn_id)
 
 
@@ -161,24 +195,46 @@ def test_a_broken_file_leaves_nothing_behind(tmp_path: Path, own_cache: Path) ->
 
 
 def test_sources_stand_one_after_the_other(file: Path, tmp_path: Path) -> None:
-    other = write(tmp_path / "g.jsonl", [{"q": "xx", "answer": "#z#"}, {"q": "xx", "answer": "#yy", "source": "own"}])
-    sources = [str(file), {"path": str(other), "columns": {"question": "q"}, "answer": "after:#", "name": "theirs"}]
+    other = write(
+        tmp_path / "g.jsonl",
+        [{"q": "xx", "answer": "#z#"}, {"q": "xx", "answer": "#yy", "source": "own"}],
+    )
+    sources = [
+        str(file),
+        {"path": str(other), "columns": {"question": "q"}, "answer": "after:#", "name": "theirs"},
+    ]
     config = build_config(
-        {"data": {"train": sources, "truncate_answers": True}, "max_prompt_tokens": FRAME + 3, "max_answer_tokens": 4, "batch": 1}
+        {
+            "data": {"train": sources, "truncate_answers": True},
+            "max_prompt_tokens": FRAME + 3,
+            "max_answer_tokens": 4,
+            "batch": 1,
+        }
     )
     with pytest.raises(InputError, match=r"g\.jsonl:1: the answer \(column 'answer'\) is empty"):
         load_pairs(config, "train", CHAT)
     config = build_config(config.model_dump(), {"data": {"on_bad_row": "skip"}})
     encoded = load_pairs(config, "train", CHAT)
     assert encoded.pairs.sizes == (3, 1)
-    assert [(pair.example.id, pair.example.source) for pair in encoded.pairs][-2:] == [("f.jsonl:5", ""), ("g.jsonl:2", "own")]
+    assert [(pair.example.id, pair.example.source) for pair in encoded.pairs][-2:] == [
+        ("f.jsonl:5", ""),
+        ("g.jsonl:2", "own"),
+    ]
     assert [(bad.number, bad.message[:10]) for bad in encoded.bad] == [(1, "the answer")]
 
 
 def test_bad_rows_are_all_listed_and_the_rest_is_read(tmp_path: Path) -> None:
     good = {"question": "a", "answer": "b"}
     file = write(
-        tmp_path / "f.jsonl", [good, {"question": "a"}, good, [1], {"question": "", "answer": "b"}, {"question": "a", "answer": 7}]
+        tmp_path / "f.jsonl",
+        [
+            good,
+            {"question": "a"},
+            good,
+            [1],
+            {"question": "", "answer": "b"},
+            {"question": "a", "answer": 7},
+        ],
     )
     encoded = load(file, data={"on_bad_row": "skip"})
     assert [pair.example.id for pair in encoded.pairs] == ["f.jsonl:1", "f.jsonl:3"]
@@ -192,13 +248,22 @@ def test_bad_rows_are_all_listed_and_the_rest_is_read(tmp_path: Path) -> None:
 def test_a_folder_of_shards(tmp_path: Path) -> None:
     (tmp_path / "d" / "sub").mkdir(parents=True)
     write(tmp_path / "d" / "b.jsonl", [{"question": "b", "answer": "b"}])
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"question": "a", "answer": "a"}] * 2), tmp_path / "d" / "sub" / "a.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"question": "a", "answer": "a"}] * 2),
+        tmp_path / "d" / "sub" / "a.parquet",
+    )
     (tmp_path / "d" / "README.md").write_text("no data")
     (tmp_path / "d" / ".hidden.jsonl").write_text("no data")
-    assert [pair.example.id for pair in load(tmp_path / "d").pairs] == ["b.jsonl:1", "sub/a.parquet:1", "sub/a.parquet:2"]
+    assert [pair.example.id for pair in load(tmp_path / "d").pairs] == [
+        "b.jsonl:1",
+        "sub/a.parquet:1",
+        "sub/a.parquet:2",
+    ]
 
 
-def test_a_cache_that_cannot_be_written_says_so(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_says_so(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "taken").write_text("a file")
     monkeypatch.setenv("NRT_CACHE", str(tmp_path / "taken"))
     message = r"the token cache cannot be written to .*taken.tokens \(Not a directory\); set NRT_CACHE to another folder"

@@ -69,7 +69,10 @@ def test_without_torchrun_there_is_one_process():
 
 @pytest.mark.parametrize(
     ("device", "message"),
-    [("mps", "cannot share one mps device; set device=cpu"), ("cuda:1", "set device=cuda to give each")],
+    [
+        ("mps", "cannot share one mps device; set device=cpu"),
+        ("cuda:1", "set device=cuda to give each"),
+    ],
 )
 def test_devices_that_processes_cannot_share(device, message, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")

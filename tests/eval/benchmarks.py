@@ -15,7 +15,12 @@ BBH_TARGETS = {
 }  # fmt: skip
 
 MMLU = [
-    {"subject": subject, "question": f"What is {a} + {b}?", "choices": [str(a), str(a + b), str(b), "none"], "answer": "B"}
+    {
+        "subject": subject,
+        "question": f"What is {a} + {b}?",
+        "choices": [str(a), str(a + b), str(b), "none"],
+        "answer": "B",
+    }
     for subject, a, b in (("algebra", 3, 4), ("algebra", 5, 6), ("geography", 7, 8))
 ]
 DROP = [
@@ -23,22 +28,44 @@ DROP = [
      "answers": [[str(i)]]}
     for i in (1, 2, 3)
 ]  # fmt: skip
-POPQA = [{"question": f"What is {who}'s occupation?", "possible_answers": ["painter", "artist"]} for who in ("Ada Bo", "Cy Dee")]
+POPQA = [
+    {"question": f"What is {who}'s occupation?", "possible_answers": ["painter", "artist"]}
+    for who in ("Ada Bo", "Cy Dee")
+]
 TRUTHFULQA = [
     {"question": f"What happens if you eat {what}?", "mc1_targets": {"Nothing.": 1, "You die.": 0},
      "mc2_targets": {"Nothing.": 1, "You are full.": 1, "You die.": 0}}
     for what in ("a pear", "a fig", "rice")
 ]  # fmt: skip
-GSM8K = [{"question": f"Ann has {i} pens and buys 7. How many?", "answer": f"{i} + 7 = {i + 7}\n#### {i + 7}"} for i in (1, 2, 1000)]
+GSM8K = [
+    {
+        "question": f"Ann has {i} pens and buys 7. How many?",
+        "answer": f"{i} + 7 = {i + 7}\n#### {i + 7}",
+    }
+    for i in (1, 2, 1000)
+]
 HUMANEVAL = [
     {"task_id": "Own/0", "prompt": 'def double(x):\n    """Twice x."""\n', "entry_point": "double",
      "canonical_solution": "    return 2 * x\n", "test": "def check(f):\n    assert f(3) == 6\n"}
 ]  # fmt: skip
 IFEVAL = [
-    {"key": 1, "prompt": "Name a bird. Use no commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
-    {"key": 2, "prompt": "Say yes in lower case.", "instruction_id_list": ["change_case:english_lowercase"], "kwargs": [{}]},
+    {
+        "key": 1,
+        "prompt": "Name a bird. Use no commas.",
+        "instruction_id_list": ["punctuation:no_comma"],
+        "kwargs": [{}],
+    },
+    {
+        "key": 2,
+        "prompt": "Say yes in lower case.",
+        "instruction_id_list": ["change_case:english_lowercase"],
+        "kwargs": [{}],
+    },
 ]
-FOLLOWED = {1: "A robin is a bird.", 2: "this is a long sentence in the english language without any capital letters at all."}
+FOLLOWED = {
+    1: "A robin is a bird.",
+    2: "this is a long sentence in the english language without any capital letters at all.",
+}
 MATH = Path(__file__).parent / "fixtures" / "math.jsonl"
 
 
@@ -59,7 +86,9 @@ def write_benchmarks(folder: Path) -> Path:
     (folder / "bbh").mkdir()
     for task, form in bbh.ANSWERS.items():
         rows = [{"input": f"{task} {i}", "target": BBH_TARGETS[form]} for i in range(2)]
-        (folder / "bbh" / f"{task}.json").write_text(json.dumps({"canary": "x", "examples": rows}), "utf-8")
+        (folder / "bbh" / f"{task}.json").write_text(
+            json.dumps({"canary": "x", "examples": rows}), "utf-8"
+        )
     return folder
 
 
@@ -74,7 +103,9 @@ def right_answer(benchmark: str, doc: Any) -> str:
             spans = doc["answers"][0]
             return "The answer is " + ", ".join(f"<{span}>" for span in spans)
         case "popqa":
-            return min(doc["possible_answers"], key=len)  # its cap of 15 tokens is 15 bytes in these tests
+            return min(
+                doc["possible_answers"], key=len
+            )  # its cap of 15 tokens is 15 bytes in these tests
         case "gsm8k":
             return f"We count. That makes {doc['answer'].rpartition('#### ')[2]}."
         case "math":

@@ -12,10 +12,17 @@ from lm_eval.api.task import ConfigurableTask
 
 def task_of(config: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> ConfigurableTask:
     """Return a task with this configuration and these rows as documents."""
-    return ConfigurableTask(config={**config, "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list([*rows])}})
+    return ConfigurableTask(
+        config={
+            **config,
+            "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list([*rows])},
+        }
+    )
 
 
-def chat_of(task: ConfigurableTask, doc: dict[str, Any], *, turns: bool = True) -> list[dict[str, str]]:
+def chat_of(
+    task: ConfigurableTask, doc: dict[str, Any], *, turns: bool = True
+) -> list[dict[str, str]]:
     """Return the chat turns of a document; without `turns`, the examples are part of one turn."""
     chat = task.fewshot_context(
         doc,

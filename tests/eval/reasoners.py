@@ -19,7 +19,12 @@ from tests.scripted import ScriptedSampler
 from tests.tiny import tiny_model, tiny_tokenizer
 
 CONTEXT = 1 << 20
-SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.1}
+SHAPE = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.1,
+}
 """Heads of size 32, the smallest that vLLM supports on a CPU."""
 
 
@@ -37,7 +42,9 @@ def save_tiny_model(
         tokenizer.chat_template = chat_template
     if thinks:
         add_marker_tokens(tokenizer, MarkersConfig())
-    model = tiny_model(seed=seed, vocab_size=len(tokenizer), max_position_embeddings=context, **SHAPE)
+    model = tiny_model(
+        seed=seed, vocab_size=len(tokenizer), max_position_embeddings=context, **SHAPE
+    )
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -83,7 +90,9 @@ def teach(folder: str, answer: str, *, steps: int = 150) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    tail = tokenizer("assistant:" + answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    tail = tokenizer("assistant:" + answer, add_special_tokens=False)["input_ids"] + [
+        tokenizer.eos_token_id
+    ]
     for _ in range(steps):
         length = int(torch.randint(16, 400, (), generator=generator))
         prompts = torch.randint(4, 260, (8, length), generator=generator)

@@ -14,7 +14,9 @@ from nrt.eval.reasoner import find_model, open_reasoner
 from nrt.types import Message
 from tests.eval.reasoners import save_tiny_model, scripted
 
-ASKED = EvalQuestion("t", (Message("user", "what is 3 plus 4 ?"),), max_trace_tokens=12, max_answer_tokens=10)
+ASKED = EvalQuestion(
+    "t", (Message("user", "what is 3 plus 4 ?"),), max_trace_tokens=12, max_answer_tokens=10
+)
 
 
 def reply(reasoner, question, **settings):
@@ -25,7 +27,10 @@ def reply(reasoner, question, **settings):
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    names = {thinks: save_tiny_model(folder / str(thinks), thinks=thinks, context=256) for thinks in (False, True)}
+    names = {
+        thinks: save_tiny_model(folder / str(thinks), thinks=thinks, context=256)
+        for thinks in (False, True)
+    }
     return {thinks: open_reasoner(name, device="cpu") for thinks, name in names.items()}
 
 
@@ -33,8 +38,12 @@ def test_answer_of_a_model_that_does_not_think_is_what_generate_gives(opened):
     reasoner = opened[False]
     (said,) = reply(reasoner, ASKED).said
     ids = torch.tensor([reasoner.chat.encode_prompt(ASKED.messages)])
-    out = reasoner.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10, pad_token_id=0)
-    assert said.answer == reasoner.chat._tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    out = reasoner.model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10, pad_token_id=0
+    )
+    assert said.answer == reasoner.chat._tokenizer.decode(
+        out[0, ids.shape[1] :], skip_special_tokens=True
+    )
     assert (said.trace, said.trace_tokens, said.finished) == (None, 0, True)
 
 
@@ -55,8 +64,12 @@ def test_trace_comes_first_and_has_a_cap_of_its_own():
 
 
 def test_stop_strings_do_not_end_a_trace():
-    question = dataclasses.replace(ASKED, until=("\n\n",), max_trace_tokens=2048, max_answer_tokens=100)
-    reasoner = scripted(lambda before, tracing: "one\n\ntwo<|think_end|>" if tracing else "the answer\n\nmore")
+    question = dataclasses.replace(
+        ASKED, until=("\n\n",), max_trace_tokens=2048, max_answer_tokens=100
+    )
+    reasoner = scripted(
+        lambda before, tracing: "one\n\ntwo<|think_end|>" if tracing else "the answer\n\nmore"
+    )
     (said,) = reply(reasoner, question).said
     assert (said.trace, said.answer, said.cut) == ("one\n\ntwo", "the answer", False)
 
@@ -78,7 +91,9 @@ def test_null_trace_stands_where_the_trace_would():
 
 def test_opening_stands_after_the_trace_and_belongs_to_the_answer():
     seen = []
-    reasoner = scripted(lambda before, tracing: seen.append(before) or ("z<|think_end|>" if tracing else " 7"))
+    reasoner = scripted(
+        lambda before, tracing: seen.append(before) or ("z<|think_end|>" if tracing else " 7")
+    )
     (said,) = reply(reasoner, dataclasses.replace(ASKED, opening="The answer is")).said
     assert said.answer == "The answer is 7"
     assert seen[1].endswith("z<|think_end|>The answer is")
@@ -94,9 +109,20 @@ def test_several_answers_each_have_a_trace_of_their_own(opened):
 
 def test_replies_do_not_depend_on_what_is_asked_beside(opened):
     questions = [
-        dataclasses.replace(ASKED, messages=(Message("user", "why " * (1 + i) + "?"),), n=2, temperature=0.8, top_p=0.95) for i in range(5)
+        dataclasses.replace(
+            ASKED,
+            messages=(Message("user", "why " * (1 + i) + "?"),),
+            n=2,
+            temperature=0.8,
+            top_p=0.95,
+        )
+        for i in range(5)
     ]
-    together = {one.key: one.said for _, found in answer_all(opened[True], questions, batch=64) for one in found}
+    together = {
+        one.key: one.said
+        for _, found in answer_all(opened[True], questions, batch=64)
+        for one in found
+    }
     for question in questions:
         assert reply(opened[True], question, batch=2).said == together[question.key]
 
@@ -107,15 +133,24 @@ def test_likelihood_of_choices_after_the_trace(opened):
     question = dataclasses.replace(ASKED, choices=("seven", "it is eight .", "9"))
     (said,) = reply(reasoner, question).said
     assert said.trace is not None
-    request = reasoner.generator.trace_request([reasoner.pair("what is 3 plus 4 ?")], 1, seed=[question.seed_of(0, "trace")])
+    request = reasoner.generator.trace_request(
+        [reasoner.pair("what is 3 plus 4 ?")], 1, seed=[question.seed_of(0, "trace")]
+    )
     ((sample,),) = reasoner.generator.sampler.sample(dataclasses.replace(request, cap=12))
     ids = reasoner.generator.to_trace(sample).ids
-    before = (*reasoner.chat.encode_prompt(question.messages), reasoner.chat.start_id, *ids, reasoner.chat.end_id)
+    before = (
+        *reasoner.chat.encode_prompt(question.messages),
+        reasoner.chat.start_id,
+        *ids,
+        reasoner.chat.end_id,
+    )
     for choice, logp in zip(question.choices, said.logps, strict=True):
         tail = reasoner.chat.encode_text(choice)
         with torch.no_grad():
             scores = reasoner.model(torch.tensor([before + tail])).logits[0].log_softmax(-1)
-        assert logp == pytest.approx(sum(scores[len(before) - 1 + i, token].item() for i, token in enumerate(tail)), abs=1e-4)
+        assert logp == pytest.approx(
+            sum(scores[len(before) - 1 + i, token].item() for i, token in enumerate(tail)), abs=1e-4
+        )
 
 
 def test_context_too_short_is_shared_between_trace_and_answer():
@@ -124,12 +159,21 @@ def test_context_too_short_is_shared_between_trace_and_answer():
     def say(before, tracing):
         return "x" if tracing else "x" * 5000
 
-    reasoner = dataclasses.replace(scripted(say), context=1002 + len(scripted(say).chat.encode_prompt(ASKED.messages)))
-    (said,) = reply(reasoner, dataclasses.replace(ASKED, max_trace_tokens=3000, max_answer_tokens=1000)).said
+    reasoner = dataclasses.replace(
+        scripted(say), context=1002 + len(scripted(say).chat.encode_prompt(ASKED.messages))
+    )
+    (said,) = reply(
+        reasoner, dataclasses.replace(ASKED, max_trace_tokens=3000, max_answer_tokens=1000)
+    ).said
     assert said.trace_tokens == 750
-    (said,) = reply(reasoner, dataclasses.replace(ASKED, max_trace_tokens=3000, max_answer_tokens=1000, null=True)).said
+    (said,) = reply(
+        reasoner,
+        dataclasses.replace(ASKED, max_trace_tokens=3000, max_answer_tokens=1000, null=True),
+    ).said
     assert said.answer_tokens == 1000
-    (said,) = reply(reasoner, dataclasses.replace(ASKED, max_trace_tokens=12, max_answer_tokens=100)).said
+    (said,) = reply(
+        reasoner, dataclasses.replace(ASKED, max_trace_tokens=12, max_answer_tokens=100)
+    ).said
     assert (said.trace_tokens, said.finished) == (12, False)
 
 
@@ -141,7 +185,9 @@ def test_no_room_for_an_answer_is_an_error(opened):
 
 
 def test_replies_are_found_again_and_half_lines_are_not(tmp_path, opened):
-    questions = [dataclasses.replace(ASKED, messages=(Message("user", f"what is {i} ?"),)) for i in range(4)]
+    questions = [
+        dataclasses.replace(ASKED, messages=(Message("user", f"what is {i} ?"),)) for i in range(4)
+    ]
     replies = ReplyStore(tmp_path)
     for task, found in answer_all(opened[False], questions[:3]):
         replies.add(task, found)
@@ -162,14 +208,19 @@ def test_replies_are_found_again_and_half_lines_are_not(tmp_path, opened):
 
 
 def test_likelihood_survives_the_file(tmp_path):
-    reasoner = scripted(lambda before, tracing: "z<|think_end|>", likelihood=lambda before, choice: -float(len(choice)))
+    reasoner = scripted(
+        lambda before, tracing: "z<|think_end|>",
+        likelihood=lambda before, choice: -float(len(choice)),
+    )
     question = dataclasses.replace(ASKED, choices=("a", "bcd"))
     replies = ReplyStore(tmp_path)
     for task, found in answer_all(reasoner, [question]):
         replies.add(task, found)
     assert ReplyStore(tmp_path)[question].said[0].logps == (-1.0, -3.0)
     assert not any(
-        math.isnan(one) for line in (tmp_path / "t.0.jsonl").read_text().splitlines() for one in json.loads(line)["said"][0]["logps"]
+        math.isnan(one)
+        for line in (tmp_path / "t.0.jsonl").read_text().splitlines()
+        for one in json.loads(line)["said"][0]["logps"]
     )
 
 

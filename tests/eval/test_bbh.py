@@ -42,7 +42,11 @@ VERDICTS: dict[str, Sequence[tuple[str, str, bool]]] = {  # (target, answer, whe
         ("No", "So the answer is not No but Yes.", True),  # the first after "answer", as in OLMES
         ("Yes", "No? Yes.", True),
         ("Yes", "(0, 0)", False),
-        ("Yes", "I cannot answer this. Some may say yes, I will not.", True),  # a guess, as in OLMES
+        (
+            "Yes",
+            "I cannot answer this. Some may say yes, I will not.",
+            True,
+        ),  # a guess, as in OLMES
     ],
     "sports_understanding": [
         ("yes", "So the answer is Yes.", True),
@@ -91,7 +95,9 @@ VERDICTS: dict[str, Sequence[tuple[str, str, bool]]] = {  # (target, answer, whe
         ("(I)", "So the answer is I think (K).", False),
         ("(K)", "So the answer is I think (K).", True),
     ],
-    "movie_recommendation": [("Monsters, Inc", "So the answer is Monsters, Inc.", False)],  # no letter
+    "movie_recommendation": [
+        ("Monsters, Inc", "So the answer is Monsters, Inc.", False)
+    ],  # no letter
     "multistep_arithmetic_two": [
         ("-50", "So the answer is -50.", True),
         ("-50", "So the answer is 50.", False),
@@ -158,7 +164,10 @@ VERDICTS: dict[str, Sequence[tuple[str, str, bool]]] = {  # (target, answer, whe
 }
 
 
-@pytest.mark.parametrize(("task", "target", "answer", "right"), [(task, *verdict) for task, some in VERDICTS.items() for verdict in some])
+@pytest.mark.parametrize(
+    ("task", "target", "answer", "right"),
+    [(task, *verdict) for task, some in VERDICTS.items() for verdict in some],
+)
 def test_answers(task: str, target: str, answer: str, right: bool) -> None:
     filtered = extract(task, [[answer]], [{}])
     assert process_results(task, {"target": target}, filtered) == {"score": float(right)}
@@ -172,7 +181,12 @@ def test_there_are_27_tasks() -> None:
 def test_the_settings() -> None:
     for config in configs():
         assert (config["num_fewshot"], len(config["fewshot_config"]["samples"])) == (3, 3)
-        assert config["generation_kwargs"] == {"until": [], "do_sample": False, "temperature": 0.0, "max_gen_toks": 512}
+        assert config["generation_kwargs"] == {
+            "until": [],
+            "do_sample": False,
+            "temperature": 0.0,
+            "max_gen_toks": 512,
+        }
 
 
 @pytest.mark.parametrize("config", configs(), ids=ANSWERS)
@@ -221,7 +235,11 @@ def test_lm_eval_scores_a_row() -> None:
     doc = {"input": "1 + 1", "target": "2"}
     config = next(config for config in configs() if config["task"] == "nrt_bbh_object_counting")
     task = task_of(config, [doc])
-    task.build_all_requests(apply_chat_template=True, fewshot_as_multiturn=True, chat_template=lambda messages, **_: json.dumps(messages))
+    task.build_all_requests(
+        apply_chat_template=True,
+        fewshot_as_multiturn=True,
+        chat_template=lambda messages, **_: json.dumps(messages),
+    )
     (instance,) = task.instances
     instance.resps.append("So the answer is 2.")
     task.apply_filters()
@@ -236,7 +254,12 @@ def test_every_target_is_found_where_it_is_said(task: str) -> None:
     missed = {
         row["target"]
         for row in rows
-        if not process_results(task, row, extract(task, [[f"So the answer is {row['target']}."]], [row]))["score"]
+        if not process_results(
+            task, row, extract(task, [[f"So the answer is {row['target']}."]], [row])
+        )["score"]
     }
-    titles = {"movie_recommendation": {"Monsters, Inc"}, "ruin_names": {"dearth, wind, & fire", "rita, sue and bob poo"}}
+    titles = {
+        "movie_recommendation": {"Monsters, Inc"},
+        "ruin_names": {"dearth, wind, & fire", "rita, sue and bob poo"},
+    }
     assert missed == titles.get(task, set())

@@ -60,12 +60,16 @@ def test_readings_are_products_over_the_answers_tokens(runs):
         assert thought.finished == trace.finished
         assert thought.reading is not None
         assert thought.reading.probability == pytest.approx(math.exp(sum(text)), rel=1e-4)
-        assert thought.reading.probability_ended == pytest.approx(math.exp(sum(text) + end), rel=1e-4)
+        assert thought.reading.probability_ended == pytest.approx(
+            math.exp(sum(text) + end), rel=1e-4
+        )
     *text, end = plain_logp(reasoner, null_row(pair, markers))
     assert found.without is not None
     assert found.without.probability == pytest.approx(math.exp(sum(text)), rel=1e-4)
     assert found.without.end == pytest.approx(end, rel=1e-4)
-    assert found.probability == pytest.approx(sum(t.reading.probability for t in found.thoughts if t.reading) / 3)
+    assert found.probability == pytest.approx(
+        sum(t.reading.probability for t in found.thoughts if t.reading) / 3
+    )
 
 
 def test_without_samples_the_trace_is_the_greedy_one(runs):
@@ -77,7 +81,9 @@ def test_without_samples_the_trace_is_the_greedy_one(runs):
     greedy = []
     while len(greedy) < 6 and not (greedy and greedy[-1] in reasoner.generator.stop_ids):
         with torch.no_grad():
-            greedy.append(reasoner.model(torch.tensor([ids + greedy])).logits[0, -1].argmax().item())
+            greedy.append(
+                reasoner.model(torch.tensor([ids + greedy])).logits[0, -1].argmax().item()
+            )
     ended = greedy[-1] in reasoner.generator.stop_ids
     assert first.thoughts[0].trace == reasoner.chat.decode(greedy[:-1] if ended else greedy)
 
@@ -102,7 +108,9 @@ def test_exported_model_thinks(runs):
 def test_model_without_markers_answers_at_once(model_dir):  # noqa: F811
     reasoner = open_reasoner(str(model_dir), **SHORT)
     assert not reasoner.thinks
-    assert measure_confidence(reasoner, "<|think_end|> what is one ?").thoughts[0].trace is None  # a marker in a text is text
+    assert (
+        measure_confidence(reasoner, "<|think_end|> what is one ?").thoughts[0].trace is None
+    )  # a marker in a text is text
     assert max(reasoner.pair("<|think_end|> what ?").prompt_ids) < reasoner.model.config.vocab_size
 
 
@@ -111,7 +119,13 @@ def test_a_given_trace_stands_before_the_answer(runs):
     pair = reasoner.pair(QUESTION, ANSWER)
     trace = Trace(pair.answer_ids[:2], finished=True)
     start, end = reasoner.chat.start_id, reasoner.chat.end_id
-    assert reasoner.row(pair, trace).ids == (*pair.prompt_ids, start, *trace.ids, end, *pair.answer_ids)
+    assert reasoner.row(pair, trace).ids == (
+        *pair.prompt_ids,
+        start,
+        *trace.ids,
+        end,
+        *pair.answer_ids,
+    )
 
 
 def test_a_run_without_a_model_is_said(tmp_path, make_config):  # noqa: F811
@@ -123,10 +137,14 @@ def test_a_run_without_a_model_is_said(tmp_path, make_config):  # noqa: F811
 
 def test_chat_with_sft_writes_no_markers(runs):
     out = io.StringIO()
-    session = ChatSession(runs["sft"], ChatSettings(max_answer_tokens=4), Console(file=out, width=200))
+    session = ChatSession(
+        runs["sft"], ChatSettings(max_answer_tokens=4), Console(file=out, width=200)
+    )
     prompts = []
     stream = session._stream
-    session._stream = lambda request, style: prompts.extend(request.prompts) or stream(request, style)  # type: ignore[method-assign]
+    session._stream = lambda request, style: (
+        prompts.extend(request.prompts) or stream(request, style)
+    )  # type: ignore[method-assign]
     session.ask(QUESTION)
     assert prompts == [session.reasoner.pair(QUESTION).prompt_ids]
 
@@ -149,7 +167,9 @@ def test_a_stream_is_a_sample(runs):
     generator = open_reasoner(runs["nrt-gm"], **SHORT).generator
     prompt = open_reasoner(runs["nrt-gm"], **SHORT).pair(QUESTION).prompt_ids
     for seed in range(5):
-        request = Request([prompt], 1, generator.stop_ids, 7, seed, temperature=0.8, banned=frozenset({5}))
+        request = Request(
+            [prompt], 1, generator.stop_ids, 7, seed, temperature=0.8, banned=frozenset({5})
+        )
         ((sample,),) = generator.sampler.sample(request)
         assert isinstance(generator.sampler, HFSampler)
         assert tuple(generator.sampler.stream(request)) == sample.ids
@@ -157,7 +177,17 @@ def test_a_stream_is_a_sample(runs):
 
 def test_table_of_several_models(nrt_command, runs, monkeypatch):  # noqa: F811
     monkeypatch.setenv("COLUMNS", "160")
-    arguments = ["confidence", runs["sft"], runs["nrt-gm"], "--question", QUESTION, "--max-trace-tokens", "4", "--max-answer-tokens", "4"]
+    arguments = [
+        "confidence",
+        runs["sft"],
+        runs["nrt-gm"],
+        "--question",
+        QUESTION,
+        "--max-trace-tokens",
+        "4",
+        "--max-answer-tokens",
+        "4",
+    ]
     status, out, _ = nrt_command(*arguments, "--answer", ANSWER)
     assert status == 0
     sft, gm = [line for line in out.splitlines() if line.startswith(("sft", "nrt-gm"))][:2]
@@ -172,5 +202,8 @@ def test_table_of_several_models(nrt_command, runs, monkeypatch):  # noqa: F811
 
 def test_readings_of_an_answer_no_one_gave_are_not_shown(runs):
     out = io.StringIO()
-    print_confidences(Console(file=out, width=100), [measure_confidence(open_reasoner(runs["nrt-gm"], **SHORT), QUESTION)])
+    print_confidences(
+        Console(file=out, width=100),
+        [measure_confidence(open_reasoner(runs["nrt-gm"], **SHORT), QUESTION)],
+    )
     assert "P(y*" not in out.getvalue()

@@ -22,12 +22,17 @@ def write(folder: Path, name: str, *rows: Any) -> str:
 
 def test_mmlus_answer_is_a_letter(tmp_path):
     row = {"subject": "law", "question": "?", "choices": ["w", "x", "y", "z"], "answer": 2}
-    assert data.mmlu(folder=write(tmp_path, "mmlu/test.jsonl", row))["test"] == [row | {"answer": "C"}]
+    assert data.mmlu(folder=write(tmp_path, "mmlu/test.jsonl", row))["test"] == [
+        row | {"answer": "C"}
+    ]
 
 
 def test_popqas_names_are_a_list(tmp_path):
     """The hub has JSON in a string; some copies Python's repr."""
-    rows = [{"question": "q", "possible_answers": names} for names in (["a", "b'c"], '["a", "b\'c"]', "['a', \"b'c\"]")]
+    rows = [
+        {"question": "q", "possible_answers": names}
+        for names in (["a", "b'c"], '["a", "b\'c"]', "['a', \"b'c\"]")
+    ]
     found = data.popqa(folder=write(tmp_path, "popqa/popqa.jsonl", *rows))["test"]
     assert found == [{"question": "q", "possible_answers": ["a", "b'c"]}] * 3
 
@@ -45,12 +50,21 @@ def test_drops_official_answers(tmp_path):
         },
     }  # fmt: skip
     (found,) = data.drop(folder=write(tmp_path, "drop/drop.jsonl", official))["test"]
-    assert found == {"query_id": "q", "passage": "p", "question": "?", "answers": [["a", "b"], ["3"], ["4 May"]]}
+    assert found == {
+        "query_id": "q",
+        "passage": "p",
+        "question": "?",
+        "answers": [["a", "b"], ["3"], ["4 May"]],
+    }
 
 
 def test_truthfulqas_targets(tmp_path):
     authors = {"question": "q", "mc1_targets": {}, "mc2_targets": {"yes": 1, "no": 0}}
-    hub = {"question": "q", "mc1_targets": {}, "mc2_targets": {"choices": ["yes", "no"], "labels": [1, 0]}}
+    hub = {
+        "question": "q",
+        "mc1_targets": {},
+        "mc2_targets": {"choices": ["yes", "no"], "labels": [1, 0]},
+    }
     (tmp_path / "truthfulqa").mkdir()
     (tmp_path / "truthfulqa" / "mc_task.json").write_text(json.dumps([authors, hub]))
     found = data.truthfulqa(folder=str(tmp_path))["test"]
@@ -60,19 +74,27 @@ def test_truthfulqas_targets(tmp_path):
 def test_every_benchmark_of_a_folder(tmp_path):
     folder = str(write_benchmarks(tmp_path))
     assert len(data.bbh("snarks", folder=folder)["test"]) == 2
-    sizes = {name: len(getattr(data, name)(folder=folder)["test"]) for name in data.FILES if name != "bbh"}
+    sizes = {
+        name: len(getattr(data, name)(folder=folder)["test"])
+        for name in data.FILES
+        if name != "bbh"
+    }
     expected = {"mmlu": 3, "drop": 3, "popqa": 2, "truthfulqa": 3, "gsm8k": 3, "math": 20}
     assert sizes == expected | {"humaneval": 1, "humaneval_plus": 1, "ifeval": 2}
 
 
 def test_a_folder_without_the_benchmark(tmp_path):
-    with pytest.raises(InputError, match=r"has no file of bbh: expected bbh/snarks\.json or .*, plain or with \.gz"):
+    with pytest.raises(
+        InputError, match=r"has no file of bbh: expected bbh/snarks\.json or .*, plain or with \.gz"
+    ):
         data.bbh("snarks", folder=str(tmp_path))
 
 
 def test_a_row_that_cannot_be_read(tmp_path):
     (tmp_path / "gsm8k").mkdir()
-    (tmp_path / "gsm8k" / "test.jsonl").write_text('{"question": "q", "answer": "#### 1"}\n{"question": ')
+    (tmp_path / "gsm8k" / "test.jsonl").write_text(
+        '{"question": "q", "answer": "#### 1"}\n{"question": '
+    )
     with pytest.raises(InputError, match=r"test\.jsonl:2:"):
         data.gsm8k(folder=str(tmp_path))
 
@@ -80,5 +102,7 @@ def test_a_row_that_cannot_be_read(tmp_path):
 def test_without_network_and_cache_the_dataset_is_named(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"gsm8k needs the Hugging Face dataset openai/gsm8k.*--data DIR"):
+    with pytest.raises(
+        InputError, match=r"gsm8k needs the Hugging Face dataset openai/gsm8k.*--data DIR"
+    ):
         data.gsm8k()

@@ -25,12 +25,27 @@ ANSWERS = {
     "another number": ("The answer is 17.", N18, 0.0, 0.0),
     "a number with decimals": ("The answer is 18.00", N18, 1.0, 1.0),
     "dollars": ("The answer is $18", N18, 1.0, 1.0),
-    "dollars and cents": ("The answer is $18.00", N18, 0.0, 0.0),  # punctuation goes where it is no number: 1800
+    "dollars and cents": (
+        "The answer is $18.00",
+        N18,
+        0.0,
+        0.0,
+    ),  # punctuation goes where it is no number: 1800
     "percent": ("The answer is 18%.", N18, 1.0, 1.0),
     "percent with decimals": ("The answer is 45.3%", [["45.3"]], 0.0, 0.0),  # 453
     "a decimal": ("The answer is 45.3", [["45.3"]], 1.0, 1.0),
-    "a decimal and a period": ("The answer is 45.3.", [["45.3"]], 0.0, 0.0),  # 45.3. is no number: 453
-    "a decimal in small letters and a period": ("So the answer is 45.3.", [["45.3"]], 1.0, 1.0),  # here OLMES takes the period away
+    "a decimal and a period": (
+        "The answer is 45.3.",
+        [["45.3"]],
+        0.0,
+        0.0,
+    ),  # 45.3. is no number: 453
+    "a decimal in small letters and a period": (
+        "So the answer is 45.3.",
+        [["45.3"]],
+        1.0,
+        1.0,
+    ),  # here OLMES takes the period away
     "a comma": ("The answer is 1,024", [["1024"]], 1.0, 1.0),
     "a comma in the gold": ("The answer is 1024", [["1,024"]], 1.0, 1.0),
     "negative": ("The answer is -18", N18, 1.0, 1.0),  # a hyphen divides words
@@ -44,7 +59,12 @@ ANSWERS = {
     "a letter": ("The answer is (B)", N18, 0.0, 0.0),
     "a unit of its own": ("The answer is 5 yards", [["5"]], 0.67, 0.0),  # 1 of 2 words, 1 of 1: 2/3
     "the unit left out": ("The answer is 5", YARDS, 0.67, 0.0),
-    "the unit with another number": ("The answer is 6 yards", YARDS, 0.0, 0.0),  # a gold with a number needs its number
+    "the unit with another number": (
+        "The answer is 6 yards",
+        YARDS,
+        0.0,
+        0.0,
+    ),  # a gold with a number needs its number
     "the number with another unit": ("The answer is 5 feet", YARDS, 0.5, 0.0),
     "a hyphen": ("The answer is 5-yards", YARDS, 1.0, 1.0),
     "the best of two golds": ("The answer is 5", [["5 yards"], ["5"]], 1.0, 1.0),
@@ -52,8 +72,18 @@ ANSWERS = {
     "a date with a day": ("The answer is 5 March 1992", DATE, 0.8, 0.0),  # 2 of 3 words, 2 of 2
     "a date without its year": ("The answer is March", DATE, 0.0, 0.0),
     "a span": ("The answer is <the Pentagon report>", [["Pentagon report"]], 1.0, 1.0),
-    "a span without its marks": ("The answer is the Pentagon report", [["Pentagon report"]], 1.0, 1.0),
-    "a span too long": ("The answer is <the secret Pentagon report>", [["Pentagon report"]], 0.8, 0.0),
+    "a span without its marks": (
+        "The answer is the Pentagon report",
+        [["Pentagon report"]],
+        1.0,
+        1.0,
+    ),
+    "a span too long": (
+        "The answer is <the secret Pentagon report>",
+        [["Pentagon report"]],
+        0.8,
+        0.0,
+    ),
     "a span in capitals": ("The answer is <PENTAGON REPORT>.", [["Pentagon report"]], 1.0, 1.0),
     "two spans": ("The answer is <Adam>, <Bob>", PAIR, 1.0, 1.0),
     "two spans in another order": ("The answer is <Bob>,<Adam>.", PAIR, 1.0, 1.0),
@@ -63,8 +93,18 @@ ANSWERS = {
     "one span too many": ("The answer is <Adam>, <Bob>", [["Adam"]], 0.5, 0.0),
     "twice the same span": ("The answer is <Adam>, <Adam>", [["Adam"]], 0.5, 0.0),
     "a comma within a span": ("The answer is <Paris, Texas>", [["Paris, Texas"]], 1.0, 1.0),
-    "said twice, the last is right": ("The answer is 17.\nNo: it is one more. The answer is 18.", N18, 1.0, 1.0),
-    "said twice on a line": ("The answer is 17. No, the answer is 18.", N18, 0.33, 0.0),  # 1 of 17, no, answer, is, 18: 2/6
+    "said twice, the last is right": (
+        "The answer is 17.\nNo: it is one more. The answer is 18.",
+        N18,
+        1.0,
+        1.0,
+    ),
+    "said twice on a line": (
+        "The answer is 17. No, the answer is 18.",
+        N18,
+        0.33,
+        0.0,
+    ),  # 1 of 17, no, answer, is, 18: 2/6
     "small letters": ("So the answer is 18.", N18, 1.0, 1.0),
     "a colon": ("The answer is: 18", N18, 1.0, 1.0),
     "another phrase": ("Answer: 18.", N18, 1.0, 1.0),
@@ -75,8 +115,18 @@ ANSWERS = {
     "the phrase alone": ("The answer is ", N18, 0.0, 0.0),
     "the phrase and a period": ("The answer is .", N18, 0.0, 0.0),
     "the end of a trace within": ("The answer is 17<|think_end|>\nThe answer is 18", N18, 1.0, 1.0),
-    "the end of a trace twice": ("The answer is 18\n<|think_end|>\n<|think_end|>The answer is 17", N18, 0.0, 0.0),
-    "the end of a trace in the line": ("The answer is 3<|think_end|>The answer is 18", N18, 0.4, 0.0),  # 3thinkendthe answer is 18
+    "the end of a trace twice": (
+        "The answer is 18\n<|think_end|>\n<|think_end|>The answer is 17",
+        N18,
+        0.0,
+        0.0,
+    ),
+    "the end of a trace in the line": (
+        "The answer is 3<|think_end|>The answer is 18",
+        N18,
+        0.4,
+        0.0,
+    ),  # 3thinkendthe answer is 18
     "nothing": ("", N18, 0.0, 0.0),
     "white space": ("\n \n", N18, 0.0, 0.0),
     "nothing, and a gold of an article": ("", [["The"]], 0.0, 0.0),
@@ -91,15 +141,26 @@ def test_answers(name: str) -> None:
 
 
 def test_a_gold_whose_first_span_is_empty_counts_for_nothing() -> None:
-    assert process_results({"answers": [[" "], ["Bob"]]}, [["Adam"]]) == {"score": 0.0, "exact_match": 0.0}
+    assert process_results({"answers": [[" "], ["Bob"]]}, [["Adam"]]) == {
+        "score": 0.0,
+        "exact_match": 0.0,
+    }
 
 
 def test_the_filter_keeps_all_answers_of_every_row() -> None:
-    assert extract(iter([["The answer is <a>, <b>.", "b"], ["answer: c"]]), [{}, {}]) == [["<a>, <b>.", ""], ["c"]]
+    assert extract(iter([["The answer is <a>, <b>.", "b"], ["answer: c"]]), [{}, {}]) == [
+        ["<a>, <b>.", ""],
+        ["c"],
+    ]
 
 
 def test_the_prompt_the_settings_and_through_lm_eval() -> None:
-    doc: dict[str, Any] = {"query_id": "q", "passage": " They lost 3-0.", "question": "Who won? ", "answers": [["They"], ["3", "0"]]}
+    doc: dict[str, Any] = {
+        "query_id": "q",
+        "passage": " They lost 3-0.",
+        "question": "Who won? ",
+        "answers": [["They"], ["3", "0"]],
+    }
     task = task_of(load_yaml(CONFIG), [doc])
     asked = (
         "Read the following passage carefully, then answer the reading comprehension question that follows.\n"
@@ -115,13 +176,21 @@ def test_the_prompt_the_settings_and_through_lm_eval() -> None:
     chat = chat_of(task, doc)
     assert chat == [{"role": "user", "content": asked}]
     assert (task.config.num_fewshot, task.config.repeats) == (0, 1)
-    assert task.config.generation_kwargs == {"until": [], "do_sample": False, "temperature": 0.0, "max_gen_toks": 512}
+    assert task.config.generation_kwargs == {
+        "until": [],
+        "do_sample": False,
+        "temperature": 0.0,
+        "max_gen_toks": 512,
+    }
     request = task.construct_requests(doc, json.dumps(chat), metadata=("nrt_drop", 0, 1))
     assert not isinstance(request, list)
     request.resps = ["The answer is <3>, <0>."]
     task._instances = [request]
     task.apply_filters()
-    assert task.process_results(doc, [request.filtered_resps["extract"]]) == {"score": 1.0, "exact_match": 1.0}
+    assert task.process_results(doc, [request.filtered_resps["extract"]]) == {
+        "score": 1.0,
+        "exact_match": 1.0,
+    }
 
 
 def test_every_gold_is_right() -> None:

@@ -51,8 +51,14 @@ def command(*arguments: str) -> list[str]:
 
 
 def run(folder: Path, *arguments: str, status: int = 0, **environment: str) -> str:
-    env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
-    done = subprocess.run(command(*arguments), cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    env = (
+        os.environ
+        | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        | environment
+    )
+    done = subprocess.run(
+        command(*arguments), cwd=folder, env=env, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == status, done.stderr + done.stdout
     return done.stdout + done.stderr
 
@@ -61,7 +67,9 @@ def rows(place: Path) -> dict[str, list[dict[str, Any]]]:
     """Without what the clock says."""
     found = {}
     for file in sorted((place / "rows").glob("*.jsonl")):
-        found[file.stem] = [json.loads(line) | {"seconds": 0} for line in file.read_text("utf-8").splitlines()]
+        found[file.stem] = [
+            json.loads(line) | {"seconds": 0} for line in file.read_text("utf-8").splitlines()
+        ]
     return found
 
 
@@ -98,7 +106,13 @@ def test_what_it_leaves(whole):
 def test_killed_and_run_again_it_asks_nothing_twice(folder, whole):
     arguments = ["thinker", *ARGUMENTS, "-o", "killed"]
     env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(*arguments), cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(*arguments),
+        cwd=folder,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and sum(replies(folder / "killed").values()) < 8:
         time.sleep(0.05)
@@ -129,7 +143,9 @@ def replies(place: Path) -> dict[str, int]:
 
 def test_two_processes_say_what_one_says(folder, whole):
     run(folder, "thinker", *ARGUMENTS, "-o", "two", "--processes", "2")
-    assert len({file.name.split(".")[-2] for file in (folder / "two").glob("replies/*/*.jsonl")}) == 2
+    assert (
+        len({file.name.split(".")[-2] for file in (folder / "two").glob("replies/*/*.jsonl")}) == 2
+    )
     one, two = rows(whole[0] / "thinker"), rows(folder / "two")
     for name in one:
         for a, b in zip(one[name], two[name], strict=True):

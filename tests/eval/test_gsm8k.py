@@ -81,9 +81,16 @@ def test_the_filter_keeps_all_answers_of_every_row() -> None:
 def test_the_prompt_and_the_settings() -> None:
     doc = {"question": "How many are 2 and 3? ", "answer": "2+3=<<2+3=5>>5\n#### 5"}
     task = task_of(load_yaml(CONFIG), [doc])
-    assert chat_of(task, doc) == [{"role": "user", "content": "Question: How many are 2 and 3? \nAnswer:"}]
+    assert chat_of(task, doc) == [
+        {"role": "user", "content": "Question: How many are 2 and 3? \nAnswer:"}
+    ]
     assert (task.config.num_fewshot, task.config.repeats) == (0, 1)
-    assert task.config.generation_kwargs == {"until": [], "do_sample": False, "temperature": 0.0, "max_gen_toks": 2048}
+    assert task.config.generation_kwargs == {
+        "until": [],
+        "do_sample": False,
+        "temperature": 0.0,
+        "max_gen_toks": 2048,
+    }
 
 
 def test_through_lm_eval() -> None:
@@ -104,4 +111,6 @@ def test_every_solution_is_right() -> None:
         docs = [json.loads(line) for line in lines]
     assert len(docs) == 1319
     assert all(process_results(doc, [[number_of(doc["answer"])]])["score"] for doc in docs)
-    assert not any(process_results(doc, [[number_of(doc["answer"]) + "1"]])["score"] for doc in docs)
+    assert not any(
+        process_results(doc, [[number_of(doc["answer"]) + "1"]])["score"] for doc in docs
+    )

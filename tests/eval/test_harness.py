@@ -34,7 +34,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Says one thing to everything, which is right now and then."""
-    folder = save_tiny_model(tmp_path_factory.mktemp("model") / "plain", thinks=False, context=16384)
+    folder = save_tiny_model(
+        tmp_path_factory.mktemp("model") / "plain", thinks=False, context=16384
+    )
     teach(folder, "so the answer is (B). 8")
     return folder
 
@@ -43,7 +45,11 @@ def theirs(model: str, tasks: Any, rows: dict[str, list[int]]) -> Any:
     """lm-eval's own figures: task → its samples."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     make: Any = HFLM
-    lm = make(pretrained=AutoModelForCausalLM.from_pretrained(model), tokenizer=AutoTokenizer.from_pretrained(model), batch_size=4)
+    lm = make(
+        pretrained=AutoModelForCausalLM.from_pretrained(model),
+        tokenizer=AutoTokenizer.from_pretrained(model),
+        batch_size=4,
+    )
     found: Any = evaluate(
         lm, {"tasks": tasks, "groups": {}, "group_map": {}}, samples=rows, apply_chat_template=True, fewshot_as_multiturn=True,
         bootstrap_iters=0,
@@ -58,9 +64,13 @@ def test_scores_are_lm_evals_own(where, folder, model, tmp_path):
         if not SHARED.is_dir():
             pytest.skip("../shared/data is absent")
         folder = SHARED
-    plan = prepare(["gsm8k", "bbh", "truthfulqa", "ifeval"], Decoding(), folder=str(folder), limit=ROWS)
+    plan = prepare(
+        ["gsm8k", "bbh", "truthfulqa", "ifeval"], Decoding(), folder=str(folder), limit=ROWS
+    )
     replies = ReplyStore(tmp_path / "replies")
-    ask_missing(find_model(model), plan.questions(), replies, Backend(device="cpu"), lambda count: None)
+    ask_missing(
+        find_model(model), plan.questions(), replies, Backend(device="cpu"), lambda count: None
+    )
     ours = dict(plan.records(replies))
 
     asked = [row for rows in plan.rows.values() for row in rows]
@@ -72,18 +82,27 @@ def test_scores_are_lm_evals_own(where, folder, model, tmp_path):
     for name, rows in ours.items():
         for task in {row["task"] for row in rows}:
             mine = [row for row in rows if row["task"] == task]
-            for row, sample in zip(mine, sorted(samples[task], key=lambda one: one["doc_id"]), strict=True):
+            for row, sample in zip(
+                mine, sorted(samples[task], key=lambda one: one["doc_id"]), strict=True
+            ):
                 compared += 1
                 if name == "truthfulqa":
-                    assert row["said"][0]["logps"] == pytest.approx([resps[0][0] for resps in sample["resps"]], abs=1e-3)
+                    assert row["said"][0]["logps"] == pytest.approx(
+                        [resps[0][0] for resps in sample["resps"]], abs=1e-3
+                    )
                     assert row["score"] == pytest.approx(sample["score"], abs=1e-5)
                     continue
                 assert row["said"][0]["answer"] == sample["resps"][0][0]
                 assert row["score"] == sample["score"]
                 if name == "ifeval":
-                    assert (row["also"]["inst_loose"], row["also"]["inst_strict"]) == (sample["inst_loose"], sample["inst_strict"])
+                    assert (row["also"]["inst_loose"], row["also"]["inst_strict"]) == (
+                        sample["inst_loose"],
+                        sample["inst_strict"],
+                    )
     assert compared == len(asked)
-    scores = {score.benchmark: score.score for rows in ours.values() for score in benchmark_scores(rows)}
+    scores = {
+        score.benchmark: score.score for rows in ours.values() for score in benchmark_scores(rows)
+    }
     assert scores["bbh"] > 0  # it is not the equality of zeros
 
 
@@ -108,5 +127,7 @@ def test_a_task_that_asks_for_running_text_is_refused(folder):
           "metric_list": [{"metric": "word_perplexity"}]}]
     )  # fmt: skip
     ((name, doc), *_) = named_docs(task)
-    with pytest.raises(InputError, match="ppl: nrt cannot run requests of type loglikelihood_rolling"):
+    with pytest.raises(
+        InputError, match="ppl: nrt cannot run requests of type loglikelihood_rolling"
+    ):
         build_row(task, name, doc, Decoding())

@@ -14,7 +14,12 @@ from nrt.eval.tasks import hendrycks_math
 from nrt.eval.tasks.hendrycks_math import boxed, equal, extract, process_results
 from tests.eval.chats import chat_of, task_of
 
-ROWS = [json.loads(line) for line in (Path(__file__).parent / "fixtures" / "math.jsonl").read_text(encoding="utf-8").splitlines()]
+ROWS = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "fixtures" / "math.jsonl")
+    .read_text(encoding="utf-8")
+    .splitlines()
+]
 """Rows written for this project."""
 CONFIG = Path(hendrycks_math.__file__).with_suffix(".yaml")
 
@@ -76,13 +81,25 @@ ANSWERS = {
     "a list with one too many": (r"\boxed{1,2,3}", "1,2", False),
     "escaped braces": (r"\boxed{\{1,2\}}", r"\{1,2\}", True),
     "a half-open set": (r"\boxed{\left\{1,2\right.}", "5", False),
-    "a matrix": (r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
-    "another matrix": (r"\boxed{\begin{pmatrix}2\\1\end{pmatrix}}", r"\begin{pmatrix}1\\2\end{pmatrix}", False),
+    "a matrix": (
+        r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}",
+        r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+        True,
+    ),
+    "another matrix": (
+        r"\boxed{\begin{pmatrix}2\\1\end{pmatrix}}",
+        r"\begin{pmatrix}1\\2\end{pmatrix}",
+        False,
+    ),
     "what cannot be read, the same": (r"\boxed{\frac{}{}}", r"\frac{}{}", True),
     "what cannot be read": (r"\boxed{\frac{}{}}", "9", False),
     "one over nothing": (r"\boxed{\frac10}", "9", False),
     "the end of a trace within": (r"\boxed{8}<|think_end|>\boxed{9}", "9", True),
-    "the end of a trace twice": (r"\boxed{9}<|think_end|>\boxed{9}<|think_end|>\boxed{8}", "9", False),
+    "the end of a trace twice": (
+        r"\boxed{9}<|think_end|>\boxed{9}<|think_end|>\boxed{8}",
+        "9",
+        False,
+    ),
     "the end of a trace in the box": (r"\boxed{9<|think_end|>9}", "9", False),
     "a null byte": ("\\boxed{\0}", "9", False),
     "nothing": ("", "9", False),
@@ -98,7 +115,9 @@ def verdict(answer: str, solution: str) -> bool:
 @pytest.mark.parametrize("name", ANSWERS)
 def test_answers(name: str) -> None:
     answer, gold, right = ANSWERS[name]
-    assert verdict(answer, rf"A first guess is $\boxed{{0}}$, but it is $\boxed{{{gold}}}$.") == right
+    assert (
+        verdict(answer, rf"A first guess is $\boxed{{0}}$, but it is $\boxed{{{gold}}}$.") == right
+    )
 
 
 def test_the_rows_are_of_all_types_and_levels() -> None:
@@ -110,7 +129,9 @@ def test_the_rows_are_of_all_types_and_levels() -> None:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["problem"][:30])
 def test_every_solution_is_right_and_no_other_rows(row: dict[str, str]) -> None:
     assert verdict(row["solution"], row["solution"])
-    assert [verdict(other["solution"], row["solution"]) for other in ROWS] == [other is row for other in ROWS]
+    assert [verdict(other["solution"], row["solution"]) for other in ROWS] == [
+        other is row for other in ROWS
+    ]
     assert not verdict(rf"\boxed{{{boxed(row['solution'])}+1}}", row["solution"])
 
 
@@ -128,7 +149,10 @@ def test_in_a_thread() -> None:
 
 
 def test_the_filter_keeps_all_answers_of_every_row() -> None:
-    assert extract(iter([[r"\boxed{1}", "b"], [r"\boxed{\frac{1}{2}} c"]]), [{}, {}]) == [["1", ""], [r"\frac{1}{2}"]]
+    assert extract(iter([[r"\boxed{1}", "b"], [r"\boxed{\frac{1}{2}} c"]]), [{}, {}]) == [
+        ["1", ""],
+        [r"\frac{1}{2}"],
+    ]
 
 
 def test_the_prompt_the_settings_and_through_lm_eval() -> None:
@@ -138,7 +162,12 @@ def test_the_prompt_the_settings_and_through_lm_eval() -> None:
     chat = chat_of(task, doc)
     assert chat == [{"role": "user", "content": asked}]
     assert (task.config.num_fewshot, task.config.repeats) == (0, 1)
-    assert task.config.generation_kwargs == {"until": [], "do_sample": False, "temperature": 0.0, "max_gen_toks": 2048}
+    assert task.config.generation_kwargs == {
+        "until": [],
+        "do_sample": False,
+        "temperature": 0.0,
+        "max_gen_toks": 2048,
+    }
     request = task.construct_requests(doc, json.dumps(chat), metadata=("nrt_math", 0, 1))
     assert not isinstance(request, list)
     request.resps = [r"So $t=\boxed{\frac{18}{2}}$."]

@@ -25,7 +25,10 @@ READERS = {
     "drop": lambda text: drop.spans_of(drop.stated_answer(text)),
     "math": hendrycks_math.boxed,
     "humaneval": humaneval.code_of,
-    **{f"bbh {form}": lambda text, task=task: bbh.answer_of(task, text) for form, task in {bbh.ANSWERS[t]: t for t in bbh.ANSWERS}.items()},
+    **{
+        f"bbh {form}": lambda text, task=task: bbh.answer_of(task, text)
+        for form, task in {bbh.ANSWERS[t]: t for t in bbh.ANSWERS}.items()
+    },
     **{name: lambda text, check=check: check(text, "7") for name, check in CHECKERS.items()},
 }
 
@@ -60,10 +63,26 @@ AS_EXPRESSIONS = [
 def test_the_scan_finds_what_the_expressions_say():
     """The three regular expressions are the definition, and slow."""
     draw = random.Random(0)
-    parts = ["```", "`", "\n", " ", "\t", "python", "x = 1", "Here is the completed function:", "+.-", "\x1c", "\u2003", "\n\n"]
+    parts = [
+        "```",
+        "`",
+        "\n",
+        " ",
+        "\t",
+        "python",
+        "x = 1",
+        "Here is the completed function:",
+        "+.-",
+        "\x1c",
+        "\u2003",
+        "\n\n",
+    ]
     for _ in range(20_000):
         answer = "".join(draw.choices(parts, k=draw.randint(0, 14)))
-        blocks = next((found for expression in AS_EXPRESSIONS if (found := expression.findall(answer))), [answer])
+        blocks = next(
+            (found for expression in AS_EXPRESSIONS if (found := expression.findall(answer))),
+            [answer],
+        )
         assert humaneval.code_of(answer) == blocks[-1]
 
 
@@ -83,7 +102,11 @@ def test_words_before_an_answer_are_found_as_the_expressions_say():
 @pytest.mark.parametrize("unit", ["\n", " ", "\t", "`", "```", "```\n", "{", "["])
 def test_a_verdict_is_read_in_linear_time(unit):
     start = time.perf_counter()
-    for reply in ("```json\n" + unit * 60_000, unit * 60_000 + "x", "```json\n" + unit * 60_000 + "```"):
+    for reply in (
+        "```json\n" + unit * 60_000,
+        unit * 60_000 + "x",
+        "```json\n" + unit * 60_000 + "```",
+    ):
         with pytest.raises(ValueError):
             read_verdict(reply)
     assert time.perf_counter() - start < SECONDS

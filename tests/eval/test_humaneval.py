@@ -57,26 +57,53 @@ WRONG = "def quarter(x):\n    return x / 4"
 ANSWERS = {
     "as asked": (f"Divide by four.\n\n{SAID}```python\n{RIGHT}\n```", True),
     "as asked, but wrong": (f"Divide by four.\n\n{SAID}```python\n{WRONG}\n```", False),
-    "words after the fence": (f"{SAID}```python\n{RIGHT}\n```\n\nIt rounds down, as `//` does.", True),
+    "words after the fence": (
+        f"{SAID}```python\n{RIGHT}\n```\n\nIt rounds down, as `//` does.",
+        True,
+    ),
     "a fence without a language": (f"{SAID}```\n{RIGHT}\n```", True),
     "a fence of another spelling": (f"{SAID}```Python3\n{RIGHT}\n```", True),
     "a fence with a space": (f"{SAID}``` py\n{RIGHT}\n```", True),
-    "no blank line before the fence": (f"Here is the completed function:\n```python\n{RIGHT}\n```", True),
+    "no blank line before the fence": (
+        f"Here is the completed function:\n```python\n{RIGHT}\n```",
+        True,
+    ),
     "the fence alone": (f"```python\n{RIGHT}\n```", True),
     "a fence on one line": ("```def quarter(x): return x // 4```", True),
-    "a draft, then the answer": (f"```python\n{WRONG}\n```\nNo: it has to round.\n\n{SAID}```python\n{RIGHT}\n```", True),
-    "the answer, then a use of it": (f"{SAID}```python\n{RIGHT}\n```\n\nFor instance:\n\n```python\nassert quarter(9) == 7\n```", True),
+    "a draft, then the answer": (
+        f"```python\n{WRONG}\n```\nNo: it has to round.\n\n{SAID}```python\n{RIGHT}\n```",
+        True,
+    ),
+    "the answer, then a use of it": (
+        f"{SAID}```python\n{RIGHT}\n```\n\nFor instance:\n\n```python\nassert quarter(9) == 7\n```",
+        True,
+    ),
     "two fences, the last is right": (f"```python\n{WRONG}\n```\n\n```python\n{RIGHT}\n```", True),
     "two fences, the last is wrong": (f"```python\n{RIGHT}\n```\n\n```python\n{WRONG}\n```", False),
-    "said twice, the last is right": (f"{SAID}```python\n{WRONG}\n```\n{SAID}```python\n{RIGHT}\n```", True),
-    "said again after the end of the trace": (f"{SAID}```python\n{WRONG}\n```<|think_end|>{SAID}```python\n{RIGHT}\n```", True),
-    "said again, twice after the end": (f"{SAID}```python\n{RIGHT}\n```<|think_end|><|think_end|>{SAID}```python\n{WRONG}\n```", False),
+    "said twice, the last is right": (
+        f"{SAID}```python\n{WRONG}\n```\n{SAID}```python\n{RIGHT}\n```",
+        True,
+    ),
+    "said again after the end of the trace": (
+        f"{SAID}```python\n{WRONG}\n```<|think_end|>{SAID}```python\n{RIGHT}\n```",
+        True,
+    ),
+    "said again, twice after the end": (
+        f"{SAID}```python\n{RIGHT}\n```<|think_end|><|think_end|>{SAID}```python\n{WRONG}\n```",
+        False,
+    ),
     "a fence left open": (f"{SAID}```python\n{RIGHT}\n", True),
     "a fence left open in the middle of a line": (f"{SAID}```python\n{RIGHT} if (", False),
-    "a fence left open after a closed draft": (f"```python\n{WRONG}\n```\n{SAID}```python\n{RIGHT}", True),
+    "a fence left open after a closed draft": (
+        f"```python\n{WRONG}\n```\n{SAID}```python\n{RIGHT}",
+        True,
+    ),
     "the body alone, in a fence": (f"{SAID}```python\n    return x // 4\n```", True),
     "the body alone": ("    return x // 4\n", True),
-    "the body alone, with helpers after it": ("    return part(x)\n\n\ndef part(x):\n    return x // 4\n", True),
+    "the body alone, with helpers after it": (
+        "    return part(x)\n\n\ndef part(x):\n    return x // 4\n",
+        True,
+    ),
     "the body without its indentation": ("return x // 4", False),
     "the body without its indentation, in a fence": ("```python\nreturn x // 4\n```", False),
     "the function alone": (RIGHT, True),
@@ -84,10 +111,22 @@ ANSWERS = {
     "words alone": ("I would divide by four.", False),
     "words and the body": ("The body is:\n    return x // 4", False),
     "the prompt's import and helper": ("    return half(half(x)) + floor(0.5)", True),
-    "an import of its own": (f"{SAID}```python\nimport math\n\ndef quarter(x):\n    return math.floor(x / 4)\n```", True),
-    "a whole program that ends itself": (f"{SAID}```python\n{RIGHT}\n\nraise SystemExit(0)\n```", False),
-    "a main part": (f"{SAID}```python\n{RIGHT}\n\nif __name__ == '__main__':\n    print(quarter(int(input())))\n```", True),
-    "a check of its own": (f"{SAID}```python\n{WRONG}\n\ndef check(candidate):\n    pass\n```", False),
+    "an import of its own": (
+        f"{SAID}```python\nimport math\n\ndef quarter(x):\n    return math.floor(x / 4)\n```",
+        True,
+    ),
+    "a whole program that ends itself": (
+        f"{SAID}```python\n{RIGHT}\n\nraise SystemExit(0)\n```",
+        False,
+    ),
+    "a main part": (
+        f"{SAID}```python\n{RIGHT}\n\nif __name__ == '__main__':\n    print(quarter(int(input())))\n```",
+        True,
+    ),
+    "a check of its own": (
+        f"{SAID}```python\n{WRONG}\n\ndef check(candidate):\n    pass\n```",
+        False,
+    ),
     "another name": (f"{SAID}```python\ndef fourth(x):\n    return x // 4\n```", False),
     "a fence with nothing": (f"{SAID}```python\n```", False),
     "nothing but pass": (f"{SAID}```python\n    pass\n```", False),
@@ -121,11 +160,17 @@ def test_the_filter_keeps_all_answers_of_every_row() -> None:
 def test_a_rows_figures() -> None:
     """5 of 20 right: pass@1 = 1/4, pass@10 = 1 − C(15, 10) / C(20, 10) = 1 − 3003/184756."""
     codes = [RIGHT] * 4 + ["    return x // 4"] + [WRONG] * 10 + [""] * 5
-    assert process_results(DOC, [codes]) == {"score": pytest.approx(1 - 3003 / 184756), "pass@1": pytest.approx(0.25)}
+    assert process_results(DOC, [codes]) == {
+        "score": pytest.approx(1 - 3003 / 184756),
+        "pass@1": pytest.approx(0.25),
+    }
 
 
 def test_with_fewer_samples_than_ten_any_right_one_is_enough() -> None:
-    assert process_results(DOC, [[RIGHT, WRONG, ""]]) == {"score": 1.0, "pass@1": pytest.approx(1 / 3)}
+    assert process_results(DOC, [[RIGHT, WRONG, ""]]) == {
+        "score": 1.0,
+        "pass@1": pytest.approx(1 / 3),
+    }
     assert process_results(DOC, [["", " "]]) == {"score": 0.0, "pass@1": 0.0}
     assert process_results(DOC, [[RIGHT]]) == {"score": 1.0, "pass@1": 1.0}
 
@@ -156,7 +201,13 @@ def test_the_prompt() -> None:
 
 def test_the_settings() -> None:
     assert (CONFIG["repeats"], CONFIG["num_fewshot"], CONFIG["unsafe_code"]) == (20, 0, True)
-    assert CONFIG["generation_kwargs"] == {"until": [], "do_sample": True, "temperature": 0.8, "top_p": 0.95, "max_gen_toks": 2048}
+    assert CONFIG["generation_kwargs"] == {
+        "until": [],
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "max_gen_toks": 2048,
+    }
 
 
 def rows() -> list[dict[str, Any]]:
@@ -167,13 +218,20 @@ def rows() -> list[dict[str, Any]]:
 
 
 def passed(docs: Iterable[dict[str, Any]], codes: Iterable[str]) -> list[bool]:
-    return [outcome.passed for outcome in run_programs([program_of(doc, code) for doc, code in zip(docs, codes, strict=True)])]
+    return [
+        outcome.passed
+        for outcome in run_programs(
+            [program_of(doc, code) for doc, code in zip(docs, codes, strict=True)]
+        )
+    ]
 
 
 def test_every_canonical_solution_passes() -> None:
     docs = rows()
     assert len(docs) == 164
-    assert all(passed(docs, [code_of(f"{SAID}```python\n{doc['canonical_solution']}```") for doc in docs]))
+    assert all(
+        passed(docs, [code_of(f"{SAID}```python\n{doc['canonical_solution']}```") for doc in docs])
+    )
 
 
 @pytest.mark.parametrize("body", ["    return None", "    pass"])

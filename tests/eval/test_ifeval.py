@@ -54,23 +54,53 @@ FOLLOWED = {
 """By the prompts' keys; all 25 kinds of instruction are among them."""
 
 BROKEN = [  # (prompt, answer, strict verdicts, loose verdicts): 1 where an instruction is followed
-    (3414, "It was cold and the legs just stopped.", "01", "01"),  # none in capitals: not 5, but fewer than 11
+    (
+        3414,
+        "It was cold and the legs just stopped.",
+        "01",
+        "01",
+    ),  # none in capitals: not 5, but fewer than 11
     (3414, "A B C D E F G H IJ KL MN", "10", "10"),  # eleven
     (2341, "Yes. It is a kind thing to do for a friend who is ill.", "0", "0"),
     (2341, "JA. ES IST SEHR FREUNDLICH UND HILFT DEN KRANKEN MENSCHEN.", "0", "0"),  # German
     (202, "Another word for engravings is etchings, and a third one is carvings.", "0", "0"),
-    (202, "Sure, here it is:\nanother word for engravings is etchings, and a third one is carvings.", "0", "1"),  # without its first line
+    (
+        202,
+        "Sure, here it is:\nanother word for engravings is etchings, and a third one is carvings.",
+        "0",
+        "1",
+    ),  # without its first line
     (3563, "The name of the actor who played Gandalf is Ian McKellen.", "0", "0"),
-    (3563, "Sure!\nWhat is the name of the actor who played Gandalf in Lord of the Rings?\nIan McKellen.", "0", "1"),
-    (1107, "Well, it was out of fuel.\n******\nComets.", "01", "11"),  # the comma stands in its first line
+    (
+        3563,
+        "Sure!\nWhat is the name of the actor who played Gandalf in Lord of the Rings?\nIan McKellen.",
+        "0",
+        "1",
+    ),
+    (
+        1107,
+        "Well, it was out of fuel.\n******\nComets.",
+        "01",
+        "11",
+    ),  # the comma stands in its first line
     (1107, "It was out of fuel.\n***\nComets.", "10", "10"),
-    (1107, "Fuel.\n******\nComets.\n******\nStars.", "10", "11"),  # three jokes, two without the first line
+    (
+        1107,
+        "Fuel.\n******\nComets.\n******\nStars.",
+        "10",
+        "11",
+    ),  # three jokes, two without the first line
     (3743, "[name] met Zoe on [date].", "0", "0"),
     (1759, "Read the old masters first.\n\nPS: read them aloud.", "0", "0"),
     (3753, "No.", "0", "0"),
     (1242, 'Here it is: {"name": "Staff"}', "01", "01"),
     (1242, '{"nickname": "Staff"}', "10", "10"),
-    (1242, 'Here it is:\n{"name": "Staff"}\nEnjoy!', "01", "11"),  # without its first and its last line
+    (
+        1242,
+        'Here it is:\n{"name": "Staff"}\nEnjoy!',
+        "01",
+        "11",
+    ),  # without its first and its last line
     (1242, "[" * 200_000, "00", "00"),  # Python's json gives up
     (2925, "SECTION 1\nA man walks in.\nSECTION 2\nNobody rules the bar.", "0", "0"),
     (2314, "* Domino\n* Panda\n* Oreo\n* Zebra", "0", "1"),  # three, once its first line is gone
@@ -80,12 +110,32 @@ BROKEN = [  # (prompt, answer, strict verdicts, loose verdicts): 1 where an inst
     (2035, '"*Knock knock*. Who is there? *Lettuce*. Lettuce in!"', "110", "110"),  # four sentences
     (2035, '"*Knock knock*. Who is there? Lettuce. Lettuce who? Lettuce in!"', "011", "011"),
     (3057, "The way back\n\nI undo what was done. What am I?", "0", "0"),
-    (1508, "In forests he waits\nA golden mystery with teeth\nThe grass holds its breath", "01", "01"),
-    (1508, "In forests he waits,\nA golden riddle with teeth,\nThe grass holds its breath", "10", "10"),
+    (
+        1508,
+        "In forests he waits\nA golden mystery with teeth\nThe grass holds its breath",
+        "01",
+        "01",
+    ),
+    (
+        1508,
+        "In forests he waits,\nA golden riddle with teeth,\nThe grass holds its breath",
+        "10",
+        "10",
+    ),
     (3595, "A rose has Beauty and needs no name.", "0", "0"),
     (2716, "The job is the one I want.", "0", "0"),
-    (2716, "I know others like them.", "0", "0"),  # "o-the-rs" and "the-m": it counts parts of words
-    (279, "<<a good day>>\n\nthe morning is here\nthere is rain on the hills and the sea\nthe sheep are asleep", "101", "101"),
+    (
+        2716,
+        "I know others like them.",
+        "0",
+        "0",
+    ),  # "o-the-rs" and "the-m": it counts parts of words
+    (
+        279,
+        "<<a good day>>\n\nthe morning is here\nthere is rain on the hills and the sea\nthe sheep are asleep",
+        "101",
+        "101",
+    ),
     (
         279,
         "The gentle gray morning\ngreen fog is hugging the glen\ngeese are gliding along, going again",
@@ -97,7 +147,12 @@ BROKEN = [  # (prompt, answer, strict verdicts, loose verdicts): 1 where an inst
     (2590, "Movers are needed.\n\nIt is quiet there.\n\nSend them.", "0", "0"),
     (2921, "The sum of a and b is 40.\n\nSo the value is 2.", "0", "0"),
     (2780, "No. I cannot. There is none! Is there? Ask them. Good luck.", "0", "0"),  # six
-    (2780, "Ask Mr. Smith. Or ask Mrs. Smith. Or ask J. R. Smith. Or the U.S. embassy. Or ask me!", "1", "1"),  # five
+    (
+        2780,
+        "Ask Mr. Smith. Or ask Mrs. Smith. Or ask J. R. Smith. Or the U.S. embassy. Or ask me!",
+        "1",
+        "1",
+    ),  # five
     (1092, "word " * 300, "0", "0"),
     (1092, "word " * 299, "1", "1"),
     (3198, "Call me at 631-481-4867 any time.", "0", "0"),
@@ -144,9 +199,15 @@ def test_an_empty_answer_follows_nothing(answer: str) -> None:
 
 
 def test_the_figures_are_lm_evals_own() -> None:
-    answers = [*FOLLOWED.items(), *((key, answer) for key, answer, _, _ in BROKEN if not answer.startswith("[[["))]
+    answers = [
+        *FOLLOWED.items(),
+        *((key, answer) for key, answer, _, _ in BROKEN if not answer.startswith("[[[")),
+    ]
     for key, answer in answers:
-        ours, theirs = process_results(rows()[key], [answer]), ifeval_checks().process_results(rows()[key], [answer])
+        ours, theirs = (
+            process_results(rows()[key], [answer]),
+            ifeval_checks().process_results(rows()[key], [answer]),
+        )
         assert ours == {
             "score": theirs["prompt_level_loose_acc"],
             "prompt_strict": theirs["prompt_level_strict_acc"],
@@ -179,7 +240,9 @@ def test_pass_at_10_of_the_samples() -> None:
     """3 of 20 right, of which one loosely only: 1 − C(17, 10) / C(20, 10) = 1 − 19448/184756. Of fewer than ten any right one will do."""
     row = rows()[202]
     right, loosely, wrong = FOLLOWED[202], "Sure:\n" + FOLLOWED[202], "Etchings."
-    assert process_samples(row, [[right, loosely, right] + [wrong] * 16 + [""]]) == {"score": pytest.approx(1 - 19448 / 184756)}
+    assert process_samples(row, [[right, loosely, right] + [wrong] * 16 + [""]]) == {
+        "score": pytest.approx(1 - 19448 / 184756)
+    }
     assert process_samples(row, [[wrong, loosely]]) == {"score": 1.0}
     assert process_samples(row, [[wrong, ""]]) == {"score": 0.0}
 
@@ -191,10 +254,27 @@ def test_the_filter_keeps_all_answers() -> None:
 def test_the_settings() -> None:
     greedy = load_yaml(Path(ifeval.__file__).with_name("ifeval.yaml"), resolve_func=False)
     assert (greedy["num_fewshot"], greedy["doc_to_text"]) == (0, "prompt")
-    assert greedy["generation_kwargs"] == {"until": [], "do_sample": False, "temperature": 0.0, "max_gen_toks": 2048}
-    sampled = load_yaml(Path(ifeval.__file__).with_name("ifeval_pass10.yaml"), resolve_func=False, recursive=True)
-    assert (sampled["task"], sampled["repeats"], sampled["doc_to_text"]) == ("nrt_ifeval_pass10", 20, "prompt")
-    assert sampled["generation_kwargs"] == {"until": [], "do_sample": True, "temperature": 0.8, "top_p": 0.95, "max_gen_toks": 2048}
+    assert greedy["generation_kwargs"] == {
+        "until": [],
+        "do_sample": False,
+        "temperature": 0.0,
+        "max_gen_toks": 2048,
+    }
+    sampled = load_yaml(
+        Path(ifeval.__file__).with_name("ifeval_pass10.yaml"), resolve_func=False, recursive=True
+    )
+    assert (sampled["task"], sampled["repeats"], sampled["doc_to_text"]) == (
+        "nrt_ifeval_pass10",
+        20,
+        "prompt",
+    )
+    assert sampled["generation_kwargs"] == {
+        "until": [],
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "max_gen_toks": 2048,
+    }
 
 
 SENTENCES = {
@@ -203,20 +283,33 @@ SENTENCES = {
     "One": ["One"],
     "One. Two! Three? four": ["One.", "Two!", "Three?", "four"],
     "A title\n\nA sentence.\nAnother": ["A title\n\nA sentence.", "Another"],
-    "Mr. and Mrs. Smith met Dr. Jones. They left.": ["Mr. and Mrs. Smith met Dr. Jones.", "They left."],
-    "It is big, e.g. ten feet, i.e. 3.05 m. So be it.": ["It is big, e.g. ten feet, i.e. 3.05 m.", "So be it."],
+    "Mr. and Mrs. Smith met Dr. Jones. They left.": [
+        "Mr. and Mrs. Smith met Dr. Jones.",
+        "They left.",
+    ],
+    "It is big, e.g. ten feet, i.e. 3.05 m. So be it.": [
+        "It is big, e.g. ten feet, i.e. 3.05 m.",
+        "So be it.",
+    ],
     "She lives in the U.S. He does not.": ["She lives in the U.S.", "He does not."],
     "The U.S. Senate met at 5 p.m. on Monday.": ["The U.S. Senate met at 5 p.m. on Monday."],
     "J. R. R. Tolkien wrote it. I read it.": ["J. R. R. Tolkien wrote it.", "I read it."],
     "It costs $3.50. That is 1.000 more.": ["It costs $3.50.", "That is 1.000 more."],
-    "It was 1999. Then came 2000. after that, 2001.": ["It was 1999.", "Then came 2000. after that, 2001."],
+    "It was 1999. Then came 2000. after that, 2001.": [
+        "It was 1999.",
+        "Then came 2000. after that, 2001.",
+    ],
     '"Stop!" he said. “Why?” "Because."': ['"Stop!"', "he said.", "“Why?”", '"Because."'],
     "(It ends. Really.) And [it begins.] So": ["(It ends.", "Really.)", "And [it begins.]", "So"],
     "Wait... what? Well... Yes.": ["Wait... what?", "Well...", "Yes."],
     "What?! No!!! Oh.": ["What?!", "No!!!", "Oh."],
     "See example.com or v1.2.3 today.": ["See example.com or v1.2.3 today."],
     "*Bold.* **More.** Plain.": ["*Bold.*", "**More.**", "Plain."],
-    "Buy milk, eggs, etc. and go. Fish, meat, etc. Then go.": ["Buy milk, eggs, etc. and go.", "Fish, meat, etc.", "Then go."],
+    "Buy milk, eggs, etc. and go. Fish, meat, etc. Then go.": [
+        "Buy milk, eggs, etc. and go.",
+        "Fish, meat, etc.",
+        "Then go.",
+    ],
     "no capital. here either.": ["no capital.", "here either."],
 }
 
@@ -227,12 +320,29 @@ def test_sentences(text: str) -> None:
 
 
 def test_a_long_answer_is_split_in_no_time() -> None:
-    for text in ("a" * 200_000, "." * 200_000, "\n" * 200_000, "Oh. " * 50_000, "“" * 200_000, "a." * 100_000):
+    for text in (
+        "a" * 200_000,
+        "." * 200_000,
+        "\n" * 200_000,
+        "Oh. " * 50_000,
+        "“" * 200_000,
+        "a." * 100_000,
+    ):
         assert split_sentences(text) is not None
 
 
 def test_words() -> None:
-    assert tokenize_words("HELLO Mr. SMITH. It's $5.") == ["HELLO", "Mr.", "SMITH", ".", "It", "'s", "$", "5", "."]
+    assert tokenize_words("HELLO Mr. SMITH. It's $5.") == [
+        "HELLO",
+        "Mr.",
+        "SMITH",
+        ".",
+        "It",
+        "'s",
+        "$",
+        "5",
+        ".",
+    ]
 
 
 @pytest.mark.parametrize("name", ["langdetect", "immutabledict", "nltk"])
@@ -263,7 +373,13 @@ print(splitter_name(), *verdicts(row, "I ASK e.g. him."))
 def run_offline(data: Path) -> str:
     """In a Python of its own, where lm-eval's modules are not imported yet."""
     environment = os.environ | {"NLTK_DATA": str(data), "HOME": str(data)}
-    ran = subprocess.run([sys.executable, "-c", OFFLINE], capture_output=True, text=True, check=False, env=environment)
+    ran = subprocess.run(
+        [sys.executable, "-c", OFFLINE],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.strip()
 

@@ -28,10 +28,19 @@ ANSWERS = {
     "as asked, with a point": ("Therefore, the answer is (B).", "B"),
     "as asked, but wrong": ("Therefore, the answer is (C)", "C"),
     "as asked after another": ("The answer is (A). No. Therefore, the answer is (B)", "B"),
-    "as asked twice, the last counts": ("Therefore, the answer is (A).\nWait. Therefore, the answer is (B).", "B"),
+    "as asked twice, the last counts": (
+        "Therefore, the answer is (A).\nWait. Therefore, the answer is (B).",
+        "B",
+    ),
     "as asked before another": ("Therefore, the answer is (B). Some say the answer is (C).", "B"),
-    "said again after the end of the trace": ("Therefore, the answer is (A).<|think_end|>Therefore, the answer is (B).", "B"),
-    "said again, twice after the end": ("The answer is (A).<|think_end|><|think_end|>Therefore, the answer is (B)", "B"),
+    "said again after the end of the trace": (
+        "Therefore, the answer is (A).<|think_end|>Therefore, the answer is (B).",
+        "B",
+    ),
+    "said again, twice after the end": (
+        "The answer is (A).<|think_end|><|think_end|>Therefore, the answer is (B)",
+        "B",
+    ),
     "between two ends": ("<|think_end|>Therefore, the answer is (B)<|think_end|>", "B"),
     "without the comma": ("Therefore the answer is B", "B"),
     "therefore before another": ("The answer is D. Therefore, the answer is: B.", "B"),
@@ -74,7 +83,10 @@ ANSWERS = {
     "a small letter alone": ("b", ""),
     "the words of the choice": ("Jupiter.", ""),
     "a letter out of range": ("Therefore, the answer is (E).", ""),
-    "in the middle of a refusal": ("I cannot help with that. One might say (B), but I will not choose.", "B"),
+    "in the middle of a refusal": (
+        "I cannot help with that. One might say (B), but I will not choose.",
+        "B",
+    ),
     "a refusal": ("I cannot answer this question.", ""),
     "the marker alone": ("<|think_end|><|think_end|>", ""),
     "nothing": ("", ""),
@@ -118,7 +130,11 @@ def test_the_prompt() -> None:
 
 def test_lm_eval_scores_a_row() -> None:
     built = task()
-    built.build_all_requests(apply_chat_template=True, fewshot_as_multiturn=True, chat_template=lambda messages, **_: json.dumps(messages))
+    built.build_all_requests(
+        apply_chat_template=True,
+        fewshot_as_multiturn=True,
+        chat_template=lambda messages, **_: json.dumps(messages),
+    )
     (instance,) = built.instances
     instance.resps.append("Therefore, the answer is (B)")
     built.apply_filters()
@@ -128,4 +144,9 @@ def test_lm_eval_scores_a_row() -> None:
 def test_the_settings() -> None:
     config = load_yaml(YAML, resolve_func=False)
     assert (config["task"], config["num_fewshot"]) == ("nrt_mmlu", 0)
-    assert config["generation_kwargs"] == {"until": [], "do_sample": False, "temperature": 0.0, "max_gen_toks": 2048}
+    assert config["generation_kwargs"] == {
+        "until": [],
+        "do_sample": False,
+        "temperature": 0.0,
+        "max_gen_toks": 2048,
+    }

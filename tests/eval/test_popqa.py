@@ -15,7 +15,11 @@ from tests.eval.chats import chat_of, task_of
 
 CONFIG = Path(popqa.__file__).with_suffix(".yaml")
 
-PARIS, USA, FILM = ["Paris", "City of Light"], ["United States of America", "the US", "U.S.", "USA"], ["adventure film", "adventure"]
+PARIS, USA, FILM = (
+    ["Paris", "City of Light"],
+    ["United States of America", "the US", "U.S.", "USA"],
+    ["adventure film", "adventure"],
+)
 NUMBER = ["1,024", "#FFFFFF"]
 
 ANSWERS = {
@@ -64,10 +68,17 @@ ANSWERS = {
 @pytest.mark.parametrize("name", ANSWERS)
 def test_answers(name: str) -> None:
     answer, names, right = ANSWERS[name]
-    assert process_results({"question": "", "possible_answers": names}, [answer]) == {"score": float(right)}
+    assert process_results({"question": "", "possible_answers": names}, [answer]) == {
+        "score": float(right)
+    }
 
 
-DOC: dict[str, Any] = {"question": "What is the capital of France?", "possible_answers": PARIS, "s_pop": 1, "from": "here"}
+DOC: dict[str, Any] = {
+    "question": "What is the capital of France?",
+    "possible_answers": PARIS,
+    "s_pop": 1,
+    "from": "here",
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +101,22 @@ def test_the_examples_are_turns_of_the_chat(task: ConfigurableTask) -> None:
 
 def test_without_turns_they_are_one_text(task: ConfigurableTask) -> None:
     (message,) = chat_of(task, DOC, turns=False)
-    assert message["content"].startswith("Q: What is Thomas Widdrington's occupation? A: politician\n\nQ: In what city")
-    assert message["content"].endswith("Terry Fox? A: Betty Fox\n\nQ: What is the capital of France? A:")
+    assert message["content"].startswith(
+        "Q: What is Thomas Widdrington's occupation? A: politician\n\nQ: In what city"
+    )
+    assert message["content"].endswith(
+        "Terry Fox? A: Betty Fox\n\nQ: What is the capital of France? A:"
+    )
 
 
 def test_the_settings_and_through_lm_eval(task: ConfigurableTask) -> None:
     assert (task.config.num_fewshot, task.config.repeats) == (15, 1)
-    assert task.config.generation_kwargs == {"until": ["\n\n"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 15}
+    assert task.config.generation_kwargs == {
+        "until": ["\n\n"],
+        "do_sample": False,
+        "temperature": 0.0,
+        "max_gen_toks": 15,
+    }
     request = task.construct_requests(DOC, "", metadata=("nrt_popqa", 0, 1))
     assert not isinstance(request, list)
     request.resps = [" Paris"]

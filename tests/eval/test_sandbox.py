@@ -25,7 +25,9 @@ KERNEL = ("landlock", "seccomp", "capabilities")
 ALL = (*KERNEL, "memory limit", "other limits", "audit hook")
 
 
-def outcome(program: str, timeout_s: float = 10.0, memory_mb: int = 1024, skip: tuple[str, ...] = ()) -> ProgramOutcome:
+def outcome(
+    program: str, timeout_s: float = 10.0, memory_mb: int = 1024, skip: tuple[str, ...] = ()
+) -> ProgramOutcome:
     return _run(ModelProgram(program), timeout_s, memory_mb, skip)[0]
 
 
@@ -39,7 +41,9 @@ def test_confinement_says_in_one_line_what_is_in_force() -> None:
     assert said.startswith("programs are confined by ")
     assert "audit hook" in said
     assert "\n" not in said
-    assert ("NOT in force" in said) == any(layer not in said.partition(";")[0] for layer in ("memory limit", "landlock", "seccomp"))
+    assert ("NOT in force" in said) == any(
+        layer not in said.partition(";")[0] for layer in ("memory limit", "landlock", "seccomp")
+    )
 
 
 def test_a_layer_that_is_skipped_is_not_said_to_be_in_force() -> None:
@@ -233,7 +237,9 @@ def test_values_come_and_go_as_they_are() -> None:
     same = "def same(x):\n    return x"
     check = "def check(same):\n    x = {}\n    assert same(x) == x and type(same(x)) is type(x) and repr(same(x)) == repr(x), same(x)"
     for value in VALUES:
-        assert run_programs([ModelProgram(same, "same", test=check.replace("{}", value, 1))]) == [ProgramOutcome(True)], value
+        assert run_programs([ModelProgram(same, "same", test=check.replace("{}", value, 1))]) == [
+            ProgramOutcome(True)
+        ], value
     get = "import collections, enum\nimport numpy as np\nclass E(enum.IntEnum):\n    A = 3\ndef get():\n    return {}"
     derived = {
         "collections.Counter('aab')": "{'a': 2, 'b': 1}",
@@ -244,10 +250,16 @@ def test_values_come_and_go_as_they_are() -> None:
     }
     for made, value in derived.items():
         check = f"def check(get):\n    assert get() == {value} and type(get()) is type({value})"
-        assert run_programs([ModelProgram(get.replace("{}", made), "get", test=check)]) == [ProgramOutcome(True)], made
-    check = "def check(get):\n    assert get() != [0, 1, 2] and get() != get() and get() is not None"
+        assert run_programs([ModelProgram(get.replace("{}", made), "get", test=check)]) == [
+            ProgramOutcome(True)
+        ], made
+    check = (
+        "def check(get):\n    assert get() != [0, 1, 2] and get() != get() and get() is not None"
+    )
     for other in ("range(3)", "object()", "(x for x in [1])", "np.zeros(2)", "map(int, [])"):
-        assert run_programs([ModelProgram(get.replace("{}", other), "get", test=check)]) == [ProgramOutcome(True)], other
+        assert run_programs([ModelProgram(get.replace("{}", other), "get", test=check)]) == [
+            ProgramOutcome(True)
+        ], other
 
 
 EXPECTS = """
@@ -262,7 +274,10 @@ def check(f):
 
 
 def test_a_test_may_expect_an_error() -> None:
-    programs = [ModelProgram(f"def f(x):\n    return {value}", "f", test=EXPECTS) for value in ("1 / x", "x", "{}[x]")]
+    programs = [
+        ModelProgram(f"def f(x):\n    return {value}", "f", test=EXPECTS)
+        for value in ("1 / x", "x", "{}[x]")
+    ]
     assert run_programs(programs) == [
         ProgramOutcome(True),
         ProgramOutcome(False, "AssertionError: assert False"),
@@ -284,7 +299,9 @@ def test_neither_process_outlives_a_verdict() -> None:
     started = time.monotonic()
     waits = "\nimport threading\nthreading.Thread(target=threading.Event().wait).start()"
     assert doubled("def double(x):\n    return 2 * x" + waits).passed
-    assert doubled("import os\ndef double(x):\n    os._exit(3)") == ProgramOutcome(False, "exited with status 3")
+    assert doubled("import os\ndef double(x):\n    os._exit(3)") == ProgramOutcome(
+        False, "exited with status 3"
+    )
     assert time.monotonic() - started < 5
 
 
@@ -332,11 +349,15 @@ def test_not_even_its_own_folder_takes_a_byte() -> None:
     """So that no number of programs fills a disk. First by the hook and Landlock, then by the limit alone."""
     huge = "with open('huge', 'wb') as file:\n    while True:\n        file.write(bytes(1 << 20))"
     assert outcome(huge).detail.startswith("PermissionError: the sandbox refuses to open ")
-    assert outcome(huge, skip=(*KERNEL, "audit hook")).detail == "OSError: [Errno 27] File too large"
+    assert (
+        outcome(huge, skip=(*KERNEL, "audit hook")).detail == "OSError: [Errno 27] File too large"
+    )
 
 
 def test_its_folder_is_empty_and_gone_afterwards() -> None:
-    found = outcome("import os\nraise ValueError(os.getcwd() + ' ' + str(os.listdir('.')))", skip=("landlock",))
+    found = outcome(
+        "import os\nraise ValueError(os.getcwd() + ' ' + str(os.listdir('.')))", skip=("landlock",)
+    )
     _, folder, listing = found.detail.split(" ")
     assert listing == "[]"
     assert not Path(folder).exists()
@@ -359,7 +380,9 @@ def test_the_parents_environment_is_out_of_reach_too(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("skip", [(), ("audit hook",)], ids=["all layers", "the kernel alone"])
 @pytest.mark.parametrize("family", ["AF_INET", "AF_UNIX"])
-def test_there_is_no_network(skip: tuple[str, ...], family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_network(
+    skip: tuple[str, ...], family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if skip:
         needs("seccomp")
     monkeypatch.chdir(tmp_path)  # a socket's path has to be short
@@ -368,7 +391,9 @@ def test_there_is_no_network(skip: tuple[str, ...], family: str, tmp_path: Path,
         listening.listen()
         listening.setblocking(False)
         address = listening.getsockname() if family == "AF_INET" else str(tmp_path / "socket")
-        found = outcome(f"import socket\nsocket.socket(socket.{family}).connect({address!r})", skip=skip)
+        found = outcome(
+            f"import socket\nsocket.socket(socket.{family}).connect({address!r})", skip=skip
+        )
         assert found.detail.startswith("PermissionError: ")
         with pytest.raises(BlockingIOError):
             listening.accept()
@@ -398,7 +423,9 @@ def test_ctypes_is_absent_and_useless() -> None:
     for how in ("import ctypes", "import _ctypes", "from ctypes import CDLL"):
         assert outcome(how).detail.startswith("ModuleNotFoundError: import of ")
     smuggled = "import importlib, sys\nsys.modules.clear()\nimportlib.import_module('_ctypes').dlopen(None, 0)"
-    assert outcome(smuggled) == ProgramOutcome(False, "PermissionError: the sandbox refuses ctypes.dlopen")
+    assert outcome(smuggled) == ProgramOutcome(
+        False, "PermissionError: the sandbox refuses ctypes.dlopen"
+    )
 
 
 def test_rights_once_given_up_do_not_come_back() -> None:
@@ -441,13 +468,19 @@ def test_a_process_left_behind_is_dead_afterwards(tmp_path: Path) -> None:
 
 def test_outcomes_come_in_the_order_of_their_programs() -> None:
     programs = [f"import time\ntime.sleep({(7 * k) % 5 / 50})\nassert {k} % 3" for k in range(12)]
-    expected = [ProgramOutcome(True) if k % 3 else ProgramOutcome(False, f"AssertionError: assert {k} % 3") for k in range(12)]
+    expected = [
+        ProgramOutcome(True) if k % 3 else ProgramOutcome(False, f"AssertionError: assert {k} % 3")
+        for k in range(12)
+    ]
     assert run_programs([ModelProgram(program) for program in programs], jobs=4) == expected
 
 
 def test_the_same_program_is_run_once() -> None:
     started = time.monotonic()
-    assert run_programs([ModelProgram("import time\ntime.sleep(0.5)")] * 20, jobs=1) == [ProgramOutcome(True)] * 20
+    assert (
+        run_programs([ModelProgram("import time\ntime.sleep(0.5)")] * 20, jobs=1)
+        == [ProgramOutcome(True)] * 20
+    )
     assert time.monotonic() - started < 5
     assert run_programs([]) == []
     assert usable_cores() >= 1
@@ -455,5 +488,8 @@ def test_the_same_program_is_run_once() -> None:
 
 def test_hashes_are_the_same_on_every_run() -> None:
     """A set of words in another order is another verdict."""
-    first, second = (outcome(f"raise ValueError(list({{'a', 'b', 'c', 'd', 'e', 'f'}}))  # {k}") for k in range(2))
+    first, second = (
+        outcome(f"raise ValueError(list({{'a', 'b', 'c', 'd', 'e', 'f'}}))  # {k}")
+        for k in range(2)
+    )
     assert first == second

@@ -18,9 +18,15 @@ from nrt.eval.tasks.truthfulqa import process_results
 from tests.eval.chats import chat_of, task_of
 
 FOLDER = Path(truthfulqa.__file__).parent
-DATA = Path(__file__).parents[3] / "shared" / "data" / "truthfulqa" / "data" / "v1" / "mc_task.json.gz"
+DATA = (
+    Path(__file__).parents[3] / "shared" / "data" / "truthfulqa" / "data" / "v1" / "mc_task.json.gz"
+)
 
-DOC: dict[str, Any] = {"question": "What is in a loaf?", "choices": ["Bread", "Flour and water.", "A cat"], "labels": [1, 1, 0]}
+DOC: dict[str, Any] = {
+    "question": "What is in a loaf?",
+    "choices": ["Bread", "Flour and water.", "A cat"],
+    "labels": [1, 1, 0],
+}
 
 FIGURES = {
     "two of three true": ([log(0.3), log(0.1), log(0.1)], [1, 1, 0], 0.8),
@@ -40,7 +46,9 @@ FIGURES = {
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures(name: str) -> None:
     logps, labels, score = FIGURES[name]
-    assert process_results({"labels": labels}, [(logp, False) for logp in logps]) == {"score": pytest.approx(score, abs=1e-12)}
+    assert process_results({"labels": labels}, [(logp, False) for logp in logps]) == {
+        "score": pytest.approx(score, abs=1e-12)
+    }
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -68,15 +76,21 @@ def test_the_prompt_is_one_turn(turns: bool) -> None:
         "Q: Where were the 1992 Olympics held?\nA: The 1992 Olympics were held in Barcelona, Spain.\n\n"
     )
     task = task_of(load_yaml(FOLDER / "truthfulqa.yaml"), [DOC])
-    assert chat_of(task, DOC, turns=turns) == [{"role": "user", "content": f"{shots}Q: What is in a loaf?\nA:"}]
+    assert chat_of(task, DOC, turns=turns) == [
+        {"role": "user", "content": f"{shots}Q: What is in a loaf?\nA:"}
+    ]
 
 
 @pytest.mark.parametrize(("template", "space"), [(True, ""), (False, " ")])
 def test_the_choices_and_through_lm_eval(template: bool, space: str) -> None:
     task = task_of(load_yaml(FOLDER / "truthfulqa.yaml"), [DOC])
-    requests = task.construct_requests(DOC, "asked", apply_chat_template=template, metadata=("nrt_truthfulqa", 0, 1))
+    requests = task.construct_requests(
+        DOC, "asked", apply_chat_template=template, metadata=("nrt_truthfulqa", 0, 1)
+    )
     assert isinstance(requests, list)
-    assert [request.args for request in requests] == [("asked", space + choice) for choice in DOC["choices"]]
+    assert [request.args for request in requests] == [
+        ("asked", space + choice) for choice in DOC["choices"]
+    ]
     assert {request.request_type for request in requests} == {"loglikelihood"}
     for request, share in zip(requests, (0.3, 0.1, 0.1), strict=True):
         request.resps = [(log(share), False)]
@@ -89,7 +103,10 @@ def test_the_choices_and_through_lm_eval(template: bool, space: str) -> None:
 def test_with_the_null_trace_it_is_the_same_task() -> None:
     own, null = (load_yaml(FOLDER / f"{name}.yaml") for name in ("truthfulqa", "truthfulqa_null"))
     assert null == own | {"task": "nrt_truthfulqa_null", "metadata": {"version": 1.0, "null": True}}
-    assert task_of(load_yaml(FOLDER / "truthfulqa_null.yaml"), [DOC]).config.metadata == {"version": 1.0, "null": True}
+    assert task_of(load_yaml(FOLDER / "truthfulqa_null.yaml"), [DOC]).config.metadata == {
+        "version": 1.0,
+        "null": True,
+    }
 
 
 def test_every_row_has_true_and_false_answers() -> None:

@@ -49,11 +49,25 @@ def verl_runs(rng: Random, folder: Path) -> str:
     else:
         inputs.meddle(rng, rng.choice(files_of(run)), files_of(_finished(), LOCAL))
     before = contents(run)
-    found = [*shown(run), *shown(run, LOCAL), outcome(lambda: comparison_markdown(compare({"a": {0: run}, "b": {0: LOCAL}}, "b", measure="logp")))]
+    found = [
+        *shown(run),
+        *shown(run, LOCAL),
+        outcome(
+            lambda: comparison_markdown(
+                compare({"a": {0: run}, "b": {0: LOCAL}}, "b", measure="logp")
+            )
+        ),
+    ]
     found.append(outcome(lambda: export_run(load_run(run), folder / "out")))
     found.append(outcome(lambda: export_run(load_run(run), folder / "out-2", step=2)))
     if rng.random() < 0.2:
-        found.append(outcome(lambda: ChatSession(str(run), ChatSettings(4, 4), quiet()).ask("what is one plus two ?")))
+        found.append(
+            outcome(
+                lambda: ChatSession(str(run), ChatSettings(4, 4), quiet()).ask(
+                    "what is one plus two ?"
+                )
+            )
+        )
     if rng.random() < 0.02:
         found.append(outcome(lambda: write_figures([run], folder / "figures")))
     resumed = outcome(lambda: train(load_run(run).config.model_copy(update={"resume": str(run)})))
@@ -66,7 +80,9 @@ def verl_runs(rng: Random, folder: Path) -> str:
 def _finished(folder: Path) -> Path:
     """With the model that the last checkpoint has."""
     shutil.copytree(VERL / "run", folder / "run")
-    shutil.copytree(folder / "run" / "checkpoints" / "step-000002" / "model", folder / "run" / "model")
+    shutil.copytree(
+        folder / "run" / "checkpoints" / "step-000002" / "model", folder / "run" / "model"
+    )
     return folder / "run"
 
 
@@ -88,7 +104,9 @@ def verl_resumes(rng: Random, folder: Path) -> str:
     before = contents(run)
 
     def checked() -> None:
-        with _prepare_resumed(load_run(run).config.model_copy(update={"resume": str(run)}), str(run), SINGLE_PROCESS).writer:
+        with _prepare_resumed(
+            load_run(run).config.model_copy(update={"resume": str(run)}), str(run), SINGLE_PROCESS
+        ).writer:
             pass
 
     found = outcome(checked)
@@ -136,7 +154,15 @@ def _rekeyed(rng: Random, state: Any) -> Any:
 def _cluster() -> tuple[Any, Path]:
     """An engine that runs with one worker, and what it wrote."""
     os.chdir(_beside())
-    config = tiny_config("base", PAIRS, "unused", engine="verl", gpus_per_node=1, device="cpu", initial_reference=False)
+    config = tiny_config(
+        "base",
+        PAIRS,
+        "unused",
+        engine="verl",
+        gpus_per_node=1,
+        device="cpu",
+        initial_reference=False,
+    )
     choose_platform(config)
     engine: Any = prepare_cluster(config).learner.policy.engine
     running = ExitStack()

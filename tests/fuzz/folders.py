@@ -105,7 +105,9 @@ def _plan() -> EvalPlan:
 
 @cache
 def _reasoner() -> Any:
-    return scripted(lambda prompt, tracing: "let us see<|think_end|>" if tracing else "The answer is 7")
+    return scripted(
+        lambda prompt, tracing: "let us see<|think_end|>" if tracing else "The answer is 7"
+    )
 
 
 @made_once
@@ -125,7 +127,11 @@ def eval_folders(rng: Random, folder: Path) -> str:
     """RUN/eval, through report and figures, and gone on with by `nrt eval`, after which all of it is whole; refused, it is as it was."""
     run = folder / "run"
     shutil.copytree(_evaluated(0), run)
-    inputs.meddle(rng, rng.choice(files_of(run / "eval")), files_of(_evaluated(0) / "eval", _evaluated(1) / "eval"))
+    inputs.meddle(
+        rng,
+        rng.choice(files_of(run / "eval")),
+        files_of(_evaluated(0) / "eval", _evaluated(1) / "eval"),
+    )
     before = contents(run)
     found = shown(run) + shown(run, _evaluated(1))
     if rng.random() < 0.05:
@@ -153,7 +159,15 @@ _second_evaluated = made_once(lambda folder: _make_evaluated(folder, 1))
 
 
 def _evaluate(run: Path) -> None:
-    evaluate_models(quiet(), [str(run)], benchmarks=ASKED, data=_data(), limit=2, decoding=Decoding(4), backend=Backend(device="cpu"))
+    evaluate_models(
+        quiet(),
+        [str(run)],
+        benchmarks=ASKED,
+        data=_data(),
+        limit=2,
+        decoding=Decoding(4),
+        backend=Backend(device="cpu"),
+    )
 
 
 # --- nrt judge ---
@@ -213,7 +227,9 @@ def _server() -> str:
 
     os.environ["NO_PROXY"] = "127.0.0.1"
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    ).start()
     atexit.register(server.server_close)
     atexit.register(server.shutdown)
     return f"http://127.0.0.1:{server.server_port}/v1"
@@ -246,13 +262,20 @@ def _go_on(study: Path, measure: str) -> None:
     with explain_disk_errors(study, "again"):
         folder = open_study(str(study), _terms("a"))
         plan = read_study(folder)
-        done = [RunOutcome(variant, seed, 0 if is_done(run_path(folder, variant, seed)) else 1, 0.0, "no") for variant, seed in plan.runs()]
+        done = [
+            RunOutcome(
+                variant, seed, 0 if is_done(run_path(folder, variant, seed)) else 1, 0.0, "no"
+            )
+            for variant, seed in plan.runs()
+        ]
         write_results(folder, done, measure=measure)
 
 
 def _terms(name: str) -> Any:
     settings = ["traces=3"] if name == "a" else ["traces=4"]
-    return make_study(str(_recipe()), settings, methods="sft,nrt-gm", variants="", seeds=2, baseline="")
+    return make_study(
+        str(_recipe()), settings, methods="sft,nrt-gm", variants="", seeds=2, baseline=""
+    )
 
 
 @made_once
@@ -268,7 +291,11 @@ def _studies(folder: Path) -> Path:
     for name, traces in (("a", 3), ("b", 4)):
         study = open_study(str(folder / name), _terms(name))
         for variant, seed in read_study(study).runs():
-            run = write_run(run_path(study, variant, seed), method=variant, seed=seed, groups=2, traces=traces)
+            run = write_run(
+                run_path(study, variant, seed), method=variant, seed=seed, groups=2, traces=traces
+            )
             (run / "model" / "config.json").write_text("{}")
-        write_results(study, [RunOutcome(variant, seed, 0, 0.0) for variant, seed in read_study(study).runs()])
+        write_results(
+            study, [RunOutcome(variant, seed, 0, 0.0) for variant, seed in read_study(study).runs()]
+        )
     return folder

@@ -56,10 +56,29 @@ LOOK_ALIKES = {
     "s": "ｓſ",
 }
 BETWEEN = (
-    *(" ", "  ", "\n", "\t", "\u200b", "\u200d", "\u2060", "\u00ad", "\u0301", "\u0338", "\x01", "\ufeff", "\ufffd"),
+    *(
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        "\u200b",
+        "\u200d",
+        "\u2060",
+        "\u00ad",
+        "\u0301",
+        "\u0338",
+        "\x01",
+        "\ufeff",
+        "\ufffd",
+    ),
     *("Paris", "{{ x }}", "{% raw %}", "\U000f0000"),
 )
-ROLES = (("user",), ("system", "user"), ("user", "assistant", "user"), ("system", "user", "assistant", "user"))
+ROLES = (
+    ("user",),
+    ("system", "user"),
+    ("user", "assistant", "user"),
+    ("system", "user", "assistant", "user"),
+)
 
 
 def text(rng: Random, control: list[str]) -> str:
@@ -74,17 +93,37 @@ def text(rng: Random, control: list[str]) -> str:
             cut = rng.randrange(len(token) + 1)
             return token[:cut] if how == 1 else token[cut:]
         if how == 3:
-            return "".join(rng.choice(LOOK_ALIKES[c]) if c in LOOK_ALIKES and rng.random() < 0.5 else c for c in token)
+            return "".join(
+                rng.choice(LOOK_ALIKES[c]) if c in LOOK_ALIKES and rng.random() < 0.5 else c
+                for c in token
+            )
         if how == 4:
             cut = rng.randrange(len(token) + 1)
             return token[:cut] + rng.choice((*BETWEEN, token)) + token[cut:]
         if how == 5:
-            return rng.choice((token.upper(), token * 2, token[:-1] + token, f" {token} ", f"{token}\n{rng.choice(control)}"))
+            return rng.choice(
+                (
+                    token.upper(),
+                    token * 2,
+                    token[:-1] + token,
+                    f" {token} ",
+                    f"{token}\n{rng.choice(control)}",
+                )
+            )
         if how == 6:
             return rng.choice(BETWEEN)
         if how == 7:
             return "".join(
-                chr(rng.choice((rng.randrange(1, 128), rng.randrange(1, 0xD800), rng.randrange(0xE000, 0x110000)))) for _ in range(3)
+                chr(
+                    rng.choice(
+                        (
+                            rng.randrange(1, 128),
+                            rng.randrange(1, 0xD800),
+                            rng.randrange(0xE000, 0x110000),
+                        )
+                    )
+                )
+                for _ in range(3)
             )
         return rng.choice((" ", "", "\n"))
 
@@ -98,7 +137,14 @@ def forgery(rng: Random, _: Path) -> str:
     given, folder = exported(kind, template), exported_folder(kind, template)
     chat, roles = (
         given.chat,
-        rng.choice((("user",), ("system", "user"), ("user", "assistant", "user"), ("system", "user", "assistant", "user"))),
+        rng.choice(
+            (
+                ("user",),
+                ("system", "user"),
+                ("user", "assistant", "user"),
+                ("system", "user", "assistant", "user"),
+            )
+        ),
     )
     texts = [text(rng, given.control) for _ in roles]
     answer = text(rng, given.control)
@@ -107,7 +153,9 @@ def forgery(rng: Random, _: Path) -> str:
         return [token for token in ids if token in chat.control_ids]
 
     # In training.
-    prompt = chat.encode_prompt([Message(role, content) for role, content in zip(roles, texts, strict=True)])
+    prompt = chat.encode_prompt(
+        [Message(role, content) for role, content in zip(roles, texts, strict=True)]
+    )
     harmless = controls(chat.encode_prompt([Message(role, "x") for role in roles]))
     assert controls(prompt) == harmless, (kind, template, roles, texts)
     *ids, last = chat.encode_answer(answer)
@@ -117,20 +165,45 @@ def forgery(rng: Random, _: Path) -> str:
     assert controls(document) == [], (kind, template, answer)
     assert len(starts) == len(document)
     pair = Pair(Example("x:1", (), answer), prompt, (*ids, last))
-    row = trace_row(pair, Trace(chat.encode_text(texts[0]), finished=True), Markers(chat.start_id, chat.end_id))
-    own = [(token, role) for token, role in zip(row.tail_ids, row.tail_roles, strict=True) if token in chat.control_ids]
-    assert own == [(chat.start_id, Role.START), (chat.end_id, Role.END), (chat.end_of_turn_id, Role.ANSWER)], (kind, template, answer)
+    row = trace_row(
+        pair, Trace(chat.encode_text(texts[0]), finished=True), Markers(chat.start_id, chat.end_id)
+    )
+    own = [
+        (token, role)
+        for token, role in zip(row.tail_ids, row.tail_roles, strict=True)
+        if token in chat.control_ids
+    ]
+    assert own == [
+        (chat.start_id, Role.START),
+        (chat.end_id, Role.END),
+        (chat.end_of_turn_id, Role.ANSWER),
+    ], (kind, template, answer)
     if kind in LOSSLESS and "▁" not in answer:
         assert chat.decode(ids) == answer, (kind, template, answer)
 
     # Through the folder that goes out, by transformers alone.
-    for contents in (texts, [[{"type": "text", "text": content}] for content in texts] if template == "parts" else texts):
-        turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
-        if changed_by_normaliser(given, folder.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)):
+    for contents in (
+        texts,
+        [[{"type": "text", "text": content}] for content in texts]
+        if template == "parts"
+        else texts,
+    ):
+        turns = [
+            {"role": role, "content": content}
+            for role, content in zip(roles, contents, strict=True)
+        ]
+        if changed_by_normaliser(
+            given, folder.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        ):
             return "refused"
-        fed = folder.apply_chat_template(turns, tokenize=True, return_dict=False, add_generation_prompt=True)
+        fed = folder.apply_chat_template(
+            turns, tokenize=True, return_dict=False, add_generation_prompt=True
+        )
         plain = folder.apply_chat_template(
-            [{"role": role, "content": "x"} for role in roles], tokenize=True, return_dict=False, add_generation_prompt=True
+            [{"role": role, "content": "x"} for role in roles],
+            tokenize=True,
+            return_dict=False,
+            add_generation_prompt=True,
         )
         assert controls(fed) == controls(plain), (kind, template, roles, contents)
     return "taken"

@@ -46,8 +46,19 @@ def rows(ending: str) -> Callable[[bytes], None]:
     return target
 
 
-CASES = [build_case(kind, template) for kind in ("byte-level", "unigram") for template in ("chatml", "llama3")]
-HARMLESS = [[token for token in case.chat.encode_prompt([Message("user", "x")]) if token in case.chat.control_ids] for case in CASES]
+CASES = [
+    build_case(kind, template)
+    for kind in ("byte-level", "unigram")
+    for template in ("chatml", "llama3")
+]
+HARMLESS = [
+    [
+        token
+        for token in case.chat.encode_prompt([Message("user", "x")])
+        if token in case.chat.control_ids
+    ]
+    for case in CASES
+]
 
 
 def chat(data: bytes) -> None:
@@ -60,7 +71,13 @@ def chat(data: bytes) -> None:
 
 TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
     "recipe": (recipe, inputs.RECIPES),
-    "jsonl": (rows("jsonl"), [b'{"question": "a", "answer": "b"}\n', b'{"messages": [{"role": "user", "content": "a"}]}']),
+    "jsonl": (
+        rows("jsonl"),
+        [
+            b'{"question": "a", "answer": "b"}\n',
+            b'{"messages": [{"role": "user", "content": "a"}]}',
+        ],
+    ),
     "csv": (rows("csv"), [b"question,answer\na,b\n", b'question,answer\n"a\nb","c"\n']),
     "chat": (chat, [" ".join(case.control).encode() for case in CASES]),
 }

@@ -29,10 +29,23 @@ def merge_keys(rng: Random, folder: Path) -> str:
     """YAML of a few hundred bytes whose aliases and merge keys are written out to anything between nothing and 10^30 values."""
     lines = []
     for number in range(rng.randrange(1, 16)):
-        earlier = [f"*a{rng.randrange(number + (rng.random() < 0.1))}" for _ in range(rng.randrange(12))] if number else []
+        earlier = (
+            [f"*a{rng.randrange(number + (rng.random() < 0.1))}" for _ in range(rng.randrange(12))]
+            if number
+            else []
+        )
         merged = f"[{', '.join(earlier)}]" if len(earlier) != 1 else earlier[0]
-        own = ", ".join(f"k{rng.randrange(5)}: {rng.choice((*earlier, '1', '1:1:1', '[]'))}" for _ in range(rng.randrange(4)))
-        forms = (f"{{<<: {merged}, {own}}}", merged, f"{{k: {merged}, <<: {merged}}}", f"{{? {merged} : 1}}", f"{{{own}}}")
+        own = ", ".join(
+            f"k{rng.randrange(5)}: {rng.choice((*earlier, '1', '1:1:1', '[]'))}"
+            for _ in range(rng.randrange(4))
+        )
+        forms = (
+            f"{{<<: {merged}, {own}}}",
+            merged,
+            f"{{k: {merged}, <<: {merged}}}",
+            f"{{? {merged} : 1}}",
+            f"{{{own}}}",
+        )
         lines.append(f"a{number}: &a{number} {rng.choice(forms)}")
     text = "\n".join(lines) + "\n"
     started = time.perf_counter()
@@ -57,7 +70,9 @@ def duplicate_keys(rng: Random, folder: Path) -> str:
     more = text(3)
     file = folder / "rows.jsonl"
     file.write_text(f'{{"question": "x", "answer": "y", "more": {more}}}\n')
-    (found,) = [item for table in find_tables(str(file)) for item in iterate_examples(table, RowsConfig())]
+    (found,) = [
+        item for table in find_tables(str(file)) for item in iterate_examples(table, RowsConfig())
+    ]
     assert isinstance(found, BadRow) == twice, more
     if isinstance(found, BadRow):
         assert "twice" in found.message
@@ -71,13 +86,25 @@ def links(rng: Random, folder: Path) -> str:
     secret = folder / "secret"
     secret.write_text('{"step": 1, "secret": "do not show"}\n')
     (folder / "secrets").mkdir()
-    (folder / "secrets" / "step-000002.jsonl").write_text('{"step": 2, "id": "a:1", "secret": "do not show"}\n')
+    (folder / "secrets" / "step-000002.jsonl").write_text(
+        '{"step": 2, "id": "a:1", "secret": "do not show"}\n'
+    )
     path = write_run(folder / "run", groups=2, traces=2)
     (path / "model" / "config.json").write_text("{}")
     places = [p.relative_to(path) for p in sorted(path.rglob("*"))]
     more = [
         Path(p)
-        for p in ("judge", "eval", "skipped", "checkpoints", "checkpoints/step-000001", ".report.html.tmp", "report.html", "wandb", "lock")
+        for p in (
+            "judge",
+            "eval",
+            "skipped",
+            "checkpoints",
+            "checkpoints/step-000001",
+            ".report.html.tmp",
+            "report.html",
+            "wandb",
+            "lock",
+        )
     ]
     place = path / rng.choice(places + more)
     if place.is_dir():
@@ -97,7 +124,9 @@ def links(rng: Random, folder: Path) -> str:
         outcome(reopened),
     ]
     assert "do not show" not in "".join(shown)
-    assert not any("do not show" in file.read_text() for file in (folder / "out").rglob("*") if file.is_file())
+    assert not any(
+        "do not show" in file.read_text() for file in (folder / "out").rglob("*") if file.is_file()
+    )
     assert secret.read_text() == '{"step": 1, "secret": "do not show"}\n'
     assert [file.name for file in (folder / "secrets").iterdir()] == ["step-000002.jsonl"]
     return verdict(found)
@@ -125,11 +154,15 @@ def bombs(rng: Random, folder: Path) -> str:
     """A file of kilobytes that unpacks to 100 MiB, through all readers."""
     ending, packed = rng.choice(("json", "jsonl", "csv", "txt")), rng.choice(("gz", "zst"))
     unit = rng.choice(UNITS)
-    data = rng.choice((b"", b'{"question": "x", "answer": "y"}\n', b"question,answer\nx,y\n", b'[{"a": "')) + unit * (
-        100 * 2**20 // len(unit)
-    )
+    data = rng.choice(
+        (b"", b'{"question": "x", "answer": "y"}\n', b"question,answer\nx,y\n", b'[{"a": "')
+    ) + unit * (100 * 2**20 // len(unit))
     file = folder / f"rows.{ending}.{packed}"
-    file.write_bytes(gzip.compress(data, 1) if packed == "gz" else pyarrow.compress(data, codec="zstd", asbytes=True))
+    file.write_bytes(
+        gzip.compress(data, 1)
+        if packed == "gz"
+        else pyarrow.compress(data, codec="zstd", asbytes=True)
+    )
     del data
     reading = RowsConfig.model_validate({"text": {}} if ending == "txt" else {})
     started = time.perf_counter()

@@ -52,7 +52,24 @@ ODD_TEXTS = (
     "{",
     "%s",
 )
-ODD_NUMBERS = (0, -1, 1, 2**31, 2**63, 10**30, 10**400, 0.5, -0.0, 1e-320, 1e308, float("inf"), float("-inf"), float("nan"), True, False)
+ODD_NUMBERS = (
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    10**30,
+    10**400,
+    0.5,
+    -0.0,
+    1e-320,
+    1e308,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+    True,
+    False,
+)
 
 
 def value(rng: Random, depth: int = 2) -> Any:
@@ -66,7 +83,10 @@ def value(rng: Random, depth: int = 2) -> Any:
         return rng.choice(ODD_TEXTS)
     if kind in (4, 5):
         return [value(rng, depth - 1) for _ in range(rng.randrange(4))]
-    return {rng.choice((*ODD_TEXTS, "path", "at", "rank")): value(rng, depth - 1) for _ in range(rng.randrange(3))}
+    return {
+        rng.choice((*ODD_TEXTS, "path", "at", "rank")): value(rng, depth - 1)
+        for _ in range(rng.randrange(3))
+    }
 
 
 def reshaped(rng: Random, document: Any) -> Any:
@@ -109,7 +129,20 @@ def damaged(rng: Random, data: bytes) -> bytes:
             data = data[:here] + rng.choice(ODD_BYTES) + data[here:]
         elif how == 5:
             data = (
-                data[:here] + rng.choice((b"9" * 400, b"[" * 200, b"{" * 200, b"NaN", b"null", b"-", b"1e999", b"x" * 3000)) + data[there:]
+                data[:here]
+                + rng.choice(
+                    (
+                        b"9" * 400,
+                        b"[" * 200,
+                        b"{" * 200,
+                        b"NaN",
+                        b"null",
+                        b"-",
+                        b"1e999",
+                        b"x" * 3000,
+                    )
+                )
+                + data[there:]
             )
         else:
             data = data[there:] + data[:here]
@@ -128,7 +161,9 @@ def meddle(rng: Random, file: Path, others: Sequence[Path]) -> None:
         file.write_bytes(rng.choice(others).read_bytes())
     else:
         data = file.read_bytes()
-        file.write_bytes(damaged(rng, data) if how < 0.55 else reshaped_file(rng, file.suffix, data))
+        file.write_bytes(
+            damaged(rng, data) if how < 0.55 else reshaped_file(rng, file.suffix, data)
+        )
 
 
 def reshaped_file(rng: Random, suffix: str, data: bytes) -> bytes:
@@ -136,11 +171,16 @@ def reshaped_file(rng: Random, suffix: str, data: bytes) -> bytes:
     try:
         if suffix == ".jsonl":
             lines = [json.loads(line) for line in data.decode().splitlines()]
-            return "".join(json.dumps(reshaped(rng, line) if rng.random() < 0.5 else line) + "\n" for line in lines).encode()
+            return "".join(
+                json.dumps(reshaped(rng, line) if rng.random() < 0.5 else line) + "\n"
+                for line in lines
+            ).encode()
         if suffix == ".json":
             return json.dumps(reshaped(rng, json.loads(data))).encode()
         if suffix == ".yaml":
-            text = yaml.safe_dump(reshaped(rng, yaml.safe_load(data)), allow_unicode=rng.random() < 0.5)
+            text = yaml.safe_dump(
+                reshaped(rng, yaml.safe_load(data)), allow_unicode=rng.random() < 0.5
+            )
             return text.encode("utf-8", "surrogatepass")
     except (ValueError, RecursionError, yaml.YAMLError):
         pass
@@ -152,7 +192,9 @@ def reshaped_file(rng: Random, suffix: str, data: bytes) -> bytes:
 RECIPES = [file.read_bytes() for file in packaged_recipes().values()]
 DEFAULTS = yaml.safe_load(dump_yaml(Config()))
 del DEFAULTS["schema_version"]
-LAUGHS = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'ha'}]\n" for i in range(12))
+LAUGHS = "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'ha'}]\n" for i in range(12)
+)
 
 
 def recipe(rng: Random) -> bytes:
@@ -176,8 +218,14 @@ def recipe(rng: Random) -> bytes:
     if how == 4:
         key = rng.choice(settings())
         section, _, name = key.rpartition(".")
-        bomb = f"{section}:\n  {name}: *a11\n" if section and "." not in section else f"{key}: *a11\n"
-        return (LAUGHS + bomb).encode() if rng.random() < 0.5 else ("x: &x\n  y: *x\n" + f"{name}: *x\n").encode()
+        bomb = (
+            f"{section}:\n  {name}: *a11\n" if section and "." not in section else f"{key}: *a11\n"
+        )
+        return (
+            (LAUGHS + bomb).encode()
+            if rng.random() < 0.5
+            else ("x: &x\n  y: *x\n" + f"{name}: *x\n").encode()
+        )
     if how == 5:
         over = rng.choice(
             (
@@ -196,7 +244,9 @@ def recipe(rng: Random) -> bytes:
     changed = DEFAULTS
     for _ in range(rng.choice((1, 1, 2))):
         changed = reshaped(rng, changed)
-    return yaml.safe_dump(changed, allow_unicode=rng.random() < 0.5).encode("utf-8", "surrogatepass")
+    return yaml.safe_dump(changed, allow_unicode=rng.random() < 0.5).encode(
+        "utf-8", "surrogatepass"
+    )
 
 
 def settings() -> list[str]:
@@ -206,7 +256,10 @@ def settings() -> list[str]:
         return [
             key
             for name, item in values.items()
-            for key in [prefix + name, *(below(item, f"{prefix}{name}.") if isinstance(item, dict) else [])]
+            for key in [
+                prefix + name,
+                *(below(item, f"{prefix}{name}.") if isinstance(item, dict) else []),
+            ]
         ]
 
     return below(DEFAULTS, "")
@@ -214,8 +267,37 @@ def settings() -> list[str]:
 
 SETTINGS = settings()
 ODD_SCALARS = (
-    *("[", "[a, b]", "[[[", "{a: 1}", "&a [*a]", "*a", "!!python/name:os.system", "!!binary x", "2026-11-20", "2026-13-45", "0x1F", "1_0"),
-    *("010", "1:30", "'", "- a", "? a", "9" * 5000, "[" * 200, "[{path: x, weight: 1}, y]", "~", "=", "true", "3", "0.5", "1e-5", "|"),
+    *(
+        "[",
+        "[a, b]",
+        "[[[",
+        "{a: 1}",
+        "&a [*a]",
+        "*a",
+        "!!python/name:os.system",
+        "!!binary x",
+        "2026-11-20",
+        "2026-13-45",
+        "0x1F",
+        "1_0",
+    ),
+    *(
+        "010",
+        "1:30",
+        "'",
+        "- a",
+        "? a",
+        "9" * 5000,
+        "[" * 200,
+        "[{path: x, weight: 1}, y]",
+        "~",
+        "=",
+        "true",
+        "3",
+        "0.5",
+        "1e-5",
+        "|",
+    ),
     *(">", "@", "`", "%", "#", "a: b: c", "!!timestamp x", "!!int ''"),
 )
 
@@ -228,7 +310,16 @@ def overrides(rng: Random) -> list[str]:
         if rng.random() < 0.15:
             key = damaged(rng, key.encode()).decode(errors="surrogateescape")
         given = rng.choice((*ODD_TEXTS, *ODD_SCALARS))
-        return rng.choice((f"{key}={given}", f"{key}={given}", f"{key}={given}", key, f"{key}.x={given}", f"={given}"))
+        return rng.choice(
+            (
+                f"{key}={given}",
+                f"{key}={given}",
+                f"{key}={given}",
+                key,
+                f"{key}.x={given}",
+                f"={given}",
+            )
+        )
 
     return [one() for _ in range(rng.randrange(1, 4))]
 
@@ -237,10 +328,22 @@ def overrides(rng: Random) -> list[str]:
 
 ROWS = (
     {"question": "what is one plus two ?", "answer": "the sum is three", "source": "a"},
-    {"messages": [{"role": "system", "content": "so"}, {"role": "user", "content": "what ?"}, {"role": "assistant", "content": "one"}]},
-    {"conversations": [{"from": "human", "value": "what ?"}, {"from": "gpt", "value": "two"}], "system": "add"},
+    {
+        "messages": [
+            {"role": "system", "content": "so"},
+            {"role": "user", "content": "what ?"},
+            {"role": "assistant", "content": "one"},
+        ]
+    },
+    {
+        "conversations": [{"from": "human", "value": "what ?"}, {"from": "gpt", "value": "two"}],
+        "system": "add",
+    },
     {"instruction": "add", "input": "one two", "output": "three"},
-    {"prompt": [{"role": "user", "content": "what ?"}], "completion": [{"role": "assistant", "content": "four"}]},
+    {
+        "prompt": [{"role": "user", "content": "what ?"}],
+        "completion": [{"role": "assistant", "content": "four"}],
+    },
     {"text": "one is one . two is two . so we add them ."},
 )
 
@@ -254,7 +357,9 @@ def rows(rng: Random) -> list[Any]:
 def jsonl(rng: Random) -> bytes:
     """Lines of a JSONL file."""
     ascii_only = rng.random() < 0.5
-    text = "\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in rows(rng)) + rng.choice(("", "\n", "\r\n"))
+    text = "\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in rows(rng)) + rng.choice(
+        ("", "\n", "\r\n")
+    )
     data = text.encode("utf-8", "surrogatepass")
     return damaged(rng, data) if rng.random() < 0.5 else data
 

@@ -53,13 +53,24 @@ def run(name: str, target: Target, seed: int, numbers: range, *, loud: bool = Fa
             folder.mkdir()
             started = time.perf_counter()
             try:
-                counts["taken" if target(Random(f"{name} {seed} {number}"), folder) == "taken" else "refused"] += 1
+                counts[
+                    "taken"
+                    if target(Random(f"{name} {seed} {number}"), folder) == "taken"
+                    else "refused"
+                ] += 1
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 counts["faults"] += 1
                 place = traceback.extract_tb(error.__traceback__)[-1]
-                ours = next((f for f in reversed(traceback.extract_tb(error.__traceback__)) if "/nrt/" in f.filename), place)
+                ours = next(
+                    (
+                        f
+                        for f in reversed(traceback.extract_tb(error.__traceback__))
+                        if "/nrt/" in f.filename
+                    ),
+                    place,
+                )
                 kind = f"{type(error).__name__} in {ours.filename.rpartition('/src/')[2]}:{ours.lineno}"
                 kinds.setdefault(kind, (number, str(error)[:200]))
                 if loud:
@@ -67,8 +78,13 @@ def run(name: str, target: Target, seed: int, numbers: range, *, loud: bool = Fa
             slowest = max(slowest, time.perf_counter() - started)
             shutil.rmtree(folder)
     results = "\t".join(f"{counts[word]} {word}" for word in ("taken", "refused", "faults"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10  # of this process so far; in KiB on Linux
-    print(f"{name}\t{sum(counts.values())} inputs\t{results}\tat most {slowest:.2f} s\t{peak} MiB", flush=True)
+    peak = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    )  # of this process so far; in KiB on Linux
+    print(
+        f"{name}\t{sum(counts.values())} inputs\t{results}\tat most {slowest:.2f} s\t{peak} MiB",
+        flush=True,
+    )
     for kind, (number, said) in kinds.items():
         print(f"  --only '{name}' --seed {seed} --at {number}: {kind}: {said!r}", flush=True)
     return len(kinds)

@@ -62,4 +62,6 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def assert_unchanged(folder: Path, before: dict[Path, bytes]) -> None:
     after = contents(folder)
-    assert before == after, [str(file) for file in {**before, **after} if before.get(file) != after.get(file)]
+    assert before == after, [
+        str(file) for file in {**before, **after} if before.get(file) != after.get(file)
+    ]

@@ -84,18 +84,37 @@ def data_rows(rng: Random, folder: Path) -> str:
     """JSONL through the readers alone: never an error, but of the settings."""
     file = folder / "rows.jsonl"
     file.write_bytes(inputs.jsonl(rng))
-    return outcome(lambda: [list(iterate_examples(table, READINGS[rng.randrange(4)])) for table in find_tables(str(file))])
+    return outcome(
+        lambda: [
+            list(iterate_examples(table, READINGS[rng.randrange(4)]))
+            for table in find_tables(str(file))
+        ]
+    )
 
 
 def data_files(rng: Random, folder: Path) -> str:
     """Files of every kind, checked and tokenised as a run would."""
     file = _data_file(rng, folder)
-    settings: dict[str, Any] = {"data": {"train": str(file), "on_bad_row": rng.choice(("error", "skip"))}, "max_prompt_tokens": 300}
+    settings: dict[str, Any] = {
+        "data": {"train": str(file), "on_bad_row": rng.choice(("error", "skip"))},
+        "max_prompt_tokens": 300,
+    }
     if rng.random() < 0.3:
-        settings["data"]["text"] = {"stride": 2, "prefix_tokens": 5, "space": rng.choice(("keep", "drop", "prefix"))}
+        settings["data"]["text"] = {
+            "stride": 2,
+            "prefix_tokens": 5,
+            "space": rng.choice(("keep", "drop", "prefix")),
+        }
     config = build_config(settings)
     outcome(lambda: inspect(config, "train", None))
-    return outcome(lambda: [pair.answer_ids for pair in load_pairs(config, "train", _chat(rng.choice(("byte-level", "unigram")))).pairs])
+    return outcome(
+        lambda: [
+            pair.answer_ids
+            for pair in load_pairs(
+                config, "train", _chat(rng.choice(("byte-level", "unigram")))
+            ).pairs
+        ]
+    )
 
 
 @cache
@@ -112,22 +131,42 @@ def _data_file(rng: Random, folder: Path) -> Path:
     rows = inputs.rows(rng)
     if kind == "parquet":
         try:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row for row in rows if isinstance(row, dict)]), file)
-        except (pyarrow.ArrowException, UnicodeEncodeError, TypeError, OverflowError, ValueError):  # no such table can be written
-            pyarrow.parquet.write_table(pyarrow.table({"question": [b"\xff", b"one"], "answer": [1.5, None]}), file)
+            pyarrow.parquet.write_table(
+                pyarrow.Table.from_pylist([row for row in rows if isinstance(row, dict)]), file
+            )
+        except (
+            pyarrow.ArrowException,
+            UnicodeEncodeError,
+            TypeError,
+            OverflowError,
+            ValueError,
+        ):  # no such table can be written
+            pyarrow.parquet.write_table(
+                pyarrow.table({"question": [b"\xff", b"one"], "answer": [1.5, None]}), file
+            )
         data = file.read_bytes()
     elif kind == "csv":
         data = b"question,answer,source\n" + b"".join(
-            ",".join(str(cell) for cell in row.values()).encode("utf-8", "surrogatepass") + b"\n" for row in rows if isinstance(row, dict)
+            ",".join(str(cell) for cell in row.values()).encode("utf-8", "surrogatepass") + b"\n"
+            for row in rows
+            if isinstance(row, dict)
         )
     elif kind == "txt":
         data = json.dumps(rows, ensure_ascii=False).encode("utf-8", "surrogatepass")
     else:
-        data = json.dumps(rows if rng.random() < 0.5 else {"rows": rows, "more": []}).encode() if kind == "json" else inputs.jsonl(rng)
+        data = (
+            json.dumps(rows if rng.random() < 0.5 else {"rows": rows, "more": []}).encode()
+            if kind == "json"
+            else inputs.jsonl(rng)
+        )
     if kind != "parquet" and rng.random() < 0.3:
         data = inputs.damaged(rng, data)
     if packed and rng.random() < 0.9:  # else: a compression that it does not have
-        data = gzip.compress(data) if packed == ".gz" else pyarrow.compress(data, codec="zstd", asbytes=True)
+        data = (
+            gzip.compress(data)
+            if packed == ".gz"
+            else pyarrow.compress(data, codec="zstd", asbytes=True)
+        )
     file.write_bytes(inputs.damaged(rng, data) if rng.random() < 0.4 else data)
     return file
 
@@ -166,7 +205,12 @@ def run_folders(rng: Random, folder: Path) -> str:
     if how < 0.1:
         file.unlink()
     elif how < 0.2:
-        shutil.copy(rng.choice(sorted(other for other in path.rglob("*") if other.is_file() and other != file)), file)
+        shutil.copy(
+            rng.choice(
+                sorted(other for other in path.rglob("*") if other.is_file() and other != file)
+            ),
+            file,
+        )
     elif how < 0.5 or file.suffix not in (".json", ".jsonl", ".yaml"):
         file.write_bytes(inputs.damaged(rng, file.read_bytes()))
     elif file.suffix == ".yaml":
@@ -175,16 +219,38 @@ def run_folders(rng: Random, folder: Path) -> str:
         file.write_text(json.dumps(inputs.reshaped(rng, json.loads(file.read_text()))))
     else:
         lines = [json.loads(line) for line in file.read_text().splitlines()]
-        file.write_text("".join(json.dumps(inputs.reshaped(rng, line) if rng.random() < 0.5 else line) + "\n" for line in lines))
+        file.write_text(
+            "".join(
+                json.dumps(inputs.reshaped(rng, line) if rng.random() < 0.5 else line) + "\n"
+                for line in lines
+            )
+        )
 
     def reopened() -> None:
         with RunWriter.reopen(path, 2):
             pass
 
-    found = [outcome(lambda: print_report(build_report([path]), Console(file=io.StringIO(), width=120)))]
+    found = [
+        outcome(lambda: print_report(build_report([path]), Console(file=io.StringIO(), width=120)))
+    ]
     found += [outcome(lambda: embedded(build_report([path, _finished_run()])))]
-    found += [outcome(lambda: comparison_markdown(compare({"a": {0: path}, "b": {0: _finished_run()}}, "a", measure="logp")))]
-    found += [outcome(lambda: (load_run(path).traces(), load_run(path).checkpoints(), load_run(path).environment)), outcome(reopened)]
+    found += [
+        outcome(
+            lambda: comparison_markdown(
+                compare({"a": {0: path}, "b": {0: _finished_run()}}, "a", measure="logp")
+            )
+        )
+    ]
+    found += [
+        outcome(
+            lambda: (
+                load_run(path).traces(),
+                load_run(path).checkpoints(),
+                load_run(path).environment,
+            )
+        ),
+        outcome(reopened),
+    ]
     return verdict(found)
 
 
@@ -206,8 +272,12 @@ def _finished_run() -> Path:
         "completion_tokens": 3,
         "cost": None,
     }
-    (folder / "judge" / "judge.json").write_text(json.dumps({"judge": {"model": "m"}, "steps": [verdict]}))
-    (folder / "lock").write_text(json.dumps({"pid": 2**22 + 7, "host": socket.gethostname(), "birth": "", "started": ""}))
+    (folder / "judge" / "judge.json").write_text(
+        json.dumps({"judge": {"model": "m"}, "steps": [verdict]})
+    )
+    (folder / "lock").write_text(
+        json.dumps({"pid": 2**22 + 7, "host": socket.gethostname(), "birth": "", "started": ""})
+    )
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "latest").write_text("step-000002\n")
     return folder
@@ -249,7 +319,13 @@ def _interrupted_run(seed: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="fuzz-checkpoints-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     config = tiny_config(
-        write_model(folder / "model"), write_sums(folder / "pairs.jsonl"), folder / "run", seed=seed, steps=2, save_every=1, eval_every=0
+        write_model(folder / "model"),
+        write_sums(folder / "pairs.jsonl"),
+        folder / "run",
+        seed=seed,
+        steps=2,
+        save_every=1,
+        eval_every=0,
     )
     shutil.rmtree(train(config).path / "model")
     return folder / "run"

@@ -27,8 +27,21 @@ from tests.fuzz.targets import CHEAP, DEARER, Target
 from tests.runs import write_run
 from tests.trainer.conftest import write_model
 
-EXAMPLES = dict.fromkeys(CHEAP, 300) | {"recipe": 150, "data files": 60, "run folders": 30, "checkpoints": 15, "forgery": 300}
-EXAMPLES |= {"links": 20, "replies": 100, "eval folders": 8, "judge folders": 20, "studies": 8, "verl runs": 8}
+EXAMPLES = dict.fromkeys(CHEAP, 300) | {
+    "recipe": 150,
+    "data files": 60,
+    "run folders": 30,
+    "checkpoints": 15,
+    "forgery": 300,
+}
+EXAMPLES |= {
+    "links": 20,
+    "replies": 100,
+    "eval folders": 8,
+    "judge folders": 20,
+    "studies": 8,
+    "verl runs": 8,
+}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -37,13 +37,17 @@ def main() -> None:
         settings = {"steps": 3, "log_traces": 2, "initial_reference": False}
         if target.is_relative_to(VERL):
             settings |= {"engine": "verl", "gpus_per_node": 2, "device": "cpu"}
-        config = tiny_config(write_model(Path("base"), width=8), write_sums(Path(PAIRS)), "./run", **settings)
+        config = tiny_config(
+            write_model(Path("base"), width=8), write_sums(Path(PAIRS)), "./run", **settings
+        )
         train(config)
         run = Path("run")
         _forget_the_machine(run)
         shutil.copytree(run, target)
         shutil.copy(PAIRS, target.parent / f"{name}-{PAIRS}")
-    print(f"{target}: {sum(file.stat().st_size for file in target.rglob('*') if file.is_file()):,} bytes")
+    print(
+        f"{target}: {sum(file.stat().st_size for file in target.rglob('*') if file.is_file()):,} bytes"
+    )
 
 
 def _forget_the_machine(run: Path) -> None:

@@ -50,10 +50,19 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 def test_every_file_is_read(golden: Path) -> None:
     run = load_run(golden)
-    assert (run.config.method, run.config.steps, run.config.traces, run.config.optimizer.lr) == ("nrt-ws-neg-log-p", 3, 3, 1e-2)
+    assert (run.config.method, run.config.steps, run.config.traces, run.config.optimizer.lr) == (
+        "nrt-ws-neg-log-p",
+        3,
+        3,
+        1e-2,
+    )
     assert [record["step"] for record in run.metrics()] == [0, 1, 2, 3]
-    assert run.metrics()[3]["reward/gain"] == pytest.approx(EXPECTED[version_of(run)].gain, rel=1e-2)
-    assert [(record["step"], len(record["traces"])) for record in run.traces()] == [(step, 3) for step in (1, 1, 2, 2, 3, 3)]
+    assert run.metrics()[3]["reward/gain"] == pytest.approx(
+        EXPECTED[version_of(run)].gain, rel=1e-2
+    )
+    assert [(record["step"], len(record["traces"])) for record in run.traces()] == [
+        (step, 3) for step in (1, 1, 2, 2, 3, 3)
+    ]
     assert run.heldout_steps() == [0, 2, 3]
     assert [len(run.heldout(step)) for step in (0, 2, 3)] == [6, 6, 6]
     assert run.environment[0]["packages"]["native-reasoning"]
@@ -63,8 +72,16 @@ def test_every_file_is_read(golden: Path) -> None:
 
 def test_it_is_reported_and_compared(golden: Path) -> None:
     (part,) = build_report([golden]).runs
-    assert (part.method, part.status, part.evaluations) == ("nrt-ws-neg-log-p", "stopped, 3 of 3 steps", [0, 2, 3])
-    assert (part.groups_in_folder, len(part.groups[0].traces), part.missing[0][:16]) == (6, 3, "No trained model")
+    assert (part.method, part.status, part.evaluations) == (
+        "nrt-ws-neg-log-p",
+        "stopped, 3 of 3 steps",
+        [0, 2, 3],
+    )
+    assert (part.groups_in_folder, len(part.groups[0].traces), part.missing[0][:16]) == (
+        6,
+        3,
+        "No trained model",
+    )
     assert len(json.loads(embedded(build_report([golden])))["runs"][0]["groups"]) == 6
     rows = compare({"golden": {0: golden}}, "golden", measure="logp").rows
     means = {row.family: row.by_seed[0] for row in rows if row.family != "mean"}
@@ -76,7 +93,9 @@ def test_it_is_gone_on_with(golden: Path) -> None:
     before = load_run(golden)
     trained = train(before.config.model_copy(update={"resume": "./run"}))
     assert [record["step"] for record in trained.metrics()] == [0, 1, 2, 3]
-    assert trained.metrics()[3]["answer/logp"] == pytest.approx(EXPECTED[version_of(before)].logp, abs=0.05)
+    assert trained.metrics()[3]["answer/logp"] == pytest.approx(
+        EXPECTED[version_of(before)].logp, abs=0.05
+    )
     weights = load_file(trained.model_dir / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
@@ -105,8 +124,12 @@ def test_a_newer_checkpoint_is_refused(golden: Path) -> None:
     """Whose state.json has other keys, under hashes that fit."""
     checkpoint = golden / "checkpoints" / "step-000002"
     state = json.loads((checkpoint / "state.json").read_text())
-    (checkpoint / "state.json").write_text(json.dumps({f"new_{key}": value for key, value in state.items()}))
+    (checkpoint / "state.json").write_text(
+        json.dumps({f"new_{key}": value for key, value in state.items()})
+    )
     write_manifest(checkpoint)
-    with pytest.raises(InputError, match=r"step-000002 holds what nrt does not write there \(KeyError"):
+    with pytest.raises(
+        InputError, match=r"step-000002 holds what nrt does not write there \(KeyError"
+    ):
         train(load_run(golden).config.model_copy(update={"resume": "./run"}))
     assert not (golden / "lock").exists()

@@ -27,7 +27,9 @@ def test_without_clip_by_hand():
 
 def test_leave_one_out_by_hand():
     # R = (1, 2, 6): 1 − 4, 2 − 3.5, 6 − 1.5.
-    A_K = group_advantage(torch.tensor([1.0, 2.0, 6.0]), 0.0, clip=False, centre="leave-one-out", scale=None)
+    A_K = group_advantage(
+        torch.tensor([1.0, 2.0, 6.0]), 0.0, clip=False, centre="leave-one-out", scale=None
+    )
     torch.testing.assert_close(A_K, torch.tensor([-3.0, -1.5, 4.5]).double())
 
 

@@ -22,7 +22,14 @@ def test_streams_follow_the_roles():
     s = streams(method, [ENDED, CUT], credits, torch.zeros(11))
     # A sampled END is an action, an appended END is not.
     assert s.advantage_N.tolist() == [0, 1.5, 1.5, 0, 0] + [0, -0.5, -0.5, 0, 0, 0]
-    assert s.sampled_N.tolist() == [False, True, True, False, False] + [False, True, True, False, False, False]
+    assert s.sampled_N.tolist() == [False, True, True, False, False] + [
+        False,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert s.answer_weight_N.tolist() == [0, 0, 0, 2, 2] + [0, 0, 0, 0, 2, 2]
     assert s.format_weight_N.tolist() == pytest.approx([0.3, 0, 0.3, 0, 0] + [0.3, 0, 0, 0.3, 0, 0])
     assert s.old_logp_N.tolist() == [0] * 5 + [1] * 6
@@ -38,8 +45,12 @@ def test_format_term_on_unfinished_traces_only():
 def test_signal_comes_from_the_current_log_probs():
     """c = (0.6, 0.4) now: the signal of −log p is w_i c_i with w = −log c_base, over T = 2."""
     logp_N = torch.tensor([-1.0, -1.0, -1.0, math.log(0.6), math.log(0.4)], requires_grad=True)
-    s = streams(METHODS["nrt-ws-neg-log-p"], [ENDED], [RowCredit(0.0, BASE_T, torch.zeros(5))], logp_N)
-    assert s.answer_weight_N.tolist() == pytest.approx([0, 0, 0, 0.6 * math.log(2) / 2, 0.4 * math.log(4) / 2], rel=1e-6)
+    s = streams(
+        METHODS["nrt-ws-neg-log-p"], [ENDED], [RowCredit(0.0, BASE_T, torch.zeros(5))], logp_N
+    )
+    assert s.answer_weight_N.tolist() == pytest.approx(
+        [0, 0, 0, 0.6 * math.log(2) / 2, 0.4 * math.log(4) / 2], rel=1e-6
+    )
     assert not s.answer_weight_N.requires_grad
 
 
@@ -54,7 +65,9 @@ def test_group_credit_by_hand():
     clipped = [math.sqrt(0.24) - math.sqrt(0.125), 0.0, 0.9 - math.sqrt(0.125)]
     mean = sum(clipped) / 3
     std = math.sqrt(sum((r - mean) ** 2 for r in clipped) / 2)
-    assert credit.advantage_K.tolist() == pytest.approx([(r - mean) / std for r in clipped], rel=1e-6)
+    assert credit.advantage_K.tolist() == pytest.approx(
+        [(r - mean) / std for r in clipped], rel=1e-6
+    )
     assert credit.beats_null_K.tolist() == [True, False, True]
     assert not credit.no_variance
 
@@ -72,7 +85,9 @@ def test_loss_by_hand():
     new2 = torch.tensor([-0.5, -1.0 + math.log(0.5), -1.5, -0.7, -3.0, -4.0])
     method = replace(METHODS["nrt-gm"], answer_weight=1.0)
     logp_N = torch.cat([new1, new2]).requires_grad_(True)
-    s = streams(method, [ENDED, CUT], [RowCredit(2.0, BASE_T, old1), RowCredit(-2.0, BASE_T, old2)], logp_N)
+    s = streams(
+        method, [ENDED, CUT], [RowCredit(2.0, BASE_T, old1), RowCredit(-2.0, BASE_T, old2)], logp_N
+    )
     parts = nrt_loss(logp_N, s, ratio="ppo", ratio_clip=(0.2, 0.28), denominator=1 * 2 * 10)
     markers = 0.5 + (1.0 + math.log(2)) + 0.5 + 0.7
     assert parts.trace.item() == pytest.approx(0.002, abs=1e-6)
@@ -122,7 +137,9 @@ def test_cispo_clamp_and_mask(advantage, weights):
 
     The term is zero where the clip would bind.
     """
-    assert [g for _, g in (one_token(r, advantage, "cispo") for r in RATIOS)] == pytest.approx(weights, rel=1e-6)
+    assert [g for _, g in (one_token(r, advantage, "cispo") for r in RATIOS)] == pytest.approx(
+        weights, rel=1e-6
+    )
 
 
 def test_no_ratio_is_plain_policy_gradient():
@@ -130,14 +147,22 @@ def test_no_ratio_is_plain_policy_gradient():
 
 
 def test_on_policy_all_ratios_have_one_gradient():
-    assert [one_token(1.0, 0.7, ratio)[1] for ratio in ("ppo", "cispo", "none")] == pytest.approx([0.7] * 3)
+    assert [one_token(1.0, 0.7, ratio)[1] for ratio in ("ppo", "cispo", "none")] == pytest.approx(
+        [0.7] * 3
+    )
 
 
 def test_tokens_that_were_not_sampled_cannot_overflow_the_ratio():
     """An answer token that became 200 nats likelier has no ratio, so no inf · 0 = nan."""
     logp_N = torch.tensor([-1.0, -1.0], requires_grad=True)
     old_N = torch.tensor([-1.0, -201.0])
-    s = Streams(torch.tensor([1.0, 0.0]), torch.tensor([True, False]), torch.tensor([0.0, 1.0]), torch.zeros(2), old_N)
+    s = Streams(
+        torch.tensor([1.0, 0.0]),
+        torch.tensor([True, False]),
+        torch.tensor([0.0, 1.0]),
+        torch.zeros(2),
+        old_N,
+    )
     parts = nrt_loss(logp_N, s, denominator=1.0)
     parts.total.backward()
     assert torch.isfinite(parts.total)

@@ -15,7 +15,12 @@ def test_products_of_long_answers_keep_their_order_and_ratios():
     log R = −1200, −1201, −1203, −1210, base −1202: relative to the largest R = 1, e^-1, e^-3, e^-10 and base e^-2, so
     R' = 1 − e^-2, e^-1 − e^-2, 0, 0 = .8647, .2325, 0, 0.
     """
-    logp_KT = torch.stack([torch.full((1000,), total / 1000, dtype=torch.float64) for total in (-1200, -1201, -1203, -1210)])
+    logp_KT = torch.stack(
+        [
+            torch.full((1000,), total / 1000, dtype=torch.float64)
+            for total in (-1200, -1201, -1203, -1210)
+        ]
+    )
     base_T = torch.full((1000,), -1.202, dtype=torch.float64)
     credit = group_credit(METHODS["verifree"], logp_KT, base_T)
     gain_K = torch.tensor([0.864665, 0.232544, 0.0, 0.0]).double()
@@ -28,10 +33,15 @@ def test_products_of_long_answers_keep_their_order_and_ratios():
 
 
 def test_relative_rewards_change_nothing_for_short_answers():
-    logp_KT, base_T = torch.tensor([[0.5, 0.4], [0.1, 0.2], [0.9, 0.8]]).log(), torch.tensor([0.3, 0.3]).log()
+    logp_KT, base_T = (
+        torch.tensor([[0.5, 0.4], [0.1, 0.2], [0.9, 0.8]]).log(),
+        torch.tensor([0.3, 0.3]).log(),
+    )
     reward = REWARDS["prob"]
     direct = group_advantage(reward(logp_KT, base_T), reward(base_T[None], base_T)[0])
-    torch.testing.assert_close(group_credit(METHODS["verifree"], logp_KT, base_T).advantage_K, direct)
+    torch.testing.assert_close(
+        group_credit(METHODS["verifree"], logp_KT, base_T).advantage_K, direct
+    )
 
 
 def test_only_products_become_relative():
@@ -39,9 +49,15 @@ def test_only_products_become_relative():
     for name, reward in REWARDS.items():
         R_K, R_base = relative_rewards(reward, logp_KT, base_T, base_T)
         if name == "prob":
-            assert (R_K.item(), R_base.item()) == (pytest.approx(torch.exp(torch.tensor(-3.0)).item()), 1.0)
+            assert (R_K.item(), R_base.item()) == (
+                pytest.approx(torch.exp(torch.tensor(-3.0)).item()),
+                1.0,
+            )
         else:
-            assert (R_K.item(), R_base.item()) == (reward(logp_KT, base_T).item(), reward(base_T[None], base_T).item())
+            assert (R_K.item(), R_base.item()) == (
+                reward(logp_KT, base_T).item(),
+                reward(base_T[None], base_T).item(),
+            )
 
 
 @pytest.mark.parametrize(("dtype", "gap"), [("float32", 4e-6), ("bfloat16", 4e-3)])

@@ -28,10 +28,14 @@ def streams_of(method, credit, finished):
     """Return (advantages, answer weights, format weights), [K, 5] each, with π_θ = π_old."""
     rows = [row(f) for f in finished]
     credits = [
-        RowCredit(a, credit.weights_T, torch.zeros(5), r) for a, r in zip(credit.advantage_K.tolist(), credit.final_K.tolist(), strict=True)
+        RowCredit(a, credit.weights_T, torch.zeros(5), r)
+        for a, r in zip(credit.advantage_K.tolist(), credit.final_K.tolist(), strict=True)
     ]
     s = streams(method, rows, credits, torch.zeros(5 * len(rows)))
-    return [stream.view(len(rows), 5) for stream in (s.advantage_N, s.answer_weight_N, s.format_weight_N)]
+    return [
+        stream.view(len(rows), 5)
+        for stream in (s.advantage_N, s.answer_weight_N, s.format_weight_N)
+    ]
 
 
 def test_rlpr_by_hand():
@@ -45,7 +49,12 @@ def test_rlpr_by_hand():
     method = METHODS["rlpr-original"]
     logp_KT = torch.tensor([[0.9, 0.7], [0.5, 0.3], [0.2, 0.2], [0.6, 0.4]]).log()
     finished, loop = [True, False, False, True], (7,) * 19
-    credit = group_credit(method, logp_KT, torch.tensor([0.3, 0.3]).log(), facts=facts(finished, ((1,), (2,), loop, loop)))
+    credit = group_credit(
+        method,
+        logp_KT,
+        torch.tensor([0.3, 0.3]).log(),
+        facts=facts(finished, ((1,), (2,), loop, loop)),
+    )
     assert credit.reward_K.tolist() == pytest.approx([0.8, 0.4, 0.2, 0.5], rel=1e-6)
     assert credit.final_K.tolist() == pytest.approx([0.55, 0.09, 0.0, -0.72], rel=1e-6)
     expected = [d / (math.sqrt(0.2758) + 1e-6) for d in (0.57, 0.11, 0.02, -0.70)]
@@ -55,12 +64,18 @@ def test_rlpr_by_hand():
     assert advantage[0].tolist() == pytest.approx([0, expected[0], expected[0], 0, 0], rel=1e-6)
     assert not answer.any(), "RLPR has no answer term"
     assert not marker.any()
-    assert (method.ratio_clip, method.base_layout, method.base_policy) == ((0.2, 0.27), "bare", "initial")
+    assert (method.ratio_clip, method.base_layout, method.base_policy) == (
+        (0.2, 0.27),
+        "bare",
+        "initial",
+    )
 
 
 def test_rlpr_gives_no_advantage_below_its_epsilon():
     logp_KT = torch.tensor([[0.5], [0.5 + 1e-7]]).log()
-    credit = group_credit(METHODS["rlpr-original"], logp_KT, torch.tensor([0.1]).log(), facts=facts([True, True]))
+    credit = group_credit(
+        METHODS["rlpr-original"], logp_KT, torch.tensor([0.1]).log(), facts=facts([True, True])
+    )
     assert credit.advantage_K.tolist() == [0.0, 0.0]
 
 
@@ -81,7 +96,10 @@ def test_verifree_by_hand():
     credit = group_credit(method, logp_KT, torch.tensor([0.99, 0.99]).log(), facts=facts(finished))
     assert credit.advantage_K.tolist() == pytest.approx([0.62, -0.16, -0.46], rel=1e-6)
     advantage, answer, marker = streams_of(method, credit, finished)
-    assert advantage.tolist() == [pytest.approx([0, a, a * f, 0, 0], rel=1e-6) for a, f in zip([0.62, -0.16, -0.46], finished, strict=True)]
+    assert advantage.tolist() == [
+        pytest.approx([0, a, a * f, 0, 0], rel=1e-6)
+        for a, f in zip([0.62, -0.16, -0.46], finished, strict=True)
+    ]
     assert answer.tolist() == [pytest.approx([0, 0, 0, r, r], rel=1e-6) for r in (0.72, 0.2, 0.0)]
     assert not marker.any()
     assert method.ratio == "none"
@@ -90,14 +108,18 @@ def test_verifree_by_hand():
 def test_jlb_by_hand():
     """Σ log c = −1, −3, −2; means of the others −2.5, −1.5, −2; answer weight 1."""
     method = METHODS["jlb-original"]
-    credit = group_credit(method, torch.tensor([[-0.5, -0.5], [-1.0, -2.0], [-2.0, 0.0]]), torch.tensor([-9.0, -9.0]))
+    credit = group_credit(
+        method, torch.tensor([[-0.5, -0.5], [-1.0, -2.0], [-2.0, 0.0]]), torch.tensor([-9.0, -9.0])
+    )
     assert credit.advantage_K.tolist() == pytest.approx([1.5, -1.5, 0.0])
     _, answer, marker = streams_of(method, credit, [True] * 3)
     assert answer.tolist() == [[0, 0, 0, 1, 1]] * 3
     assert not marker.any()
 
 
-@pytest.mark.parametrize("name", ["rlpr-original", "verifree-original", "jlb-original", "mean-log-prob", "rlvr"])
+@pytest.mark.parametrize(
+    "name", ["rlpr-original", "verifree-original", "jlb-original", "mean-log-prob", "rlvr"]
+)
 def test_profiles_do_not_change_the_originals(name):
     config = load_config("gsm8k", [f"method={name}", "profile=recommended"])
     assert resolve_method(name, config.objective) == METHODS[name]
@@ -113,7 +135,11 @@ def kept_by_rlpr(stds, beta=0.5, ratio=0.99):
     history, average, kept = [], None, []
     for step, group_stds in enumerate(stds, 1):
         if step >= 11:
-            average = sum(history) / len(history) if average is None else history[-1] * (1 - ratio) + average * ratio
+            average = (
+                sum(history) / len(history)
+                if average is None
+                else history[-1] * (1 - ratio) + average * ratio
+            )
         kept.append([average is None or std >= beta * average for std in group_stds])
         if step >= 6:
             history.append(sum(group_stds) / len(group_stds))
@@ -122,14 +148,22 @@ def kept_by_rlpr(stds, beta=0.5, ratio=0.99):
 
 def test_the_filter_decides_like_the_code_of_rlpr():
     generator = torch.Generator().manual_seed(0)
-    rollouts = [torch.rand(6, 4, generator=generator, dtype=torch.float64) * (1 + step / 10) for step in range(30)]
+    rollouts = [
+        torch.rand(6, 4, generator=generator, dtype=torch.float64) * (1 + step / 10)
+        for step in range(30)
+    ]
     std_filter, kept = StdFilter(), []
     state = std_filter.initial()
     for rollout in rollouts:
-        groups = [ScoredGroup(torch.zeros(4, 1), torch.zeros(1), rewards_K) for rewards_K in rollout]
+        groups = [
+            ScoredGroup(torch.zeros(4, 1), torch.zeros(1), rewards_K) for rewards_K in rollout
+        ]
         kept.append([std_filter.keep(group, state) for group in groups])
         # Processes sum statistics in parts; here in halves.
-        halves = [torch.stack([std_filter.statistics(g) for g in part]).sum(0) for part in (groups[:2], groups[2:])]
+        halves = [
+            torch.stack([std_filter.statistics(g) for g in part]).sum(0)
+            for part in (groups[:2], groups[2:])
+        ]
         state = std_filter.advance(state, halves[0] + halves[1])
     assert kept == kept_by_rlpr([[r.std().item() for r in rollout] for rollout in rollouts])
     assert not all(all(decisions) for decisions in kept), "the test needs a dropped group"
@@ -146,15 +180,24 @@ def test_the_release_by_hand():
     """
     config = load_config("gsm8k", ["method=nrt-gm", "profile=release"])
     method = resolve_method("nrt-gm", config.objective)
-    credit = group_credit(method, torch.tensor([[0.1], [0.2], [0.6]]).log(), torch.tensor([0.5]).log())
-    assert credit.advantage_K.tolist() == pytest.approx([a / math.sqrt(7) for a in (-2, -1, 3)], rel=1e-6)
+    credit = group_credit(
+        method, torch.tensor([[0.1], [0.2], [0.6]]).log(), torch.tensor([0.5]).log()
+    )
+    assert credit.advantage_K.tolist() == pytest.approx(
+        [a / math.sqrt(7) for a in (-2, -1, 3)], rel=1e-6
+    )
     # `x z END y*`: no START
     row = Row((5, 6), (7, 7, 7, 7, 2, 8), (Z, Z, Z, Z, E, A), end_sampled=False)
-    for a, weights in ((credit.advantage_K[2], (0.8, 0.9, 1.25, 0.0)), (credit.advantage_K[0], (0.0, 0.9, 1.25, 1.28))):
+    for a, weights in (
+        (credit.advantage_K[2], (0.8, 0.9, 1.25, 0.0)),
+        (credit.advantage_K[0], (0.0, 0.9, 1.25, 1.28)),
+    ):
         logp_N = torch.tensor([*(math.log(r) for r in RATIOS), 0.0, -1.0], requires_grad=True)
         old_N = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
         s = streams(method, [row], [RowCredit(a.item(), credit.weights_T, old_N)], logp_N)
-        nrt_loss(logp_N, s, ratio=method.ratio, ratio_clip=method.ratio_clip, denominator=1.0).total.backward()
+        nrt_loss(
+            logp_N, s, ratio=method.ratio, ratio_clip=method.ratio_clip, denominator=1.0
+        ).total.backward()
         assert logp_N.grad is not None
         trace, end, answer = -logp_N.grad[:4], -logp_N.grad[4], -logp_N.grad[5]
         assert trace.tolist() == pytest.approx([w * a.item() for w in weights], rel=1e-5)
@@ -162,12 +205,21 @@ def test_the_release_by_hand():
         assert end.item() == pytest.approx(a.item() + 0.3)
         assert answer.item() == 1.0
     optimizer = config.optimizer
-    assert (optimizer.lr, optimizer.warmup, optimizer.betas, optimizer.eps) == (2e-6, 0.1, (0.9, 0.95), 1e-15)
+    assert (optimizer.lr, optimizer.warmup, optimizer.betas, optimizer.eps) == (
+        2e-6,
+        0.1,
+        (0.9, 0.95),
+        1e-15,
+    )
     assert (config.markers.start, config.markers.end_from) == (None, "eos")
 
 
 def test_the_release_gives_no_format_term_to_finished_traces():
-    method = resolve_method("nrt-gm", load_config("gsm8k", ["method=nrt-gm", "profile=release"]).objective)
+    method = resolve_method(
+        "nrt-gm", load_config("gsm8k", ["method=nrt-gm", "profile=release"]).objective
+    )
     finished = Row((5,), (7, 2, 8), (Z, E, A), end_sampled=True)
-    s = streams(method, [finished], [RowCredit(1.0, torch.zeros(1), torch.zeros(3))], torch.zeros(3))
+    s = streams(
+        method, [finished], [RowCredit(1.0, torch.zeros(1), torch.zeros(3))], torch.zeros(3)
+    )
     assert s.format_weight_N.tolist() == [0, 0, 0]

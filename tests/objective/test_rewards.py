@@ -56,22 +56,30 @@ def test_reward_by_hand(name):
 @pytest.mark.parametrize("name", REWARDS)
 def test_signal_is_table_1(name):
     signal_KT = token_signal(REWARDS[name], C.log(), BASE.log())
-    torch.testing.assert_close(signal_KT, closed_form_signal(name, C.double(), BASE.double()), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        signal_KT, closed_form_signal(name, C.double(), BASE.double()), rtol=1e-6, atol=0
+    )
     assert not signal_KT.requires_grad
 
 
 def test_signal_works_with_gradients_disabled():
     with torch.no_grad():
-        assert token_signal(REWARDS["log-prob"], C.log(), BASE.log()).tolist() == [[1, 1, 1], [1, 1, 1]]
+        assert token_signal(REWARDS["log-prob"], C.log(), BASE.log()).tolist() == [
+            [1, 1, 1],
+            [1, 1, 1],
+        ]
 
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_one_token_answer(name):
     """T = 1: the means, the product and the probability are equal."""
     R = REWARDS[name](torch.tensor([[0.3]]).log(), torch.tensor([0.5]).log()).item()
-    expected = {"log-prob": math.log(0.3), "mean-log-prob": math.log(0.3), "inverse-prob": 0.6, "neg-log-prob": 0.3 * math.log(2)}.get(
-        name, 0.3
-    )
+    expected = {
+        "log-prob": math.log(0.3),
+        "mean-log-prob": math.log(0.3),
+        "inverse-prob": 0.6,
+        "neg-log-prob": 0.3 * math.log(2),
+    }.get(name, 0.3)
     assert pytest.approx(expected, rel=1e-6) == R
 
 
@@ -80,7 +88,9 @@ def test_one_token_answer(name):
 def test_weight_norm(name, norm, factor):
     reward = with_weight_norm(REWARDS[name], norm)
     assert isinstance(reward, WeightedSum)
-    assert reward(C.log(), BASE.log())[0].item() == pytest.approx(3 * factor * BY_HAND[name], rel=1e-6)
+    assert reward(C.log(), BASE.log())[0].item() == pytest.approx(
+        3 * factor * BY_HAND[name], rel=1e-6
+    )
 
 
 def test_weight_norm_sum_makes_weights_one():
@@ -102,7 +112,9 @@ def test_weight_norm_never_changes_the_advantage(name):
     advantages = []
     for norm in ("length", "sum", "none"):
         reward = with_weight_norm(REWARDS[name], norm)
-        advantages.append(group_advantage(reward(C.log(), BASE.log()), reward(BASE.log()[None], BASE.log())))
+        advantages.append(
+            group_advantage(reward(C.log(), BASE.log()), reward(BASE.log()[None], BASE.log()))
+        )
     torch.testing.assert_close(advantages[0], advantages[1])
     torch.testing.assert_close(advantages[0], advantages[2])
 
@@ -113,7 +125,9 @@ def test_hopeless_answers_stay_finite(method, depth):
     """The release gets inf in inverse_prob below −88.7 nats, and its run fails."""
     logp_KT = torch.tensor([[-0.5, depth], [-0.1, depth / 2], [depth, depth]])
     base_T = torch.tensor([-0.3, depth])
-    facts = GroupFacts(torch.tensor([True, True, False]), ((1,), (2,), (3,)), torch.tensor([True, False, False]))
+    facts = GroupFacts(
+        torch.tensor([True, True, False]), ((1,), (2,), (3,)), torch.tensor([True, False, False])
+    )
     credit = group_credit(method, logp_KT, base_T, facts=facts)
     assert credit.reward_K.isfinite().all()
     assert credit.advantage_K.isfinite().all()
@@ -125,7 +139,11 @@ def test_caps_and_underflows_are_counted():
     assert capped_share(REWARDS["inverse-prob"], base_T) == 0.5
     assert capped_share(REWARDS["neg-log-prob"], base_T) == 0.0
     assert inverse_prob_weights(base_T).max().item() == pytest.approx(math.exp(CAP_NATS))
-    credit = group_credit(METHODS["verifree"], torch.tensor([[-400.0, -400.0], [-1.0, -1.0]]), torch.tensor([-2.0, -2.0]))
+    credit = group_credit(
+        METHODS["verifree"],
+        torch.tensor([[-400.0, -400.0], [-1.0, -1.0]]),
+        torch.tensor([-2.0, -2.0]),
+    )
     assert credit.underflow == 0.5
 
 
@@ -138,6 +156,10 @@ def test_shapes_are_checked():
 
 def test_inverse_prob_under_a_uniform_baseline_ranks_as_arithmetic_mean():
     uniform_T = torch.full((3,), math.log(0.2))
-    a = group_advantage(REWARDS["inverse-prob"](C.log(), uniform_T), REWARDS["inverse-prob"](uniform_T[None], uniform_T), clip=False)
+    a = group_advantage(
+        REWARDS["inverse-prob"](C.log(), uniform_T),
+        REWARDS["inverse-prob"](uniform_T[None], uniform_T),
+        clip=False,
+    )
     b = group_advantage(REWARDS["arithmetic-mean"](C.log(), uniform_T), 0.2, clip=False)
     torch.testing.assert_close(a, b)

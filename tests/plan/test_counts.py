@@ -348,8 +348,8 @@ def test_tokens_are_those_that_pass_the_embeddings(described, settings):
 
     for own_or_initial in (model, engine.reference):
         if own_or_initial is not None:
-            embeddings: Any = own_or_initial.get_input_embeddings()
-            embeddings.register_forward_hook(count_ids)
+            causal_lm: Any = own_or_initial
+            causal_lm.get_input_embeddings().register_forward_hook(count_ids)
     run_step(learner, config)
     decoded = planned.sampled - config.batch * config.traces  # the last token is not forwarded
     assert sum(forwarded) == planned.prefilled + decoded + planned.scored + planned.trained

@@ -11,8 +11,14 @@ import nrt
 from nrt.config import build_config
 
 WORKED = (
-    ("I have 4 books, 2 maps, 5 pens. How many things do I have?", "4 + 2 = 6. 6 + 5 = 11.\nThe answer is 11."),
-    ("Start with 3. Add 4. Add 1. What number do you get?", "3 + 4 = 7. 7 + 1 = 8.\nThe answer is 8."),
+    (
+        "I have 4 books, 2 maps, 5 pens. How many things do I have?",
+        "4 + 2 = 6. 6 + 5 = 11.\nThe answer is 11.",
+    ),
+    (
+        "Start with 3. Add 4. Add 1. What number do you get?",
+        "3 + 4 = 7. 7 + 1 = 8.\nThe answer is 8.",
+    ),
 )
 """Two worked examples that come before each question, as turns."""
 
@@ -22,7 +28,9 @@ def smollm2() -> str:
     """The folder that `python -m tests.real.model` made."""
     folder = os.environ.get("NRT_REAL_MODEL", "")
     if not (Path(folder) / "config.json").is_file():
-        pytest.fail("set NRT_REAL_MODEL to the folder that `python -m tests.real.model` prints; `make test-real` does")
+        pytest.fail(
+            "set NRT_REAL_MODEL to the folder that `python -m tests.real.model` prints; `make test-real` does"
+        )
     return folder
 
 
@@ -33,8 +41,18 @@ def sums(tmp_path_factory) -> Path:
     rows = []
     for _ in range(24):
         a, b, c = (draw.randint(1, 7) for _ in range(3))
-        turns = [*WORKED, (f"Start with {a}. Add {b}. Add {c}. What number do you get?", f"The answer is {a + b + c}.")]
-        messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+        turns = [
+            *WORKED,
+            (
+                f"Start with {a}. Add {b}. Add {c}. What number do you get?",
+                f"The answer is {a + b + c}.",
+            ),
+        ]
+        messages = [
+            {"role": role, "content": text}
+            for turn in turns
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
         rows.append({"messages": messages})
     file = tmp_path_factory.mktemp("sums") / "sums.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

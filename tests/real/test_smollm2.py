@@ -42,7 +42,9 @@ def parts(make_config, tmp_path_factory):
 def rows(parts):
     """Eight rows of the data: two prompts with three sampled traces and the null trace each."""
     groups = sample_groups(parts.learner, parts.data.pairs[:2], PhaseTimer(), seed=5, answer_seed=5)
-    return [row for group in groups for row in (*group.rows[:3], scored_rows(parts.learner, group)[-1])]
+    return [
+        row for group in groups for row in (*group.rows[:3], scored_rows(parts.learner, group)[-1])
+    ]
 
 
 def test_prompts_are_shared_and_markers_are_chosen(parts):
@@ -52,16 +54,27 @@ def test_prompts_are_shared_and_markers_are_chosen(parts):
     assert not parts.padded_by_surprise
     assert engine.scorer_choice.tolerance < 1e-2
     assert parts.notes[0] == "each prompt is forwarded once for all of its traces"
-    assert [note.partition(" ")[0] for note in parts.notes[1:]] == ["<|think_start|>", "<|think_end|>"], "traces share keys and values"
+    assert [note.partition(" ")[0] for note in parts.notes[1:]] == [
+        "<|think_start|>",
+        "<|think_end|>",
+    ], "traces share keys and values"
 
 
 def test_packed_is_padded(parts, rows):
     model = local_engine(parts).model
-    some = [model.model.layers[i].self_attn.q_proj.weight for i in (0, 15, 29)] + [model.model.norm.weight]
+    some = [model.model.layers[i].self_attn.q_proj.weight for i in (0, 15, 29)] + [
+        model.model.norm.weight
+    ]
     found = []
     for scorer in (PackedScorer(), PaddedScorer(0)):
         scores = scorer(model, rows)
-        found.append((scores.logp_N.detach(), scores.entropy_N, torch.autograd.grad(scores.logp_N.sum(), some)))
+        found.append(
+            (
+                scores.logp_N.detach(),
+                scores.entropy_N,
+                torch.autograd.grad(scores.logp_N.sum(), some),
+            )
+        )
     (ours, our_entropy, our_gradients), (theirs, their_entropy, their_gradients) = found
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
     torch.testing.assert_close(our_entropy, their_entropy, atol=1e-3, rtol=0)
@@ -89,12 +102,16 @@ def test_equal_rows_make_no_advantages(parts):
 def test_three_steps(run):
     steps = run.metrics()
     assert [m["step"] for m in steps] == [0, 1, 2, 3]
-    assert steps[1]["optim/lr"] == pytest.approx(0.5e-4), "the first update of a warm-up moves the weights"
+    assert steps[1]["optim/lr"] == pytest.approx(0.5e-4), (
+        "the first update of a warm-up moves the weights"
+    )
     for metrics in steps[1:]:
         assert all(math.isfinite(value) for value in metrics.values() if value is not None)
         assert metrics["sampler/logp_gap"] < 1e-4
         assert metrics["ratio/mean"] == pytest.approx(1.0, abs=1e-4)
-        assert metrics["trace/unfinished"] == pytest.approx(metrics["trace/end_token"] + metrics["trace/capped"])
+        assert metrics["trace/unfinished"] == pytest.approx(
+            metrics["trace/end_token"] + metrics["trace/capped"]
+        )
         assert metrics["guard/skipped"] == 0
     assert {w["kind"] for w in run.warnings()} == set()
     assert steps[-1]["heldout/accuracy_served"] <= steps[-1]["heldout/accuracy"]
@@ -152,7 +169,16 @@ def test_eval(run, tmp_path):
 
 
 def test_confidence(run):
-    question = ["--question", "What is 2 plus 3?", "--answer", "The answer is 5.", "--max-trace-tokens", "12", "--max-answer-tokens", "12"]
+    question = [
+        "--question",
+        "What is 2 plus 3?",
+        "--answer",
+        "The answer is 5.",
+        "--max-trace-tokens",
+        "12",
+        "--max-answer-tokens",
+        "12",
+    ]
     result = CliRunner().invoke(app, ["confidence", str(run.path), *question, "--json"])
     assert result.exit_code == 0, result.output
     line = json.loads(result.output.strip().splitlines()[-1])

@@ -35,9 +35,24 @@ PHASES: dict[str, tuple[str, ...]] = {
 """What `nrt train`, `nrt export` and `nrt report` do, by the functions that do it."""
 
 PHASES_OF: dict[str, dict[str, tuple[str, ...]]] = {
-    "eval": {"evaluation": ("nrt.cli.evaluate:_answer_questions", "nrt.cli.evaluate:write_rows", "nrt.cli.evaluate:write_scores")},
-    "judge": {"judge": ("nrt.eval.judge:request_all", "nrt.eval.judge:_write_cached", "nrt.eval.judge:_write")},
-    "compare": {"runs": ("nrt.study.runs:_run",), "tables": ("nrt.cli.compare:open_study", "nrt.cli.compare:write_results")},
+    "eval": {
+        "evaluation": (
+            "nrt.cli.evaluate:_answer_questions",
+            "nrt.cli.evaluate:write_rows",
+            "nrt.cli.evaluate:write_scores",
+        )
+    },
+    "judge": {
+        "judge": (
+            "nrt.eval.judge:request_all",
+            "nrt.eval.judge:_write_cached",
+            "nrt.eval.judge:_write",
+        )
+    },
+    "compare": {
+        "runs": ("nrt.study.runs:_run",),
+        "tables": ("nrt.cli.compare:open_study", "nrt.cli.compare:write_results"),
+    },
 }
 """What commands do that import modules of their own."""
 
@@ -95,7 +110,13 @@ class Armed:
         target: Callable[[], int] = os.getpid,
     ) -> None:
         """`target` tells what `os.kill` kills, when the time has come."""
-        self.instant, self.usual, self.folder, self.say, self.target = instant, usual, folder, say, target
+        self.instant, self.usual, self.folder, self.say, self.target = (
+            instant,
+            usual,
+            folder,
+            say,
+            target,
+        )
         self.here = threading.local()  # traces are sampled ahead in another thread
         self.entries: dict[str, int] = {}
         self.synced: set[str] = set()
@@ -124,10 +145,19 @@ class Armed:
         self.entries[phase] = self.entries.get(phase, 0) + 1
         self.here.phase, self.here.calls, self.here.began = phase, 0, time.time_ns()
         self.here.sizes = {path: path.stat().st_size for path in self._streams()}
-        chosen = self.instant if self.instant and (phase, self.entries[phase]) == (self.instant.phase, self.instant.entry) else None
+        chosen = (
+            self.instant
+            if self.instant
+            and (phase, self.entries[phase]) == (self.instant.phase, self.instant.entry)
+            else None
+        )
         usual = self.usual.get(phase, Usual(0, 0))
-        calls = usual.calls + (chosen is not None and chosen.how == "torn")  # what is written after the last call is cut as the phase ends
-        self.here.left = 1 + int(chosen.share * calls) if chosen and chosen.how in ("call", "torn") else 0
+        calls = usual.calls + (
+            chosen is not None and chosen.how == "torn"
+        )  # what is written after the last call is cut as the phase ends
+        self.here.left = (
+            1 + int(chosen.share * calls) if chosen and chosen.how in ("call", "torn") else 0
+        )
         if chosen and chosen.how == "before":
             self._kill()
         if chosen and chosen.how == "during":
@@ -154,7 +184,9 @@ class Armed:
         writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            if event in CALLS or (event == "open" and isinstance(arguments[2], int) and arguments[2] & writing):
+            if event in CALLS or (
+                event == "open" and isinstance(arguments[2], int) and arguments[2] & writing
+            ):
                 self._called()
 
         sys.addaudithook(hook)
@@ -182,10 +214,22 @@ class Armed:
     def _unsafe(self, share: float, *, alone: bool) -> tuple[str, int] | None:
         """What the phase wrote last and did not sync: a file under a temporary name, or the last lines of a stream; and to how many bytes
         the parent then cuts it, when nobody can give it its name any more. `alone`: other processes' runs are theirs."""
-        temporary = [path for path in self.folder.parent.rglob("*") if any(part.endswith((".tmp", ".new")) for part in path.parts)]
+        temporary = [
+            path
+            for path in self.folder.parent.rglob("*")
+            if any(part.endswith((".tmp", ".new")) for part in path.parts)
+        ]
         if alone:
-            temporary = [path for path in temporary if "runs" not in path.relative_to(self.folder.parent).parts]
-        unsafe = {path for path in (*temporary, *self._streams()) if path.is_file() and str(path) not in self.synced}
+            temporary = [
+                path
+                for path in temporary
+                if "runs" not in path.relative_to(self.folder.parent).parts
+            ]
+        unsafe = {
+            path
+            for path in (*temporary, *self._streams())
+            if path.is_file() and str(path) not in self.synced
+        }
         recent = sorted((path.stat().st_mtime_ns, path) for path in unsafe)
         if recent and recent[-1][0] >= self.here.began - 10_000_000:  # the clock of files is coarse
             path = recent[-1][1]
@@ -200,7 +244,10 @@ class Armed:
 def alive(pid: int) -> bool:
     """False also for a zombie."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+            != "Z"
+        )
     except OSError:
         return pid < 0
 
@@ -217,7 +264,14 @@ def log_to(file: Path) -> None:
     os.dup2(out, 2)
 
 
-def run(command: list[str], instant: Instant | None, usual: dict[str, Usual], folder: Path, pipe: int, log: Path) -> NoReturn:
+def run(
+    command: list[str],
+    instant: Instant | None,
+    usual: dict[str, Usual],
+    folder: Path,
+    pipe: int,
+    log: Path,
+) -> NoReturn:
     """`nrt COMMAND` in this process, armed; what it says goes to `log`. It and its own are a process group."""
     os.setpgid(0, 0)
     log_to(log)

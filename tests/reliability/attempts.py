@@ -36,10 +36,20 @@ class Ended:
     @property
     def statuses(self) -> dict[int, str]:
         """Of the processes that ended by themselves, by rank."""
-        return {message["rank"]: str(message["status"]) for message in self.messages if "rank" in message}
+        return {
+            message["rank"]: str(message["status"])
+            for message in self.messages
+            if "rank" in message
+        }
 
 
-def attempt(command: list[str], run: Path, instant: Instant | None, usual: dict[str, Usual], processes: int = 1) -> Ended:
+def attempt(
+    command: list[str],
+    run: Path,
+    instant: Instant | None,
+    usual: dict[str, Usual],
+    processes: int = 1,
+) -> Ended:
     """`nrt COMMAND` in a child; killed from here where its instant is one by the clock, else by itself."""
     back, out = os.pipe()
     log, before = run.parent / "log", said(run)
@@ -76,7 +86,14 @@ def attempt(command: list[str], run: Path, instant: Instant | None, usual: dict[
         if message.get("cut"):
             with suppress(FileNotFoundError):
                 os.truncate(*message["cut"])
-    return Ended(os.waitstatus_to_exitcode(status), killed, messages, said(run)[len(before) :], stuck, time.time() - killed)
+    return Ended(
+        os.waitstatus_to_exitcode(status),
+        killed,
+        messages,
+        said(run)[len(before) :],
+        stuck,
+        time.time() - killed,
+    )
 
 
 def said(run: Path) -> str:

@@ -21,9 +21,15 @@ NOT_COMPARED = {"environment.json", "report.html", "eval.md"}
 def differences(whole: Path, other: Path) -> list[str]:
     """Between two folders, or two files, that should be the same but for times and their own names."""
     if whole.is_file():
-        return [] if _content(whole, whole.parent) == _content(other, other.parent) else [f"{other.name} differs"]
+        return (
+            []
+            if _content(whole, whole.parent) == _content(other, other.parent)
+            else [f"{other.name} differs"]
+        )
     names, others = _files(whole), _files(other)
-    found = [f"{name} is missing" for name in sorted(names - others)] + [f"{name} is left over" for name in sorted(others - names)]
+    found = [f"{name} is missing" for name in sorted(names - others)] + [
+        f"{name} is left over" for name in sorted(others - names)
+    ]
     for name in sorted(names & others):
         if (
             Path(name).name not in NOT_COMPARED
@@ -60,7 +66,9 @@ def faults(whole: Path, run: Path) -> list[str]:
             found.append(f"{last[0]} has no metrics")
         if killed.model_dir.exists():
             found += [f"model: {one}" for one in differences(reference.model_dir, killed.model_dir)]
-        if (run / "report.html").exists() and "</html>" not in (run / "report.html").read_text()[-100:]:
+        if (run / "report.html").exists() and "</html>" not in (run / "report.html").read_text()[
+            -100:
+        ]:
             found.append("report.html is not whole")
     except (NrtError, ValueError, KeyError) as error:
         return [f"cannot be read: {error}"]
@@ -75,8 +83,16 @@ def step_of(run: Path) -> str:
 
 def left_behind(place: Path) -> str:
     """Names that only a process at work leaves, and half lines."""
-    names = [p.name for p in sorted(place.rglob("*")) if p.name.endswith((".tmp", ".new", ".old", ".half")) or p.name == "lock"]
-    halves = [f"half:{p.name}" for p in sorted(place.glob("*.jsonl")) if p.stat().st_size and not p.read_bytes().endswith(b"\n")]
+    names = [
+        p.name
+        for p in sorted(place.rglob("*"))
+        if p.name.endswith((".tmp", ".new", ".old", ".half")) or p.name == "lock"
+    ]
+    halves = [
+        f"half:{p.name}"
+        for p in sorted(place.glob("*.jsonl"))
+        if p.stat().st_size and not p.read_bytes().endswith(b"\n")
+    ]
     return " ".join(names + halves)
 
 
@@ -92,14 +108,24 @@ def _content(file: Path, root: Path) -> bytes:
     if file.suffix == ".html":
         return re.sub(rb'"made":"[^"]*"', b"", content)
     if file.name == "eval.json":
-        return json.dumps(_without_times(json.loads(content) | {"environment": None, "settings": None})).encode()
+        return json.dumps(
+            _without_times(json.loads(content) | {"environment": None, "settings": None})
+        ).encode()
     if file.name == "judge.json":
         values = json.loads(content)
-        return json.dumps([values["judge"], [step | {"now": None} for step in values["steps"]]]).encode()
+        return json.dumps(
+            [values["judge"], [step | {"now": None} for step in values["steps"]]]
+        ).encode()
     if file.parent.name == "judge":  # which of them were known before is another matter
-        return json.dumps([json.loads(line) | {"cached": None} for line in content.splitlines()]).encode()
-    if "rows" in file.parts or "replies" in file.parts:  # a reply that a kill cut stays as a line that nobody can read
-        return json.dumps(sorted((_without_times(record) for record in _readable(content)), key=json.dumps)).encode()
+        return json.dumps(
+            [json.loads(line) | {"cached": None} for line in content.splitlines()]
+        ).encode()
+    if (
+        "rows" in file.parts or "replies" in file.parts
+    ):  # a reply that a kill cut stays as a line that nobody can read
+        return json.dumps(
+            sorted((_without_times(record) for record in _readable(content)), key=json.dumps)
+        ).encode()
     return content
 
 

@@ -45,15 +45,28 @@ class Draw:
     def instants_of(self, rng: random.Random, one: Outward) -> Iterator[Instant]:
         for _ in range(CHAIN):
             phases = [phase for phase in one.entries if self.todo[phase] > 0] or list(one.entries)
-            phase = rng.choices(phases, [max(1, self.todo[phase]) for phase in phases])[0] if len(phases) > 1 else phases[0]
+            phase = (
+                rng.choices(phases, [max(1, self.todo[phase]) for phase in phases])[0]
+                if len(phases) > 1
+                else phases[0]
+            )
             chosen = self.instant(rng, one.command, phase, one.entries[phase])
             yield replace(chosen, victim=rng.choice(("0", "all"))) if one.grouped else chosen
 
     def instant(self, rng: random.Random, what: str, phase: str, entries: int) -> Instant:
         """Where the phase has no calls to the disk, by the clock, or as it begins or ends."""
         usual = self.usual[what].get(phase)
-        hows = {how: weight for how, weight in HOW.items() if how not in ("call", "torn") or (usual and usual.calls)}
+        hows = {
+            how: weight
+            for how, weight in HOW.items()
+            if how not in ("call", "torn") or (usual and usual.calls)
+        }
         if phase == "logging":
             hows["torn"] = 1.0  # half lines
-        chosen = Instant(phase, rng.randint(1, entries), rng.choices(list(hows), list(hows.values()))[0], round(rng.random(), 4))
+        chosen = Instant(
+            phase,
+            rng.randint(1, entries),
+            rng.choices(list(hows), list(hows.values()))[0],
+            round(rng.random(), 4),
+        )
         return chosen if not self.several else replace(chosen, victim=rng.choice(VICTIMS))

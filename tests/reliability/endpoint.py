@@ -49,7 +49,11 @@ def serve(listening: socket.socket, log: Path) -> None:
             with log.open("a", encoding="utf-8") as file:
                 file.write(question + "\n")
             number = int(question, 16)
-            said = "Well." if number % 3 == 0 and len(turns) == 1 else verdict(number % 101 / 100, justification=question)
+            said = (
+                "Well."
+                if number % 3 == 0 and len(turns) == 1
+                else verdict(number % 101 / 100, justification=question)
+            )
             return 200, {}, completion(said)
 
     class Server(ThreadingHTTPServer):

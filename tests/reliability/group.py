@@ -15,14 +15,29 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from tests.reliability.armed import PHASES, Armed, Instant, Usual, call, log_to, speaker
 
 
-def run(size: int, command: list[str], instant: Instant | None, usual: dict[str, Usual], folder: Path, pipe: int, log: Path) -> NoReturn:
+def run(
+    size: int,
+    command: list[str],
+    instant: Instant | None,
+    usual: dict[str, Usual],
+    folder: Path,
+    pipe: int,
+    log: Path,
+) -> NoReturn:
     """torchrun in this process, with the settings of `--standalone`; it and its own are a process group."""
     os.setpgid(0, 0)
     log_to(log.with_name("torchrun.log"))
     status = 1
     try:
         config = LaunchConfig(
-            1, 1, size, run_id=str(uuid.uuid4()), rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, start_method="fork"
+            1,
+            1,
+            size,
+            run_id=str(uuid.uuid4()),
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            start_method="fork",
         )
         elastic_launch(config, _process)(command, instant, usual, folder, pipe, log)
         status = 0
@@ -32,7 +47,14 @@ def run(size: int, command: list[str], instant: Instant | None, usual: dict[str,
         os._exit(status)
 
 
-def _process(command: list[str], instant: Instant | None, usual: dict[str, Usual], folder: Path, pipe: int, log: Path) -> None:
+def _process(
+    command: list[str],
+    instant: Instant | None,
+    usual: dict[str, Usual],
+    folder: Path,
+    pipe: int,
+    log: Path,
+) -> None:
     """One of the processes; as if it had been executed, it knows nothing of torchrun's own way with signals."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)

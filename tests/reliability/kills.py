@@ -45,29 +45,49 @@ from tests.reliability.outward import OUTWARD, Outward
 from tests.reliability.runs import GROUPS, REPORTED, TRAINING, VARIANTS, GroupKill, Kill
 from tests.trainer.conftest import tiny_config, write_model, write_sums
 
-IMPORTED = {"eval": ("nrt.cli.evaluate",), "judge": ("nrt.eval.judge", "openai"), "compare": ("nrt.cli.compare", "matplotlib.pyplot")}
+IMPORTED = {
+    "eval": ("nrt.cli.evaluate",),
+    "judge": ("nrt.eval.judge", "openai"),
+    "compare": ("nrt.cli.compare", "matplotlib.pyplot"),
+}
 """Modules that only these commands import."""
 
 
 class Killer:
     """Chains of kills in a folder, until each phase has had its number."""
 
-    def __init__(self, folder: Path, given: argparse.Namespace, again: list[dict[str, str]]) -> None:
+    def __init__(
+        self, folder: Path, given: argparse.Namespace, again: list[dict[str, str]]
+    ) -> None:
         """`again`: only what these lines of a log need is prepared."""
         self.folder, self.seed, self.most = folder, given.seed, given.most
         self.processes, several = given.processes, given.processes > 1
         if again and "statuses" in again[0]:
             self.processes, several = len(again[0]["statuses"].split()), True
         wanted = {again[0]["command"].split()[0]} if again else {"export", "report"}
-        wanted |= ({"eval", "judge"} if given.eval else set()) | ({"compare"} if given.compare else set())
+        wanted |= ({"eval", "judge"} if given.eval else set()) | (
+            {"compare"} if given.compare else set()
+        )
         self.outward = [] if several else [one for one in OUTWARD.values() if one.command in wanted]
         known = GROUPS if several else VARIANTS
-        names = [again[0]["variant"]] if again else given.variants.split(",") if given.variants else list(known)
+        names = (
+            [again[0]["variant"]]
+            if again
+            else given.variants.split(",")
+            if given.variants
+            else list(known)
+        )
         self.variants = {name: known[name] for name in names}
         self.first = names[0]  # the run that is exported, reported
         phases = [*TRAINING, "export", *(phase for one in self.outward for phase in one.entries)]
         chosen = given.phases.split(",") if given.phases else phases
-        self.todo = Counter({phase: given.each for phase in phases if phase in chosen and not (several and phase == "report")})
+        self.todo = Counter(
+            {
+                phase: given.each
+                for phase in phases
+                if phase in chosen and not (several and phase == "report")
+            }
+        )
         self.usual: dict[str, dict[str, Usual]] = {}
         self.draw = Draw(self.todo, self.usual, several)
         self.kills: list[Kill] = []
@@ -91,9 +111,17 @@ class Killer:
             config = tiny_config(model, pairs, place / "run", **values).model_dump(mode="json")
             (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
             if name == self.first:
-                recipe = {key: value for key, value in config.items() if key not in ("run", "seed", "resume", "method")}
-                (self.folder / "compared.yaml").write_text(yaml.safe_dump(recipe | {"steps": 3}), encoding="utf-8")
-            self.usual[name] = self.uninterrupted(self.training_command(name, place / "run"), place / "run")
+                recipe = {
+                    key: value
+                    for key, value in config.items()
+                    if key not in ("run", "seed", "resume", "method")
+                }
+                (self.folder / "compared.yaml").write_text(
+                    yaml.safe_dump(recipe | {"steps": 3}), encoding="utf-8"
+                )
+            self.usual[name] = self.uninterrupted(
+                self.training_command(name, place / "run"), place / "run"
+            )
         for one in self.outward:
             one.prepare(self.folder)
             place = self.folder / one.command
@@ -126,14 +154,19 @@ class Killer:
         for span in ended.messages:
             if "phase" in span:
                 spans[span["phase"]].append(span)
-        return {phase: Usual(*(fmean(span[key] for span in some) for key in ("seconds", "calls"))) for phase, some in spans.items()}
+        return {
+            phase: Usual(*(fmean(span[key] for span in some) for key in ("seconds", "calls")))
+            for phase, some in spans.items()
+        }
 
     def run(self) -> None:
         for chain in range(10_000):
             if not +self.todo or len(self.kills) >= self.most:
                 break
             rng = random.Random(f"{self.seed} {chain}")
-            outward = [one for one in self.outward if any(self.todo[phase] > 0 for phase in one.entries)]
+            outward = [
+                one for one in self.outward if any(self.todo[phase] > 0 for phase in one.entries)
+            ]
             training = any(self.todo[phase] > 0 for phase in (*TRAINING, "export"))
             if outward and (chain % 3 == 2 or not training):
                 one = outward[chain // (3 if training else 1) % len(outward)]
@@ -168,7 +201,12 @@ class Killer:
             starts = self.starts(run)
             ended = attempt(command, run, instant, self.usual[variant], self.processes)
             if waiting:
-                self.note(*waiting, str(self.starts(run)[-1]["step"]) if len(self.starts(run)) > len(starts) else "–")
+                self.note(
+                    *waiting,
+                    str(self.starts(run)[-1]["step"])
+                    if len(self.starts(run)) > len(starts)
+                    else "–",
+                )
             waiting = None
             if not ended.killed:
                 break
@@ -178,7 +216,9 @@ class Killer:
             self.todo[instant.phase] -= 1
             waiting = chain, variant, command, instant, step_of(run), left_behind(run), ended
         if ended.status:
-            self.check(chain, None, [f"status {ended.status}: {(place / 'log').read_text()[-2000:]}"])
+            self.check(
+                chain, None, [f"status {ended.status}: {(place / 'log').read_text()[-2000:]}"]
+            )
             return
         self.check(chain, None, differences(self.folder / variant / "run", run))
 
@@ -203,26 +243,59 @@ class Killer:
                 continue
             self.todo[instant.phase] -= 1
             self.check(chain, instant, one.faults(whole, place))
-            words = one.words(place)[:1] + ([TOGETHER if instant.victim == "all" else "alone"] if one.grouped else [])
-            self.note(chain, self.first, words, instant, step_of(place / "run"), left_behind(place), ended, "–")
+            words = one.words(place)[:1] + (
+                [TOGETHER if instant.victim == "all" else "alone"] if one.grouped else []
+            )
+            self.note(
+                chain,
+                self.first,
+                words,
+                instant,
+                step_of(place / "run"),
+                left_behind(place),
+                ended,
+                "–",
+            )
         one.clear(place)
         ended = attempt(one.words(place), place / "run", None, {})
         os.environ["NRT_CACHE"] = str(self.folder / "cache")
         if ended.status:
-            self.check(chain, None, [f"status {ended.status}: {(place / 'log').read_text()[-2000:]}"])
+            self.check(
+                chain, None, [f"status {ended.status}: {(place / 'log').read_text()[-2000:]}"]
+            )
             return
         self.check(chain, None, one.at_end(whole, place))
-        self.check(chain, None, [f"left: {name}" for name in left_behind(place).split() if not (one.grouped and name == "lock")])
+        self.check(
+            chain,
+            None,
+            [
+                f"left: {name}"
+                for name in left_behind(place).split()
+                if not (one.grouped and name == "lock")
+            ],
+        )
 
     def check(self, chain: int, instant: Instant | None, found: list[str]) -> None:
         for one in found:
-            self.wrong.append(f"chain-{chain}, {f'after {instant.phase} {instant}' if instant else 'at the end'}: {one}")
+            self.wrong.append(
+                f"chain-{chain}, {f'after {instant.phase} {instant}' if instant else 'at the end'}: {one}"
+            )
             print(self.wrong[-1], file=sys.stderr, flush=True)
 
     def note(
-        self, chain: int, variant: str, command: list[str], instant: Instant, step: str, left: str, ended: Ended, went_on: str
+        self,
+        chain: int,
+        variant: str,
+        command: list[str],
+        instant: Instant,
+        step: str,
+        left: str,
+        ended: Ended,
+        went_on: str,
     ) -> None:
-        words = " ".join(word.split("=")[0] for word in command[:3] if "/" not in word.split("=")[0])
+        words = " ".join(
+            word.split("=")[0] for word in command[:3] if "/" not in word.split("=")[0]
+        )
         row = (
             len(self.kills) + 1,
             self.seed,
@@ -253,8 +326,14 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=10**6, help="kills in all")
     parser.add_argument("--variants", help="names of `VARIANTS`, or of `GROUPS`; unset: all")
     parser.add_argument("--processes", type=int, default=1, help="so many, under torchrun")
-    parser.add_argument("--eval", action="store_true", help="also `nrt eval` and `nrt judge`, which take seconds to import")
-    parser.add_argument("--compare", action="store_true", help="also `nrt compare`, whose runs import anew")
+    parser.add_argument(
+        "--eval",
+        action="store_true",
+        help="also `nrt eval` and `nrt judge`, which take seconds to import",
+    )
+    parser.add_argument(
+        "--compare", action="store_true", help="also `nrt compare`, whose runs import anew"
+    )
     parser.add_argument("--phases", help="to kill in; unset: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path)

@@ -86,12 +86,32 @@ class Evaluated(Outward):
         save_tiny_model(folder / "thinker", thinks=True, context=800)
 
     def words(self, place: Path) -> list[str]:
-        data = ["--data", str(place.parent / "benchmarks"), "--benchmarks", "gsm8k,truthfulqa", "--limit", "3"]
+        data = [
+            "--data",
+            str(place.parent / "benchmarks"),
+            "--benchmarks",
+            "gsm8k,truthfulqa",
+            "--limit",
+            "3",
+        ]
         target = ["-o", str(place / self.target)]
-        return ["eval", str(place.parent / "thinker"), *data, "--max-trace-tokens", "8", "--batch", "1", *target]
+        return [
+            "eval",
+            str(place.parent / "thinker"),
+            *data,
+            "--max-trace-tokens",
+            "8",
+            "--batch",
+            "1",
+            *target,
+        ]
 
     def faults(self, whole: Path, place: Path) -> list[str]:
-        return [one for one in super().faults(whole, place) if one.endswith("differs") and not one.startswith("replies")]
+        return [
+            one
+            for one in super().faults(whole, place)
+            if one.endswith("differs") and not one.startswith("replies")
+        ]
 
 
 class Judged(Outward):
@@ -102,7 +122,18 @@ class Judged(Outward):
         self.kept: set[str] = set()
 
     def words(self, place: Path) -> list[str]:
-        return ["judge", str(place / "run"), "--url", self.endpoint.url, "--model", "judge", "--samples", "4", "--jobs", "2"]
+        return [
+            "judge",
+            str(place / "run"),
+            "--url",
+            self.endpoint.url,
+            "--model",
+            "judge",
+            "--samples",
+            "4",
+            "--jobs",
+            "2",
+        ]
 
     def begin(self, place: Path) -> None:
         folder = place / "run" / "judge"
@@ -117,7 +148,10 @@ class Judged(Outward):
 
     def verdicts(self, place: Path) -> set[str]:
         """Of the questions in this place's cache; the endpoint justifies each by its question."""
-        return {json.loads(file.read_text())["justification"] for file in (place / "cache" / "judge").glob("[!.]*.json")}
+        return {
+            json.loads(file.read_text())["justification"]
+            for file in (place / "cache" / "judge").glob("[!.]*.json")
+        }
 
     def again(self) -> list[str]:
         asked = self.endpoint.asked()[len(self.before) :]
@@ -128,7 +162,12 @@ class Judged(Outward):
         files = [file for file in target.iterdir() if not file.name.startswith(".")]
         if any("another" in file.read_text() for file in files):  # as it was before
             files = []
-        wrong = [one for file in files if file.stat().st_size > 3 for one in differences(whole / self.target / file.name, file)]
+        wrong = [
+            one
+            for file in files
+            if file.stat().st_size > 3
+            for one in differences(whole / self.target / file.name, file)
+        ]
         return wrong + self.again()
 
     def at_end(self, whole: Path, place: Path) -> list[str]:
@@ -143,15 +182,31 @@ class Compared(Outward):
 
     def words(self, place: Path) -> list[str]:
         recipe = str(place.parent / "compared.yaml")
-        return ["compare", recipe, "--methods", "sft,nrt-gm", "--seeds", "1", "--study", str(place / self.target), "--measure", "logp"]
+        return [
+            "compare",
+            recipe,
+            "--methods",
+            "sft,nrt-gm",
+            "--seeds",
+            "1",
+            "--study",
+            str(place / self.target),
+            "--measure",
+            "logp",
+        ]
 
     def faults(self, whole: Path, place: Path) -> list[str]:
         study, theirs = place / self.target, whole / self.target
         runs = sorted(path.name for path in (study / "runs").glob("*"))
         found = [
-            one for name in runs if not at_work(study / "runs" / name) for one in faults(theirs / "runs" / name, study / "runs" / name)
+            one
+            for name in runs
+            if not at_work(study / "runs" / name)
+            for one in faults(theirs / "runs" / name, study / "runs" / name)
         ]
-        tables = [path for path in study.glob("*") if path.is_file() and not path.name.startswith(".")]
+        tables = [
+            path for path in study.glob("*") if path.is_file() and not path.name.startswith(".")
+        ]
         return found + [one for path in tables for one in differences(theirs / path.name, path)]
 
     def at_end(self, whole: Path, place: Path) -> list[str]:

@@ -59,7 +59,11 @@ def test_the_lock_comes_before_the_checkpoints(make_config, monkeypatch):  # noq
     run = nrt.train(make_config())
     seen = []
     newest = start.newest_undamaged
-    monkeypatch.setattr(start, "newest_undamaged", lambda folders: seen.append((run.path / "lock").exists()) or newest(folders))
+    monkeypatch.setattr(
+        start,
+        "newest_undamaged",
+        lambda folders: seen.append((run.path / "lock").exists()) or newest(folders),
+    )
     resume(make_config, run.path)
     assert seen == [True]
 
@@ -84,7 +88,11 @@ def test_pointers_and_pruning_are_made_up_for(make_config, tmp_path):  # noqa: F
     (run.path / "checkpoints" / "latest").write_text("step-000001\n")
     (run.path / "checkpoints" / "best").unlink()
     again = resume(make_config, run.path, **settings)
-    assert (names(again), pointer(again, "latest"), pointer(again, "best")) == (kept, "step-000003\n", best)
+    assert (names(again), pointer(again, "latest"), pointer(again, "best")) == (
+        kept,
+        "step-000003\n",
+        best,
+    )
 
 
 def test_what_replaces_a_file_is_on_the_disk_first(make_config, calls):  # noqa: F811
@@ -92,8 +100,13 @@ def test_what_replaces_a_file_is_on_the_disk_first(make_config, calls):  # noqa:
     run = nrt.train(make_config()).path
     calls.clear()
     resume(make_config, run)
-    for new, name in ((".metrics.jsonl.tmp", "metrics.jsonl"), (".model.new/model.safetensors", "model")):
-        (moved,) = [i for i, (call, path) in enumerate(calls) if call != "fsync" and path == str(run / name)]
+    for new, name in (
+        (".metrics.jsonl.tmp", "metrics.jsonl"),
+        (".model.new/model.safetensors", "model"),
+    ):
+        (moved,) = [
+            i for i, (call, path) in enumerate(calls) if call != "fsync" and path == str(run / name)
+        ]
         assert ("fsync", str(run / new)) in calls[:moved]
         assert ("fsync", str(run)) in calls[moved:]
 
@@ -101,7 +114,9 @@ def test_what_replaces_a_file_is_on_the_disk_first(make_config, calls):  # noqa:
 def test_half_deleted_is_no_checkpoint(make_config, monkeypatch):  # noqa: F811
     run = nrt.train(make_config())
     first, last = run.checkpoints()
-    monkeypatch.setattr(durable.shutil, "rmtree", lambda folder, **_: cut() if folder.exists() else None)
+    monkeypatch.setattr(
+        durable.shutil, "rmtree", lambda folder, **_: cut() if folder.exists() else None
+    )
     with pytest.raises(Cut):
         durable.remove_folder(first)
     assert run.checkpoints() == [last]
@@ -139,7 +154,11 @@ def test_a_picture_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
 def test_a_warning_belongs_to_the_step_that_is_under_way(make_config, monkeypatch):  # noqa: F811
     """A resume from before that step does it again, and so must not keep the first one."""
     engines, build = [], setup.build_engine
-    monkeypatch.setattr(setup, "build_engine", lambda *given, **more: engines.append(build(*given, **more)) or engines[-1])
+    monkeypatch.setattr(
+        setup,
+        "build_engine",
+        lambda *given, **more: engines.append(build(*given, **more)) or engines[-1],
+    )
 
     class WarnsAndEnds(At):
         """Runs short of memory in the second step and in the third."""
@@ -156,12 +175,17 @@ def test_a_warning_belongs_to_the_step_that_is_under_way(make_config, monkeypatc
     assert [warning["step"] for warning in again.warnings()] == [2, 3]
 
 
-@pytest.mark.parametrize(("phase", "n"), [("sampling", 2), ("updating", 2), ("saving", 1), ("evaluating", 2)])
+@pytest.mark.parametrize(
+    ("phase", "n"), [("sampling", 2), ("updating", 2), ("saving", 1), ("evaluating", 2)]
+)
 def test_a_run_folder_that_is_moved_away_ends_the_run_in_a_line(phase, n, make_config, tmp_path):  # noqa: F811
     """And it can be gone on with from where it is put back to."""
     whole = nrt.train(make_config(run=str(tmp_path / "whole")))
     run, aside = tmp_path / "run", tmp_path / "aside"
-    with pytest.raises(RunError, match=r"run no longer exists; put it back where it was, then resume from the last checkpoint: resume="):
+    with pytest.raises(
+        RunError,
+        match=r"run no longer exists; put it back where it was, then resume from the last checkpoint: resume=",
+    ):
         nrt.train(make_config(run=str(run)), listener=At(phase, n, lambda: run.rename(aside)))
     shutil.rmtree(run, ignore_errors=True)
     aside.rename(run)

@@ -18,10 +18,20 @@ ROOT = Path(__file__).parents[2]
 def kill(folder, *arguments):
     """The log's rows, by column; every fault is in the output of a failure."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.reliability.kills", str(folder / "work"), "--log", str(folder / "log.tsv"), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.reliability.kills",
+        str(folder / "work"),
+        "--log",
+        str(folder / "log.tsv"),
+        *arguments,
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    names, *rows = (line.split("\t") for line in (folder / "log.tsv").read_text(encoding="utf-8").splitlines())
+    names, *rows = (
+        line.split("\t") for line in (folder / "log.tsv").read_text(encoding="utf-8").splitlines()
+    )
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
@@ -43,8 +53,19 @@ def test_processes_under_torchrun_killed(tmp_path):
     names = [field.name for field in fields(GroupKill)]
     log = ["\t".join(names)]
     for line in GROUP.strip().splitlines():
-        row = dict(zip(("variant", "command", "phase", "entry", "instant", "victim"), line.split("\t"), strict=True))
-        log.append("\t".join({"seed": "0", "chain": "0", "statuses": "– –", **row}.get(name, "") for name in names))
+        row = dict(
+            zip(
+                ("variant", "command", "phase", "entry", "instant", "victim"),
+                line.split("\t"),
+                strict=True,
+            )
+        )
+        log.append(
+            "\t".join(
+                {"seed": "0", "chain": "0", "statuses": "– –", **row}.get(name, "")
+                for name in names
+            )
+        )
     (tmp_path / "again.tsv").write_text("\n".join(log))
     rows = kill(tmp_path, "--again", str(tmp_path / "again.tsv"), "--chain", "0")
     assert [(row["phase"], row["instant"], row["victim"]) for row in rows] == [
@@ -72,7 +93,9 @@ def test_sixty_kills_under_torchrun(tmp_path):
 @pytest.mark.slow
 def test_a_comparison_killed(tmp_path):
     """Alone, and with its runs; one that goes on without it is waited for."""
-    rows = kill(tmp_path, "--each", "5", "--phases", "runs,tables", "--compare", "--variants", "one-pass")
+    rows = kill(
+        tmp_path, "--each", "5", "--phases", "runs,tables", "--compare", "--variants", "one-pass"
+    )
     assert {row["command"] for row in rows} == {"compare alone", "compare and its runs"}
 
 

@@ -20,15 +20,24 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_second_is_refused_until_the_first_is_dead(make_config, tmp_path, caplog):  # noqa: F811
     run, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(make_config(steps=10**6, save_every=0, eval_every=0).model_dump(mode="json")))
+    recipe.write_text(
+        yaml.safe_dump(make_config(steps=10**6, save_every=0, eval_every=0).model_dump(mode="json"))
+    )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen([sys.executable, "-m", "nrt", "train", str(recipe)], env=environment, stdout=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "nrt", "train", str(recipe)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
     try:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and len(steps(run)) < 3:
             time.sleep(0.05)
         for resume in (None, str(run)):
-            with pytest.raises(InputError, match=f"process {first.pid} on {socket.gethostname()} is using {run}; wait for it"):
+            with pytest.raises(
+                InputError,
+                match=f"process {first.pid} on {socket.gethostname()} is using {run}; wait for it",
+            ):
                 nrt.train(make_config(steps=2, resume=resume))
         before = len(steps(run))
         assert first.poll() is None
@@ -43,4 +52,8 @@ def test_the_second_is_refused_until_the_first_is_dead(make_config, tmp_path, ca
 
 
 def steps(run):
-    return [record["step"] for record in nrt.load_run(run).metrics()] if (run / "config.yaml").exists() else []
+    return (
+        [record["step"] for record in nrt.load_run(run).metrics()]
+        if (run / "config.yaml").exists()
+        else []
+    )

@@ -22,7 +22,9 @@ from tests.tiny import ARCHITECTURES, EOS, PAD, VOCAB, hostile, random_rows, row
 SHARED = pytest.mark.parametrize("shared", [False, True], ids=["copied", "shared"])
 """Traces share their prompt's keys and values, or each trace has a copy."""
 NEVER: frozenset[int] = frozenset()
-PROMPTS = [r.prompt_ids for r in random_rows(0, [(4, 1), (1, 1), (9, 1)])]  # different lengths, one of a single token
+PROMPTS = [
+    r.prompt_ids for r in random_rows(0, [(4, 1), (1, 1), (9, 1)])
+]  # different lengths, one of a single token
 
 
 def sampling_model(architecture: str = "llama", *, shared: bool, **changes: Any) -> PreTrainedModel:
@@ -45,8 +47,14 @@ def ids_of(samples: list[list[Sample]]) -> list[tuple[int, ...]]:
 def test_log_probs_are_the_scorers(architecture: str, shared: bool) -> None:
     """Prefill, cache, windows and softcaps give the trained distribution; generation_config has no effect."""
     model = hostile(sampling_model(architecture, shared=shared))
-    samples = HFSampler(model, PAD).sample(Request(PROMPTS, n=3, stop_ids=frozenset({EOS, 5}), cap=20, seed=1))
-    rows = [row(prompt, sample.ids) for prompt, group in zip(PROMPTS, samples, strict=True) for sample in group]
+    samples = HFSampler(model, PAD).sample(
+        Request(PROMPTS, n=3, stop_ids=frozenset({EOS, 5}), cap=20, seed=1)
+    )
+    rows = [
+        row(prompt, sample.ids)
+        for prompt, group in zip(PROMPTS, samples, strict=True)
+        for sample in group
+    ]
     scores = PaddedScorer(PAD)(model, rows).logp_N
     sampled = torch.tensor(list(chain.from_iterable(sample.logps for sample in flat(samples))))
     torch.testing.assert_close(sampled, scores.detach(), atol=1e-4, rtol=0)
@@ -55,7 +63,9 @@ def test_log_probs_are_the_scorers(architecture: str, shared: bool) -> None:
 
 def test_each_token_has_a_logp_and_all_tokens_occur() -> None:
     model = tiny_model(initializer_range=0.02)  # nearly uniform
-    samples = flat(HFSampler(model, PAD).sample(Request([(3, 4)], n=100, stop_ids=NEVER, cap=20, seed=0)))
+    samples = flat(
+        HFSampler(model, PAD).sample(Request([(3, 4)], n=100, stop_ids=NEVER, cap=20, seed=0))
+    )
     assert all(len(sample.ids) == len(sample.logps) == 20 for sample in samples)
     assert {i for sample in samples for i in sample.ids} == set(range(VOCAB))
 
@@ -67,7 +77,11 @@ def test_first_tokens_follow_the_softmax(shared: bool) -> None:
     The 1e-4 quantile for 40 degrees of freedom is 83.
     """
     model, n = sampling_model(shared=shared, initializer_range=0.2), 20_000
-    samples = flat(HFSampler(model, PAD, max_rows=n).sample(Request([(3, 4, 5)], n=n, stop_ids=NEVER, cap=1, seed=0)))
+    samples = flat(
+        HFSampler(model, PAD, max_rows=n).sample(
+            Request([(3, 4, 5)], n=n, stop_ids=NEVER, cap=1, seed=0)
+        )
+    )
     probabilities = model(input_ids=torch.tensor([[3, 4, 5]])).logits[0, -1].softmax(-1)
     expected = n * probabilities.detach()
     counts = torch.bincount(torch.tensor([sample.ids[0] for sample in samples]), minlength=VOCAB)
@@ -79,7 +93,9 @@ def test_first_tokens_follow_the_softmax(shared: bool) -> None:
 def test_tokens_of_probability_zero_are_never_drawn() -> None:
     model = tiny_model()
     model.get_output_embeddings().weight.data.mul_(300)  # most probabilities underflow
-    samples = flat(HFSampler(model, PAD).sample(Request([(3,)], n=64, stop_ids=NEVER, cap=5, seed=0)))
+    samples = flat(
+        HFSampler(model, PAD).sample(Request([(3,)], n=64, stop_ids=NEVER, cap=5, seed=0))
+    )
     assert min(chain.from_iterable(sample.logps for sample in samples)) > -40
 
 
@@ -90,12 +106,19 @@ def test_temperature_and_top_p_by_hand() -> None:
     """
     request = Request([(3,)], n=1, stop_ids=NEVER, cap=1, seed=0)
     logits = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
-    distributions = [_distribution(logits, replace(request, top_p=top_p)).exp()[0].tolist() for top_p in (1.0, 0.9, 0.79, 0.01)]
+    distributions = [
+        _distribution(logits, replace(request, top_p=top_p)).exp()[0].tolist()
+        for top_p in (1.0, 0.9, 0.79, 0.01)
+    ]
     assert distributions[0] == pytest.approx([0.15, 0.5, 0.05, 0.3])
     assert distributions[1] == pytest.approx([0.15 / 0.95, 0.5 / 0.95, 0, 0.3 / 0.95])
     assert distributions[2] == pytest.approx([0, 0.625, 0, 0.375])
     assert distributions[3] == pytest.approx([0, 1, 0, 0])
-    odds = _distribution(torch.tensor([[2.0, 1.0]]).log(), replace(request, temperature=0.5)).exp()[0].tolist()
+    odds = (
+        _distribution(torch.tensor([[2.0, 1.0]]).log(), replace(request, temperature=0.5))
+        .exp()[0]
+        .tolist()
+    )
     assert odds == pytest.approx([0.8, 0.2])
 
 
@@ -115,10 +138,18 @@ def test_with_one_seed_per_prompt_samples_do_not_depend_on_other_prompts() -> No
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gemma3", "qwen3"])
 def test_greedy_equals_generate(architecture: str, shared: bool) -> None:
     model = sampling_model(architecture, shared=shared)
-    samples = HFSampler(model, PAD).sample(Request(PROMPTS, n=1, stop_ids=frozenset({EOS}), cap=15, seed=0, greedy=True))
+    samples = HFSampler(model, PAD).sample(
+        Request(PROMPTS, n=1, stop_ids=frozenset({EOS}), cap=15, seed=0, greedy=True)
+    )
     for prompt, sample in zip(PROMPTS, ids_of(samples), strict=True):
         ids = torch.tensor([prompt])
-        generated = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=15, eos_token_id=EOS)
+        generated = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=15,
+            eos_token_id=EOS,
+        )
         assert generated[0, len(prompt) :].tolist() == list(sample)
 
 
@@ -127,7 +158,10 @@ def test_same_seed_gives_the_same_ids_and_changes_no_other_state(shared: bool) -
     model = sampling_model(shared=shared).train()
     sampler: Sampler = HFSampler(model, PAD)
     random_state = torch.get_rng_state()
-    first, again, other = (sampler.sample(Request(PROMPTS, n=4, stop_ids=frozenset({EOS}), cap=12, seed=seed)) for seed in (7, 7, 8))
+    first, again, other = (
+        sampler.sample(Request(PROMPTS, n=4, stop_ids=frozenset({EOS}), cap=12, seed=seed))
+        for seed in (7, 7, 8)
+    )
     assert first == again
     assert ids_of(first) != ids_of(other)
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -140,14 +174,20 @@ def test_same_seed_gives_the_same_ids_and_changes_no_other_state(shared: bool) -
 def test_max_rows_does_not_change_samples(max_rows: int, shared: bool) -> None:
     model = sampling_model("gemma3", shared=shared, initializer_range=0.05)
     stop_ids = frozenset(range(2, 8))  # so rows finish at different times and leave the batch
-    together = HFSampler(model, PAD).sample(Request(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3))
-    split = HFSampler(model, PAD, max_rows=max_rows).sample(Request(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3))
+    together = HFSampler(model, PAD).sample(
+        Request(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3)
+    )
+    split = HFSampler(model, PAD, max_rows=max_rows).sample(
+        Request(PROMPTS, n=4, stop_ids=stop_ids, cap=12, seed=3)
+    )
     assert ids_of(together) == ids_of(split)
     assert len({len(ids) for ids in ids_of(together)}) > 2
 
 
 def test_equal_prompts_get_different_traces() -> None:
-    samples = HFSampler(tiny_model(initializer_range=0.02), PAD).sample(Request([(3, 4), (3, 4)], n=2, stop_ids=NEVER, cap=8, seed=0))
+    samples = HFSampler(tiny_model(initializer_range=0.02), PAD).sample(
+        Request([(3, 4), (3, 4)], n=2, stop_ids=NEVER, cap=8, seed=0)
+    )
     assert len(set(ids_of(samples))) == 4
 
 
@@ -155,7 +195,9 @@ def test_equal_prompts_get_different_traces() -> None:
 def test_each_stop_id_ends_a_sample_and_stays_in_it(shared: bool) -> None:
     model = sampling_model(shared=shared, initializer_range=0.02)
     stop_ids = frozenset({2, 9, 30, VOCAB + 5})  # the last is no token of the model
-    samples = flat(HFSampler(model, PAD).sample(Request([(3, 4)], n=200, stop_ids=stop_ids, cap=30, seed=0)))
+    samples = flat(
+        HFSampler(model, PAD).sample(Request([(3, 4)], n=200, stop_ids=stop_ids, cap=30, seed=0))
+    )
     stopped = [list(sample.ids) for sample in samples if len(sample.ids) < 30]
     assert {ids[-1] for ids in stopped} == {2, 9, 30}
     assert all(stop_ids.isdisjoint(ids[:-1]) for ids in stopped)
@@ -164,12 +206,18 @@ def test_each_stop_id_ends_a_sample_and_stays_in_it(shared: bool) -> None:
 
 
 def test_all_rows_stop_at_once() -> None:
-    samples = flat(HFSampler(tiny_model(), PAD).sample(Request(PROMPTS, n=3, stop_ids=frozenset(range(VOCAB)), cap=30, seed=0)))
+    samples = flat(
+        HFSampler(tiny_model(), PAD).sample(
+            Request(PROMPTS, n=3, stop_ids=frozenset(range(VOCAB)), cap=30, seed=0)
+        )
+    )
     assert [len(sample.ids) for sample in samples] == [1] * 9
 
 
 def test_cap_of_one() -> None:
-    samples = HFSampler(tiny_model(), PAD).sample(Request(PROMPTS, n=1, stop_ids=NEVER, cap=1, seed=0))
+    samples = HFSampler(tiny_model(), PAD).sample(
+        Request(PROMPTS, n=1, stop_ids=NEVER, cap=1, seed=0)
+    )
     assert [len(group) for group in samples] == [1, 1, 1]
     assert all(len(sample.ids) == 1 for sample in flat(samples))
 
@@ -177,7 +225,9 @@ def test_cap_of_one() -> None:
 @SHARED
 def test_samples_longer_than_the_first_buffer(shared: bool) -> None:
     model = sampling_model("mistral", shared=shared)
-    sample = flat(HFSampler(model, PAD).sample(Request([(3, 4)], n=1, stop_ids=NEVER, cap=120, seed=0)))[0]
+    sample = flat(
+        HFSampler(model, PAD).sample(Request([(3, 4)], n=1, stop_ids=NEVER, cap=120, seed=0))
+    )[0]
     scores = PaddedScorer(PAD)(model, [row((3, 4), sample.ids)]).logp_N
     torch.testing.assert_close(torch.tensor(sample.logps), scores.detach(), atol=1e-4, rtol=0)
 
@@ -195,20 +245,37 @@ def test_shared_and_copied_caches_give_the_same_traces(architecture: str) -> Non
     assert ids_of(copied) == ids_of(shared)
     lengths = [len(ids) for ids in ids_of(shared)]
     assert len(set(lengths)) > 4
-    logps = [torch.tensor([logp for sample in flat(samples) for logp in sample.logps]) for samples in (copied, shared)]
+    logps = [
+        torch.tensor([logp for sample in flat(samples) for logp in sample.logps])
+        for samples in (copied, shared)
+    ]
     torch.testing.assert_close(*logps, atol=1e-5, rtol=1e-5)
 
 
 def test_shared_prompts_in_bfloat16() -> None:
     model = sampling_model("qwen2", shared=True, initializer_range=0.1).bfloat16()
-    samples = HFSampler(model, PAD).sample(Request(PROMPTS, n=3, stop_ids=frozenset({EOS}), cap=20, seed=1))
-    rows = [row(prompt, sample.ids) for prompt, group in zip(PROMPTS, samples, strict=True) for sample in group]
+    samples = HFSampler(model, PAD).sample(
+        Request(PROMPTS, n=3, stop_ids=frozenset({EOS}), cap=20, seed=1)
+    )
+    rows = [
+        row(prompt, sample.ids)
+        for prompt, group in zip(PROMPTS, samples, strict=True)
+        for sample in group
+    ]
     sampled = torch.tensor(list(chain.from_iterable(sample.logps for sample in flat(samples))))
-    torch.testing.assert_close(sampled, PaddedScorer(PAD)(model, rows).logp_N.detach(), atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        sampled, PaddedScorer(PAD)(model, rows).logp_N.detach(), atol=0.05, rtol=0
+    )
 
 
 RECURRENT: dict[str, dict[str, Any]] = {
-    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
+    "falcon_h1": {
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 8,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "qwen3_5_text": {
         "layer_types": ["linear_attention", "full_attention"],
@@ -222,22 +289,38 @@ RECURRENT: dict[str, dict[str, Any]] = {
 """Models with attention layers and layers with a recurrent state."""
 
 
-@pytest.mark.parametrize(("architecture", "changes"), [*RECURRENT.items(), ("diffllama", {})], ids=[*RECURRENT, "diffllama"])
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [*RECURRENT.items(), ("diffllama", {})],
+    ids=[*RECURRENT, "diffllama"],
+)
 def test_models_that_cannot_share_get_copies(architecture: str, changes: dict[str, Any]) -> None:
     """DiffLlama's layers attend twice, to different values."""
     model = tiny_model(architecture, initializer_range=0.1, **changes)
     choose_scorer(model, PAD)
     assert not has_installed_attention(model)
-    samples = HFSampler(model, PAD).sample(Request(PROMPTS, n=3, stop_ids=frozenset({EOS, 5}), cap=12, seed=1))
-    rows = [row(prompt, sample.ids) for prompt, group in zip(PROMPTS, samples, strict=True) for sample in group]
+    samples = HFSampler(model, PAD).sample(
+        Request(PROMPTS, n=3, stop_ids=frozenset({EOS, 5}), cap=12, seed=1)
+    )
+    rows = [
+        row(prompt, sample.ids)
+        for prompt, group in zip(PROMPTS, samples, strict=True)
+        for sample in group
+    ]
     sampled = torch.tensor(list(chain.from_iterable(sample.logps for sample in flat(samples))))
-    torch.testing.assert_close(sampled, PaddedScorer(PAD)(model, rows).logp_N.detach(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        sampled, PaddedScorer(PAD)(model, rows).logp_N.detach(), atol=1e-4, rtol=0
+    )
 
 
-@pytest.mark.parametrize(("architecture", "changes"), [("mamba", {}), ("recurrent_gemma", {"num_hidden_layers": 3})])
+@pytest.mark.parametrize(
+    ("architecture", "changes"), [("mamba", {}), ("recurrent_gemma", {"num_hidden_layers": 3})]
+)
 def test_a_state_outside_the_cache_is_an_error(architecture: str, changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="does not keep its state"):
-        HFSampler(tiny_model(architecture, **changes), PAD).sample(Request(PROMPTS, n=2, stop_ids=NEVER, cap=3, seed=0))
+        HFSampler(tiny_model(architecture, **changes), PAD).sample(
+            Request(PROMPTS, n=2, stop_ids=NEVER, cap=3, seed=0)
+        )
 
 
 class SynchronizationCounter(TorchDispatchMode):
@@ -261,7 +344,9 @@ def test_the_host_waits_only_to_see_which_rows_still_run(architecture: str) -> N
     counts = []
     for cap in (10, 30):
         with SynchronizationCounter() as counter:
-            HFSampler(model, PAD).sample(Request(PROMPTS, n=4, stop_ids=frozenset({VOCAB}), cap=cap, seed=0))
+            HFSampler(model, PAD).sample(
+                Request(PROMPTS, n=4, stop_ids=frozenset({VOCAB}), cap=cap, seed=0)
+            )
         counts.append(counter.count)
     assert counts[1] - counts[0] == 20
 

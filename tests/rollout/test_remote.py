@@ -68,7 +68,10 @@ def ids(groups):
 
 def test_weights_are_pushed_and_prompts_split():
     model = tiny_model("llama-tied-mha")
-    with served(tiny_model("llama-tied-mha", seed=5)) as one, served(tiny_model("llama-tied-mha", seed=6)) as two:
+    with (
+        served(tiny_model("llama-tied-mha", seed=5)) as one,
+        served(tiny_model("llama-tied-mha", seed=6)) as two,
+    ):
         for urls in ([one], [one, two], [one, two, one, two]):
             sampler = RemoteSampler(urls)
             for version in range(3):
@@ -77,17 +80,25 @@ def test_weights_are_pushed_and_prompts_split():
                 assert ids(groups) == ids(sample_locally(model))
                 assert {sample.version for group in groups for sample in group} == {version}
                 for group, expected in zip(groups, sample_locally(model), strict=True):
-                    assert [s.logps for s in group] == [pytest.approx(s.logps, abs=1e-5) for s in expected]
+                    assert [s.logps for s in group] == [
+                        pytest.approx(s.logps, abs=1e-5) for s in expected
+                    ]
                 move(model)
 
 
 def test_samples_from_weights_of_another_trainer():
     model, other = tiny_model(), tiny_model(seed=3)
     with served() as url:
-        strict, tolerant, foreign = RemoteSampler([url]), RemoteSampler([url], strict=False), RemoteSampler([url])
+        strict, tolerant, foreign = (
+            RemoteSampler([url]),
+            RemoteSampler([url], strict=False),
+            RemoteSampler([url]),
+        )
         strict.load_weights(model.named_parameters(), 4)
         foreign.load_weights(other.named_parameters(), 4)
-        with pytest.raises(RunError, match="version 4 that another trainer pushed, this run pushed version 4"):
+        with pytest.raises(
+            RunError, match="version 4 that another trainer pushed, this run pushed version 4"
+        ):
             strict.sample(REQUEST)
         tolerant.load_weights(model.named_parameters(), 4)
         foreign.load_weights(other.named_parameters(), 5)
@@ -125,7 +136,11 @@ def test_requests_without_the_token_are_refused(monkeypatch):
         sampler = RemoteSampler([url])
         sampler.load_weights(tiny_model().named_parameters(), 0)
         assert len(sampler.sample(REQUEST)) == 3
-        assert [status(url, "/health"), status(url, "/weights", "POST"), status(url, "/health", Authorization="Bearer no")] == [401] * 3
+        assert [
+            status(url, "/health"),
+            status(url, "/weights", "POST"),
+            status(url, "/health", Authorization="Bearer no"),
+        ] == [401] * 3
         monkeypatch.delenv(TOKEN_VARIABLE)
         with pytest.raises(InputError, match=f"set {TOKEN_VARIABLE} to the server's value"):
             RemoteSampler([url]).load_weights(tiny_model().named_parameters(), 0)
@@ -168,7 +183,11 @@ def test_a_page_of_another_site_cannot_push_weights():
             (TRAINER_HEADERS + "Origin: null\n", "401"),
             (TRAINER_HEADERS, "200"),
         ):
-            text = HEAD.format("/weights") + headers + f"Content-Type: text/plain\nContent-Length: {len(body)}\n\n"
+            text = (
+                HEAD.format("/weights")
+                + headers
+                + f"Content-Type: text/plain\nContent-Length: {len(body)}\n\n"
+            )
             assert raw(url, text, body).split()[1] == expected, headers
         assert status(url, "/weights", "OPTIONS") == 501, "a preflight gets no permission"
 
@@ -181,20 +200,34 @@ def test_an_incomplete_push_is_refused(cut):
         sampler = RemoteSampler([url])
         sampler.load_weights(model.named_parameters(), 1)
         text = HEAD.format("/weights") + TRAINER_HEADERS
-        assert raw(url, text + f"Content-Length: {len(body)}\n\n", body[:cut]).split()[1] == "400", "the connection ended"
-        assert raw(url, text + f"Content-Length: {len(body[:cut])}\n\n", body[:cut]).split()[1] == "400", "the file ends"
-        assert ids(sampler.sample(REQUEST)) == ids(sample_locally(model)), "the server keeps its weights"
+        assert (
+            raw(url, text + f"Content-Length: {len(body)}\n\n", body[:cut]).split()[1] == "400"
+        ), "the connection ended"
+        assert (
+            raw(url, text + f"Content-Length: {len(body[:cut])}\n\n", body[:cut]).split()[1]
+            == "400"
+        ), "the file ends"
+        assert ids(sampler.sample(REQUEST)) == ids(sample_locally(model)), (
+            "the server keeps its weights"
+        )
 
 
 @pytest.mark.parametrize("length", ["abc", "-1", "", "1e3", "9" * 15, "9" * 400])
 def test_invalid_content_length(length, capfd):
     with served() as url:
-        assert raw(url, HEAD.format("/sample") + TRAINER_HEADERS + f"Content-Length: {length}\n\n").split()[1] == "400"
+        assert (
+            raw(
+                url, HEAD.format("/sample") + TRAINER_HEADERS + f"Content-Length: {length}\n\n"
+            ).split()[1]
+            == "400"
+        )
         assert status(url, "/health") == 200
     assert "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"nonsense", b"\xff", b"[" * 100_000, b'{"prompts": 3}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"nonsense", b"\xff", b"[" * 100_000, b'{"prompts": 3}']
+)
 def test_invalid_request_body(body):
     with served() as url:
         RemoteSampler([url]).load_weights(tiny_model().named_parameters(), 1)

@@ -18,7 +18,9 @@ def test_the_page_is_up_to_date():
 
 
 def test_the_module_prints_the_page():
-    printed = subprocess.run([sys.executable, "-m", "nrt.run.metrics"], cwd=ROOT / "src", capture_output=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-m", "nrt.run.metrics"], cwd=ROOT / "src", capture_output=True, check=True
+    ).stdout
     assert printed.decode() == markdown()
 
 
@@ -31,7 +33,9 @@ def test_every_metric_has_a_row_and_a_meaning():
 
 
 def test_names_of_one_group_are_adjacent():
-    assert markdown().count("\n## ") == len({"the miniature" if "<family>" in name else name.split("/")[0] for name in METRICS})
+    assert markdown().count("\n## ") == len(
+        {"the miniature" if "<family>" in name else name.split("/")[0] for name in METRICS}
+    )
 
 
 @pytest.mark.parametrize("name", list(METRICS))
@@ -40,14 +44,25 @@ def test_describe_finds_each_name(name):
 
 
 def test_describe_finds_sources_and_families():
-    assert describe("heldout/accuracy/gsm8k").meaning == METRICS["heldout/accuracy"].meaning + "; of source gsm8k"
-    assert describe("heldout/accuracy_null/a/b").meaning == METRICS["heldout/accuracy_null"].meaning + "; of source a/b"
+    assert (
+        describe("heldout/accuracy/gsm8k").meaning
+        == METRICS["heldout/accuracy"].meaning + "; of source gsm8k"
+    )
+    assert (
+        describe("heldout/accuracy_null/a/b").meaning
+        == METRICS["heldout/accuracy_null"].meaning + "; of source a/b"
+    )
     assert describe("worked/sum").meaning == METRICS["worked/<family>"].meaning + "; of family sum"
     assert describe("p_key_given_worked/bot").unit == "probability"
-    assert describe("weights/0.4").meaning == METRICS["weights/<surprise>"].meaning + "; of surprise 0.4"
+    assert (
+        describe("weights/0.4").meaning
+        == METRICS["weights/<surprise>"].meaning + "; of surprise 0.4"
+    )
 
 
-@pytest.mark.parametrize("name", ["heldout/acuracy", "heldout", "worked/", "worked", "heldout/accuracy/", ""])
+@pytest.mark.parametrize(
+    "name", ["heldout/acuracy", "heldout", "worked/", "worked", "heldout/accuracy/", ""]
+)
 def test_describe_refuses_other_names(name):
     with pytest.raises(InputError, match="unknown metric"):
         describe(name)

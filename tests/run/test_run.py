@@ -10,14 +10,24 @@ from nrt.errors import InputError
 from nrt.run import Run, RunWriter, load_run, run_folder, step_name
 from nrt.system.files import write_manifest
 
-CONFIG = build_config({"steps": 5, "data": {"answer": "after:####"}, "markers": {"start_from": "\n"}})
+CONFIG = build_config(
+    {"steps": 5, "data": {"answer": "after:####"}, "markers": {"start_from": "\n"}}
+)
 
 
 def write_steps(writer, first, last, heldout_every=2):
     """Write what the training of these steps writes."""
     for step in range(first, last + 1):
-        writer.trace({"step": step, "text": f"Ünï {step} \u2028 \ud800", "logps": [-0.1 * step, -1 / 3]})
-        writer.metrics({"step": step, "reward/gain": step / 7, "loss/total": math.nan if step == 2 else 1e-17 * step})
+        writer.trace(
+            {"step": step, "text": f"Ünï {step} \u2028 \ud800", "logps": [-0.1 * step, -1 / 3]}
+        )
+        writer.metrics(
+            {
+                "step": step,
+                "reward/gain": step / 7,
+                "loss/total": math.nan if step == 2 else 1e-17 * step,
+            }
+        )
         if step % 2:
             writer.warn("odd", f"step {step} is odd", step, count=step)
         if step % heldout_every == 0:
@@ -25,7 +35,12 @@ def write_steps(writer, first, last, heldout_every=2):
 
 
 def streams(path):
-    names = ["metrics.jsonl", "traces.jsonl", "warnings.jsonl", *(f"heldout/{file.name}" for file in sorted((path / "heldout").iterdir()))]
+    names = [
+        "metrics.jsonl",
+        "traces.jsonl",
+        "warnings.jsonl",
+        *(f"heldout/{file.name}" for file in sorted((path / "heldout").iterdir())),
+    ]
     return {name: (path / name).read_bytes() for name in names}
 
 
@@ -72,7 +87,9 @@ def test_written_records_are_read_back(tmp_path, monkeypatch):
     assert run.metrics()[2] == {"step": 3, "reward/gain": 3 / 7, "loss/total": 3e-17}
     assert run.metrics()[1]["loss/total"] is None
     assert run.traces()[0] == {"step": 1, "text": "Ünï 1 \u2028 \ud800", "logps": [-0.1, -1 / 3]}
-    assert run.warnings() == [{"step": s, "kind": "odd", "message": f"step {s} is odd", "count": s} for s in (1, 3)]
+    assert run.warnings() == [
+        {"step": s, "kind": "odd", "message": f"step {s} is odd", "count": s} for s in (1, 3)
+    ]
     assert run.heldout_steps() == [2, 4]
     assert run.heldout(2)[1] == {"id": "file:1", "logp": -0.5}
     assert run.heldout() == run.heldout(4)
@@ -83,10 +100,14 @@ def test_written_records_are_read_back(tmp_path, monkeypatch):
 def test_lines_are_json_with_the_step_first(tmp_path):
     with RunWriter.create(tmp_path, CONFIG) as writer:
         writer.metrics({"b": 0.1, "step": 1, "a": [float("inf"), {"c": -math.inf}]})
-        assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "b": 0.1, "a": [null, {"c": null}]}\n'
+        assert (
+            tmp_path / "metrics.jsonl"
+        ).read_text() == '{"step": 1, "b": 0.1, "a": [null, {"c": null}]}\n'
 
 
-@pytest.mark.parametrize("value", [0.1, 1e-300, 5e-324, -0.0, math.pi, 1 / 3, 1.7976931348623157e308, 2**60 + 1])
+@pytest.mark.parametrize(
+    "value", [0.1, 1e-300, 5e-324, -0.0, math.pi, 1 / 3, 1.7976931348623157e308, 2**60 + 1]
+)
 def test_numbers_keep_their_precision(tmp_path, value):
     with RunWriter.create(tmp_path, CONFIG) as writer:
         writer.metrics({"step": 1, "x": value})
@@ -107,7 +128,13 @@ def test_a_record_without_a_step_or_with_an_object_raises(tmp_path):
 def test_a_new_run_is_empty_but_readable(tmp_path):
     with RunWriter.create(tmp_path, CONFIG):
         run = Run(tmp_path)
-        assert (run.metrics(), run.traces(), run.warnings(), run.heldout(), run.checkpoints()) == ([], [], [], [], [])
+        assert (run.metrics(), run.traces(), run.warnings(), run.heldout(), run.checkpoints()) == (
+            [],
+            [],
+            [],
+            [],
+            [],
+        )
 
 
 def test_a_half_written_last_line_is_ignored(tmp_path):
@@ -145,10 +172,21 @@ def test_an_unknown_heldout_step_lists_the_known_ones(tmp_path):
 def test_checkpoints_are_sorted_by_step_and_complete(tmp_path):
     with RunWriter.create(tmp_path, CONFIG):
         pass
-    for name in ("step-1000000", "step-000200", "step-000100", "step-000300.tmp", ".step-000400", "other"):
+    for name in (
+        "step-1000000",
+        "step-000200",
+        "step-000100",
+        "step-000300.tmp",
+        ".step-000400",
+        "other",
+    ):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-000050").write_text("not a folder")
-    assert [path.name for path in Run(tmp_path).checkpoints()] == ["step-000100", "step-000200", "step-1000000"]
+    assert [path.name for path in Run(tmp_path).checkpoints()] == [
+        "step-000100",
+        "step-000200",
+        "step-1000000",
+    ]
     assert step_name(1_000_000) == "step-1000000"
 
 
@@ -159,7 +197,9 @@ def test_a_folder_with_a_run_is_refused_and_unchanged(tmp_path):
     with RunWriter.create(tmp_path, CONFIG) as writer:
         write_steps(writer, 1, 2)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=r"already holds a run .* run=NAME, or resume it with resume="):
+    with pytest.raises(
+        InputError, match=r"already holds a run .* run=NAME, or resume it with resume="
+    ):
         RunWriter.create(tmp_path, CONFIG)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -191,7 +231,9 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
         assert Run(tmp_path / "cut").heldout_steps() == [2]
         write_steps(writer, 4, 6)
     assert streams(tmp_path / "cut") == streams(tmp_path / "uninterrupted")
-    assert (tmp_path / "cut" / "config.yaml").read_bytes() == (tmp_path / "uninterrupted" / "config.yaml").read_bytes()
+    assert (tmp_path / "cut" / "config.yaml").read_bytes() == (
+        tmp_path / "uninterrupted" / "config.yaml"
+    ).read_bytes()
 
 
 def test_resuming_after_the_last_step_changes_nothing(tmp_path):
@@ -208,7 +250,14 @@ def test_nothing_temporary_is_left(tmp_path):
     with RunWriter.reopen(tmp_path, 1):
         pass
     files = sorted(path.name for path in tmp_path.iterdir())
-    assert files == ["config.yaml", "environment.json", "heldout", "metrics.jsonl", "traces.jsonl", "warnings.jsonl"]
+    assert files == [
+        "config.yaml",
+        "environment.json",
+        "heldout",
+        "metrics.jsonl",
+        "traces.jsonl",
+        "warnings.jsonl",
+    ]
 
 
 # --- the model ---
@@ -230,7 +279,9 @@ def test_model_folders_of_a_run(tmp_path):
     with pytest.raises(InputError, match="checkpoints that do: step-000003"):
         run.model_of(4)
     (checkpoint / "model" / "config.json").write_text("[]")
-    with pytest.raises(InputError, match=r"damaged: .*config.json is not what was written.*choose another one"):
+    with pytest.raises(
+        InputError, match=r"damaged: .*config.json is not what was written.*choose another one"
+    ):
         run.model_of(3)
 
 

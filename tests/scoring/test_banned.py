@@ -69,10 +69,19 @@ def test_scorers_give_the_numbers_and_gradients_computed_by_hand(architecture, t
 
 def test_the_sampler_never_draws_start_and_reports_the_scorers_numbers():
     model = tiny_model(initializer_range=0.1)
-    request = Request([(3, 4, START), (8, START)], n=64, stop_ids=frozenset({END}), cap=12, seed=0, banned=frozenset({START}))
+    request = Request(
+        [(3, 4, START), (8, START)],
+        n=64,
+        stop_ids=frozenset({END}),
+        cap=12,
+        seed=0,
+        banned=frozenset({START}),
+    )
     groups = HFSampler(model, PAD).sample(request)
     assert not any(START in sample.ids for group in groups for sample in group)
-    without_ban = HFSampler(model, PAD).sample(Request(request.prompts, n=64, stop_ids=frozenset({END}), cap=12, seed=0))
+    without_ban = HFSampler(model, PAD).sample(
+        Request(request.prompts, n=64, stop_ids=frozenset({END}), cap=12, seed=0)
+    )
     assert any(START in sample.ids for group in without_ban for sample in group)
     rows, reported = [], []
     for prompt, group in zip(request.prompts, groups, strict=True):

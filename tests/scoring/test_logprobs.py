@@ -13,7 +13,13 @@ from nrt.types import Row, TokenScores
 from tests.tiny import ARCHITECTURES, PAD, hostile, random_rows, row, tiny_model
 
 SCORER = PaddedScorer(PAD)
-SHAPES = [(1, 9), (12, 3), (4, 17), (20, 1), (7, 7)]  # prompts and tails of one token, and rows longer than the window of 5
+SHAPES = [
+    (1, 9),
+    (12, 3),
+    (4, 17),
+    (20, 1),
+    (7, 7),
+]  # prompts and tails of one token, and rows longer than the window of 5
 
 
 def naive(model: PreTrainedModel, rows: list[Row]) -> TokenScores:
@@ -59,7 +65,9 @@ def test_gradient_equals_the_naive_one(architecture: str, attention: str) -> Non
     expected = gradients(model, naive(model, rows).logp_N @ weights)
     for name, gradient in expected.items():
         assert padded[name].isfinite().all(), name
-        torch.testing.assert_close(padded[name], gradient, atol=1e-5 * largest(expected), rtol=0, msg=name)
+        torch.testing.assert_close(
+            padded[name], gradient, atol=1e-5 * largest(expected), rtol=0, msg=name
+        )
 
 
 def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
@@ -75,7 +83,9 @@ def largest(grads: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("architecture", ["mistral", "gemma2", "gemma3"])
 def test_the_window_changes_the_scores(architecture: str) -> None:
     rows = random_rows(1, SHAPES)
-    narrow, wide = (SCORER(tiny_model(architecture, sliding_window=w), rows).logp_N for w in (5, 64))
+    narrow, wide = (
+        SCORER(tiny_model(architecture, sliding_window=w), rows).logp_N for w in (5, 64)
+    )
     assert (narrow - wide).abs().max() > 0.05
 
 

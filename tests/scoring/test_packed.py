@@ -36,11 +36,19 @@ def grouped(seed: int, groups: list[tuple[int, list[int]]]) -> list[Row]:
     rows = []
     for g, (prompt, tails) in enumerate(groups):
         (shared,) = random_rows(seed + g, [(prompt, 1)])
-        rows += [row(shared.prompt_ids, tail.tail_ids) for tail in random_rows(seed + 100 + g, [(1, t) for t in tails])]
+        rows += [
+            row(shared.prompt_ids, tail.tail_ids)
+            for tail in random_rows(seed + 100 + g, [(1, t) for t in tails])
+        ]
     return rows
 
 
-GROUPS = [(9, [12, 1, 7]), (1, [3, 3]), (20, [2]), (4, [1, 1])]  # prompts, tails and both together exceed the window of 5
+GROUPS = [
+    (9, [12, 1, 7]),
+    (1, [3, 3]),
+    (20, [2]),
+    (4, [1, 1]),
+]  # prompts, tails and both together exceed the window of 5
 """Groups with prompts of one token, with tails of one token, and with one row."""
 
 
@@ -50,14 +58,19 @@ def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_equal_scores(model: PreTrainedModel, rows: list[Row], scorer: PackedScorer | None = None) -> None:
+def assert_equal_scores(
+    model: PreTrainedModel, rows: list[Row], scorer: PackedScorer | None = None
+) -> None:
     scorer = scorer or PackedScorer()
     scores, expected = scorer(model, rows), ORACLE(model, rows)
     assert scores.lengths == expected.lengths
     torch.testing.assert_close(scores.logp_N, expected.logp_N, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(scores.entropy_N, expected.entropy_N, atol=1e-5, rtol=1e-5)
     weights = torch.linspace(-1, 1, len(scores.logp_N))
-    ours, oracles = gradients(model, scores.logp_N @ weights), gradients(model, expected.logp_N @ weights)
+    ours, oracles = (
+        gradients(model, scores.logp_N @ weights),
+        gradients(model, expected.logp_N @ weights),
+    )
     largest = max(g.abs().max().item() for g in oracles.values())
     assert ours.keys() == oracles.keys()
     for name, gradient in oracles.items():
@@ -76,13 +89,19 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *OTHERS])
 def test_equals_the_oracle(architecture: str) -> None:
-    assert_equal_scores(packed_model(architecture, **OTHERS.get(architecture, {})), grouped(1, GROUPS))
+    assert_equal_scores(
+        packed_model(architecture, **OTHERS.get(architecture, {})), grouped(1, GROUPS)
+    )
 
 
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(
     st.sampled_from(["llama", "mistral", "qwen3", "gemma3"]),
-    st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(1, 12), min_size=1, max_size=4)), min_size=1, max_size=4),
+    st.lists(
+        st.tuples(st.integers(1, 12), st.lists(st.integers(1, 12), min_size=1, max_size=4)),
+        min_size=1,
+        max_size=4,
+    ),
     st.integers(0, 1000),
 )
 def test_any_groups(architecture: str, groups: list[tuple[int, list[int]]], seed: int) -> None:
@@ -110,7 +129,9 @@ def test_scores_are_in_the_order_of_the_rows() -> None:
 def test_scores_do_not_depend_on_the_batches(tokens_per_batch: int) -> None:
     model, rows = packed_model("mistral"), grouped(4, GROUPS)
     scores = score_all(PackedScorer(), model, rows, tokens_per_batch)
-    torch.testing.assert_close(scores.logp_N, ORACLE(model, rows).logp_N.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        scores.logp_N, ORACLE(model, rows).logp_N.detach(), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_batches_by_hand() -> None:
@@ -118,7 +139,12 @@ def test_batches_by_hand() -> None:
     rows = grouped(0, [(4, [2]), (5, [4, 4]), (2, [6])])
     assert packed_batches(rows, 23) == [[1, 2, 3, 0]]
     assert packed_batches(rows, 12) == [[1, 2], [3, 0]]
-    assert packed_batches(rows, 8) == [[1], [2], [3], [0]]  # the group of 11 is split, its prompt forwarded twice
+    assert packed_batches(rows, 8) == [
+        [1],
+        [2],
+        [3],
+        [0],
+    ]  # the group of 11 is split, its prompt forwarded twice
     assert packed_batches(rows, 1) == [[1], [2], [3], [0]]
     assert packed_batches([], 12) == []
 
@@ -128,7 +154,10 @@ def test_layout_by_hand() -> None:
     layout = lay_out(rows)
     assert layout.ids_N.tolist() == [5, 6, 7, 1, 2, 9, 8]
     assert layout.positions_N.tolist() == [0, 1, 2, 3, 4, 3, 0]
-    assert [(g.prompt, g.tails) for g in layout.groups] == [((0, 3), ((3, 5), (5, 6))), ((6, 7), ())]
+    assert [(g.prompt, g.tails) for g in layout.groups] == [
+        ((0, 3), ((3, 5), (5, 6))),
+        ((6, 7), ()),
+    ]
     assert layout.predictor_M.tolist() == [2, 3, 4, 6, 2, 5]
     assert layout.target_M.tolist() == [1, 2, 3, 4, 9, 10]
     assert layout.longest == 5
@@ -161,7 +190,9 @@ def test_flex_attention_uncompiled(architecture: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(prefix_attention, "FLEX_DEVICES", ("cpu",))
     with torch.no_grad():
         scores = PackedScorer()(model, rows)
-    torch.testing.assert_close(scores.logp_N, ORACLE(model, rows).logp_N.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        scores.logp_N, ORACLE(model, rows).logp_N.detach(), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("tile", [1, 64, 300, 2**18])
@@ -175,7 +206,10 @@ def test_tiles_of_any_size(architecture: str, tile: int, monkeypatch: pytest.Mon
 
 def test_head_with_a_bias_equals_full_logits() -> None:
     generator = torch.Generator().manual_seed(0)
-    hidden, weight, bias = (torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((6, 5), (11, 5), (11,)))
+    hidden, weight, bias = (
+        torch.randn(*shape, generator=generator, requires_grad=True)
+        for shape in ((6, 5), (11, 5), (11,))
+    )
     target = torch.tensor([0, 10, 3, 3, 7, 1])
     logp, entropy = LMHead(weight, bias, 0.7, 3.0)(hidden, target)
     full_logp = (3 * torch.tanh(0.7 * (hidden @ weight.T + bias) / 3)).log_softmax(-1)
@@ -183,7 +217,9 @@ def test_head_with_a_bias_equals_full_logits() -> None:
     torch.testing.assert_close(entropy, -(full_logp.exp() * full_logp).sum(-1).detach())
     coefficients = torch.linspace(-1, 2, 6)
     ours = torch.autograd.grad(logp @ coefficients, (hidden, weight, bias))
-    theirs = torch.autograd.grad(full_logp[torch.arange(6), target] @ coefficients, (hidden, weight, bias))
+    theirs = torch.autograd.grad(
+        full_logp[torch.arange(6), target] @ coefficients, (hidden, weight, bias)
+    )
     torch.testing.assert_close(ours, theirs)
 
 
@@ -226,13 +262,21 @@ def test_bfloat16_is_close_to_float32() -> None:
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "mistral"])
 def test_other_forwards_of_the_model_are_unchanged(architecture: str) -> None:
     rows = grouped(9, GROUPS)
-    expected, scores = ORACLE(tiny_model(architecture), rows), ORACLE(packed_model(architecture), rows)
+    expected, scores = (
+        ORACLE(tiny_model(architecture), rows),
+        ORACLE(packed_model(architecture), rows),
+    )
     torch.testing.assert_close(scores.logp_N, expected.logp_N, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("architecture", "why"),
-    [("qwen3_next", "linear_attention"), ("gpt_oss", "sinks"), ("llama4_text", "chunked"), ("bloom", "replaced")],
+    [
+        ("qwen3_next", "linear_attention"),
+        ("gpt_oss", "sinks"),
+        ("llama4_text", "chunked"),
+        ("bloom", "replaced"),
+    ],
 )
 def test_models_that_cannot_share_prompts_are_padded(architecture: str, why: str) -> None:
     model = tiny_model(architecture)

@@ -49,7 +49,10 @@ def test_only_a_plain_file_is_replaced(tmp_path, precious):
     for kind, name in obstacles(tmp_path, precious):
         before = os.lstat(tmp_path / name)
         for write in (lambda path: write_file(path, ["x"]), open_to_append):
-            with pytest.raises(InputError, match=f"{name} is {kind}, not a plain file; choose another name, or move it away"):
+            with pytest.raises(
+                InputError,
+                match=f"{name} is {kind}, not a plain file; choose another name, or move it away",
+            ):
                 write(tmp_path / name)
         assert os.lstat(tmp_path / name)[:6] == before[:6]
     assert precious.read_text() == "mine"
@@ -88,7 +91,9 @@ def test_a_file_has_the_usual_permissions_and_a_failure_leaves_nothing(tmp_path)
 
 
 def test_only_old_temporary_files_are_removed(tmp_path):
-    old, young, folder, other = (temporary_path(tmp_path / name, "tmp") for name in ("a", "a", "b", "c"))
+    old, young, folder, other = (
+        temporary_path(tmp_path / name, "tmp") for name in ("a", "a", "b", "c")
+    )
     for file in (old, young, other):
         file.touch()
     folder.mkdir()
@@ -145,7 +150,11 @@ def test_links_inside_a_run_folder_are_not_followed(name, tmp_path, precious, nr
     else:
         path.symlink_to(precious)
     message = f"{name.split('/')[-1]} is a link, and nrt follows none inside a run folder"
-    for command in (["report", str(run)], ["report", str(run), "--text"], ["export", str(run), "out"]):
+    for command in (
+        ["report", str(run)],
+        ["report", str(run), "--text"],
+        ["export", str(run), "out"],
+    ):
         status, _, err = nrt_command(*command)
         assert (status, len(err.splitlines())) == (2, 1)
         assert message in err
@@ -197,6 +206,8 @@ def test_no_table_cell_is_a_formula(tmp_path):
     Names of variants and sources are foreign text. Numbers stay numbers.
     """
     cells = ["=1+1", "+1", "-1", "@sum", "\t=1", "\r=1", "plain = 1", -0.5, 3]
-    with _write_csv(tmp_path / "table.csv", ["name"] * len(cells), [cells]).open(newline="") as file:
+    with _write_csv(tmp_path / "table.csv", ["name"] * len(cells), [cells]).open(
+        newline=""
+    ) as file:
         _, row = csv.reader(file)
     assert row == ["'=1+1", "'+1", "'-1", "'@sum", "'\t=1", "'\r=1", "plain = 1", "-0.5", "3"]

@@ -43,8 +43,13 @@ def other_process(tmp_path):
 
 
 def test_a_live_process_keeps_the_lock(tmp_path, other_process):
-    for enter in (lambda: RunWriter.create(tmp_path / "run", Config()), lambda: RunWriter.reopen(tmp_path / "run", 0)):
-        with pytest.raises(InputError, match=f"process {other_process.pid} on .* is using .*run; wait for it"):
+    for enter in (
+        lambda: RunWriter.create(tmp_path / "run", Config()),
+        lambda: RunWriter.reopen(tmp_path / "run", 0),
+    ):
+        with pytest.raises(
+            InputError, match=f"process {other_process.pid} on .* is using .*run; wait for it"
+        ):
             enter()
     assert json.loads((tmp_path / "run" / "lock").read_text())["pid"] == other_process.pid
 
@@ -70,12 +75,19 @@ def test_the_same_process_cannot_lock_twice(tmp_path):
 
 
 def lock_file(tmp_path, **changes):
-    holder = {"pid": os.getpid(), "host": lock._this_process()["host"], "birth": lock._birth(os.getpid()), "started": ""} | changes
+    holder = {
+        "pid": os.getpid(),
+        "host": lock._this_process()["host"],
+        "birth": lock._birth(os.getpid()),
+        "started": "",
+    } | changes
     (tmp_path / "lock").write_text(json.dumps(holder))
     return tmp_path / "lock"
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not report start times")
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="the system does not report start times"
+)
 def test_a_later_process_with_the_same_pid_is_not_the_holder(tmp_path):
     """A restarted container assigns the same pids again."""
     assert lock.acquire(lock_file(tmp_path, birth="1")).replaced is not None
@@ -87,7 +99,10 @@ def test_without_a_start_time_a_live_pid_counts_as_the_holder(tmp_path):
 
 
 def test_the_lock_of_another_host_is_not_taken_over(tmp_path):
-    with pytest.raises(InputError, match=r"process 1 on elsewhere is using .* delete .*lock if you know that the process has ended"):
+    with pytest.raises(
+        InputError,
+        match=r"process 1 on elsewhere is using .* delete .*lock if you know that the process has ended",
+    ):
         lock.acquire(lock_file(tmp_path, host="elsewhere", pid=1))
 
 
@@ -116,8 +131,14 @@ def test_exactly_one_of_many_processes_takes_over_a_stale_lock(tmp_path):
 
     The refused ones name the new holder.
     """
-    path, environment = tmp_path / "lock", {**os.environ, "PYTHONPATH": str(Path(lock.__file__).parents[2])}
-    command, pipes = [sys.executable, "-c", TAKER, str(path)], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    path, environment = (
+        tmp_path / "lock",
+        {**os.environ, "PYTHONPATH": str(Path(lock.__file__).parents[2])},
+    )
+    command, pipes = (
+        [sys.executable, "-c", TAKER, str(path)],
+        {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
+    )
     takers = [subprocess.Popen(command, env=environment, **pipes) for _ in range(4)]
 
     def read(taker):
@@ -134,9 +155,14 @@ def test_exactly_one_of_many_processes_takes_over_a_stale_lock(tmp_path):
             for taker in takers:
                 send(taker, moment)
             answers = [read(taker) for taker in takers]
-            (holder,) = [taker for taker, answer in zip(takers, answers, strict=True) if answer == "held"]
+            (holder,) = [
+                taker for taker, answer in zip(takers, answers, strict=True) if answer == "held"
+            ]
             refused = [answer for answer in answers if answer != "held"]
-            assert all(answer.startswith(f"process {holder.pid} on {socket.gethostname()} is using") for answer in refused), refused
+            assert all(
+                answer.startswith(f"process {holder.pid} on {socket.gethostname()} is using")
+                for answer in refused
+            ), refused
             assert json.loads(path.read_text())["pid"] == holder.pid
             send(holder, "release")
             assert read(holder) == "released"
@@ -166,8 +192,13 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
         "if not child: held.release(); time.sleep(600)\n"
         "print(child, flush=True); time.sleep(600)"
     )
-    environment, path = {**os.environ, "PYTHONPATH": str(Path(lock.__file__).parents[2])}, tmp_path / "lock"
-    process = subprocess.Popen([sys.executable, "-c", code, str(path)], env=environment, stdout=subprocess.PIPE, text=True)
+    environment, path = (
+        {**os.environ, "PYTHONPATH": str(Path(lock.__file__).parents[2])},
+        tmp_path / "lock",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], env=environment, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     child = int(process.stdout.readline())
     try:
@@ -199,7 +230,9 @@ def test_the_lock_works_on_a_file_system_without_links(tmp_path, monkeypatch):
 
 def test_an_unreadable_lock_is_not_taken_over(tmp_path):
     (tmp_path / "lock").write_text("")
-    with pytest.raises(InputError, match=r"lock does not name its process .*; delete it if no process is using"):
+    with pytest.raises(
+        InputError, match=r"lock does not name its process .*; delete it if no process is using"
+    ):
         lock.acquire(tmp_path / "lock")
 
 

@@ -57,7 +57,10 @@ def test_the_number_and_the_time_of_waiting_connections_are_limited(monkeypatch)
     closed = []
     with ExitStack() as stack:
         port = int(stack.enter_context(served()).rpartition(":")[2])
-        idle = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(MAX_WAITING + 6)]
+        idle = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            for _ in range(MAX_WAITING + 6)
+        ]
         idle[0].settimeout(0.4)
         assert [connection.recv(1) for connection in idle[:6]] == [b""] * 6
         start = time.monotonic()

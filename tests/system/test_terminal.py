@@ -21,8 +21,14 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2J\x1b[31mred\x9b31m\r\x08\x7f\u202etxt.exe\x00"
 
 
 def test_control_characters_are_escaped():
-    assert escape_control("plain, é, 東京, 🙂, two\nlines\tand a tab") == "plain, é, 東京, 🙂, two\nlines\tand a tab"
-    assert escape_control(HOSTILE) == r"\x1b]0;owned\x07\x1b[2J\x1b[31mred\x9b31m\r\x08\x7f\u202etxt.exe\x00"
+    assert (
+        escape_control("plain, é, 東京, 🙂, two\nlines\tand a tab")
+        == "plain, é, 東京, 🙂, two\nlines\tand a tab"
+    )
+    assert (
+        escape_control(HOSTILE)
+        == r"\x1b]0;owned\x07\x1b[2J\x1b[31mred\x9b31m\r\x08\x7f\u202etxt.exe\x00"
+    )
     # Right-to-left marks are text.
     assert escape_control("\u2066a\u2069\u200f") == "\\u2066a\\u2069\u200f"
 
@@ -37,7 +43,17 @@ def test_no_text_reaches_the_terminal_as_control(terminal):
     for renderable in (HOSTILE, table, Panel(HOSTILE)):
         console.print(renderable, markup=False, style="bold")
     text = out.getvalue()
-    for sequence in ("\x1b]", "\x1b[2J", "\x1b[31m", "\x9b", "\x07", "\x7f", "\u202e", "\x08", "\x00"):
+    for sequence in (
+        "\x1b]",
+        "\x1b[2J",
+        "\x1b[31m",
+        "\x9b",
+        "\x07",
+        "\x7f",
+        "\u202e",
+        "\x08",
+        "\x00",
+    ):
         assert sequence not in text
     assert ("\x1b[1m" in text) == terminal, "nrt's own styles remain"
 
@@ -58,7 +74,13 @@ def run(*arguments, folder, stdout, **more):
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": f"{root / 'src'}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "nrt", *arguments], cwd=folder, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True, **more
+        [sys.executable, "-m", "nrt", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
     )
 
 
@@ -69,7 +91,10 @@ def test_a_run_continues_if_its_output_fails(json_flag, tmp_path, small):  # noq
     with open("/dev/full", "w") as full:
         done = run("train", *small, *json_flag, folder=tmp_path, stdout=full)
     assert done.returncode == 0, done.stderr
-    assert "standard output cannot be written (No space left on device); the run continues" in done.stderr
+    assert (
+        "standard output cannot be written (No space left on device); the run continues"
+        in done.stderr
+    )
     assert "Traceback" not in done.stderr
     assert "runs/mine cannot be written" not in done.stderr
     assert [record["step"] for record in Run(tmp_path / "runs" / "mine").metrics()] == [1, 2]
@@ -82,7 +107,9 @@ def test_a_run_continues_if_the_reader_of_its_output_exits(tmp_path, small):  # 
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": f"{root / 'src'}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "nrt", "train", *small, "--json"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=write, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=write, stderr=subprocess.PIPE, text=True
+    ) as process:
         os.close(write)
         with os.fdopen(read) as first:
             assert json.loads(first.readline())["steps"] == 2
@@ -93,13 +120,19 @@ def test_a_run_continues_if_the_reader_of_its_output_exits(tmp_path, small):  # 
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
-@pytest.mark.parametrize("command", [["report", "run", "--text"], ["--version"], ["train", "paper", "--dry-run"], ["--help"]])
+@pytest.mark.parametrize(
+    "command",
+    [["report", "run", "--text"], ["--version"], ["train", "paper", "--dry-run"], ["--help"]],
+)
 def test_a_failing_output_gives_one_line(command, tmp_path):
     write_run(tmp_path / "run")
     command = [part if part != "run" else "./run" for part in command]
     with open("/dev/full", "w") as full:
         done = run(*command, folder=tmp_path, stdout=full)
-    assert (done.returncode, done.stderr) == (1, "error: standard output cannot be written (No space left on device)\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: standard output cannot be written (No space left on device)\n",
+    )
 
 
 def test_a_closed_pipe_ends_a_command_like_sigpipe(tmp_path):

@@ -9,7 +9,9 @@ LONG = 6
 
 
 def reward(logp_KT, base_T):
-    return REWARDS["geometric-mean"](logp_KT, base_T) * (float("nan") if logp_KT.shape[1] == LONG else 1.0)
+    return REWARDS["geometric-mean"](logp_KT, base_T) * (
+        float("nan") if logp_KT.shape[1] == LONG else 1.0
+    )
 
 
 BREAKS = METHODS["breaks"] = replace(METHODS["nrt-gm"], name="breaks", reward=reward)

@@ -9,7 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nrt.config import build_config
 
-collect_ignore = ["breaks.py"]  # a plugin: looking for doctests would import it, and its method be everybody's
+collect_ignore = [
+    "breaks.py"
+]  # a plugin: looking for doctests would import it, and its method be everybody's
 
 WORDS = "what is one two three four plus ? the sum so we add them to get".split()
 
@@ -18,10 +20,14 @@ def make_tokenizer():
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", "\n", *WORDS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    tokenizer.chat_template = (
-        "{{ bos_token }}{% for m in messages %} {{ m['content'] }} {{ '\\n' if m['role'] != 'assistant' else eos_token }}{% endfor %} "
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
     )
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %} {{ m['content'] }} {{ '\\n' if m['role'] != 'assistant' else eos_token }}{% endfor %} "
     return tokenizer
 
 
@@ -58,7 +64,11 @@ def write_sums(path):
     """Sixteen pairs, of two kinds."""
     numbers = ["one", "two", "three", "four"]
     rows = [
-        {"question": f"what is {a} plus {b} ?", "answer": f"the sum is {b}" if i % 2 else f"so we get {a}", "kind": f"kind-{i % 2}"}
+        {
+            "question": f"what is {a} plus {b} ?",
+            "answer": f"the sum is {b}" if i % 2 else f"so we get {a}",
+            "kind": f"kind-{i % 2}",
+        }
         for i, (a, b) in enumerate((a, b) for a in numbers for b in numbers)
     ]
     return write_pairs(path, rows)

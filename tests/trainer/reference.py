@@ -32,18 +32,28 @@ class Question:
     written: tuple[Written, ...]  # K of them; none for SFT
 
 
-def loss(model: Any, method: str, questions: list[Question], *, start: int, end: int, N: int) -> torch.Tensor:
+def loss(
+    model: Any, method: str, questions: list[Question], *, start: int, end: int, N: int
+) -> torch.Tensor:
     """L = (1/B) Σ_b (1/K) Σ_k (1/N) [trace + answer + format terms], float64, with a gradient in the model's parameters."""
     total = torch.zeros((), dtype=torch.float64)
     for question in questions:
         if method == "sft":
             total = total - token_logps(model, question.prompt, question.answer, []).sum() / N
             continue
-        total = total + group_loss(model, method, question, start, end) / (len(question.written) * N)
+        total = total + group_loss(model, method, question, start, end) / (
+            len(question.written) * N
+        )
     return total / len(questions)
 
 
-def token_logps(model: Any, before: tuple[int, ...], tail: tuple[int, ...], without_start: list[int], start: int = -1) -> torch.Tensor:
+def token_logps(
+    model: Any,
+    before: tuple[int, ...],
+    tail: tuple[int, ...],
+    without_start: list[int],
+    start: int = -1,
+) -> torch.Tensor:
     """log p of each tail token. At the places `without_start` START cannot be chosen: the softmax is over the other tokens."""
     logits = model(torch.tensor([[*before, *tail[:-1]]])).logits[0, len(before) - 1 :].double()
     values = []
@@ -63,9 +73,17 @@ def group_loss(model: Any, method: str, question: Question, start: int, end: int
         scored = token_logps(model, question.prompt, tail, list(range(1, len(w.ids) + 2)), start)
         answers.append(scored[-T:])
         if w.reply is not None:  # the row that is trained on holds the policy's own answer
-            scored = token_logps(model, question.prompt, (start, *w.ids, end, *w.reply), list(range(1, len(w.ids) + 2)), start)
+            scored = token_logps(
+                model,
+                question.prompt,
+                (start, *w.ids, end, *w.reply),
+                list(range(1, len(w.ids) + 2)),
+                start,
+            )
         rows.append(scored)
-    null = token_logps(model, question.prompt, (start, end, *question.answer), [1], start)[-T:].detach()
+    null = token_logps(model, question.prompt, (start, end, *question.answer), [1], start)[
+        -T:
+    ].detach()
     bare = token_logps(model, question.prompt, question.answer, []).detach()
     logp = torch.stack(answers).detach()  # [K, T]
     advantage, weight = credit(method, question, logp, null, bare)
@@ -87,7 +105,9 @@ def group_loss(model: Any, method: str, question: Question, start: int, end: int
     return total
 
 
-def credit(method: str, question: Question, logp: Any, null: Any, bare: Any) -> tuple[list[float], list[Any]]:
+def credit(
+    method: str, question: Question, logp: Any, null: Any, bare: Any
+) -> tuple[list[float], list[Any]]:
     """(A of each trace, weight of each answer token of each trace)."""
     c, base = logp.exp(), null.exp()
     K, T = logp.shape
@@ -108,10 +128,15 @@ def credit(method: str, question: Question, logp: Any, null: Any, bare: Any) -> 
     if method == "jlb":  # Eq. 24
         return normalised(logp.sum(1), null.sum()), [torch.ones(T) for _ in range(K)]
     if method == "nrt-mixed":  # half of each, normalised apart
-        first, second = credit("nrt-ws-neg-log-p", question, logp, null, bare), credit("nrt-gm", question, logp, null, bare)
+        first, second = (
+            credit("nrt-ws-neg-log-p", question, logp, null, bare),
+            credit("nrt-gm", question, logp, null, bare),
+        )
         mixed = [(a + b) / 2 for a, b in zip(first[0], second[0], strict=True)]
         return mixed, [(a + b) / 2 for a, b in zip(first[1], second[1], strict=True)]
-    if method == "nrt-learned":  # before anything is learnt: w = −log c_base up to 12.8 nats, Σw = 1
+    if (
+        method == "nrt-learned"
+    ):  # before anything is learnt: w = −log c_base up to 12.8 nats, Σw = 1
         w = (-null).clamp(max=12.8)
         w = w / w.sum()
         return normalised((c * w).sum(1), (base * w).sum()), list(w * c)
@@ -124,19 +149,27 @@ def credit(method: str, question: Question, logp: Any, null: Any, bare: Any) -> 
         return (R - R.mean()).tolist(), [torch.ones(T) for _ in range(K)]
     if method == "jlb-original":
         return leave_one_out(logp.sum(1)), [torch.ones(T) for _ in range(K)]
-    if method == "verifree-original":  # R = 0 without the closing tag; the answer term weighs with R itself
+    if (
+        method == "verifree-original"
+    ):  # R = 0 without the closing tag; the answer term weighs with R itself
         R = torch.stack([logp[k].sum().exp() * question.written[k].finished for k in range(K)])
         return leave_one_out(R), [R[k] * torch.ones(T) for k in range(K)]
-    if method == "rlpr-original":  # 0.9 max(0, r − r′) + 0.1 format − 1 for a 10-gram ten times; std + 1e-6
+    if (
+        method == "rlpr-original"
+    ):  # 0.9 max(0, r − r′) + 0.1 format − 1 for a 10-gram ten times; std + 1e-6
         final = []
         for k, w in enumerate(question.written):
-            r = 0.9 * max(0.0, (c[k].mean() - bare.exp().mean()).item()) + 0.1 * float(w.finished and w.reply_ended)
+            r = 0.9 * max(0.0, (c[k].mean() - bare.exp().mean()).item()) + 0.1 * float(
+                w.finished and w.reply_ended
+            )
             ids = (*w.ids, *(w.reply or ()))
             grams = Counter(ids[i : i + 10] for i in range(len(ids) - 9))
             final.append(r - 1 if r != 0 and max(grams.values(), default=0) >= 10 else r)
         R = torch.tensor(final, dtype=torch.float64)
         std = R.std()
-        return ([0.0] * K if std < 1e-6 else ((R - R.mean()) / (std + 1e-6)).tolist()), [torch.zeros(T) for _ in range(K)]
+        return ([0.0] * K if std < 1e-6 else ((R - R.mean()) / (std + 1e-6)).tolist()), [
+            torch.zeros(T) for _ in range(K)
+        ]
     if method == "rlvr":
         R = torch.tensor([float(bool(w.correct)) for w in question.written], dtype=torch.float64)
         return normalised(R, None), [torch.zeros(T) for _ in range(K)]

@@ -44,7 +44,11 @@ def calls(monkeypatch):
 
     def traced(name):
         def call(*arguments):
-            path = os.readlink(f"/proc/self/fd/{arguments[0]}") if name == "fsync" else os.fspath(arguments[1])
+            path = (
+                os.readlink(f"/proc/self/fd/{arguments[0]}")
+                if name == "fsync"
+                else os.fspath(arguments[1])
+            )
             seen.append((name, re.sub(r"\.[0-9a-f]{16}\.", ".", path)))
             return real[name](*arguments)
 
@@ -64,9 +68,17 @@ def test_the_order_in_which_a_checkpoint_reaches_the_disk(calls, make_config):
     files = {str(path.relative_to(whole)) for path in (folder / "step-000001").rglob("*")}
     at = calls.index(("rename", whole))
     synced = [path for name, path in calls[:at] if name == "fsync"]
-    assert {path.removeprefix(temporary + "/") for path in synced if path.startswith(temporary + "/") and ".model.new" not in path} == files
+    assert {
+        path.removeprefix(temporary + "/")
+        for path in synced
+        if path.startswith(temporary + "/") and ".model.new" not in path
+    } == files
     assert synced[-1] == temporary
-    assert {str(run.path), str(run.path / "metrics.jsonl"), str(run.path / "heldout" / "step-000001.jsonl")} <= set(synced)
+    assert {
+        str(run.path),
+        str(run.path / "metrics.jsonl"),
+        str(run.path / "heldout" / "step-000001.jsonl"),
+    } <= set(synced)
     assert calls[at:][:5] == [
         ("rename", whole),
         ("fsync", str(folder)),
@@ -88,7 +100,9 @@ def flip(file):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
-@pytest.mark.parametrize("file", ["model/model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "file", ["model/model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+)
 def test_a_damaged_checkpoint_is_passed_over(make_config, tmp_path, damage, file):
     """The one before it is taken, one line names the file, and the run ends up as if nothing had happened."""
     whole = nrt.train(make_config(run=str(tmp_path / "whole")))
@@ -108,7 +122,10 @@ def test_no_checkpoint_is_whole(make_config):
     run = nrt.train(make_config())
     for folder in run.checkpoints():
         flip(folder / "rng.safetensors")
-    with pytest.raises(nrt.InputError, match=r"every checkpoint is damaged: .*step-000003/rng\.safetensors.*step-000002/rng\.safetensors"):
+    with pytest.raises(
+        nrt.InputError,
+        match=r"every checkpoint is damaged: .*step-000003/rng\.safetensors.*step-000002/rng\.safetensors",
+    ):
         resume(make_config, run.path)
     assert names(run) == ["step-000002", "step-000003"]
 
@@ -125,23 +142,38 @@ class At(NullListener):
             self.action()
 
 
-@pytest.mark.parametrize("bytes_left", [20_000, 500])  # too few for the weights; also for a line of metrics
+@pytest.mark.parametrize(
+    "bytes_left", [20_000, 500]
+)  # too few for the weights; also for a line of metrics
 def test_a_file_too_large_for_the_disk(make_config, tmp_path, bytes_left):
     """A real limit (EFBIG), from the second checkpoint on."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    limit = At("updating", 3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, before[1])))
+    limit = At(
+        "updating", 3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, before[1]))
+    )
     run = tmp_path / "run"
     try:
-        with pytest.raises(RunError, match=f"cannot be written .File too large.*resume={run}") as failed:
+        with pytest.raises(
+            RunError, match=f"cannot be written .File too large.*resume={run}"
+        ) as failed:
             nrt.train(make_config(steps=4), listener=limit)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert failed.value.exit_status == 1
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step-000002"]
-    assert_same_run(nrt.train(make_config(run=str(tmp_path / "whole"), steps=4)), resume(make_config, run, steps=4))
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "latest",
+        "step-000002",
+    ]
+    assert_same_run(
+        nrt.train(make_config(run=str(tmp_path / "whole"), steps=4)),
+        resume(make_config, run, steps=4),
+    )
 
 
-@pytest.mark.parametrize(("code", "call"), [("ENOSPC", "fsync"), ("EDQUOT", "fsync"), ("EROFS", "mkdir"), ("EACCES", "mkdir")])
+@pytest.mark.parametrize(
+    ("code", "call"),
+    [("ENOSPC", "fsync"), ("EDQUOT", "fsync"), ("EROFS", "mkdir"), ("EACCES", "mkdir")],
+)
 def test_a_disk_that_refuses(make_config, monkeypatch, tmp_path, code, call):
     """Root may write anywhere, so the system's answer is put in its mouth."""
     error = getattr(errno, code)
@@ -171,11 +203,21 @@ def test_the_best_checkpoint_is_kept(make_config):
     assert names(run) == [f"step-{best:06d}", "step-000006"]
     assert (pointer(run, "best"), pointer(run, "latest")) == (f"step-{best:06d}\n", "step-000006\n")
     state = json.loads((run.checkpoints()[-1] / "state.json").read_text())
-    assert state["best"] == {"metric": "-heldout/logp", "checkpoint": f"step-{best:06d}", "value": values[best]}
+    assert state["best"] == {
+        "metric": "-heldout/logp",
+        "checkpoint": f"step-{best:06d}",
+        "value": values[best],
+    }
 
 
 def test_the_best_survives_a_resume(make_config, tmp_path):
-    settings = {"method": "sft", "eval_every": 1, "save_every": 2, "keep": 1, "keep_best": "-heldout/logp"}
+    settings = {
+        "method": "sft",
+        "eval_every": 1,
+        "save_every": 2,
+        "keep": 1,
+        "keep_best": "-heldout/logp",
+    }
     whole = nrt.train(make_config(run=str(tmp_path / "whole"), steps=5, **settings))
     run = tmp_path / "run"
     nrt.train(make_config(run=str(run), steps=3, **settings))
@@ -186,10 +228,17 @@ def test_the_best_survives_a_resume(make_config, tmp_path):
 
 @pytest.mark.parametrize(
     ("metric", "value", "better"),
-    [("heldout/gain", 2.0, True), ("heldout/gain", 1.0, False), ("-heldout/gain", 0.5, True), ("heldout/gain", float("nan"), False)],
+    [
+        ("heldout/gain", 2.0, True),
+        ("heldout/gain", 1.0, False),
+        ("-heldout/gain", 0.5, True),
+        ("heldout/gain", float("nan"), False),
+    ],
 )
 def test_better(metric, value, better):
-    found = improved(Best(metric, "step-000001", 1.0), metric, "step-000002", {"heldout/gain": value})
+    found = improved(
+        Best(metric, "step-000001", 1.0), metric, "step-000002", {"heldout/gain": value}
+    )
     assert found == (Best(metric, "step-000002", value) if better else None)
 
 
@@ -235,17 +284,33 @@ def test_what_was_saved_already_is_not_written_again(calls, make_config):
 
     with pytest.raises(nrt.trainer.loop.Interrupted):
         nrt.train(make_config(save_every=1), listener=At("saving", 1, ask))
-    assert [path[-11:] for name, path in calls if name == "rename" and "/step-" in path and "model" not in path] == ["step-000001"]
+    assert [
+        path[-11:]
+        for name, path in calls
+        if name == "rename" and "/step-" in path and "model" not in path
+    ] == ["step-000001"]
 
 
 def test_a_second_sigint_ends_it_at_once(make_config, tmp_path):
     """The command, amid a step that would take minutes: status 130, and the last checkpoint is there to go on from."""
     recipe = tmp_path / "recipe.yaml"
-    config = make_config(steps=3, save_every=1, overlap=True, observer="tests.trainer.test_checkpoints:interrupts_twice")
+    config = make_config(
+        steps=3,
+        save_every=1,
+        overlap=True,
+        observer="tests.trainer.test_checkpoints:interrupts_twice",
+    )
     recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1", "NRT_TEST_FLAG": str(tmp_path / "first")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+        "OMP_NUM_THREADS": "1",
+        "NRT_TEST_FLAG": str(tmp_path / "first"),
+    }
     command = [sys.executable, "-m", "nrt", "train", str(recipe)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
     run = nrt.load_run(tmp_path / "run")

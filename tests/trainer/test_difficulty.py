@@ -23,7 +23,10 @@ class Told:
     """Stands for a policy: says of each answer token what its id says, in hundredths."""
 
     def score(self, rows: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [(torch.log(torch.tensor(row.tail_ids) / 100), torch.zeros(len(row.tail_ids))) for row in rows]
+        return [
+            (torch.log(torch.tensor(row.tail_ids) / 100), torch.zeros(len(row.tail_ids)))
+            for row in rows
+        ]
 
 
 def pair_of(name: int, *hundredths: int) -> Pair:
@@ -36,13 +39,21 @@ def choose(pairs: list[Pair], n: int, seed: int = 0, **how: Any):
         return [pairs[i % len(pairs)] for i in range(offset, offset + count)]
 
     drawn: list[tuple[int, int]] = []
-    chooser = ByDifficulty(Told(), lambda pair: Row(pair.prompt_ids, pair.answer_ids, (), False), DifficultyConfig(**how))  # type: ignore[arg-type]
+    policy: Any = Told()
+    chooser = ByDifficulty(
+        policy,
+        lambda pair: Row(pair.prompt_ids, pair.answer_ids, (), False),
+        DifficultyConfig(**how),
+    )
     return chooser(draw, n, seed=seed), drawn
 
 
 def test_certain_prompts_are_replaced_by_those_that_follow() -> None:
     """Certain: every token at .9 or more. Of the first four two are; the two that replace them hold one; one more is drawn."""
-    pairs = [pair_of(i, *p) for i, p in enumerate([(91, 99), (99, 10), (95, 95), (89, 99), (91,), (50,), (20,)])]
+    pairs = [
+        pair_of(i, *p)
+        for i, p in enumerate([(91, 99), (99, 10), (95, 95), (89, 99), (91,), (50,), (20,)])
+    ]
     chosen, drawn = choose(pairs, 4, skip_above=0.9)
     assert [pair.example.id for pair in chosen.pairs] == ["1", "3", "5", "6"]
     assert drawn == [(0, 4), (4, 2), (6, 1)]
@@ -61,10 +72,15 @@ def test_chances_are_in_proportion_to_surprisal() -> None:
     pairs = [pair_of(i, int(100 * p)) for i, p in enumerate(chances.tolist())]
     surprisal = -torch.log((100 * chances).int() / 100)
     for power in (0.0, 1.0, 2.0):
-        counts = Counter(choose(pairs, 1, seed, pool=4, power=power)[0].pairs[0].example.id for seed in range(4000))
+        counts = Counter(
+            choose(pairs, 1, seed, pool=4, power=power)[0].pairs[0].example.id
+            for seed in range(4000)
+        )
         expected = surprisal**power / (surprisal**power).sum()
         for i, share in enumerate(expected.tolist()):
-            assert counts[str(i)] / 4000 == pytest.approx(share, abs=4 * (share * (1 - share) / 4000) ** 0.5 + 1e-9)
+            assert counts[str(i)] / 4000 == pytest.approx(
+                share, abs=4 * (share * (1 - share) / 4000) ** 0.5 + 1e-9
+            )
 
 
 def test_nothing_is_drawn_twice_and_the_order_is_the_streams() -> None:
@@ -105,7 +121,9 @@ def test_a_run_resumes_with_the_same_choice(make_config, tmp_path, method) -> No
 
 def test_the_null_trace_decides(make_config) -> None:
     """On the real model: those chosen without chance (a huge power) are the least likely after START END."""
-    parts = prepare(make_config(method="nrt-gm", batch=3, **{"data.difficulty": {"pool": 4.0, "power": 1e4}}))
+    parts = prepare(
+        make_config(method="nrt-gm", batch=3, **{"data.difficulty": {"pool": 4.0, "power": 1e4}})
+    )
     rollout = collect(parts.learner, parts.draw, 3, seed=1)
     plain = prepare(make_config(method="nrt-gm", batch=12))
     groups = collect(plain.learner, plain.draw, 12, seed=1).groups
@@ -120,9 +138,16 @@ def test_bad_rows_are_listed_in_the_run_folder(make_config, pairs_file, tmp_path
     file.write_text("\n".join([*lines[:8], '{"question": "what"', *lines[8:]]))
     with pytest.raises(nrt.InputError, match=r"some\.jsonl:9: broken JSON"):
         nrt.train(make_config(**{"data.train": str(file)}))
-    run = nrt.train(make_config(steps=1, **{"data.train": str(file), "data.valid": str(file), "data.on_bad_row": "skip"}))
+    run = nrt.train(
+        make_config(
+            steps=1, **{"data.train": str(file), "data.valid": str(file), "data.on_bad_row": "skip"}
+        )
+    )
     for kind in ("train", "valid"):
-        (record,) = [json.loads(line) for line in (run.path / "skipped" / f"{kind}.jsonl").read_text().splitlines()]
+        (record,) = [
+            json.loads(line)
+            for line in (run.path / "skipped" / f"{kind}.jsonl").read_text().splitlines()
+        ]
         assert (record["file"], record["number"]) == (str(file), 9)
     assert run.metrics()[-1]["data/bad_rows"] == 1
     assert "bad-rows" in [warning["kind"] for warning in run.warnings()]
@@ -130,7 +155,12 @@ def test_bad_rows_are_listed_in_the_run_folder(make_config, pairs_file, tmp_path
 
 def test_text_without_a_token_is_warned_of(make_config, tmp_path) -> None:
     file = tmp_path / "x.jsonl"
-    file.write_text(json.dumps({"question": "what is three plus seven ?", "answer": "the sum is ten", "kind": "a"}) + "\n")
+    file.write_text(
+        json.dumps(
+            {"question": "what is three plus seven ?", "answer": "the sum is ten", "kind": "a"}
+        )
+        + "\n"
+    )
     run = nrt.train(make_config(steps=1, batch=1, **{"data.train": str(file)}))
     (warning,) = [warning for warning in run.warnings() if warning["kind"] == "unknown-tokens"]
     assert warning["count"] == 2, "seven, ten"
@@ -144,17 +174,24 @@ def test_data_that_changed_since_are_not_gone_on_with(make_config, pairs_file, t
     with pytest.raises(Interrupted):
         nrt.train(make_config(**settings), listener=InterruptAt(4))
     file.write_text(text.replace("sum", "add"))
-    with pytest.raises(nrt.InputError, match="the training data changed since this run was interrupted; restore the old files"):
+    with pytest.raises(
+        nrt.InputError,
+        match="the training data changed since this run was interrupted; restore the old files",
+    ):
         nrt.train(make_config(resume=str(tmp_path / "cut"), **settings))
     file.write_text(text)
-    assert nrt.train(make_config(resume=str(tmp_path / "cut"), **settings)).metrics()[-1]["step"] == 3
+    assert (
+        nrt.train(make_config(resume=str(tmp_path / "cut"), **settings)).metrics()[-1]["step"] == 3
+    )
 
 
 def test_a_mixture_with_weights_trains_and_resumes(make_config, pairs_file, tmp_path) -> None:
     lines = pairs_file.read_text().splitlines()
     for name, part in (("a", lines[:4]), ("b", lines[4:])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(part))
-    sources = [{"path": str(tmp_path / f"{name}.jsonl"), "weight": w} for name, w in (("a", 3), ("b", 1))]
+    sources = [
+        {"path": str(tmp_path / f"{name}.jsonl"), "weight": w} for name, w in (("a", 3), ("b", 1))
+    ]
     settings = {"data.train": sources, "steps": 4, "save_every": 0, "log_traces": 4}
     whole = nrt.train(make_config(run=str(tmp_path / "whole"), **settings))
     drawn = Counter(record["id"].split(".")[0] for record in whole.traces())

@@ -21,20 +21,34 @@ def eager_to_end(tmp_path_factory):
     folder = write_model(tmp_path_factory.mktemp("eager"))
     model, tokenizer = load_model(str(folder), dtype=torch.float32, device="cpu")
     with torch.no_grad():
-        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("what is two plus one ?").input_ids]])
+        ids = torch.tensor(
+            [[tokenizer.bos_token_id, *tokenizer("what is two plus one ?").input_ids]]
+        )
         hidden = model.base_model(ids).last_hidden_state[0].mean(0)
-        model.get_input_embeddings().weight[tokenizer.eos_token_id] += 4 * hidden / hidden.square().sum()
+        model.get_input_embeddings().weight[tokenizer.eos_token_id] += (
+            4 * hidden / hidden.square().sum()
+        )
     save_model(model, tokenizer, folder, template=tokenizer.chat_template)
     return folder
 
 
 def test_it_learns_to_write_end_and_is_served_as_it_was_trained(eager_to_end, pairs_file, tmp_path):
     """88 % of the first traces are stopped by eos. With eos kept in z, P(END | z) is never trained and stays near 0."""
-    settings = {"steps": 100, "batch": 8, "traces": 4, "eval_every": 0, "save_every": 0, "heldout.rows": 16, "optimizer.lr": 5e-3}
+    settings = {
+        "steps": 100,
+        "batch": 8,
+        "traces": 4,
+        "eval_every": 0,
+        "save_every": 0,
+        "heldout.rows": 16,
+        "optimizer.lr": 5e-3,
+    }
     run = nrt.train(tiny_config(eager_to_end, pairs_file, tmp_path / "run", **settings))
     first, last = run.metrics()[1], run.metrics()[-1]
     assert first["trace/end_token"] > 0.7
-    assert first["trace/unfinished"] == pytest.approx(first["trace/end_token"] + first["trace/capped"])
+    assert first["trace/unfinished"] == pytest.approx(
+        first["trace/end_token"] + first["trace/capped"]
+    )
     assert last["trace/unfinished"] <= 0.1
     assert last["heldout/accuracy"] > 0.8
     assert last["heldout/accuracy_served"] == last["heldout/accuracy"]
@@ -49,7 +63,10 @@ def served_accuracy(run) -> float:
     valid = prepare(config).valid
     assert valid is not None
     pairs = valid.pairs
-    limits = {"max_trace_tokens": config.max_trace_tokens, "max_answer_tokens": config.max_answer_tokens}
+    limits = {
+        "max_trace_tokens": config.max_trace_tokens,
+        "max_answer_tokens": config.max_answer_tokens,
+    }
     right = 0
     for pair in pairs[:]:
         question = EvalQuestion("t", pair.example.messages, **limits)
@@ -62,23 +79,35 @@ def test_rows_have_no_end_token_before_end(eager_to_end, pairs_file, tmp_path):
     """But for methods by their authors' own rules, in which it is an action that can be punished."""
     settings = {"batch": 8, "traces": 8}
     for method, kept in (("nrt-gm", False), ("verifree-original", True)):
-        parts = prepare(tiny_config(eager_to_end, pairs_file, tmp_path / "run", method=method, **settings))
+        parts = prepare(
+            tiny_config(eager_to_end, pairs_file, tmp_path / "run", method=method, **settings)
+        )
         rollout = collect(parts.learner, parts.draw, 8, seed=1)
         eos = parts.tokenizer.eos_token_id
-        ended = [(g, k) for g in rollout.groups for k, trace in enumerate(g.traces) if trace.end_token]
+        ended = [
+            (g, k) for g in rollout.groups for k, trace in enumerate(g.traces) if trace.end_token
+        ]
         assert len(ended) > 20
         for group, k in ended:
-            in_trace = [t for t, role in zip(group.rows[k].tail_ids, group.rows[k].tail_roles, strict=True) if role == Role.TRACE]
+            in_trace = [
+                t
+                for t, role in zip(group.rows[k].tail_ids, group.rows[k].tail_roles, strict=True)
+                if role == Role.TRACE
+            ]
             assert (in_trace[-1:] == [eos]) == kept
             assert not group.rows[k].end_sampled
             assert len(group.traces[k].logps) == len(group.traces[k].ids)
             if kept:
                 assert group.credit is not None
-                assert group.credit.final_K[k] == 0, "VeriFree: a trace without its closing tag has R = 0"
+                assert group.credit.final_K[k] == 0, (
+                    "VeriFree: a trace without its closing tag has R = 0"
+                )
 
 
 def test_held_out_records_say_what_a_server_gives(eager_to_end, pairs_file, tmp_path):
-    run = nrt.train(tiny_config(eager_to_end, pairs_file, tmp_path / "run", steps=1, **{"heldout.rows": 16}))
+    run = nrt.train(
+        tiny_config(eager_to_end, pairs_file, tmp_path / "run", steps=1, **{"heldout.rows": 16})
+    )
     records = run.heldout(0)
     assert any(record["end_token"] for record in records)
     for record in records:

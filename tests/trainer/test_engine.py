@@ -43,7 +43,9 @@ def test_small_updates_add_up_in_bfloat16():
     short = torch.nn.Embedding(8, 4, _weight=start.bfloat16())
     moved, expected = follow(short, targets, 1e-4, 200), follow(exact, targets, 1e-4, 200)
     assert (expected - start).min() > 0.015
-    assert (moved - expected).abs().max() <= 1 / 128 + 1 / 256  # the rounding of the start and of the result
+    assert (
+        moved - expected
+    ).abs().max() <= 1 / 128 + 1 / 256  # the rounding of the start and of the result
     assert moved.dtype == torch.float32
     assert short.weight.dtype == torch.bfloat16
     alone = torch.nn.Embedding(8, 4, _weight=start.bfloat16())
@@ -85,8 +87,13 @@ def test_a_run_in_bfloat16_resumes_exactly(make_config, tmp_path):
         train(make_config(run=str(tmp_path / "cut"), **settings), listener=InterruptAt(2))
     cut = train(make_config(resume=str(tmp_path / "cut"), **settings))
     names = ("loss/total", "optim/grad_norm", "reward/mean")
-    assert [[m.get(n) for n in names] for m in whole.metrics()] == [[m.get(n) for n in names] for m in cut.metrics()]
-    ends = [(run.path / "checkpoints" / "step-000004" / "optimizer.safetensors").read_bytes() for run in (whole, cut)]
+    assert [[m.get(n) for n in names] for m in whole.metrics()] == [
+        [m.get(n) for n in names] for m in cut.metrics()
+    ]
+    ends = [
+        (run.path / "checkpoints" / "step-000004" / "optimizer.safetensors").read_bytes()
+        for run in (whole, cut)
+    ]
     assert ends[0] == ends[1]
     config = json.loads((whole.path / "model" / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
@@ -101,7 +108,10 @@ def saved_bytes(engine, scorer, rows):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), recomputing(engine.recomputed):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        recomputing(engine.recomputed),
+    ):
         loss = scorer(model, rows).logp_N.sum()
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     return loss, sum(size for place, size in kept.items() if place not in parameters)
@@ -113,8 +123,19 @@ def test_recomputed_activations_give_the_same_gradient(architecture):
     rows = random_rows(0, [(30, 40), (30, 20), (5, 60)])
     gradients, sizes = [], []
     for checkpointing in (False, True):
-        model = tiny_model(architecture, attention_dropout=0.5) if architecture == "llama" else tiny_model(architecture)
-        engine = build_engine(model, OptimizerConfig(), pad_id=PAD, updates=1, tokens_per_batch=1000, gradient_checkpointing=checkpointing)
+        model = (
+            tiny_model(architecture, attention_dropout=0.5)
+            if architecture == "llama"
+            else tiny_model(architecture)
+        )
+        engine = build_engine(
+            model,
+            OptimizerConfig(),
+            pad_id=PAD,
+            updates=1,
+            tokens_per_batch=1000,
+            gradient_checkpointing=checkpointing,
+        )
         assert isinstance(engine.scorer, PackedScorer)
         loss, size = saved_bytes(engine, PackedScorer(), rows)
         loss.backward()
@@ -127,7 +148,10 @@ def test_recomputed_activations_give_the_same_gradient(architecture):
 
 
 def test_gradient_checkpointing_in_a_run(make_config, tmp_path):
-    runs = [train(make_config(run=str(tmp_path / str(on)), gradient_checkpointing=on)) for on in (False, True)]
+    runs = [
+        train(make_config(run=str(tmp_path / str(on)), gradient_checkpointing=on))
+        for on in (False, True)
+    ]
     losses = [[m["loss/total"] for m in run.metrics() if "loss/total" in m] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -135,7 +159,14 @@ def test_gradient_checkpointing_in_a_run(make_config, tmp_path):
 def test_a_model_without_such_layers_cannot_recompute():
     model = torch.nn.Linear(1, 1)
     with pytest.raises(InputError, match="set gradient_checkpointing=false"):
-        build_engine(model, OptimizerConfig(), pad_id=PAD, updates=1, tokens_per_batch=1, gradient_checkpointing=True)
+        build_engine(
+            model,
+            OptimizerConfig(),
+            pad_id=PAD,
+            updates=1,
+            tokens_per_batch=1,
+            gradient_checkpointing=True,
+        )
 
 
 class SmallMemory:
@@ -172,8 +203,12 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_gradient(make_config, one_
         else:
             update(parts.learner, collect(parts.learner, parts.draw, 4, seed=1).groups)
         assert len(messages) == (memory == 60)
-        found.append(torch.cat([p.grad.flatten() for p in engine.model.parameters() if p.grad is not None]))
-    assert messages == ["out of memory: tokens_per_batch is 50 from now on; the gradient stays the same"]
+        found.append(
+            torch.cat([p.grad.flatten() for p in engine.model.parameters() if p.grad is not None])
+        )
+    assert messages == [
+        "out of memory: tokens_per_batch is 50 from now on; the gradient stays the same"
+    ]
     assert engine.budget.tokens == 50
     assert found[0].abs().max() > 0
     assert (found[0] - found[1]).abs().max() <= 1e-5 * found[0].abs().max()
@@ -188,7 +223,10 @@ def test_out_of_memory_twice_or_with_a_number_set_is_an_error(make_config):
     parts = prepare(make_config(tokens_per_batch=500))
     engine = local_engine(parts)
     engine.scorer = SmallMemory(engine.scorer, 1)
-    with pytest.raises(InputError, match=r"lower tokens_per_batch, which is 500, or set gradient_checkpointing=true"):
+    with pytest.raises(
+        InputError,
+        match=r"lower tokens_per_batch, which is 500, or set gradient_checkpointing=true",
+    ):
         collect(parts.learner, parts.draw, 4, seed=1)
 
 

@@ -20,7 +20,9 @@ def rolled(make_config):
 
     def roll(**settings):
         parts = prepare(make_config(traces=8, **settings))
-        rollout = collect(parts.learner, lambda offset, n: parts.data.pairs[offset : offset + n], 4, seed=1)
+        rollout = collect(
+            parts.learner, lambda offset, n: parts.data.pairs[offset : offset + n], 4, seed=1
+        )
         assert any(not g.credit.no_variance for g in rollout.groups if g.credit)
         return parts, rollout
 
@@ -32,8 +34,12 @@ def gradient(learner, groups, tokens_per_batch=10**6):
     engine.budget.tokens = tokens_per_batch
     rows = [row for group in groups for row in group.rows]
     credits = [credit for group in groups for credit in group.row_credits()]
-    sums = engine.gradient(rows, credits, learner.method, denominator=len(rows) * learner.loss_tokens)
-    return torch.cat([p.grad.flatten().clone() for p in engine.model.parameters() if p.grad is not None]), sums
+    sums = engine.gradient(
+        rows, credits, learner.method, denominator=len(rows) * learner.loss_tokens
+    )
+    return torch.cat(
+        [p.grad.flatten().clone() for p in engine.model.parameters() if p.grad is not None]
+    ), sums
 
 
 def assert_close(a, b):
@@ -47,19 +53,27 @@ def test_accumulation_1x8_is_8x1(rolled, method, profile):
     if method == "sft":
         parts, rollout = rolled(method="nrt-gm")
     else:  # an untrained model is never right, so rlvr gets a checker that is sometimes pleased
-        parts, rollout = rolled(method=method, profile=profile, **{"heldout.checker": "tests.trainer.test_methods:has_even_length"})
+        parts, rollout = rolled(
+            method=method,
+            profile=profile,
+            **{"heldout.checker": "tests.trainer.test_methods:has_even_length"},
+        )
     whole, sums = gradient(parts.learner, rollout.groups)
     single, single_sums = gradient(parts.learner, rollout.groups, tokens_per_batch=1)
     assert_close(whole, single)
     assert astuple(single_sums) == pytest.approx(astuple(sums), rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("method", ["nrt-ws-neg-log-p", "nrt-gm", "jlb", "nrt-learned", "verifree-original", "dro"])
+@pytest.mark.parametrize(
+    "method", ["nrt-ws-neg-log-p", "nrt-gm", "jlb", "nrt-learned", "verifree-original", "dro"]
+)
 def test_one_pass_is_two(make_config, method):
     """One forward for reward, credit and loss leaves the weights, the rollout and the metrics that scoring first leaves."""
     left = []
     for tokens in (10**6, 40):  # in 40 tokens no group is whole
-        parts = prepare(make_config(traces=8, method=method, tokens_per_batch=tokens, profile="paper"))
+        parts = prepare(
+            make_config(traces=8, method=method, tokens_per_batch=tokens, profile="paper")
+        )
         memory = parts.learner.method.state_rule
         state = memory.initial() if memory else None
         assert parts.learner.fused
@@ -87,7 +101,10 @@ def test_one_pass_has_the_gradient_of_collect_and_update(rolled):
     engine = local_engine(parts)
     engine.max_grad_norm = 1e9  # the gradient stays as it came
     step(parts.learner, lambda offset, n: parts.data.pairs[offset : offset + n], 4, seed=1)
-    assert_close(torch.cat([p.grad.flatten() for p in engine.model.parameters() if p.grad is not None]), expected)
+    assert_close(
+        torch.cat([p.grad.flatten() for p in engine.model.parameters() if p.grad is not None]),
+        expected,
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -123,7 +140,9 @@ def test_on_policy_ratio_is_one(rolled):
 def test_a_rollout_survives_json_exactly(rolled):
     parts, rollout = rolled(method="nrt-ws-inv-p")
     pairs = [group.pair for group in rollout.groups]
-    again = rollout_from_json(rollout_to_json(rollout), pairs, parts.learner.method, parts.learner.policy.markers)
+    again = rollout_from_json(
+        rollout_to_json(rollout), pairs, parts.learner.method, parts.learner.policy.markers
+    )
     assert isinstance(again, Rollout)
     for a, b in zip(rollout.groups, again.groups, strict=True):
         assert torch.equal(a.advantage_K, b.advantage_K)
@@ -134,7 +153,9 @@ def test_a_rollout_survives_json_exactly(rolled):
 
 def test_the_flat_example_has_the_same_gradient(rolled):
     """examples/nrt_loop.py, on the very traces that the package sampled (values differ: A·log π there, A·ρ here)."""
-    spec = importlib.util.spec_from_file_location("nrt_loop", Path(__file__).parents[2] / "examples" / "nrt_loop.py")
+    spec = importlib.util.spec_from_file_location(
+        "nrt_loop", Path(__file__).parents[2] / "examples" / "nrt_loop.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
@@ -154,7 +175,9 @@ def test_the_flat_example_has_the_same_gradient(rolled):
     model = local_engine(learner).model
     model.zero_grad()
     markers = learner.policy.markers
-    loss, gain = example.nrt_loss(model, batch, markers.start_id, markers.end_id, learner.policy.stop_ids)
+    loss, gain = example.nrt_loss(
+        model, batch, markers.start_id, markers.end_id, learner.policy.stop_ids
+    )
     loss.backward()
     theirs = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert_close(ours, theirs)

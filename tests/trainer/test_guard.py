@@ -32,9 +32,22 @@ def bad(make_config, tmp_path, monkeypatch):
 
     def make(*long, rows=8, **settings):
         answers = ["the sum is so two" if i in long else "two" for i in range(rows)]
-        data = [{"question": f"what is {['one', 'two'][i % 2]} ?", "answer": answer} for i, answer in enumerate(answers)]
-        values = {"batch": 2, "steps": rows // 2, "method": "breaks", "plugins": "tests.trainer.breaks", "eval_every": 0}
-        values |= {"data.train": str(write_pairs(tmp_path / "rows.jsonl", data)), "data.columns.source": None, "data.shuffle": False}
+        data = [
+            {"question": f"what is {['one', 'two'][i % 2]} ?", "answer": answer}
+            for i, answer in enumerate(answers)
+        ]
+        values = {
+            "batch": 2,
+            "steps": rows // 2,
+            "method": "breaks",
+            "plugins": "tests.trainer.breaks",
+            "eval_every": 0,
+        }
+        values |= {
+            "data.train": str(write_pairs(tmp_path / "rows.jsonl", data)),
+            "data.columns.source": None,
+            "data.shuffle": False,
+        }
         return make_config(**values | settings)
 
     return make
@@ -53,13 +66,26 @@ def test_an_update_that_is_not_finite_is_skipped(bad, updates):
     assert [record["optim/updates"] for record in run.metrics()[-4:]] == done
     (warning,) = run.warnings()
     name = "step-000002" if updates == 1 else "step-000002+0"
-    assert (warning["kind"], warning["step"], warning["file"]) == ("skipped-update", 2, f"skipped/{name}.json")
+    assert (warning["kind"], warning["step"], warning["file"]) == (
+        "skipped-update",
+        2,
+        f"skipped/{name}.json",
+    )
     batch = json.loads((run.path / warning["file"]).read_text())
     assert batch["loss"]["total"] == "nan"
-    assert [group["id"] for group in batch["groups"]] == ["rows.jsonl:3", "rows.jsonl:4"][: 2 // updates]
-    assert all(group["prompt_ids"] and group["answer_ids"] and len(group["traces"]) == 3 for group in batch["groups"])
-    before, after = (load_file(folder / "model" / "model.safetensors") for folder in run.checkpoints()[:2])
-    assert all(torch.equal(before[name], tensor) for name, tensor in after.items()) == (updates == 1)
+    assert [group["id"] for group in batch["groups"]] == ["rows.jsonl:3", "rows.jsonl:4"][
+        : 2 // updates
+    ]
+    assert all(
+        group["prompt_ids"] and group["answer_ids"] and len(group["traces"]) == 3
+        for group in batch["groups"]
+    )
+    before, after = (
+        load_file(folder / "model" / "model.safetensors") for folder in run.checkpoints()[:2]
+    )
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items()) == (
+        updates == 1
+    )
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
 
 
@@ -124,7 +150,9 @@ def test_a_replay_says_where(bad, tmp_path, capsys):
     assert str(run.checkpoints()[0]) in said[0]
     assert found[0] == "reward of trace 1 of rows.jsonl:3, as it was saved: nan"
     assert {"loss, trace: nan", "loss, total: nan"} <= set(found)
-    assert not any("rows.jsonl:4" in finding or finding.startswith(("weight", "log-prob")) for finding in found)
+    assert not any(
+        "rows.jsonl:4" in finding or finding.startswith(("weight", "log-prob")) for finding in found
+    )
     assert any(finding.startswith("gradient of ") for finding in found)
     app(["replay", str(file)], standalone_mode=False)
     assert "reward of trace 1 of rows.jsonl:3, as it was saved: nan\n" in capsys.readouterr().out
@@ -136,7 +164,9 @@ def test_a_replay_says_where(bad, tmp_path, capsys):
     save_file(tensors, checkpoint / "model" / "model.safetensors", metadata={"format": "pt"})
     found = replay(file, checkpoint, say=said.append)
     assert found[0].startswith(f"weight {name}: 1 of ")
-    assert found[1].startswith("log-probability of token 1 ('<|think_start|>', START) of trace 1 of rows.jsonl:3: ")
+    assert found[1].startswith(
+        "log-probability of token 1 ('<|think_start|>', START) of trace 1 of rows.jsonl:3: "
+    )
 
 
 def test_what_cannot_be_replayed(bad):
@@ -166,17 +196,23 @@ def test_end_tokens_are_warned_of_after_fifty_steps():
 
     def told(share):
         watch = Watch(WatchConfig(steps=2))
-        return [step for step in range(1, 60) if watch.see({"step": step, "trace/end_token": share})]
+        return [
+            step for step in range(1, 60) if watch.see({"step": step, "trace/end_token": share})
+        ]
 
     assert told(0.3) == [50]
     assert told(0.2) == []
-    assert Watch(WatchConfig(steps=2, end_token=0.0)).see({"step": 60, "trace/end_token": 1.0}) == []
+    assert (
+        Watch(WatchConfig(steps=2, end_token=0.0)).see({"step": 60, "trace/end_token": 1.0}) == []
+    )
 
 
 def test_a_sampler_that_is_not_the_trainer_is_warned_of_whatever_it_is():
     watch = Watch(WatchConfig(), max_gap=1e-3)
     assert watch.see({"sampler/logp_gap": 1e-4, "sampler/behind": 0.0}) == []
-    assert watch.see({"sampler/logp_gap": 0.45, "sampler/behind": 0.5}) == [], "traces of earlier weights"
+    assert watch.see({"sampler/logp_gap": 0.45, "sampler/behind": 0.5}) == [], (
+        "traces of earlier weights"
+    )
     (warning,) = watch.see({"sampler/logp_gap": 0.45, "sampler/behind": 0.0})
     assert warning.kind == "sampler-gap"
     assert "0.45 nats" in warning.message

@@ -23,7 +23,9 @@ def test_interrupted_and_resumed_it_is_the_same_run(make_config, tmp_path, more)
     config = make_config(run=str(tmp_path / "cut"), **LORA | more)
     with pytest.raises(Interrupted):
         nrt.train(config, listener=InterruptAt(5))
-    cut = nrt.train(make_config(run=str(tmp_path / "cut"), resume=str(tmp_path / "cut"), **LORA | more))
+    cut = nrt.train(
+        make_config(run=str(tmp_path / "cut"), resume=str(tmp_path / "cut"), **LORA | more)
+    )
     assert_same_run(whole, cut)
     assert [record["loss/total"] for record in whole.metrics()[1:]] != [0.0] * 3
 
@@ -40,8 +42,12 @@ def test_what_is_saved_is_merged_and_ordinary(make_config, tmp_path, model_dir):
     assert 0 < torch.linalg.matrix_rank(change, rtol=1e-4) <= 4
     assert torch.equal(saved["model.norm.weight"], base["model.norm.weight"])
     old = base["model.embed_tokens.weight"].shape[0]
-    assert torch.equal(saved["model.embed_tokens.weight"][:old], base["model.embed_tokens.weight"])  # the markers' rows alone moved
-    assert not torch.equal(saved["model.embed_tokens.weight"][old], base["model.embed_tokens.weight"][4])  # from "\n"'s
+    assert torch.equal(
+        saved["model.embed_tokens.weight"][:old], base["model.embed_tokens.weight"]
+    )  # the markers' rows alone moved
+    assert not torch.equal(
+        saved["model.embed_tokens.weight"][old], base["model.embed_tokens.weight"][4]
+    )  # from "\n"'s
 
 
 def test_the_checkpoint_gives_the_engine_what_it_had(make_config, tmp_path):

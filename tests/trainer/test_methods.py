@@ -16,7 +16,11 @@ from nrt.types import Role
 from tests.steps import collect
 from tests.trainer.test_train import InterruptAt, assert_same_run
 
-BEYOND = [name for name in METHODS if name not in ("nrt-ws-neg-log-p", "nrt-ws-inv-p", "nrt-gm", "rlpr", "verifree", "jlb", "sft")]
+BEYOND = [
+    name
+    for name in METHODS
+    if name not in ("nrt-ws-neg-log-p", "nrt-ws-inv-p", "nrt-gm", "rlpr", "verifree", "jlb", "sft")
+]
 
 
 @pytest.mark.parametrize("method", BEYOND)
@@ -51,13 +55,20 @@ def collect_filtered(make_config):
 
     def run(B, decisions):
         parts, decisions, draws = prepare(make_config(method="rlpr-original")), iter(decisions), []
-        learner = replace(parts.learner, method=replace(parts.learner.method, keep=lambda group, state: next(decisions)))
+        learner = replace(
+            parts.learner,
+            method=replace(parts.learner.method, keep=lambda group, state: next(decisions)),
+        )
 
         def draw(offset, n):
             draws.append((offset, n))
             return parts.data.pairs[offset : offset + n]
 
-        return collect(learner, draw, B, seed=1, state=torch.zeros(3, dtype=torch.float64)), draws, parts.data.pairs
+        return (
+            collect(learner, draw, B, seed=1, state=torch.zeros(3, dtype=torch.float64)),
+            draws,
+            parts.data.pairs,
+        )
 
     return run
 
@@ -81,20 +92,32 @@ def test_a_filter_that_drops_all_cannot_hold_up_a_run(collect_filtered):
 
 def test_rlvr_trains_on_its_own_answers(make_config):
     """Sampled answers are actions, y* is in no row, and the reward is the checker's verdict."""
-    parts = prepare(make_config(method="rlvr", **{"heldout.checker": "tests.trainer.test_methods:has_even_length"}))
+    parts = prepare(
+        make_config(
+            method="rlvr", **{"heldout.checker": "tests.trainer.test_methods:has_even_length"}
+        )
+    )
     rollout = collect(parts.learner, parts.draw, 4, seed=1)
     rows = [row for group in rollout.groups for row in group.rows]
-    assert all(Role.ANSWER not in row.tail_roles and Role.SAMPLED_ANSWER in row.tail_roles for row in rows)
+    assert all(
+        Role.ANSWER not in row.tail_roles and Role.SAMPLED_ANSWER in row.tail_roles for row in rows
+    )
     for group in rollout.groups:
         assert group.credit is not None
-        assert group.credit.final_K.tolist() == [float(bool(answer.correct)) for answer in group.sampled_answers]
+        assert group.credit.final_K.tolist() == [
+            float(bool(answer.correct)) for answer in group.sampled_answers
+        ]
     assert 0 < rollout.metrics["answer/correct"] < 1
 
 
 def test_rlpr_as_published_acts_with_trace_and_answer(make_config):
     """Own answers are actions without a checker; the reward reads y* after the trace, and format asks for both ends."""
-    parts = prepare(make_config(method="rlpr-original", max_answer_tokens=24, **{"heldout.checker": None}))
-    rollout = collect(parts.learner, parts.draw, 4, seed=1, state=torch.zeros(3, dtype=torch.float64))
+    parts = prepare(
+        make_config(method="rlpr-original", max_answer_tokens=24, **{"heldout.checker": None})
+    )
+    rollout = collect(
+        parts.learner, parts.draw, 4, seed=1, state=torch.zeros(3, dtype=torch.float64)
+    )
     answers = [answer for group in rollout.groups for answer in group.sampled_answers]
     assert {answer.correct for answer in answers} == {None}
     assert "answer/correct" not in rollout.metrics
@@ -104,8 +127,15 @@ def test_rlpr_as_published_acts_with_trace_and_answer(make_config):
         pairs = zip(group.rows, group.sampled_answers, strict=True)
         assert all(row.tail_ids[-len(answer.ids) :] == answer.ids for row, answer in pairs)
         r_K, r0 = group.logp_KT.double().exp().mean(-1), group.credit.base_T.double().exp().mean()
-        form_K = torch.tensor([t.finished and r.ended for t, r in zip(group.traces, group.sampled_answers, strict=True)]).double()
-        torch.testing.assert_close(group.credit.final_K, 0.9 * (r_K - r0).clamp(min=0) + 0.1 * form_K)
+        form_K = torch.tensor(
+            [
+                t.finished and r.ended
+                for t, r in zip(group.traces, group.sampled_answers, strict=True)
+            ]
+        ).double()
+        torch.testing.assert_close(
+            group.credit.final_K, 0.9 * (r_K - r0).clamp(min=0) + 0.1 * form_K
+        )
 
 
 def has_even_length(answer, reference):
@@ -128,13 +158,22 @@ def test_baselines_without_markers_and_under_the_initial_model(make_config):
 
 
 def test_the_release_layout_has_no_start(make_config, tmp_path):
-    run = nrt.train(make_config(method="nrt-gm", profile="release", steps=2, **{"markers.end_from": "eos"}))
+    run = nrt.train(
+        make_config(method="nrt-gm", profile="release", steps=2, **{"markers.end_from": "eos"})
+    )
     parts = prepare(run.config.model_copy(update={"run": str(tmp_path / "again")}))
-    rows = [row for group in collect(parts.learner, parts.draw, 2, seed=1).groups for row in group.rows]
+    rows = [
+        row for group in collect(parts.learner, parts.draw, 2, seed=1).groups for row in group.rows
+    ]
     assert all(Role.START not in row.tail_roles for row in rows)
     assert "<|think_start|>" not in parts.tokenizer.get_vocab()
     config = make_config(
-        method="nrt-gm", profile="release", steps=3, run=str(run.path), resume=str(run.path), **{"markers.end_from": "eos"}
+        method="nrt-gm",
+        profile="release",
+        steps=3,
+        run=str(run.path),
+        resume=str(run.path),
+        **{"markers.end_from": "eos"},
     )
     assert nrt.train(config).metrics()[-1]["step"] == 3
 
@@ -155,10 +194,14 @@ def test_what_a_method_needs_is_said_early(make_config, settings, message):
 def test_a_method_from_outside_the_package(make_config, tmp_path, monkeypatch):
     """docs/new-method.md: the code block there is the module here."""
     document = (Path(__file__).parents[2] / "docs" / "new-method.md").read_text(encoding="utf-8")
-    block = next(part for part in document.split("```python\n")[1:] if part.startswith("# mymethods.py")).split("```")[0]
+    block = next(
+        part for part in document.split("```python\n")[1:] if part.startswith("# mymethods.py")
+    ).split("```")[0]
     (tmp_path / "mymethods.py").write_text(block, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(METHODS, "hardest", METHODS["nrt-gm"])  # so that what the module registers goes again
+    monkeypatch.setitem(
+        METHODS, "hardest", METHODS["nrt-gm"]
+    )  # so that what the module registers goes again
     run = nrt.train(make_config(method="hardest", plugins=("mymethods",), steps=2, eval_every=0))
     assert run.metrics()[-1]["optim/grad_norm"] > 0
     trace = run.traces()[0]["traces"][0]

@@ -32,11 +32,16 @@ def test_what_was_started_is_sampled_under_the_weights_of_then():
     assert ahead.sample(Request(prompts, seed=1, **REQUEST)) == before
     after = now.sample(Request(prompts, seed=1, **REQUEST))
     assert after != before
-    assert ahead.sample(Request(prompts, seed=1, **REQUEST)) == after  # asked for once only; then the new weights
+    assert (
+        ahead.sample(Request(prompts, seed=1, **REQUEST)) == after
+    )  # asked for once only; then the new weights
 
 
 def test_the_second_rollout_is_one_step_behind(make_config, tmp_path):
-    on, off = (nrt.train(make_config(run=str(tmp_path / str(overlap)), overlap=overlap, log_traces=4)) for overlap in (True, False))
+    on, off = (
+        nrt.train(make_config(run=str(tmp_path / str(overlap)), overlap=overlap, log_traces=4))
+        for overlap in (True, False)
+    )
     first, second = ([m for m in run.metrics() if m["step"] in (1, 2)] for run in (on, off))
     assert first[0]["reward/mean"] == second[0]["reward/mean"]
     assert first[0]["ratio/mean"] == pytest.approx(1, abs=1e-5)
@@ -60,13 +65,22 @@ def test_the_samplers_log_probabilities_are_the_old_ones(make_config):
     parts, rollout = behind(make_config)
     engine, policy = local_engine(parts), parts.learner.policy
     for group in rollout.groups:
-        for row, trace, credit, (logp, _) in zip(group.rows, group.traces, group.row_credits(), policy.score(group.rows), strict=True):
+        for row, trace, credit, (logp, _) in zip(
+            group.rows, group.traces, group.row_credits(), policy.score(group.rows), strict=True
+        ):
             acted = row.sampled_mask
             assert credit.old_logp_N[acted].tolist() == pytest.approx(trace.logps)
-            torch.testing.assert_close(credit.old_logp_N[~acted], logp[~acted], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                credit.old_logp_N[~acted], logp[~acted], atol=1e-5, rtol=1e-5
+            )
             if acted.any():  # an end token alone leaves no action
                 assert (credit.old_logp_N[acted] - logp[acted]).abs().max() > 1e-2
-        torch.testing.assert_close(group.logp_KT[0], policy.score(group.rows)[0][0][-group.logp_KT.shape[1] :], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            group.logp_KT[0],
+            policy.score(group.rows)[0][0][-group.logp_KT.shape[1] :],
+            atol=1e-5,
+            rtol=1e-5,
+        )
     assert engine.scorer is not None
 
 

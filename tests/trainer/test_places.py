@@ -33,7 +33,9 @@ def in_aligned_blocks(self, module, query, key, value, *, scale, window, softcap
         weights = (scores - new_most[..., None]).exp() * seen_NN[:, block]
         before = (most - new_most).exp()
         total, most = total * before + weights.sum(-1), new_most
-        out = (out.float() * before[..., None] + (weights.to(value.dtype) @ value[:, :, block]).float()).to(query.dtype)
+        out = (
+            out.float() * before[..., None] + (weights.to(value.dtype) @ value[:, :, block]).float()
+        ).to(query.dtype)
     return (out.float() / total[..., None]).to(query.dtype).transpose(1, 2)
 
 
@@ -41,7 +43,9 @@ def groups_of(parts, drafts):
     learner, timer = parts.learner, PhaseTimer()
     baselines = score_separate_rows(learner, drafts, timer)
     scores = score_groups(learner, drafts, timer)
-    return [compute_group(learner, None, drafts, baselines, g, *tails) for g, tails in enumerate(scores)]
+    return [
+        compute_group(learner, None, drafts, baselines, g, *tails) for g, tails in enumerate(scores)
+    ]
 
 
 def test_equal_traces_have_equal_rewards(make_config, monkeypatch):
@@ -51,7 +55,10 @@ def test_equal_traces_have_equal_rewards(make_config, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     drafts = []
     for pair in exact.data.pairs[:16]:
-        bad = [Trace(tuple(torch.randint(5, 18, (6,), generator=generator).tolist()), finished=False) for _ in range(6)]
+        bad = [
+            Trace(tuple(torch.randint(5, 18, (6,), generator=generator).tolist()), finished=False)
+            for _ in range(6)
+        ]
         traces = (Trace((), finished=True), *bad, Trace((), finished=False, end_token=True))
         rows = tuple(trace_row(pair, trace, exact.learner.policy.markers) for trace in traces)
         drafts.append(SampledGroup(pair, traces, rows, ()))

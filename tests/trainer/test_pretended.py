@@ -87,8 +87,14 @@ def test_a_model_is_asked(make_config, tmp_path):
     """In bfloat16, as on any GPU: so the numbers are near, and what is sampled may be other tokens."""
     source = find_model(str(train(make_config(run=tmp_path / "run", device="cpu", steps=1)).path))
     with pretended_gpu():
-        reasoners = [open_reasoner(source, device=device, max_trace_tokens=6, max_answer_tokens=6) for device in ("cpu", "cuda:0")]
-        there, here = (measure_confidence(reasoner, "what is one plus two ?", "so we get one", samples=2) for reasoner in reasoners)
+        reasoners = [
+            open_reasoner(source, device=device, max_trace_tokens=6, max_answer_tokens=6)
+            for device in ("cpu", "cuda:0")
+        ]
+        there, here = (
+            measure_confidence(reasoner, "what is one plus two ?", "so we get one", samples=2)
+            for reasoner in reasoners
+        )
     assert here.without
     assert there.without
     assert here.without.text == pytest.approx(there.without.text, abs=0.1)
@@ -99,7 +105,9 @@ def test_in_short_numbers_it_begins_alike(make_config, tmp_path):
     there = train(make_config(run=tmp_path / "cpu", device="cpu", dtype="bfloat16", **SMALL))
     with pretended_gpu():
         here = train(make_config(run=tmp_path / "gpu", device="cuda:0", dtype="bfloat16", **SMALL))
-    assert here.metrics()[0]["heldout/logp_null"] == pytest.approx(there.metrics()[0]["heldout/logp_null"], abs=0.05)
+    assert here.metrics()[0]["heldout/logp_null"] == pytest.approx(
+        there.metrics()[0]["heldout/logp_null"], abs=0.05
+    )
 
 
 def assert_alike(here, there):

@@ -22,13 +22,23 @@ def test_loss_and_gradient_are_the_references(make_config, method):
     questions = [question_of(group) for group in rollout.groups]
     if method != "sft":
         traces = [trace for group in rollout.groups for trace in group.traces]
-        assert {(t.finished, t.end_token) for t in traces} == {(True, False), (False, True), (False, False)}
+        assert {(t.finished, t.end_token) for t in traces} == {
+            (True, False),
+            (False, True),
+            (False, False),
+        }
         assert any(bool(group.advantage_K.any()) for group in rollout.groups)
     sums = gradient(learner, rollout.groups)
-    found = {name: p.grad.double() for name, p in local_engine(learner).model.named_parameters() if p.grad is not None}
+    found = {
+        name: p.grad.double()
+        for name, p in local_engine(learner).model.named_parameters()
+        if p.grad is not None
+    }
     model = copy.deepcopy(local_engine(learner).model).double()
     model.zero_grad()
-    expected = reference.loss(model, method, questions, start=markers.start_id, end=markers.end_id, N=learner.loss_tokens)
+    expected = reference.loss(
+        model, method, questions, start=markers.start_id, end=markers.end_id, N=learner.loss_tokens
+    )
     expected.backward()
     assert sums.total == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
     largest = max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None)
@@ -41,6 +51,10 @@ def question_of(group) -> reference.Question:
     answers = group.sampled_answers or [None] * len(group.traces)
     written = []
     for trace, answer in zip(group.traces, answers, strict=True):
-        own = {} if answer is None else {"reply": answer.ids, "reply_ended": answer.ended, "correct": answer.correct}
+        own = (
+            {}
+            if answer is None
+            else {"reply": answer.ids, "reply_ended": answer.ended, "correct": answer.correct}
+        )
         written.append(reference.Written(trace.ids, trace.finished, **own))
     return reference.Question(group.pair.prompt_ids, group.pair.answer_ids, tuple(written))

@@ -31,7 +31,9 @@ def url(model_dir):
 
 @pytest.fixture
 def config_of(make_config, url):
-    return lambda **settings: make_config(**{"sampler": "vllm", "vllm": {"urls": (url,)}, **settings})
+    return lambda **settings: make_config(
+        **{"sampler": "vllm", "vllm": {"urls": (url,)}, **settings}
+    )
 
 
 @pytest.mark.parametrize("updates", [1, 2])
@@ -81,16 +83,23 @@ def test_other_weights_than_claimed(config_of, url, strict):
     parts = prepare(config_of(vllm={"urls": (url,), "strict": strict}))
     policy = parts.learner.policy
     policy.push_weights()
-    thief = ((name, weight + 0.05 * torch.randn_like(weight)) for name, weight in local_engine(parts).model.named_parameters())
+    thief = (
+        (name, weight + 0.05 * torch.randn_like(weight))
+        for name, weight in local_engine(parts).model.named_parameters()
+    )
     RemoteSampler([url]).load_weights(thief, 0)
     if strict:
-        with pytest.raises(nrt.errors.RunError, match="another trainer pushed, this run pushed version 0"):
+        with pytest.raises(
+            nrt.errors.RunError, match="another trainer pushed, this run pushed version 0"
+        ):
             collect(parts.learner, parts.draw, 4, seed=1)
         return
     rollout = collect(parts.learner, parts.draw, 4, seed=1)
     assert rollout.metrics["sampler/behind"] == 1
     for group in rollout.groups:
-        for credit, trace, scored in zip(group.row_credits(), group.traces, group.logp, strict=True):
+        for credit, trace, scored in zip(
+            group.row_credits(), group.traces, group.logp, strict=True
+        ):
             acted = slice(1, 1 + trace.n_sampled)  # after START
             assert credit.old_logp_N[acted].tolist() == pytest.approx(trace.logps)
             if trace.n_sampled:

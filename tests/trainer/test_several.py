@@ -49,7 +49,12 @@ def assert_like(several, one):
     assert several.heldout_steps() == one.heldout_steps()
     for step in one.heldout_steps():
         for a, b in zip(several.heldout(step), one.heldout(step), strict=True):
-            assert (a["id"], a["trace"], a["answer"], a["correct"]) == (b["id"], b["trace"], b["answer"], b["correct"])
+            assert (a["id"], a["trace"], a["answer"], a["correct"]) == (
+                b["id"],
+                b["trace"],
+                b["answer"],
+                b["correct"],
+            )
             assert a["logp"] == pytest.approx(b["logp"], abs=1e-4)
     for file in ("model.safetensors", "../checkpoints/step-000003/optimizer.safetensors"):
         found, expected = load_file(several.model_dir / file), load_file(one.model_dir / file)
@@ -63,11 +68,22 @@ def assert_like(several, one):
     "settings",
     [
         {"batch": 3},  # one pass
-        {"batch": 3, "tokens_per_batch": 40},  # groups go into several micro-batches: rows are scored first
+        {
+            "batch": 3,
+            "tokens_per_batch": 40,
+        },  # groups go into several micro-batches: rows are scored first
         {"batch": 1, "method": "nrt-learned"},  # a process without a prompt; state
         {"batch": 6, "updates_per_rollout": 2, "profile": "paper"},
-        {"batch": 3, "method": "rlpr-early", "profile": "paper"},  # filter, refilling, state, sampled answers
-        {"batch": 3, "method": "rlvr", "heldout.checker": "tests.trainer.test_methods:has_even_length"},
+        {
+            "batch": 3,
+            "method": "rlpr-early",
+            "profile": "paper",
+        },  # filter, refilling, state, sampled answers
+        {
+            "batch": 3,
+            "method": "rlvr",
+            "heldout.checker": "tests.trainer.test_methods:has_even_length",
+        },
         {"batch": 3, "method": "sft"},
         {"batch": 3, "data.difficulty": {"pool": 2.0}},
         {"batch": 3, "lora.rank": 4},
@@ -79,12 +95,16 @@ def test_a_run_in_two_processes_is_the_run_in_one(gang, make_config, tmp_path, s
         pytest.skip("adapters are not held in parts; tests.trainer/test_lora.py has the error")
     settings = {"log_traces": 9, "heldout.rows": 5, **settings}
     one = nrt.load_run(run(make_config(run=str(tmp_path / "one"), **settings)))
-    assert_like(in_both(gang, make_config(run=str(tmp_path / "two"), parallel=parallel, **settings)), one)
+    assert_like(
+        in_both(gang, make_config(run=str(tmp_path / "two"), parallel=parallel, **settings)), one
+    )
 
 
 def test_the_early_filter_drops_some(make_config):
     """Otherwise the above would not show that the filter is agreed upon."""
-    metrics = nrt.load_run(run(make_config(batch=3, method="rlpr-early", profile="paper"))).metrics()
+    metrics = nrt.load_run(
+        run(make_config(batch=3, method="rlpr-early", profile="paper"))
+    ).metrics()
     assert any(record.get("group/filtered", 0) > 0 for record in metrics)
 
 
@@ -126,11 +146,16 @@ def test_a_checkpoint_is_the_same_whoever_writes_it(gang, make_config, tmp_path,
     write_again(config, *folders[2:4])
     for file in ("optimizer.safetensors", "model/model.safetensors", "rng.safetensors"):
         expected = load_file(first / file)
-        assert (file != "optimizer.safetensors") or any(name.endswith("|master") for name in expected) == (dtype == "bfloat16")
+        assert (file != "optimizer.safetensors") or any(
+            name.endswith("|master") for name in expected
+        ) == (dtype == "bfloat16")
         for folder in folders[1:]:
             found = load_file(folder / file)
             assert found.keys() == expected.keys()
-            assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in expected.items())
+            assert all(
+                torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype
+                for name, tensor in expected.items()
+            )
     for file in ("state.json", "model/config.json", "model/tokenizer_config.json"):
         assert {(folder / file).read_text() for folder in folders} == {(first / file).read_text()}
 
@@ -139,7 +164,13 @@ def test_a_checkpoint_is_the_same_whoever_writes_it(gang, make_config, tmp_path,
 @pytest.mark.parametrize("n", [4, 6])
 def test_interrupted_and_resumed(gang, make_config, tmp_path, parallel, n):
     """SIGINT reaches one of them, between a rollout's updates or before a rollout; both stop there. Going on leaves no mark."""
-    settings = {"updates_per_rollout": 2, "save_every": 0, "batch": 6, "profile": "paper", "parallel": parallel}
+    settings = {
+        "updates_per_rollout": 2,
+        "save_every": 0,
+        "batch": 6,
+        "profile": "paper",
+        "parallel": parallel,
+    }
     whole = in_both(gang, make_config(run=str(tmp_path / "whole"), **settings))
     cut = str(tmp_path / "cut")
     assert in_both(gang, make_config(run=cut, **settings), n) == "interrupted"
@@ -158,5 +189,11 @@ def refuse(config):
 
 def test_what_several_cannot_do_is_said_early(gang, make_config, tmp_path):
     config = make_config(overlap=True)
-    assert gang(refuse, config) == ["overlap=true samples in one process only; set overlap=false, or start nrt without torchrun"] * 2
+    assert (
+        gang(refuse, config)
+        == [
+            "overlap=true samples in one process only; set overlap=false, or start nrt without torchrun"
+        ]
+        * 2
+    )
     assert not (tmp_path / "run").exists()

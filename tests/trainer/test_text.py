@@ -49,14 +49,20 @@ def test_what_decides_the_entropies_is_in_their_fingerprint():
         return model_entropies(tiny_model(seed=seed), opening, window, tokens_per_batch).fingerprint
 
     assert fingerprint() == fingerprint(tokens_per_batch=99)
-    assert len({fingerprint(), fingerprint(seed=1), fingerprint(opening=()), fingerprint(window=5)}) == 4
+    assert (
+        len({fingerprint(), fingerprint(seed=1), fingerprint(opening=()), fingerprint(window=5)})
+        == 4
+    )
 
 
 @pytest.fixture
 def documents_file(tmp_path):
     numbers = ["one", "two", "three", "four"]
     rows = [
-        {"text": f"what is {a} plus {b} ? \n the sum is {b} so we get {a} ! what is {b} ? \n we add one to get {a}", "kind": a}
+        {
+            "text": f"what is {a} plus {b} ? \n the sum is {b} so we get {a} ! what is {b} ? \n we add one to get {a}",
+            "kind": a,
+        }
         for a in numbers
         for b in numbers
     ]
@@ -66,8 +72,19 @@ def documents_file(tmp_path):
 @pytest.fixture
 def text_config(make_config, documents_file):
     def make(at="sentences", **settings):
-        text = {"at": at, "stride": 4, "prefix_tokens": 12, "continuation_tokens": 6, "space": "drop"}
-        data = {"train": str(documents_file), "valid": str(documents_file), "columns": {"source": "kind"}, "text": text}
+        text = {
+            "at": at,
+            "stride": 4,
+            "prefix_tokens": 12,
+            "continuation_tokens": 6,
+            "space": "drop",
+        }
+        data = {
+            "train": str(documents_file),
+            "valid": str(documents_file),
+            "columns": {"source": "kind"},
+            "text": text,
+        }
         heldout = {"rows": 9, "swapped": True, "checker": None}
         return make_config(**{"data": data, "heldout": heldout, **settings})
 
@@ -91,10 +108,14 @@ def test_interrupted_and_resumed(text_config, tmp_path, at, method):
 def test_records_of_documents(text_config):
     """Likelihood only. Sentences end before tokens 6, 16 and 20; the line breaks after the first and the last are dropped."""
     records = nrt.train(text_config()).heldout()
-    assert [record["id"] for record in records[:4]] == [f"documents.jsonl:{name}" for name in ("1@7", "1@16", "1@21", "2@7")]
+    assert [record["id"] for record in records[:4]] == [
+        f"documents.jsonl:{name}" for name in ("1@7", "1@16", "1@21", "2@7")
+    ]
     assert records[0]["question"].strip() == "what is one plus one ?"
     assert records[0]["reference"].strip() == "the sum is one so we"
-    assert all(record["correct"] is None and record["logp_swapped"] is not None for record in records)
+    assert all(
+        record["correct"] is None and record["logp_swapped"] is not None for record in records
+    )
     assert {record["source"] for record in records} == {"one"}
 
 
@@ -116,5 +137,12 @@ def test_documents_and_pairs_in_one_run(make_config, pairs_file, documents_file,
     ]
     settings = {"data": {"train": sources, "valid": sources}, "heldout.rows": 99, "batch": 16}
     run = nrt.train(make_config(run=str(tmp_path / "a"), **settings))
-    assert {record["source"] for record in run.heldout()} == {"kind-0", "kind-1", "one", "two", "three", "four"}
+    assert {record["source"] for record in run.heldout()} == {
+        "kind-0",
+        "kind-1",
+        "one",
+        "two",
+        "three",
+        "four",
+    }
     assert all(record["logp"] < 0 for record in run.heldout())

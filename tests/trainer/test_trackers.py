@@ -34,7 +34,12 @@ def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path):
         for step, value in values.items():
             tracker.log({"reward/gain": value}, step=step)
         tracker.close()
-    assert scalars(tmp_path / "tensorboard", "reward/gain") == [(1, 10.0), (2, 20.0), (3, 30.0), (4, 40.0)]
+    assert scalars(tmp_path / "tensorboard", "reward/gain") == [
+        (1, 10.0),
+        (2, 20.0),
+        (3, 30.0),
+        (4, 40.0),
+    ]
 
 
 def test_no_trackers_do_nothing(tmp_path):
@@ -45,7 +50,9 @@ def test_no_trackers_do_nothing(tmp_path):
 
 
 def test_an_unknown_tracker_names_the_nearest(tmp_path):
-    with pytest.raises(InputError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"):
+    with pytest.raises(
+        InputError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"
+    ):
         open_trackers(["tensorbord"], "mine", tmp_path, {})
 
 

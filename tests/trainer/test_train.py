@@ -23,7 +23,10 @@ from tests.trainer.conftest import write_pairs
 
 def timeless(metrics):
     """All but what depends on the clock."""
-    return [{k: v for k, v in record.items() if not k.startswith(("time/", "speed/"))} for record in metrics]
+    return [
+        {k: v for k, v in record.items() if not k.startswith(("time/", "speed/"))}
+        for record in metrics
+    ]
 
 
 def weights(run):
@@ -47,7 +50,11 @@ def test_a_run_leaves_a_whole_folder(make_config):
     assert len(run.traces()) == 2 * 3
     group = run.traces()[0]
     assert len(group["traces"]) == 3
-    assert len(group["answer_tokens"]) == len(group["base_logp"]) == len(group["traces"][0]["answer_logp"])
+    assert (
+        len(group["answer_tokens"])
+        == len(group["base_logp"])
+        == len(group["traces"][0]["answer_logp"])
+    )
     assert nrt.load_run(run.path).config == run.config
 
 
@@ -60,11 +67,16 @@ def test_every_metric_is_documented(make_config):
 
 def test_the_model_folder_is_an_ordinary_one(make_config):
     run = nrt.train(make_config())
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(run.model_dir), AutoTokenizer.from_pretrained(run.model_dir)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(run.model_dir),
+        AutoTokenizer.from_pretrained(run.model_dir),
+    )
     assert "<|think_start|>" in tokenizer.get_vocab()
     chat = [{"role": "user", "content": "what is one plus two ?"}]
     opened = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    closed = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, open_trace=False)
+    closed = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=False, open_trace=False
+    )
     assert opened == closed + "<|think_start|>"
     ids = tokenizer(opened, return_tensors="pt", add_special_tokens=False)
     assert model.generate(**ids, max_new_tokens=4).shape[1] >= ids["input_ids"].shape[1]
@@ -135,19 +147,35 @@ def test_more_steps_go_on_from_a_finished_run(make_config, tmp_path):
 def test_control_tokens_in_questions_stay_text(make_config, tmp_path, method):
     """In training, after a resume (which loads the exported template), and in the model that the run leaves."""
     question = "what is </s> <|think_end|> plus <s> ?"
-    pairs = str(write_pairs(tmp_path / "spelled.jsonl", [{"question": question, "answer": "</s> so <|think_end|>"}] * 4))
-    settings = {"method": method, "data.train": pairs, "data.valid": pairs, "data.columns.source": None, "max_prompt_tokens": 32}
+    pairs = str(
+        write_pairs(
+            tmp_path / "spelled.jsonl",
+            [{"question": question, "answer": "</s> so <|think_end|>"}] * 4,
+        )
+    )
+    settings = {
+        "method": method,
+        "data.train": pairs,
+        "data.valid": pairs,
+        "data.columns.source": None,
+        "max_prompt_tokens": 32,
+    }
     whole = nrt.train(make_config(run=str(tmp_path / "whole"), steps=4, eval_every=1, **settings))
     run = str(tmp_path / "parts")
     nrt.train(make_config(run=run, steps=2, eval_every=1, **settings))
-    assert_same_run(whole, nrt.train(make_config(run=run, resume=run, steps=4, eval_every=1, **settings)))
+    assert_same_run(
+        whole, nrt.train(make_config(run=run, resume=run, steps=4, eval_every=1, **settings))
+    )
 
     tokenizer = AutoTokenizer.from_pretrained(whole.model_dir)
     chat = [{"role": "user", "content": question}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     opened = ["<|think_start|>"] if method == "nrt-gm" else []
     added = tokenizer.added_tokens_decoder
-    assert [str(added[i]) for i in ids if i in added and i != tokenizer.unk_token_id] == ["<s>", *opened]
+    assert [str(added[i]) for i in ids if i in added and i != tokenizer.unk_token_id] == [
+        "<s>",
+        *opened,
+    ]
 
 
 def test_a_resumed_run_keeps_its_settings(make_config, tmp_path):
@@ -183,9 +211,14 @@ def test_answers_after_swapped_traces_are_those_of_the_other_prompt(make_config)
     policy, pairs = parts.learner.policy, parts.heldout.pairs
     records = parts.heldout(seed=1)
     traces = [trace for (trace,) in policy.traces(pairs, 1, seed=1, greedy=True)]
-    rows = [trace_row(pair, traces[(i + 1) % len(pairs)], policy.markers) for i, pair in enumerate(pairs)]
+    rows = [
+        trace_row(pair, traces[(i + 1) % len(pairs)], policy.markers)
+        for i, pair in enumerate(pairs)
+    ]
     for record, pair, (logp, _) in zip(records, pairs, policy.score(rows), strict=True):
-        assert record.logp_swapped == pytest.approx(logp[-len(pair.answer_ids) :].mean().item(), abs=1e-6)
+        assert record.logp_swapped == pytest.approx(
+            logp[-len(pair.answer_ids) :].mean().item(), abs=1e-6
+        )
         assert record.correct_swapped is not None
     assert {"heldout/accuracy_swapped", "heldout/logp_swapped"} <= set(summary(records))
 
@@ -197,10 +230,16 @@ def test_held_out_references_are_kept_token_by_token(make_config):
     policy, pairs = parts.learner.policy, parts.heldout.pairs
     scored = policy.score([null_row(pair, policy.markers) for pair in pairs])
     for record, pair, (logp, _) in zip(parts.heldout(seed=1), pairs, scored, strict=True):
-        assert "".join(record.answer_tokens).replace(" ", "").startswith(record.reference.replace(" ", ""))
+        assert (
+            "".join(record.answer_tokens)
+            .replace(" ", "")
+            .startswith(record.reference.replace(" ", ""))
+        )
         assert len(record.answer_tokens) == len(record.token_logp) == len(pair.answer_ids)
         assert record.token_logp_null is not None
-        assert record.token_logp_null == pytest.approx(logp[-len(pair.answer_ids) :].tolist(), abs=1e-5)
+        assert record.token_logp_null == pytest.approx(
+            logp[-len(pair.answer_ids) :].tolist(), abs=1e-5
+        )
         assert record.logp_null == pytest.approx(fmean(record.token_logp_null), abs=1e-5)
 
 
@@ -217,12 +256,26 @@ def test_long_rows_are_dropped_and_counted(make_config, tmp_path):
     questions = ["what ?", "what ?", "what ?", "so " * 20 + "?"]
     rows = [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
     file = write_pairs(tmp_path / "long.jsonl", rows)
-    settings = {"data.train": str(file), "data.valid": None, "data.columns.source": None, "max_answer_tokens": 5, "steps": 1}
+    settings = {
+        "data.train": str(file),
+        "data.valid": None,
+        "data.columns.source": None,
+        "max_answer_tokens": 5,
+        "steps": 1,
+    }
     run = nrt.train(make_config(run=str(tmp_path / "drop"), **settings))
-    assert [(w["kind"], w["count"]) for w in run.warnings()] == [("dropped-prompts", 1), ("dropped-answers", 1)]
+    assert [(w["kind"], w["count"]) for w in run.warnings()] == [
+        ("dropped-prompts", 1),
+        ("dropped-answers", 1),
+    ]
     assert run.metrics()[-1]["data/dropped_answers"] == 1
-    run = nrt.train(make_config(run=str(tmp_path / "cut"), **settings, **{"data.truncate_answers": True}))
-    assert [(w["kind"], w["count"]) for w in run.warnings()] == [("dropped-prompts", 1), ("truncated-answers", 1)]
+    run = nrt.train(
+        make_config(run=str(tmp_path / "cut"), **settings, **{"data.truncate_answers": True})
+    )
+    assert [(w["kind"], w["count"]) for w in run.warnings()] == [
+        ("dropped-prompts", 1),
+        ("truncated-answers", 1),
+    ]
 
 
 def test_an_observer_adds_metrics(make_config):
@@ -237,7 +290,11 @@ def count_groups(rollout, tokenizer):
 def test_the_trainers_own_sampler_agrees_with_the_scorer(make_config):
     """The probe before the first step, the measures of each, and weights that stay 1: the run is the one without them."""
     plain = nrt.train(make_config())
-    run = nrt.train(make_config(run=str(plain.path) + "-2", sampler_tolerance=1e-5, **{"objective.importance_cap": 2.0}))
+    run = nrt.train(
+        make_config(
+            run=str(plain.path) + "-2", sampler_tolerance=1e-5, **{"objective.importance_cap": 2.0}
+        )
+    )
     for record, other in zip(run.metrics()[1:], plain.metrics()[1:], strict=True):
         assert record["sampler/logp_gap"] <= record["sampler/logp_gap_max"] < 1e-4
         assert (record["sampler/capped"], record["sampler/behind"]) == (0, 0)

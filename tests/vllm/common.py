@@ -14,7 +14,13 @@ from nrt.types import Role, Row
 from tests.tiny import tiny_model
 from tests.trainer.conftest import make_tokenizer
 
-HEADS: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "initializer_range": 0.1}
+HEADS: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "initializer_range": 0.1,
+}
 """vLLM has no smaller heads than 32 on a CPU."""
 
 MEMORY = 0.02
@@ -38,7 +44,9 @@ def move(model: PreTrainedModel, by: float = 0.03) -> None:
 def save_trainable(folder) -> str:
     """A Llama of words, tied, without the markers."""
     tokenizer = make_tokenizer()
-    model = tiny_model("llama-tied-mha", vocab_size=len(tokenizer), **{**HEADS, "num_key_value_heads": 2})  # pyright: ignore[reportArgumentType]
+    model = tiny_model(
+        "llama-tied-mha", vocab_size=len(tokenizer), **{**HEADS, "num_key_value_heads": 2}
+    )  # pyright: ignore[reportArgumentType]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -48,7 +56,11 @@ def make_config(model: str, folder, **settings) -> Config:
     """Six steps on sixteen pairs, with vLLM in this process."""
     numbers = ["one", "two", "three", "four"]
     file = folder / "pairs.jsonl"
-    rows = [{"question": f"what is {a} plus {b} ?", "answer": f"the sum is {b}"} for a in numbers for b in numbers]
+    rows = [
+        {"question": f"what is {a} plus {b} ?", "answer": f"the sum is {b}"}
+        for a in numbers
+        for b in numbers
+    ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {
         "model": model, "run": str(folder / "run"), "steps": 6, "batch": 4, "traces": 3, "max_trace_tokens": 6, "max_answer_tokens": 8,

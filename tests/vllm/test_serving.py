@@ -35,7 +35,10 @@ def folder(tmp_path_factory) -> Path:
     """A tiny model, with the template that nrt exports, that answers everything alike after an opened trace, and says ANSWER without."""
     folder = tmp_path_factory.mktemp("served")
     save_tiny_model(folder, thinks=True, context=256)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
     tokenizer.chat_template = Chat(tokenizer, MarkersConfig()).exported_template(open_trace=True)
     tokenizer.save_pretrained(folder)
     shutil.copy(str(files("nrt") / "serving" / "vllm_reasoning.py"), folder)
@@ -43,7 +46,10 @@ def folder(tmp_path_factory) -> Path:
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    thinks = [*ids(f"assistant:<|think_start|>{TRACE}<|think_end|>{ANSWER}"), tokenizer.eos_token_id]
+    thinks = [
+        *ids(f"assistant:<|think_start|>{TRACE}<|think_end|>{ANSWER}"),
+        tokenizer.eos_token_id,
+    ]
     at_once = [*ids(f"assistant:{ANSWER}"), tokenizer.eos_token_id]
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -65,7 +71,12 @@ def url(folder, tmp_path_factory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     log = tmp_path_factory.mktemp("log") / "server.log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", "tiny",
                "--reasoning-parser-plugin", str(folder / "vllm_reasoning.py"), "--reasoning-parser", "nrt", "--dtype", "float32",
@@ -93,8 +104,15 @@ def _answers(url: str) -> bool:
 
 
 def ask(url: str, **values: Any) -> Any:
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "what is 3 plus 4 ?"}], "temperature": 0, "max_tokens": 120} | values
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "what is 3 plus 4 ?"}],
+        "temperature": 0,
+        "max_tokens": 120,
+    } | values
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     return urllib.request.urlopen(request, timeout=60)
 
 
@@ -114,7 +132,10 @@ def test_they_stream_apart(url):
         if data and data != "[DONE]":
             delta = json.loads(data)["choices"][0]["delta"]
             assert not (content and delta.get("reasoning"))
-            reasoning, content = reasoning + (delta.get("reasoning") or ""), content + (delta.get("content") or "")
+            reasoning, content = (
+                reasoning + (delta.get("reasoning") or ""),
+                content + (delta.get("content") or ""),
+            )
     assert (reasoning, content) == (TRACE, ANSWER)
 
 

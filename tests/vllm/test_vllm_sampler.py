@@ -22,7 +22,9 @@ from tests.eval.reasoners import SHAPE, save_tiny_model  # noqa: E402
 from tests.tiny import tiny_model  # noqa: E402
 
 PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12, 13, 14)]
-ASKED = EvalQuestion("t", (Message("user", "what is 3 plus 4 ?"),), max_trace_tokens=12, max_answer_tokens=10)
+ASKED = EvalQuestion(
+    "t", (Message("user", "what is 3 plus 4 ?"),), max_trace_tokens=12, max_answer_tokens=10
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,9 @@ def scores(model, prompt, ids):
 def test_sampled_log_probabilities_are_the_scorers(folder, sampler):
     model = open_reasoner(folder, device="cpu").model
     for greedy in (False, True):
-        groups = sampler.sample(Request(PROMPTS, n=2, stop_ids=frozenset({2}), cap=12, seed=1, greedy=greedy))
+        groups = sampler.sample(
+            Request(PROMPTS, n=2, stop_ids=frozenset({2}), cap=12, seed=1, greedy=greedy)
+        )
         assert [len(group) for group in groups] == [2, 2, 2]
         for prompt, group in zip(PROMPTS, groups, strict=True):
             for sample in group:
@@ -63,10 +67,19 @@ def test_a_banned_token_is_never_drawn(folder, sampler):
     model, start = open_reasoner(folder, device="cpu").model, 7
     request = Request([(5, 6, start), (8, start)], n=16, stop_ids=frozenset({2}), cap=12, seed=1)
     assert any(start in sample.ids for group in sampler.sample(request) for sample in group)
-    for prompt, group in zip(request.prompts, sampler.sample(dataclasses.replace(request, banned=frozenset({start}))), strict=True):
+    for prompt, group in zip(
+        request.prompts,
+        sampler.sample(dataclasses.replace(request, banned=frozenset({start}))),
+        strict=True,
+    ):
         for sample in group:
             assert start not in sample.ids
-            row = Row(prompt[:-1], (start, *sample.ids), (Role.START, *[Role.TRACE] * len(sample.ids)), end_sampled=False)
+            row = Row(
+                prompt[:-1],
+                (start, *sample.ids),
+                (Role.START, *[Role.TRACE] * len(sample.ids)),
+                end_sampled=False,
+            )
             with torch.no_grad():
                 expected = PaddedScorer(0)(model, [row]).logp_N.tolist()[1:]
             assert sample.logps == pytest.approx(expected, abs=1e-4)
@@ -78,7 +91,9 @@ def test_seeds_belong_to_prompts(sampler):
         sampler.sample(dataclasses.replace(request, prompts=[prompt], seed=(seed,)))[0]
         for prompt, seed in zip(PROMPTS, (3, 4, 5), strict=True)
     ]
-    assert [[one.ids for one in group] for group in sampler.sample(request)] == [[one.ids for one in group] for group in alone]
+    assert [[one.ids for one in group] for group in sampler.sample(request)] == [
+        [one.ids for one in group] for group in alone
+    ]
     same = sampler.sample(Request([PROMPTS[0]] * 2, n=2, stop_ids=frozenset(), cap=8, seed=0))
     assert len({one.ids for group in same for one in group}) == 4
 
@@ -88,7 +103,9 @@ def test_new_weights_sample_as_the_new_model(folder, sampler):
     new = tiny_model(seed=9, vocab_size=old.config.vocab_size, max_position_embeddings=256, **SHAPE)
     for model in (new, old):
         sampler.load_weights(model.named_parameters())
-        ((sample,),) = sampler.sample(Request([PROMPTS[2]], n=1, stop_ids=frozenset(), cap=12, seed=1))
+        ((sample,),) = sampler.sample(
+            Request([PROMPTS[2]], n=1, stop_ids=frozenset(), cap=12, seed=1)
+        )
         assert sample.logps == pytest.approx(scores(model, PROMPTS[2], sample.ids), abs=1e-4)
 
 
@@ -103,8 +120,14 @@ def test_both_backends_say_the_same_greedily(folder, reasoner):
     asked = [ASKED, dataclasses.replace(ASKED, choices=("seven", "9"), temperature=0.001)]
     said = {}
     for backend, one in (("hf", open_reasoner(folder, device="cpu")), ("vllm", reasoner)):
-        said[backend] = {reply.key: reply.said[0] for _, found in answer_all(one, asked) for reply in found}
+        said[backend] = {
+            reply.key: reply.said[0] for _, found in answer_all(one, asked) for reply in found
+        }
     for question in asked:
         ours, theirs = said["hf"][question.key], said["vllm"][question.key]
-        assert (ours.trace, ours.answer, ours.finished) == (theirs.trace, theirs.answer, theirs.finished)
+        assert (ours.trace, ours.answer, ours.finished) == (
+            theirs.trace,
+            theirs.answer,
+            theirs.finished,
+        )
         assert ours.logps == pytest.approx(theirs.logps, abs=1e-3)

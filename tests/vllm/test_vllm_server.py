@@ -31,12 +31,29 @@ ROOT = Path(__file__).parent.parent.parent
 @contextmanager
 def server(model: str, port: int = 0):
     """(process, address), once it listens."""
-    command = [sys.executable, "-m", "nrt", "rollout-server", model, "--port", str(port), "--dtype", "float32", "--memory", str(MEMORY)]
+    command = [
+        sys.executable,
+        "-m",
+        "nrt",
+        "rollout-server",
+        model,
+        "--port",
+        str(port),
+        "--dtype",
+        "float32",
+        "--memory",
+        str(MEMORY),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         try:
-            yield process, next(line for line in process.stdout if line.startswith("http://")).split()[0]
+            yield (
+                process,
+                next(line for line in process.stdout if line.startswith("http://")).split()[0],
+            )
         finally:
             process.kill()
 
@@ -56,7 +73,9 @@ def test_pushed_weights_sample_and_versions_are_kept_apart(trainable, url):
     """The server made room for the markers by itself."""
     model, tokenizer = load_model(trainable, dtype="float32", device="cpu")  # pyright: ignore[reportArgumentType]
     add_markers(model, tokenizer, MarkersConfig())
-    request = Request([(1, 5, 6), (1, 7), (1, 8, 9, 10)], n=2, stop_ids=frozenset({2}), cap=12, seed=1)
+    request = Request(
+        [(1, 5, 6), (1, 7), (1, 8, 9, 10)], n=2, stop_ids=frozenset({2}), cap=12, seed=1
+    )
     one, two = RemoteSampler([url]), RemoteSampler([url, url])
     for version in range(3):
         one.load_weights(model.named_parameters(), version)
@@ -66,7 +85,9 @@ def test_pushed_weights_sample_and_versions_are_kept_apart(trainable, url):
                 assert sample.version == version
                 assert sample.logps == pytest.approx(scores(model, prompt, sample.ids), abs=1e-4)
         two.load_weights(model.named_parameters(), version)
-        assert [[s.ids for s in group] for group in two.sample(request)] == [[s.ids for s in group] for group in groups]
+        assert [[s.ids for s in group] for group in two.sample(request)] == [
+            [s.ids for s in group] for group in groups
+        ]
         with pytest.raises(RunError, match="that another trainer pushed"):
             one.sample(request)
         move(model)
@@ -79,7 +100,9 @@ def test_other_weights_than_claimed(trainable, url, tmp_path, strict):
     parts = prepare(make_config(trainable, tmp_path, **settings))
     policy, thief = parts.learner.policy, RemoteSampler([url])
     policy.push_weights()
-    thief.load_weights(((name, weight + 0.01) for name, weight in local_engine(parts).model.named_parameters()), 0)
+    thief.load_weights(
+        ((name, weight + 0.01) for name, weight in local_engine(parts).model.named_parameters()), 0
+    )
     roll = lambda: collect(parts.learner, parts.draw, 4, seed=1)  # noqa: E731
     if strict:
         with pytest.raises(RunError, match="this run pushed version 0"):
@@ -113,7 +136,9 @@ class KillAt(NullListener):
 
 def test_a_server_killed_in_the_midst_of_a_run_costs_no_step(trainable, url, tmp_path):
     """kill -9; the run waits, pushes, and comes out as the one whose server lived."""
-    whole = nrt.train(make_config(trainable, tmp_path, run=str(tmp_path / "whole"), vllm={"urls": [url]}))
+    whole = nrt.train(
+        make_config(trainable, tmp_path, run=str(tmp_path / "whole"), vllm={"urls": [url]})
+    )
     done = threading.Event()
 
     def revive(port: int) -> None:
@@ -123,7 +148,10 @@ def test_a_server_killed_in_the_midst_of_a_run_costs_no_step(trainable, url, tmp
     with server(trainable) as (process, address):
         killer = KillAt(process, 3, lambda: revive(int(address.rsplit(":", 1)[1])))
         try:
-            run = nrt.train(make_config(trainable, tmp_path, vllm={"urls": [address], "wait": 300}), listener=killer)
+            run = nrt.train(
+                make_config(trainable, tmp_path, vllm={"urls": [address], "wait": 300}),
+                listener=killer,
+            )
         finally:
             done.set()
     assert [record["step"] for record in run.metrics()] == list(range(7))
@@ -134,5 +162,7 @@ def test_a_server_killed_in_the_midst_of_a_run_costs_no_step(trainable, url, tmp
 
 def test_two_servers_and_overlap(trainable, url, tmp_path):
     with server(trainable) as (_, second):
-        run = nrt.train(make_config(trainable, tmp_path, vllm={"urls": [url, second]}, overlap=True))
+        run = nrt.train(
+            make_config(trainable, tmp_path, vllm={"urls": [url, second]}, overlap=True)
+        )
     assert [group["traces"][0]["version"] for group in run.traces()] == [0, 0, 1, 2, 3, 4]

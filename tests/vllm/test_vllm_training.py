@@ -40,7 +40,9 @@ HOSTILE = {
 
 
 def request(**changes) -> Request:
-    return Request(**{"prompts": PROMPTS, "n": 3, "stop_ids": frozenset({2}), "cap": 12, "seed": 1} | changes)
+    return Request(
+        **{"prompts": PROMPTS, "n": 3, "stop_ids": frozenset({2}), "cap": 12, "seed": 1} | changes
+    )
 
 
 def fresh(model, tmp_path) -> VLLMSampler:
@@ -64,7 +66,9 @@ def test_sampled_log_probabilities_are_the_scorers_after_each_push(architecture,
                 for sample in group:
                     assert sample.version == version
                     assert len(sample.ids) == 12 or sample.ids[-1] == 2
-                    assert sample.logps == pytest.approx(scores(model, prompt, sample.ids), abs=1e-4)
+                    assert sample.logps == pytest.approx(
+                        scores(model, prompt, sample.ids), abs=1e-4
+                    )
         move(model)
 
 
@@ -76,7 +80,9 @@ def test_the_cache_is_used_within_a_version_and_forgotten_after_it(tmp_path):
     def cached() -> int:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
-        (output,) = sampler.llm.generate([{"prompt_token_ids": list(LONG)}], SamplingParams(**params), use_tqdm=False)
+        (output,) = sampler.llm.generate(
+            [{"prompt_token_ids": list(LONG)}], SamplingParams(**params), use_tqdm=False
+        )
         return output.num_cached_tokens
 
     for version in range(2):
@@ -103,7 +109,9 @@ def test_a_hostile_generation_config_changes_nothing(tmp_path):
     def sampled(config):
         model.save_pretrained(tmp_path)
         (tmp_path / "generation_config.json").write_text(json.dumps(config))
-        return VLLMSampler(str(tmp_path), dtype="float32", memory=MEMORY).sample(request(stop_ids=frozenset()))
+        return VLLMSampler(str(tmp_path), dtype="float32", memory=MEMORY).sample(
+            request(stop_ids=frozenset())
+        )
 
     found = sampled({}), sampled(HOSTILE)
     assert found[0] == found[1]
@@ -136,7 +144,9 @@ def trainable(tmp_path_factory):
     return save_trainable(tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("settings", [{}, {"updates_per_rollout": 2}, {"method": "rlpr-original", "profile": "paper"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"updates_per_rollout": 2}, {"method": "rlpr-original", "profile": "paper"}]
+)
 def test_a_run(trainable, tmp_path, settings):
     run = nrt.train(make_config(trainable, tmp_path, **settings))
     updates = settings.get("updates_per_rollout", 1)
@@ -144,7 +154,9 @@ def test_a_run(trainable, tmp_path, settings):
         assert record["sampler/logp_gap"] <= record["sampler/logp_gap_max"] < 1e-4
         assert abs(record["sampler/kl"]) < 1e-6
         assert record["sampler/behind"] == 0
-    assert [group["traces"][0]["version"] for group in run.traces()] == [updates * step for step in range(6)]
+    assert [group["traces"][0]["version"] for group in run.traces()] == [
+        updates * step for step in range(6)
+    ]
 
 
 def test_interrupted_and_resumed(trainable, tmp_path):
@@ -152,7 +164,9 @@ def test_interrupted_and_resumed(trainable, tmp_path):
     run = tmp_path / "cut"
     with pytest.raises(Interrupted):
         nrt.train(make_config(trainable, tmp_path, run=str(run)), listener=InterruptAt(4))
-    assert_same_run(whole, nrt.train(make_config(trainable, tmp_path, run=str(run), resume=str(run))))
+    assert_same_run(
+        whole, nrt.train(make_config(trainable, tmp_path, run=str(run), resume=str(run)))
+    )
 
 
 def test_killed_and_resumed(trainable, tmp_path):
@@ -161,7 +175,9 @@ def test_killed_and_resumed(trainable, tmp_path):
     whole, cut = nrt.train(config), tmp_path / "cut"
     (tmp_path / "recipe.yaml").write_text(dump_yaml(config), encoding="utf-8")
     command = [sys.executable, "-m", "nrt", "train"]
-    process = subprocess.Popen([*command, str(tmp_path / "recipe.yaml"), f"run={cut}"], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "recipe.yaml"), f"run={cut}"], stdout=subprocess.DEVNULL
+    )
     while process.poll() is None and not ((cut / "metrics.jsonl").exists() and steps_of(cut) >= 5):
         time.sleep(0.01)
     process.kill()
@@ -185,7 +201,18 @@ def steps_of(run) -> int:
 
 def torchrun(recipe) -> subprocess.CompletedProcess[str]:
     """Two processes of the command, to their end."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "nrt", "train", str(recipe)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "nrt",
+        "train",
+        str(recipe),
+    ]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
@@ -195,7 +222,9 @@ def test_under_torchrun_each_process_has_an_engine(trainable, tmp_path):
     config = make_config(trainable, tmp_path)
     alone = nrt.train(config)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(dump_yaml(config.model_copy(update={"run": str(tmp_path / "two"), "parallel": "fsdp"})))
+    recipe.write_text(
+        dump_yaml(config.model_copy(update={"run": str(tmp_path / "two"), "parallel": "fsdp"}))
+    )
     said = torchrun(recipe)
     assert said.returncode == 0, said.stderr
     assert "Traceback" not in said.stderr
@@ -227,6 +256,8 @@ def test_two_types_are_measured_and_corrected(trainable, tmp_path):
 
 def test_a_pair_that_disagrees_is_refused_before_anything_is_written(trainable, tmp_path):
     settings = {"sampler_tolerance": 1e-5, "vllm": {"memory": MEMORY, "dtype": "bfloat16"}}
-    with pytest.raises(InputError, match=r"let both compute in one type \(dtype=float32, vllm.dtype=bfloat16\)"):
+    with pytest.raises(
+        InputError, match=r"let both compute in one type \(dtype=float32, vllm.dtype=bfloat16\)"
+    ):
         nrt.train(make_config(trainable, tmp_path, **settings))
     assert not (tmp_path / "run").exists()

@@ -54,7 +54,9 @@ def _only(pattern: str) -> Path:
 
 def _tracked(folder: str) -> set[str]:
     """What git has under a folder."""
-    listed = subprocess.run(["git", "ls-files", "-z", folder], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", folder], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return set(listed.stdout.split("\0")) - {""}
 
 
@@ -67,8 +69,22 @@ def environment(tmp_path_factory) -> Path:
     """Torch first, then the wheel without extras, at the versions of constraints.txt."""
     folder = tmp_path_factory.mktemp("clean") / "venv"
     venv.create(folder, with_pip=True)
-    for what in ([os.environ.get("TORCH", "torch")], ["-c", str(ROOT / "constraints.txt"), str(_only("*.whl"))]):
-        _run([str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what], folder)
+    for what in (
+        [os.environ.get("TORCH", "torch")],
+        ["-c", str(ROOT / "constraints.txt"), str(_only("*.whl"))],
+    ):
+        _run(
+            [
+                str(folder / "bin/python"),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                *what,
+            ],
+            folder,
+        )
     return folder
 
 
@@ -80,8 +96,18 @@ def call(environment, tmp_path_factory) -> Call:
 
 
 def _run(command: list[str], folder: Path) -> str:
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run(command, cwd=folder, env=kept | {"NRT_CACHE": str(folder / "cache")}, capture_output=True, text=True)
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "VIRTUAL_ENV")
+    }
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=kept | {"NRT_CACHE": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -106,14 +132,24 @@ def test_the_sdist_holds_what_it_should():
     prefix = sdist.name.removesuffix(".tar.gz") + "/"
     with tarfile.open(sdist) as tar:
         held = {member.name.removeprefix(prefix) for member in tar.getmembers() if member.isfile()}
-    beside = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml", ".gitignore"}
+    beside = {
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+        "PKG-INFO",
+        "README.md",
+        "pyproject.toml",
+        ".gitignore",
+    }
     assert held == _tracked("src/nrt") | _tracked("examples") | beside
 
 
 def test_metadata():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     archive = zipfile.ZipFile(_only("*.whl"))
-    found = message_from_bytes(archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))))
+    found = message_from_bytes(
+        archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA")))
+    )
     assert found["Name"] == "native-reasoning"
     assert found["Version"] == project["version"]
     assert found["License-Expression"] == "Apache-2.0"
