@@ -64,7 +64,7 @@ def train_step(
         hooks.checkpoint_here()
         batch, timer, updates = _Batch(learner.batch), PhaseTimer(), []
         while batch.missing:  # one round, unless the method drops groups
-            # sample
+            # sample: the sampler gets the current weights first, and sleeps afterwards
             round_seed = seed + batch.rounds
             answer_seed = round_seed + MAX_ROUNDS  # a seed that no round of traces has
             with timer("score"):
@@ -75,7 +75,7 @@ def train_step(
             )
             hooks.traces_ready()
 
-            # score
+            # score: the usual baseline, the null trace, is scored with the traces
             baselines = score_separate_rows(learner, sampled, timer)
             scores = None if learner.fused else score_groups(learner, sampled, timer)
 
