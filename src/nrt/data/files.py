@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from nrt.data.formats import READERS, file_ending, find_reader
 from nrt.data.rows import Rows, TableRow
 from nrt.errors import InputError
+from nrt.system.files import file_sha256
 
 DATASET = re.compile(r"([\w.-]+/[\w.-]+)(?::(?:([\w.-]+):)?(.+))?")
 """org/name, org/name:split or org/name:config:split; a split may be a slice: train[:10%]."""
@@ -49,12 +49,6 @@ def find_tables(path: str) -> list[Table]:
         f"{path}: no such file; give a file, or a datasets name as in org/name:split "
         "or org/name:config:split"
     )
-
-
-def file_sha256(file: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _file_table(file: Path, name: str) -> Table:

@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from nrt.data.files import file_sha256
 from nrt.data.mixture import MixtureIndex, copy_rows, find_parquet, scan_rows
 from nrt.errors import InputError
-from nrt.system.files import temporary_path
+from nrt.system.files import file_sha256, temporary_path
 
 TABLE_4: Mapping[str, int] = {
     "ai2-adapt-dev/personahub_math_v5_regen_149960": 33036,

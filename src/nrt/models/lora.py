@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from nrt.errors import InputError
+from nrt.errors import InputError, first_line
 
 ROW_PREFIX = "trained_row_"
 """Prefix of the parameter names of trained rows; the token id follows."""
@@ -59,7 +59,7 @@ def add_adapters(model: Any, config: AdapterConfig, token_ids: Iterable[int]) ->
             )
             peft.inject_adapter_in_model(lora_config, model)
         except ValueError as error:
-            raise InputError(f"lora.targets: {str(error).splitlines()[0]}") from error
+            raise InputError(f"lora.targets: {first_line(error)}") from error
     _check_mergeable(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     dtype = embedding.weight.dtype

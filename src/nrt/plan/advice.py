@@ -10,7 +10,7 @@ from typing import Any
 from nrt.config import Config
 from nrt.plan.memory_parts import RolloutMemory
 from nrt.plan.planning import Plan, PlanRequest, make_plan, method_of
-from nrt.plan.work import group_rows, tokens_per_batch
+from nrt.plan.work import group_rows
 
 MAX_GPUS = 64
 """GPUs up to which `sufficient_gpus` searches."""
@@ -123,7 +123,7 @@ def _tokens_per_batch(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
     config = request.config
     rows = group_rows(config, method_of(config), request.mean_lengths).trained
     longest = max(len(row.ids) - 1 for row in rows)
-    tokens = min(tokens_per_batch(config), plan.memory.update.tokens)
+    tokens = min(config.token_limit, plan.memory.update.tokens)
     while plan.memory.updating > plan.capacity and tokens > longest:
         tokens = max(longest, tokens // 2)
         change, price = f"tokens_per_batch={tokens}", "prompts forwarded more often"

@@ -137,7 +137,7 @@ def deal(group: Sequence[Row], layout: Layout, config: Config, updates: int = 1)
     """
     rows, longest = len(group) * config.batch // updates, max(len(row.ids) for row in group)
     own = -(-rows // layout.ranks)
-    batches = -(-own * longest // max(work.tokens_per_batch(config), longest))
+    batches = -(-own * longest // max(config.token_limit, longest))
     at_once = -(-own // batches)
     return Passes(rows / layout.ranks, at_once, -(-own // at_once), own * layout.ranks / rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nrt.config import AUTO_TOKENS_PER_BATCH, Config
+from nrt.config import Config
 from nrt.data import Markers, bare_row, null_row, sampled_answer_row, trace_row
 from nrt.objective import Method
 from nrt.plan.counting import AttentionShape, TokenCost
@@ -71,13 +71,6 @@ class PhaseValues:
         return self.rollout + self.scoring + self.update
 
 
-def tokens_per_batch(config: Config) -> int:
-    """Return the maximum tokens of one forward."""
-    if config.tokens_per_batch == "auto":
-        return AUTO_TOKENS_PER_BATCH
-    return config.tokens_per_batch
-
-
 def group_rows(
     config: Config, method: Method, lengths: RowLengths, prompt_index: int = 0
 ) -> GroupRows:
@@ -124,14 +117,14 @@ def _is_fused(config: Config, method: Method, rows: Sequence[Row]) -> bool:
     """
     if config.updates_per_rollout > 1 or method.keep is not None or method.samples_answers:
         return False
-    return len(packed_batches(rows, tokens_per_batch(config))) == 1
+    return len(packed_batches(rows, config.token_limit)) == 1
 
 
 def largest_micro_batch(
     config: Config, method: Method, lengths: RowLengths, prompts: int
 ) -> list[Row]:
     """Return the largest forward with gradient of an update on `prompts` prompts."""
-    limit = tokens_per_batch(config)
+    limit = config.token_limit
     group = group_rows(config, method, lengths).trained
     count = min(prompts, 1 + limit // max(1, packed_tokens(group)))
     rows: list[Row] = []
@@ -217,7 +210,7 @@ def packed_tokens(rows: Sequence[Row]) -> int:
 def _batches(rows: Sequence[Row], config: Config) -> list[list[Row]]:
     if not rows:
         return []
-    return [[rows[i] for i in batch] for batch in packed_batches(rows, tokens_per_batch(config))]
+    return [[rows[i] for i in batch] for batch in packed_batches(rows, config.token_limit)]
 
 
 def _forwarded_tokens(rows: Sequence[Row], config: Config) -> int:

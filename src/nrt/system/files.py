@@ -235,7 +235,7 @@ def write_manifest(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST:
-            entries[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            entries[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     text = json.dumps({"files": entries}, indent=1)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
@@ -268,7 +268,7 @@ def find_damage(folder: Path) -> str | None:
             actual_size = file.stat().st_size
             if actual_size != size:
                 return f"{file} has {actual_size} bytes, not {size}"
-            if _sha256(file) != digest:
+            if file_sha256(file) != digest:
                 return f"{file} is not what was written: its sha256 differs"
         except FileNotFoundError:
             return f"{file} is missing"
@@ -332,6 +332,7 @@ def _sync_tree(folder: Path) -> None:
     sync(folder)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

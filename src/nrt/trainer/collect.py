@@ -90,9 +90,9 @@ def scored_rows(learner: Learner, group: SampledGroup) -> tuple[Row, ...]:
 
 def trained_rows(learner: Learner, group: SampledGroup) -> tuple[Row, ...]:
     """Return the rows that the updates forward: with sampled answers where the method samples them,
-    else as scored.
+    else those of the traces.
     """
-    if not learner.method.samples:
+    if not learner.method.samples_answers:
         return group.rows
     return rows_to_train(group.pair, group.traces, group.sampled_answers, learner.policy.markers)
 

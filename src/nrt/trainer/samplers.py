@@ -51,26 +51,26 @@ def build_samplers(
             prefetch = PrefetchSampler(replace(sampler, model=frozen_copy(engine.model)))
             return Samplers(prefetch, sampler, prefetch)
         return _for_all(ShardedSampler, sampler, engine)
+    servers = None
     if config.vllm.urls:
         servers = RemoteSampler(config.vllm.urls, strict=config.vllm.strict, wait=config.vllm.wait)
-        if config.overlap:
-            prefetch = PrefetchSampler(servers)
-            return Samplers(prefetch, prefetch, prefetch, servers)
-        return replace(_for_all(RankZeroSampler, servers, engine), servers=servers)
-    sampler = start_vllm(engine, config)
+    sampler = servers or start_vllm(engine, config)
     if config.overlap:
         prefetch = PrefetchSampler(sampler)
-        return Samplers(prefetch, prefetch, prefetch)
-    return _for_all(ShardedSampler, sampler, engine)
+        return Samplers(prefetch, prefetch, prefetch, servers)
+    return _for_all(RankZeroSampler if servers else ShardedSampler, sampler, engine, servers)
 
 
 def _for_all(
-    shared: type[ShardedSampler | RankZeroSampler], sampler: Sampler, engine: LocalEngine
+    shared: type[ShardedSampler | RankZeroSampler],
+    sampler: Sampler,
+    engine: LocalEngine,
+    servers: RemoteSampler | None = None,
 ) -> Samplers:
     """Return the sampler for training and evaluation, shared by all processes."""
     if engine.processes.size > 1:
         sampler = shared(sampler, engine.processes, engine.gathered_parameters)
-    return Samplers(sampler, sampler)
+    return Samplers(sampler, sampler, servers=servers)
 
 
 def prompt_sharing_fault(

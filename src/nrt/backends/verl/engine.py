@@ -23,6 +23,7 @@ from nrt.backends.verl.bridge import (
 from nrt.backends.verl.ray_cluster import choose_platform, start_ray, worker_error
 from nrt.config import Config
 from nrt.distributed import SINGLE_PROCESS, ProcessGroup
+from nrt.engine.gradient import LossSums
 from nrt.engine.interface import G, GroupCreditor, UpdateStats, credit_scored_groups
 from nrt.errors import InputError, RunError
 from nrt.objective import Method, RowCredit
@@ -138,19 +139,17 @@ class VerlEngine:
         lr = self._current_lr()
         self.lr = metrics["lr"]  # verl reports that of the next update
         self.version += not skipped
-        sampled = metrics["nrt/sampled"]
-        return UpdateStats(
+        sums = LossSums(
             total=metrics["nrt/total"],
             trace=metrics["nrt/trace"],
             answer=metrics["nrt/answer"],
             format=metrics["nrt/format"],
-            ratio_mean=metrics["nrt/ratio"] / sampled if sampled else 1.0,
-            ratio_clipped=metrics["nrt/clipped"] / sampled if sampled else 0.0,
-            grad_norm=metrics["grad_norm"],
-            lr=lr,
+            ratio=metrics["nrt/ratio"],
+            clipped=metrics["nrt/clipped"],
+            sampled=metrics["nrt/sampled"],
             tokens=sum(len(row.ids) for row in rows),
-            skipped=skipped,
         )
+        return sums.stats(grad_norm=metrics["grad_norm"], lr=lr, skipped=skipped)
 
     def score_and_train(
         self,

@@ -17,7 +17,7 @@ from typing import Any
 
 from nrt.data.files import find_tables
 from nrt.data.rows import BadRow
-from nrt.errors import InputError
+from nrt.errors import InputError, first_line
 
 DatasetRow = dict[str, Any]
 
@@ -142,7 +142,7 @@ def _from_hub(name: str, hub: str, config: str | None, split: str) -> Iterable[D
     try:
         return datasets.load_dataset(hub, config, split=split)  # pyright: ignore[reportReturnType]
     except Exception as error:  # the network, the hub and a dataset's script may raise anything
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(
             f"{name} needs the Hugging Face dataset {hub}, which could not be loaded ({reason}). "
             "Use plain files instead, with --data DIR."
