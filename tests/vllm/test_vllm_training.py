@@ -257,7 +257,7 @@ def test_two_types_are_measured_and_corrected(trainable, tmp_path):
 def test_a_pair_that_disagrees_is_refused_before_anything_is_written(trainable, tmp_path):
     settings = {"sampler_tolerance": 1e-5, "vllm": {"memory": MEMORY, "dtype": "bfloat16"}}
     with pytest.raises(
-        InputError, match=r"let both compute in one type \(dtype=float32, vllm.dtype=bfloat16\)"
+        InputError, match=r"Let both compute in one type \(dtype=float32, vllm.dtype=bfloat16\)"
     ):
         nrt.train(make_config(trainable, tmp_path, **settings))
     assert not (tmp_path / "run").exists()
