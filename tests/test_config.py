@@ -94,7 +94,7 @@ def test_the_command_line_may_choose_the_profile(tmp_path):
         (
             ["objective.answer_weight=all"],
             "setting objective.answer_weight='all': "
-            "input should be 'signal' or 'reward' or .* a valid number",
+            "input should be 'signal', 'reward' or 'beats-null' or .* a valid number",
         ),
         (["eval_every=-1"], "setting eval_every=-1"),
         (["data=file"], "setting data='file': input should be a valid dictionary"),
@@ -106,6 +106,7 @@ def test_the_command_line_may_choose_the_profile(tmp_path):
             ["batch=10", "updates_per_rollout=4"],
             "batch=10 cannot be split into updates_per_rollout=4 equal parts",
         ),
+        (["markers.start=<m>", "markers.end=<m>"], "are the same text; set two different texts"),
         (["steps"], "'steps' is not a setting; write key=value"),
         (["=3"], "'=3' is not a setting; write key=value"),
     ],

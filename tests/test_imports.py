@@ -44,7 +44,7 @@ NEVER = {
 
 LIBRARIES = {
     "errors": set(),
-    "config": {"pydantic", "yaml"},
+    "config": {"pydantic", "pydantic_core", "yaml"},
     "types": {"torch"},
     "system": {"rich", "safetensors"},
     "distributed": {"torch"},

@@ -85,6 +85,7 @@ class Trace:
     logps: tuple[float, ...] = ()  # of the len(ids) + finished actions; or empty
     version: int | None = None  # see `Sample.version`
     end_token: bool = False  # another end token stopped it; `to_trace` can keep that token in `ids`
+    temperature: float = 1.0  # of the distribution from which it was sampled
 
     @property
     def capped(self) -> bool:
@@ -110,6 +111,8 @@ class Row:
     tail_ids: tuple[int, ...]
     tail_roles: tuple[Role, ...]
     end_sampled: bool  # END is an action of the policy; otherwise it was appended
+    # Divides the logits of the tokens that the policy sampled; all others have temperature 1
+    temperature: float = 1.0
 
     @property
     def ids(self) -> tuple[int, ...]:

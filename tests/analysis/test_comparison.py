@@ -7,6 +7,7 @@ import pytest
 
 from nrt.analysis.comparison import compare, comparison_json, comparison_markdown
 from nrt.analysis.confidence import confidence_by_entropy
+from nrt.analysis.plots import DYNAMICS, dynamics_labels
 from nrt.config import Config
 from nrt.errors import InputError
 from nrt.run import RunWriter
@@ -119,3 +120,9 @@ def test_confidence_by_hand():
     assert hard.ratio.mean == pytest.approx(2.0)
     assert hard.ratio.low == pytest.approx(1.0)
     assert hard.ratio.high == pytest.approx(4.0)
+
+
+def test_the_readout_has_panels_where_a_run_measured_it():
+    assert dynamics_labels([{"trace/length": 3.0}]) == DYNAMICS
+    labels = dynamics_labels([{"trace/length": 3.0}, {"readout/right": 0.1}])
+    assert list(labels) == [*DYNAMICS, "readout/right"]

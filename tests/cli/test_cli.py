@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import typer
 from transformers import BertConfig, BertModel
 
 import nrt
 from nrt.cli import app as cli
+from nrt.trainer.setup import prepare
 from tests.runs import write_run
 from tests.trainer.conftest import make_config, model_dir, pairs_file, write_pairs  # noqa: F401
 
@@ -316,3 +318,41 @@ def test_plan(nrt_command):
     status, _, err = nrt_command("plan", "gsm8k", "--gpu", "h100")
     assert status == 2
     assert "model=FOLDER" in err
+
+
+def integer_options(command, path=()):
+    """(command, option, least value) of every option that takes a whole number."""
+    for name, child in getattr(command, "commands", {}).items():
+        yield from integer_options(child, (*path, name))
+    for parameter in command.params:
+        descriptor = getattr(parameter, "type_descriptor", None)
+        if descriptor and descriptor.annotation in (int, int | None):
+            yield " ".join(path), parameter.name, descriptor.parameter_info.min
+
+
+def test_every_count_has_a_least_value():
+    """`nrt eval --seeds 0` asked nothing, and said nothing. Seeds may be any number."""
+    options = list(integer_options(typer.main.get_command(cli.app)))
+    assert len(options) > 20
+    checked_later = {("compare", "seeds")}  # by Study, which also bounds it from above
+    unbounded = {(command, name) for command, name, least in options if least is None}
+    assert {pair for pair in unbounded - checked_later if pair[1] != "seed"} == set()
+
+
+def test_data_check_shows_what_new_markers_start_from(nrt_command, model_dir, pairs_file):  # noqa: F811
+    """The rows that training makes, as text and as JSON."""
+    settings = [f"model={model_dir}", "data.answer=whole", "--recipe", "gsm8k"]
+    arguments = ["data", "check", str(pairs_file), *settings, "--markers"]
+    status, out, err = nrt_command(*arguments)
+    assert status == 0, err
+    lines = [line for line in out.splitlines() if " starts from " in line]
+    assert [line.partition(" ")[0] for line in lines] == ["<|think_start|>", "<|think_end|>"]
+    values = json.loads(nrt_command(*arguments, "--json")[1])["markers"]
+    assert [row["marker"] for row in values] == ["<|think_start|>", "<|think_end|>"]
+    assert all(row["divergence"] >= 0 for row in values)
+    caps = ["max_prompt_tokens=20", "max_trace_tokens=8", "max_answer_tokens=16"]
+    config = nrt.load_config("gsm8k", [f"data.train={pairs_file}", *settings[:2], *caps])
+    assert set(lines) <= set(prepare(config).notes)
+    status, _, err = nrt_command("data", "check", str(pairs_file), "--markers")
+    assert status == 2
+    assert "--markers needs a model" in err

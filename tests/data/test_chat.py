@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from nrt.config import MarkersConfig
 from nrt.data import Chat, default_template, ensure_template, with_trace_opener
 from nrt.errors import InputError
 from nrt.types import Message
@@ -320,8 +319,6 @@ def test_missing_template_and_markers() -> None:
     add_control(tokenizer, [START])
     with pytest.raises(InputError, match=r"markers\.end"):
         Chat(tokenizer, MARKERS)
-    with pytest.raises(InputError, match="two different texts"):
-        Chat(tokenizer, MarkersConfig(start="<m>", end="<m>"))
 
 
 def test_a_template_that_refuses() -> None:

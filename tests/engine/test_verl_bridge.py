@@ -71,6 +71,7 @@ def test_megatron_is_one_setting():
     ("setting", "fix"),
     [
         ("overlap=true", "overlap=false"),
+        ("temperature=0.5", "temperature=1"),
         ("lora.rank=8", "lora.rank"),
         ("optimizer.name=adamw-8bit", "set adamw"),
         ("vllm.urls=[http://host:1]", "rollout servers"),

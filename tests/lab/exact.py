@@ -65,15 +65,26 @@ def all_samples(
 
 
 def enumerate_traces(
-    model: Any, pair: Pair, markers: Markers, *, vocabulary: int, stop_ids: frozenset[int], cap: int
+    model: Any,
+    pair: Pair,
+    markers: Markers,
+    *,
+    vocabulary: int,
+    stop_ids: frozenset[int],
+    cap: int,
+    temperature: float = 1.0,
 ) -> Enumeration:
     """Score every trace of the pair's prompt in one forward pass with gradient."""
     samples = all_samples(vocabulary, stop_ids=stop_ids, cap=cap, banned=markers.opener)
-    traces = [to_trace(sample, markers.end_id, stop_ids) for sample in samples]
+    traces = [
+        to_trace(sample, markers.end_id, stop_ids, temperature=temperature) for sample in samples
+    ]
     rows = [trace_row(pair, trace, markers) for trace in traces]
     sampled_rows = []  # with the end tokens that `to_trace` removes otherwise
     for sample in samples:
-        sampled_trace = to_trace(sample, markers.end_id, stop_ids, keep_end_token=True)
+        sampled_trace = to_trace(
+            sample, markers.end_id, stop_ids, keep_end_token=True, temperature=temperature
+        )
         sampled_rows.append(trace_row(pair, sampled_trace, markers))
     T = len(pair.answer_ids)
     scored_rows = [*rows, *sampled_rows, null_row(pair, markers)]

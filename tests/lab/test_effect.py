@@ -20,9 +20,9 @@ SEEDS = (0, 1, 2)
 
 def run_with(folder, seed, **settings):
     """Train the demo's config with other values, and save only the last checkpoint."""
-    config = demo_config(build_base(BaseSettings(seed=seed)), str(folder), seed=seed)
+    config = demo_config(build_base(BaseSettings(seed=seed)), seed=seed)
     values = config.model_dump(mode="json")
-    return nrt.train(build_config(values, {"save_every": 0, **settings}))
+    return nrt.train(build_config(values, {"save_every": 0, "run": str(folder), **settings}))
 
 
 def accuracies(run, key="heldout/accuracy"):

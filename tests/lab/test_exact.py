@@ -93,6 +93,21 @@ def test_expected_gradient_is_the_gradient_of_J(model, name, ratio):
     assert (exact - estimate).abs().max() <= 1e-5 * exact.abs().max()
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_expected_gradient_at_another_temperature(model, temperature):
+    """J is that of the policy at this temperature; the reward's answer is read at 1."""
+    settings = {"vocabulary": 6, "stop_ids": STOPS, "cap": 3}
+    enumeration = enumerate_traces(model, PAIR, MARKERS, **settings, temperature=temperature)
+    assert enumeration.probability_M.sum().item() == pytest.approx(1.0, abs=1e-6)
+    exact = gradient(model, enumeration.objective(REWARDS["prob"]))
+    estimate = -gradient(model, expected_loss(RAW, enumeration))
+    assert (exact - estimate).abs().max() <= 1e-5 * exact.abs().max()
+    plain = enumerate_traces(model, PAIR, MARKERS, **settings)
+    torch.testing.assert_close(enumeration.logp_MT, plain.logp_MT)
+    other = gradient(model, plain.objective(REWARDS["prob"]))
+    assert (exact - other).abs().max() > 1e-2 * exact.abs().max()
+
+
 @pytest.mark.parametrize("name", REWARDS)
 def test_leave_one_out_over_pairs(model, name):
     """With K = 2 and leave-one-out, the expectation over all pairs is ∇J about the mean of J."""

@@ -117,7 +117,6 @@ def test_a_token_without_a_row_gets_one() -> None:
     [
         (MarkersConfig(start_from="   "), "'   '"),
         (MarkersConfig(end_from="zebra"), "'zebra'"),  # not in the vocabulary
-        (MarkersConfig(start="<|a|>", end="<|a|>"), "two different"),
     ],
 )
 def test_bad_settings(markers: MarkersConfig, message: str) -> None:

@@ -54,6 +54,26 @@ def test_signal_comes_from_the_current_log_probs():
     assert not s.answer_weight_N.requires_grad
 
 
+def test_answer_weight_after_traces_that_beat_the_null_trace():
+    method = replace(METHODS["nrt-gm"], answer_weight="beats-null", answer_coef=2.0)
+    credits = [
+        RowCredit(0.0, BASE_T, torch.zeros(5), beats_null=False),
+        RowCredit(0.0, BASE_T, torch.zeros(6), beats_null=True),
+    ]
+    s = streams(method, [ENDED, CUT], credits, torch.zeros(11))
+    assert s.answer_weight_N.tolist() == [0] * 5 + [0, 0, 0, 0, 2, 2]
+
+
+def test_the_signals_floor():
+    """Signals of .208 and .277 as above: the floor of .25 lifts the first."""
+    logp_N = torch.tensor([-1.0, -1.0, -1.0, math.log(0.6), math.log(0.4)])
+    method = replace(METHODS["nrt-ws-neg-log-p"], signal_floor=0.25)
+    s = streams(method, [ENDED], [RowCredit(0.0, BASE_T, torch.zeros(5))], logp_N)
+    assert s.answer_weight_N.tolist() == pytest.approx(
+        [0, 0, 0, 0.25, 0.4 * math.log(4) / 2], rel=1e-6
+    )
+
+
 def test_group_credit_by_hand():
     # Geometric means: sqrt(.5·.25) = .353553 (null);
     # traces sqrt(.6·.4) = .489898, sqrt(.2·.2) = .2, sqrt(.9·.9) = .9

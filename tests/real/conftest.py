@@ -2,25 +2,13 @@
 
 import json
 import os
-import random
 from pathlib import Path
 
 import pytest
 
 import nrt
 from nrt.config import build_config
-
-WORKED = (
-    (
-        "I have 4 books, 2 maps, 5 pens. How many things do I have?",
-        "4 + 2 = 6. 6 + 5 = 11.\nThe answer is 11.",
-    ),
-    (
-        "Start with 3. Add 4. Add 1. What number do you get?",
-        "3 + 4 = 7. 7 + 1 = 8.\nThe answer is 8.",
-    ),
-)
-"""Two worked examples that come before each question, as turns."""
+from nrt.lab.arithmetic import FAMILIES, draw_problems, messages, worked_examples
 
 
 @pytest.fixture(scope="session")
@@ -37,23 +25,9 @@ def smollm2() -> str:
 @pytest.fixture(scope="session")
 def sums(tmp_path_factory) -> Path:
     """Twenty-four additions with two worked examples before each."""
-    draw = random.Random(0)
-    rows = []
-    for _ in range(24):
-        a, b, c = (draw.randint(1, 7) for _ in range(3))
-        turns = [
-            *WORKED,
-            (
-                f"Start with {a}. Add {b}. Add {c}. What number do you get?",
-                f"The answer is {a + b + c}.",
-            ),
-        ]
-        messages = [
-            {"role": role, "content": text}
-            for turn in turns
-            for role, text in zip(("user", "assistant"), turn, strict=True)
-        ]
-        rows.append({"messages": messages})
+    examples = worked_examples([FAMILIES["count3"], FAMILIES["add2"]])
+    problems = draw_problems(FAMILIES["add2"], test=False, n=24, seed=0)
+    rows = [{"messages": messages(problem, examples)} for problem in problems]
     file = tmp_path_factory.mktemp("sums") / "sums.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file

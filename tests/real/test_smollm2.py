@@ -19,6 +19,7 @@ from nrt.cli.app import app
 from nrt.cli.chat import ChatSession, ChatSettings
 from nrt.data import trace_row
 from nrt.errors import InputError, Interrupted
+from nrt.lab.pretrained import gguf_file
 from nrt.models import load_model
 from nrt.scoring import PackedScorer, PaddedScorer
 from nrt.trainer.agreement import compare_sampler
@@ -26,7 +27,6 @@ from nrt.trainer.collect import sample_groups, scored_rows
 from nrt.trainer.metrics import PhaseTimer
 from nrt.trainer.setup import prepare
 from tests.eval.benchmarks import write_benchmarks
-from tests.real.model import gguf_file
 from tests.steps import collect, local_engine
 from tests.trainer.test_train import InterruptAt
 

@@ -184,6 +184,52 @@ def test_max_rows_does_not_change_samples(max_rows: int, shared: bool) -> None:
     assert len({len(ids) for ids in ids_of(together)}) > 2
 
 
+@SHARED
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "qwen2"])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_what_prompts_have_in_common_changes_no_sample(
+    architecture: str, shared: bool, greedy: bool
+) -> None:
+    """Rests of 0 to 5 tokens are read one by one, stop ids in them too, and rows leave early."""
+    model = sampling_model(architecture, shared=shared, initializer_range=0.05)
+    stop_ids = frozenset({EOS, 5, 6, 7})
+    common = (3, 4, 8, 9)
+    rests = [(), (5, 10), (11,), (12, 5, 13, 14, 15), (10, 10, 10)]
+    prompts = [common + rest for rest in rests] + [(20, 21, 22), (20, 21, 23)]
+    request = Request(prompts, n=3, stop_ids=stop_ids, cap=9, seed=5, greedy=greedy)
+    sampler = HFSampler(model, PAD)
+    forwarded_whole = sampler.sample(request)
+    shared_request = replace(request, prefix_lengths=[4, 4, 4, 4, 4, 2, 2])
+    read = sampler.sample(shared_request)
+    in_parts = HFSampler(model, PAD, max_rows=4).sample(shared_request)
+    assert ids_of(in_parts) == ids_of(read)
+    some = sampler.sample(replace(shared_request, only=[1, 5]))
+    assert ids_of(some) == ids_of([read[1], read[5]])
+    assert ids_of(forwarded_whole) == ids_of(read)
+    assert greedy or len({len(ids) for ids in ids_of(read)}) > 2
+    for a, b in zip(flat(forwarded_whole), flat(read), strict=True):
+        torch.testing.assert_close(torch.tensor(a.logps), torch.tensor(b.logps), atol=1e-4, rtol=0)
+
+
+def test_a_long_rest_is_forwarded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sampling_model(shared=True)
+    calls = []
+    monkeypatch.setattr(model, "forward", counting(model.forward, calls))
+    request = Request(
+        [(3, 4, *[8] * 70), (3, 4, 9)], 1, NEVER, cap=2, seed=0, prefix_lengths=[2, 2]
+    )
+    HFSampler(model, PAD).sample(request)
+    assert len(calls) == 3, "the prompts, the other rest of one token, and one sampled token"
+
+
+def counting(function: Any, calls: list[int]) -> Any:
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(1)
+        return function(*arguments, **keywords)
+
+    return call
+
+
 def test_equal_prompts_get_different_traces() -> None:
     samples = HFSampler(tiny_model(initializer_range=0.02), PAD).sample(
         Request([(3, 4), (3, 4)], n=2, stop_ids=NEVER, cap=8, seed=0)

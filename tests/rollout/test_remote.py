@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 
 import pytest
@@ -164,7 +164,8 @@ def raw(url, text, body=b""):
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(text.replace("\n", "\r\n").encode() + body)
-        connection.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # a refusal may come, and the connection end, before the body
+            connection.shutdown(socket.SHUT_WR)
         return connection.makefile("rb").readline().decode().strip()
 
 

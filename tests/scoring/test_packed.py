@@ -125,6 +125,21 @@ def test_scores_are_in_the_order_of_the_rows() -> None:
     assert_equal_scores(model, mixed)
 
 
+def test_equal_rows_are_forwarded_once() -> None:
+    """A trained policy repeats its traces. Each copy has its scores and its share of the gradient."""
+    model, rows = packed_model("llama"), grouped(2, GROUPS)
+    repeated = [rows[i] for i in (0, 1, 0, 0, 3, 1, 6)]
+    forwarded = []
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: forwarded.append(inputs[0].numel())
+    )
+    PackedScorer()(model, repeated)
+    PackedScorer()(model, [rows[i] for i in (0, 1, 3, 6)])
+    hook.remove()
+    assert forwarded[0] == forwarded[1]
+    assert_equal_scores(model, repeated)
+
+
 @pytest.mark.parametrize("tokens_per_batch", [1, 20, 40, 10_000])
 def test_scores_do_not_depend_on_the_batches(tokens_per_batch: int) -> None:
     model, rows = packed_model("mistral"), grouped(4, GROUPS)

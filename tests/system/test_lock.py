@@ -277,3 +277,21 @@ def test_a_link_at_the_path_of_the_lock_is_refused(target, tmp_path):
     with pytest.raises(InputError, match="lock is a link, not a plain file"):
         RunWriter.reopen(tmp_path / "run", 0)
     assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_the_next_run_removes_a_lock_file_that_was_half_written(tmp_path, monkeypatch):
+    """As if the process had been killed before the lock had its name."""
+
+    def killed(temporary, path):
+        os.link(temporary, tmp_path / temporary.name)
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "_publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunWriter.create(folder, Config())
+    (half,) = tmp_path.glob(".lock.*")
+    half.rename(folder / half.name)
+    RunWriter.create(folder, Config()).close()
+    assert not list(folder.glob(".lock.*"))

@@ -191,6 +191,24 @@ def test_the_watch_by_hand():
     assert watched([2, 2], before=[10, 10, 1, 1]) == []
 
 
+def test_a_lost_readout_is_warned_of_within_ten_steps():
+    """Means of five: .9 at first, then .42, below .9 · .5. A readout of .5 is allowed."""
+
+    def told(late, **shares):
+        watch = Watch(WatchConfig(**shares))
+        values = [0.9] * 5 + late
+        return [
+            (step, warning.kind, warning.metric)
+            for step, value in enumerate(values, start=1)
+            for warning in watch.see({"readout/probability": value})
+        ]
+
+    lost = [0.6, 0.5, 0.4, 0.3, 0.3]
+    assert told(lost) == [(10, "readout", "readout/probability")]
+    assert told([0.5] * 9) == []
+    assert told(lost, readout=0.0) == []
+
+
 def test_end_tokens_are_warned_of_after_fifty_steps():
     """Shares of .3 until step 49 are silent; at step 50 the mean of the last two is .3, above .2. A share of .2 is allowed."""
 

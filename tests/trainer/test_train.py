@@ -301,6 +301,20 @@ def test_the_trainers_own_sampler_agrees_with_the_scorer(make_config):
         assert record["reward/mean"] == pytest.approx(other["reward/mean"], rel=1e-3)
 
 
+def test_sampler_and_trainer_agree_at_another_temperature(make_config):
+    """Entropy is that of the distribution from which traces are sampled: lower than at 1."""
+    entropies = []
+    for temperature in (1.0, 0.5):
+        config = make_config(
+            run=f"at-{temperature}", steps=2, temperature=temperature, sampler_tolerance=1e-5
+        )
+        first, second = nrt.train(config).metrics()[1:]
+        assert second["sampler/logp_gap_max"] < 1e-4
+        assert first["ratio/mean"] == pytest.approx(1.0, abs=1e-5)
+        entropies.append(first["trace/entropy"])
+    assert entropies[1] < 0.9 * entropies[0]
+
+
 def test_a_sampler_that_disagrees_is_refused(make_config, tmp_path):
     with pytest.raises(InputError, match="sampler and trainer disagree"):
         nrt.train(make_config(sampler_tolerance=1e-9))

@@ -24,10 +24,16 @@ DYNAMICS = {
     "reward/beats_null": "share that beats the null trace",
     "trace/unfinished": "share unfinished",
 }
-"""Metric → label of the paper's Figure 2; `dynamics_labels` adds a judge's metrics.
+"""Metric → label of the paper's Figure 2; `dynamics_labels` adds what only some runs have.
 
 The gain is of the mean log-probability: rewards have no common scale across methods.
 """
+
+READOUT = {
+    "readout/right": "share of right traces",
+    "readout/probability": "probability of the answer's least\nlikely token after a right trace",
+}
+"""Metric → label, for runs with a checker."""
 
 _COLOURS = [
     *(f"C{i}" for i in range(10)),
@@ -177,9 +183,13 @@ def plot_confidence(
 
 
 def dynamics_labels(metrics: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return metric → label for the metrics in DYNAMICS and a judge's (`judge/…`) in `metrics`."""
-    judged = sorted({name for record in metrics for name in record if name.startswith("judge/")})
-    return DYNAMICS | {name: f"judge: {name.removeprefix('judge/')}" for name in judged}
+    """Return metric → label for the metrics in DYNAMICS, and for those of READOUT and of a judge
+    (`judge/…`) that occur in `metrics`.
+    """
+    names = {name for record in metrics for name in record}
+    judged = sorted(name for name in names if name.startswith("judge/"))
+    readout = {name: label for name, label in READOUT.items() if name in names}
+    return DYNAMICS | readout | {name: f"judge: {name.removeprefix('judge/')}" for name in judged}
 
 
 def dynamics_value(metrics: Mapping[str, Any], name: str) -> float | None:

@@ -1,7 +1,8 @@
-"""Means with bootstrap intervals that account for two sources of noise: seeds and questions."""
+"""Means with 95 % intervals: a bootstrap over seeds and questions, and Wilson's for one share."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -11,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95 % bootstrap interval."""
+    """A mean and its 95 % interval."""
 
     mean: float
     low: float
@@ -19,6 +20,21 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """Return the share of `n` ≥ 1 independent questions, with Wilson's score interval.
+
+    Unlike the bootstrap's it has a width where all or none succeed.
+    Source: Wilson, JASA 22 (1927).
+
+    >>> str(wilson(32, 32)), str(wilson(16, 32))
+    ('1.000 [0.893, 1.000]', '0.500 [0.336, 0.664]')
+    """
+    share, z = successes / n, 1.959964
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def bootstrap(

@@ -24,7 +24,8 @@ from nrt.analysis.plots import (
 )
 from nrt.analysis.report.variants import matched_confidence
 from nrt.errors import InputError
-from nrt.lab.settings import BASES, prepare_miniature
+from nrt.lab import RECIPES
+from nrt.lab.settings import prepare
 from nrt.run import Run, explain_unreadable_files, run_folder
 from nrt.study import RunOutcome, Study, open_study, run_study
 from nrt.study.study import read_study, read_variants, run_path
@@ -55,18 +56,18 @@ def compare_study(
     name = study or f"compare-{Path(recipe).stem}"
     has_model = any(text.startswith("model=") for text in settings)
 
-    def miniature_settings(seed: int) -> list[str]:
-        if recipe not in BASES or has_model:
+    def own_settings(seed: int) -> list[str]:
+        if recipe not in RECIPES or has_model:
             return []
-        with console.status(f"base model of seed {seed} (built once, then cached)"):
-            return prepare_miniature(recipe, seed)
+        with console.status(f"model and data of seed {seed} (made once, then cached)"):
+            return prepare(recipe, seed)
 
     def report(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
     with explain_disk_errors(run_folder(name), "run the same command again"):
         folder = open_study(name, plan)
-        outcomes = run_study(folder, jobs=jobs, report=report, prepare=miniature_settings)
+        outcomes = run_study(folder, jobs=jobs, report=report, prepare=own_settings)
         comparison = write_results(folder, outcomes, measure=measure)
     console.print(Markdown(comparison_markdown(comparison)))
     files = "compare.md, compare.json, accuracy.png, dynamics.png, confidence.png"

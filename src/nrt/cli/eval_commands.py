@@ -41,20 +41,24 @@ DataFolder = Annotated[
 RowLimit = Annotated[
     int,
     typer.Option(
-        help="Rows of each benchmark, the same for every model; 0: all. The paper seems to use 300."
+        min=0,
+        help="Rows of each benchmark, the same for every model; 0: all. "
+        "The paper seems to use 300.",
     ),
 ]
 ReplyCount = Annotated[
-    int, typer.Option(help="Sampled replies to each question; greedy replies are made once.")
+    int,
+    typer.Option(min=1, help="Sampled replies to each question; greedy replies are made once."),
 ]
 BackendName = Annotated[str, typer.Option(help="Inference backend: hf or vllm.")]
 Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, …")]
 ProcessCount = Annotated[
-    int, typer.Option(help="Copies of the model that share the questions, one on each GPU.")
+    int, typer.Option(min=1, help="Copies of the model that share the questions, one on each GPU.")
 ]
-BatchSize = Annotated[int, typer.Option(help="Sequences that are decoded together.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Sequences that are decoded together.")]
 EvalTraceTokens = Annotated[
-    int, typer.Option(help="Longest trace, in tokens; a task's own limit is for answers only.")
+    int,
+    typer.Option(min=1, help="Longest trace, in tokens; a task's own limit is for answers only."),
 ]
 EvalAnswerTokens = Annotated[
     int | None,
@@ -134,11 +138,13 @@ def confidence(
         typer.Option(help="Reference answer y*; default: only print traces and answers."),
     ] = "",
     samples: Annotated[
-        int, typer.Option(help="Sampled traces of each model; 0: one greedy trace.")
+        int, typer.Option(min=0, help="Sampled traces of each model; 0: one greedy trace.")
     ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the sampled traces.")] = 0,
-    max_trace_tokens: Annotated[int, typer.Option(help="Longest trace, in tokens.")] = 2048,
-    max_answer_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 2048,
+    max_trace_tokens: Annotated[int, typer.Option(min=1, help="Longest trace, in tokens.")] = 2048,
+    max_answer_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest answer, in tokens.")
+    ] = 2048,
     json_lines: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a model instead of the table.")
     ] = False,
@@ -191,9 +197,9 @@ JudgedSteps = Annotated[
     str,
     typer.Option(help="Steps whose held-out evaluation is judged, such as 0,50,100; default: all."),
 ]
-JudgedRows = Annotated[int, typer.Option(help="Rows of each evaluation that are judged.")]
+JudgedRows = Annotated[int, typer.Option(min=1, help="Rows of each evaluation that are judged.")]
 RowSeed = Annotated[int, typer.Option(help="Seed of the choice of rows.")]
-JobCount = Annotated[int, typer.Option(help="Requests at the same time.")]
+JobCount = Annotated[int, typer.Option(min=1, help="Requests at the same time.")]
 TokenPrices = Annotated[
     str,
     typer.Option(
@@ -210,10 +216,12 @@ KeyVariable = Annotated[
 ]
 Retries = Annotated[
     int,
-    typer.Option(help="Further attempts after an invalid verdict or a temporary HTTP error."),
+    typer.Option(
+        min=0, help="Further attempts after an invalid verdict or a temporary HTTP error."
+    ),
 ]
 ReplyTokens = Annotated[
-    int, typer.Option(help="Longest reply, in tokens; a judge that thinks needs more.")
+    int, typer.Option(min=1, help="Longest reply, in tokens; a judge that thinks needs more.")
 ]
 
 

@@ -15,7 +15,8 @@ app = typer.Typer()
 GpuCount = Annotated[
     int | None,
     typer.Option(
-        help="Number of GPUs; default: 1. With engine=verl set nodes and gpus_per_node instead."
+        min=1,
+        help="Number of GPUs; default: 1. With engine=verl set nodes and gpus_per_node instead.",
     ),
 ]
 GpuType = Annotated[
@@ -32,17 +33,17 @@ Parallel = Annotated[
     ),
 ]
 PromptLength = Annotated[
-    int | None, typer.Option(help="Mean tokens of a prompt; default: the recipe's cap.")
+    int | None, typer.Option(min=1, help="Mean tokens of a prompt; default: the recipe's cap.")
 ]
 TraceLength = Annotated[
-    int | None, typer.Option(help="Mean tokens of a trace; default: the recipe's cap.")
+    int | None, typer.Option(min=1, help="Mean tokens of a trace; default: the recipe's cap.")
 ]
 AnswerLength = Annotated[
-    int | None, typer.Option(help="Mean tokens of an answer; default: the recipe's cap.")
+    int | None, typer.Option(min=1, help="Mean tokens of an answer; default: the recipe's cap.")
 ]
 TrainingRows = Annotated[
     int | None,
-    typer.Option(help="Rows of the training data: one epoch, if the recipe sets no steps."),
+    typer.Option(min=1, help="Rows of the training data: one epoch, if the recipe sets no steps."),
 ]
 Price = Annotated[
     float | None, typer.Option(help="Price of one GPU hour; without it no cost is computed.")

@@ -20,8 +20,10 @@ def chat(
     prompt: Annotated[
         str, typer.Option(help="Ask this one question and exit; default: read questions.")
     ] = "",
-    max_trace_tokens: Annotated[int, typer.Option(help="Longest trace, in tokens.")] = 2048,
-    max_answer_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 2048,
+    max_trace_tokens: Annotated[int, typer.Option(min=1, help="Longest trace, in tokens.")] = 2048,
+    max_answer_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest answer, in tokens.")
+    ] = 2048,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0: greedy.")] = 0.0,
     no_trace: Annotated[
         bool, typer.Option("--no-trace", help="Answer without reasoning, after an empty trace.")
@@ -55,7 +57,7 @@ def export(
     ],
     step: Annotated[
         int | None,
-        typer.Option(help="Step of the checkpoint to export; default: the final model."),
+        typer.Option(min=0, help="Step of the checkpoint to export; default: the final model."),
     ] = None,
     push: Annotated[
         str,
@@ -101,14 +103,19 @@ def rollout_server(
             "the server and for the trainer."
         ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0: a free port.")] = 8643,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free port.")
+    ] = 8643,
     dtype: Annotated[
         str, typer.Option(help="Type of the weights, float32 or bfloat16: take the trainer's.")
     ] = "bfloat16",
     context: Annotated[
-        int | None, typer.Option(help="Longest sequence in tokens; default: the model's own limit.")
+        int | None,
+        typer.Option(min=1, help="Longest sequence in tokens; default: the model's own limit."),
     ] = None,
-    rows: Annotated[int, typer.Option(help="Most sequences that are decoded together.")] = 256,
+    rows: Annotated[
+        int, typer.Option(min=1, help="Most sequences that are decoded together.")
+    ] = 256,
     memory: Annotated[
         float | None,
         typer.Option(
@@ -128,10 +135,10 @@ def rollout_server(
     Start the trainer with sampler=vllm and with this server's address in vllm.urls.
     See docs/running.md.
     """
-    from nrt.config import MarkersConfig
+    from nrt.config import build_config
     from nrt.rollout.server import RolloutServer, open_vllm
 
-    markers = MarkersConfig(start=start or None, end=end)
+    markers = build_config({"markers": {"start": start or None, "end": end}}).markers
     sampler, shapes = open_vllm(
         model, markers, dtype=dtype, context=context, rows=rows, memory=memory
     )

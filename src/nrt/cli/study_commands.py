@@ -23,8 +23,8 @@ def compare(
     variants: Annotated[
         str,
         typer.Option(
-            help="YAML file of variants, or a packaged set of them: terms, advantage, sampling, "
-            "sampler, engine, controls."
+            help="YAML file of variants, or a packaged set of them: answer-weight, terms, "
+            "advantage, sampling, sampler, engine, controls."
         ),
     ] = "",
     seeds: Annotated[
@@ -37,7 +37,7 @@ def compare(
             "variants file names; of methods sft, else the first."
         ),
     ] = "",
-    jobs: Annotated[int, typer.Option(help="Runs at the same time.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
     study: Annotated[
         str,
         typer.Option(help="Name or path of the study's folder; default: runs/compare-RECIPE."),
@@ -104,7 +104,9 @@ def report(
             "the printed address; $NRT_REPORT_TOKEN sets the token."
         ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port for --serve; 0: a free port.")] = 8642,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port for --serve; 0: a free port.")
+    ] = 8642,
 ) -> None:
     """Write an HTML page about runs: curves, scores and every trace, token by token.
 

@@ -92,7 +92,7 @@ def _training_config(settings: list[str]) -> Config:
     if "=" not in settings[0]:
         recipe, overrides = settings[0], settings[1:]
     if recipe:
-        return load_config(recipe, [*_miniature_settings(recipe, overrides), *overrides])
+        return load_config(recipe, [*_own_settings(recipe, overrides), *overrides])
     values = parse_overrides(overrides)
     resume = values.get("resume")
     if not resume:
@@ -102,19 +102,16 @@ def _training_config(settings: list[str]) -> Config:
     return build_config(load_run(run_folder(str(resume))).config.model_dump(mode="json"), values)
 
 
-def _miniature_settings(recipe: str, overrides: list[str]) -> list[str]:
-    """Return the model and data settings of a miniature recipe, unless a model is given."""
-    # The name is checked first, because importing nrt.lab takes seconds.
-    if not recipe.startswith("miniature"):
-        return []
-    if any(text.startswith("model=") for text in overrides):
+def _own_settings(recipe: str, overrides: list[str]) -> list[str]:
+    """Return the model and data settings of a recipe that brings both, unless a model is given."""
+    from nrt.lab import RECIPES
+
+    if recipe not in RECIPES or any(text.startswith("model=") for text in overrides):
         return []
     from nrt.config import load_config
-    from nrt.lab.settings import BASES, prepare_miniature
+    from nrt.lab.settings import prepare
 
-    if recipe not in BASES:
-        return []
-    return prepare_miniature(recipe, load_config(recipe, overrides).seed)
+    return prepare(recipe, load_config(recipe, overrides).seed)
 
 
 def _open_display(json_lines: bool) -> ResilientDisplay:
@@ -155,26 +152,33 @@ def replay(
 
 @app.command()
 def demo(
-    run: Annotated[
-        str, typer.Option(help="Name or path of the run folder; default: a new one in runs/.")
-    ] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="miniature: a tiny model, in minutes. smollm2: a pretrained model of 135 M "
+            "parameters, in about half an hour on two cores."
+        ),
+    ] = "miniature",
+    run: Annotated[str, typer.Option(help="Name or path of the run folder; default: demo, …")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the base model and of training.")] = 0,
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="Take seconds: shows that everything runs, not that the model learns."
+            "--quick", help="A few steps: shows that everything runs, not that the model learns."
         ),
     ] = False,
 ) -> None:
-    """Train a tiny model that learns to reason in minutes, on a CPU.
+    """Train a model that learns to reason from question–answer pairs alone, on a CPU.
 
-    It learns from question–answer pairs alone; see docs/miniature.md.
+    Run the same command again to continue a run that was interrupted. See docs/miniature.md and
+    docs/real-model.md.
     """
     from nrt.lab.demo import run_demo
 
     check_single_process("demo")
     terminal = console()
-    result = run_demo(terminal, _open_display(False), run=run or None, seed=seed, quick=quick)
+    display = _open_display(False)
+    result = run_demo(terminal, display, model=model, run=run or None, seed=seed, quick=quick)
     page = result.path / "report.html"
     try:
         from nrt.analysis.report.data import build_report

@@ -60,6 +60,9 @@ class Config(Section):
     """B, prompts per step (Table 6)."""
     traces: int = 8
     """K, traces per prompt (Table 6)."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Temperature of the policy over traces: sampling divides the logits by it, and so do scores,
+    ratios and gradients of sampled tokens. Answers are scored, and decoded greedily, at 1."""
     max_prompt_tokens: Positive = 4096
     """Maximum prompt length; rows with a longer prompt are dropped and counted (Table 6)."""
     max_trace_tokens: Positive = 2048
@@ -107,7 +110,7 @@ class Config(Section):
     """Number of consecutive updates with a loss or gradient that is not finite after which the run
     ends; each is skipped (docs/reliability.md)."""
     watch: WatchConfig = WatchConfig()
-    """Thresholds of warnings about traces that collapse or do not end with END."""
+    """Thresholds of warnings: traces collapse, are ignored, or do not end with END."""
     log_traces: Count = 1
     """Groups per step written to traces.jsonl, from the beginning of the batch; 0: none."""
     initial_reference: bool = True

@@ -6,9 +6,10 @@ Equations and tables are those of the paper, arXiv 2602.11549.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -50,6 +51,13 @@ class MarkersConfig(Section):
     """Initial row of a new END: a text, `eos` or `mean`. The model first samples END where it would
     sample that text. A line break is robust; `eos` depends on the seed (docs/miniature.md)."""
 
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if self.start == self.end:
+            message = "markers.start and markers.end are the same text; set two different texts"
+            raise PydanticCustomError("same-markers", message)
+        return self
+
 
 class OptimizerConfig(Section):
     """Settings of AdamW and its schedule."""
@@ -76,9 +84,13 @@ class OptimizerConfig(Section):
 class ObjectiveConfig(Section):
     """Values that replace those of the method; null keeps the method's own value."""
 
-    answer_weight: Literal["signal", "reward"] | Annotated[float, Field(ge=0)] | None = None
+    answer_weight: (
+        Literal["signal", "reward", "beats-null"] | Annotated[float, Field(ge=0)] | None
+    ) = None
     """Weight of each answer token, for any method: `signal` (∂R/∂log c), `reward` (the reward of
-    the trace) or a number."""
+    the trace), `beats-null` (1 after a trace that beats the null trace, else 0) or a number."""
+    signal_floor: Annotated[float, Field(ge=0)] | None = None
+    """Smallest weight of an answer token where the answer weight is the signal."""
     signal_weight: Annotated[float, Field(ge=0)] | None = None
     """A number that replaces the signal, in methods whose answer weight is the signal; other
     methods keep theirs."""
@@ -167,7 +179,7 @@ class HeldoutConfig(Section):
     """Checker of answers: `exact`, `last-number`, `contains` or a dotted name `module:function`;
     unset: likelihood only."""
     greedy: bool = True
-    """Decode traces greedily; if false, sample them at temperature 1. Answers are always greedy."""
+    """Decode traces greedily; if false, sample them. Answers are always greedy."""
     swapped: bool = False
     """Also answer after the trace of another question (same source, other document): a control for
     how much the content of the trace matters."""
@@ -176,8 +188,8 @@ class HeldoutConfig(Section):
 class WatchConfig(Section):
     """Thresholds of warnings, one warning per metric; 0 disables it (docs/reliability.md).
 
-    `length`, `entropy` and `beats_null` warn when the mean over the last `steps` steps falls below
-    this share of the mean over the first `steps` steps of the run.
+    `length`, `entropy`, `beats_null` and `readout` warn when the mean over the last `steps` steps
+    (readout: 5) falls below this share of the mean over the first `steps` steps of the run.
     """
 
     length: Fraction = 0.25
@@ -186,6 +198,8 @@ class WatchConfig(Section):
     """Threshold of trace/entropy; low, since entropy falls in good runs too."""
     beats_null: Fraction = 0.25
     """Threshold of reward/beats_null."""
+    readout: Fraction = 0.5
+    """Threshold of readout/probability: below it the policy ignores its traces."""
     end_token: Fraction = 0.2
     """Maximum share of traces that an end token other than END stops (trace/end_token, mean over
     the last `steps` steps); checked after 50 steps."""

@@ -23,10 +23,6 @@ def control_tokens(spec: Spec, template: str, markers: MarkersConfig) -> dict[st
 
     Raises InputError if a marker is not a special token.
     """
-    if markers.start == markers.end:
-        raise InputError(
-            f"markers.start and markers.end are both '{markers.start}'; set two different texts"
-        )
     special = {token["content"] for token in spec["added_tokens"] if token["special"]}
     for name, text in (("start", markers.start), ("end", markers.end)):
         if text is not None and text not in special:

@@ -28,7 +28,12 @@ class Markers:
 
 
 def to_trace(
-    sample: Sample, end_id: int, stop_ids: Collection[int], *, keep_end_token: bool = False
+    sample: Sample,
+    end_id: int,
+    stop_ids: Collection[int],
+    *,
+    keep_end_token: bool = False,
+    temperature: float = 1.0,
 ) -> Trace:
     """Return the trace of a sample.
 
@@ -43,14 +48,15 @@ def to_trace(
         stop_ids: every id that stops a sample; END and the tokens that end a turn.
         keep_end_token: keep the other stop token as an action; for methods that follow their
             authors' own rules.
+        temperature: at which the ids were sampled.
 
     Raises RunError if the sampler continued past END, or if the number of log-probabilities is
     neither 0 nor that of the ids.
 
     >>> to_trace(Sample((7, 8, 2)), end_id=2, stop_ids={0, 2})
-    Trace(ids=(7, 8), finished=True, logps=(), version=None, end_token=False)
+    Trace(ids=(7, 8), finished=True, logps=(), version=None, end_token=False, temperature=1.0)
     >>> to_trace(Sample((7, 0), (-1.0, -0.5)), end_id=2, stop_ids={0, 2})
-    Trace(ids=(7,), finished=False, logps=(-1.0,), version=None, end_token=True)
+    Trace(ids=(7,), finished=False, logps=(-1.0,), version=None, end_token=True, temperature=1.0)
     """
     ids, logps = sample.ids, sample.logps
     if end_id in ids[:-1]:
@@ -58,13 +64,13 @@ def to_trace(
     if logps and len(logps) != len(ids):
         raise RunError(f"the sampler returned {len(ids)} ids and {len(logps)} log-probabilities")
     last = ids[-1] if ids else None
-    if last == end_id:
-        return Trace(ids[:-1], True, logps, sample.version)
-    if last not in stop_ids:
-        return Trace(ids, False, logps, sample.version)
-    if keep_end_token:
-        return Trace(ids, False, logps, sample.version, end_token=True)
-    return Trace(ids[:-1], False, logps[:-1], sample.version, end_token=True)
+    finished = last == end_id
+    end_token = last in stop_ids and not finished
+    if finished:
+        ids = ids[:-1]
+    elif end_token and not keep_end_token:
+        ids, logps = ids[:-1], logps[:-1]
+    return Trace(ids, finished, logps, sample.version, end_token, temperature)
 
 
 def trace_row(pair: Pair, trace: Trace, markers: Markers) -> Row:
@@ -110,7 +116,7 @@ def _row(
         Role.END,
         *(role,) * len(answer_ids),
     )
-    return Row(pair.prompt_ids, tail, roles, end_sampled=trace.finished)
+    return Row(pair.prompt_ids, tail, roles, trace.finished, trace.temperature)
 
 
 def _ids_of_role(row: Row, role: Role) -> tuple[int, ...]:

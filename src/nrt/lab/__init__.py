@@ -1,9 +1,13 @@
-"""The miniature: a synthetic world and a tiny model that show the effect of the training.
+"""Two experiments that show the effect of the training on a CPU.
 
-Native Reasoning Training takes minutes there, on one CPU thread. `world` makes problems, `dataset`
-writes them, `corpus` makes the documents that the base model reads, `base` builds that model,
-`evaluation` measures it, `settings` prepares both for the packaged recipes, and `observe` adds
-metrics to a run.
+The miniature is a synthetic world and a tiny model, which learns in minutes on one thread. `world`
+makes problems, `dataset` writes them, `corpus` makes the documents that the base model reads,
+`base` builds that model, `evaluation` measures it, and `observe` adds metrics to a run.
+
+The other trains a pretrained model, for about half an hour on two cores. `pretrained` fetches
+SmolLM2-135M and `arithmetic` makes its questions.
+
+`settings` prepares both for the packaged recipes, and `demo` is `nrt demo`.
 """
 
 from __future__ import annotations
@@ -16,8 +20,14 @@ if TYPE_CHECKING:
     from nrt.lab.dataset import write_pairs
     from nrt.lab.evaluation import evaluate_base
     from nrt.lab.observe import observe
-    from nrt.lab.settings import prepare_miniature
+    from nrt.lab.settings import prepare, prepare_miniature
     from nrt.lab.world import Problem
+
+RECIPES = (
+    *("miniature", "miniature-hard", "miniature-weak", "miniature-text"),
+    *("smollm2", "smollm2-addsub", "smollm2-hard"),
+)
+"""Recipes that need neither model nor data from the user: `lab.settings.prepare` makes them."""
 
 _MODULE_OF = {
     "BaseSettings": "base",
@@ -25,16 +35,19 @@ _MODULE_OF = {
     "build_base": "base",
     "evaluate_base": "evaluation",
     "observe": "observe",
+    "prepare": "settings",
     "prepare_miniature": "settings",
     "write_pairs": "dataset",
 }
 
 __all__ = [
+    "RECIPES",
     "BaseSettings",
     "Problem",
     "build_base",
     "evaluate_base",
     "observe",
+    "prepare",
     "prepare_miniature",
     "write_pairs",
 ]

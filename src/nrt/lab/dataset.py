@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from nrt.lab.world import WEIGHTS, Problem, distinct_problems, draw_problem
 from nrt.system.files import write_file
@@ -34,7 +35,7 @@ def write_pairs(
         row = asdict(problem)
         del row["chain"]
         rows.append(row)
-    _write_jsonl(path, rows)
+    write_jsonl(path, rows)
     return len(rows)
 
 
@@ -56,7 +57,7 @@ def write_documents(
         }
         for problem in problems
     ]
-    _write_jsonl(path, rows)
+    write_jsonl(path, rows)
     return len(rows)
 
 
@@ -67,7 +68,7 @@ def _problems(split: str, n: int, seed: int, weights: Mapping[str, float]) -> li
     return [draw_problem(rng, split, weights) for _ in range(n)]
 
 
-def _write_jsonl(path: str | Path, rows: Iterable[Mapping[str, str]]) -> None:
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows in one step: another process, such as a resumed run, may be reading the file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

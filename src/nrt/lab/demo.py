@@ -1,8 +1,12 @@
-"""`nrt demo`: a tiny model with latent reasoning learns to use it from question–answer pairs."""
+"""`nrt demo`: a model learns to reason from question–answer pairs.
+
+The miniature is a tiny model of its own world; smollm2 is a pretrained model.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,54 +16,70 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nrt.analysis.stats import wilson
 from nrt.config import Config, load_config
+from nrt.errors import InputError, unknown_name
 from nrt.lab.base import BaseSettings, build_base
 from nrt.lab.evaluation import evaluate_base
-from nrt.lab.settings import data_settings
+from nrt.lab.settings import PRETRAINED, data_settings, prepare
 from nrt.lab.world import FAMILIES, distinct_problems
 from nrt.models import load_model
 from nrt.run import Run, run_folder
+from nrt.system.lock import holder_pid
 from nrt.trainer import train
+from nrt.trainer.resolve import FREE_ON_RESUME
+
+MODELS = ("miniature", "smollm2")
+
+PAIRS_LINE = " on question–answer pairs: no traces of theirs, no verifier, no judge"
 
 
 def run_demo(
-    console: Console, listener: Any, *, run: str | None = None, seed: int = 0, quick: bool = False
+    console: Console,
+    listener: Any,
+    *,
+    model: str = "miniature",
+    run: str | None = None,
+    seed: int = 0,
+    quick: bool = False,
 ) -> Run:
-    """Train the miniature, print what the model can do before and after, and return the run.
+    """Train a model, print what it can do before and after, and return the run.
+
+    Called again, it continues a run that was interrupted. Raises InputError for an
+    unknown model.
 
     Args:
         console: receives tables and traces.
         listener: receives the progress of the training; its `close`, if any, is called afterwards.
-        run: name or path of the run; None: demo, demo-2, …
+        model: one of MODELS.
+        run: name or path of the run; None: demo, demo-2, … or demo-smollm2, demo-smollm2-2, …
         seed: seed of base model, data and training.
         quick: take only a few steps, to test that everything runs.
     """
-
-    def heading(number: int, title: str, text: str) -> None:
-        console.print(f"[bold]{number}. {title}[/bold]{text}", highlight=False)
-
-    heading(1, "A base model", " that has read worked answers, but seldom writes one")
-    base = demo_base(console, seed=seed, quick=quick)
-    print_evaluation(console, base, questions=5 if quick else 300)
+    if model not in MODELS:
+        raise unknown_name("model of the demo", model, MODELS)
+    if model == "miniature":
+        families, shown = FAMILIES, ("sum", "bot")
+        config = _prepare_miniature(console, seed=seed, quick=quick)
+    else:
+        families = shown = PRETRAINED[model]
+        config = _prepare_pretrained(console, model, seed=seed, quick=quick)
     console.print()
-    heading(
-        2,
-        "Native Reasoning Training",
-        " on question–answer pairs: no traces, no checker, no judge",
-    )
-    config = demo_config(base, run or _unused_run_name(), seed=seed, quick=quick)
-    result = _train(config, listener)
+    _heading(console, 2, "Native Reasoning Training", PAIRS_LINE)
+    result = _train(config, run, "demo" if model == "miniature" else f"demo-{model}", listener)
     console.print()
-    heading(3, "Before and after", ", on questions that neither model has seen")
-    print_accuracy(console, result)
-    print_traces(console, result)
+    _heading(console, 3, "Before and after", ", on questions that were not trained on")
+    if quick:
+        console.print("(a few steps only: this shows that everything runs, not that it learns)")
+    print_accuracy(console, result, families)
+    print_traces(console, result, shown)
     console.print(f"\nRun folder: {result.path}", highlight=False, soft_wrap=True)
     console.print(f"Ask it:     nrt chat {result.model_dir}", highlight=False, soft_wrap=True)
     return result
 
 
 def demo_base(console: Console, *, seed: int, quick: bool = False) -> Path:
-    """Return the folder of the base model, which is built unless it is cached.
+    """Return the folder of the miniature's base model, which is built unless it is cached.
 
     With `quick` its training has only a few steps, so it knows next to nothing.
     """
@@ -75,12 +95,11 @@ def demo_base(console: Console, *, seed: int, quick: bool = False) -> Path:
         return build_base(settings, progress=progress)
 
 
-def demo_config(base: Path, run: str, *, seed: int, quick: bool = False) -> Config:
+def demo_config(base: Path, *, seed: int, quick: bool = False) -> Config:
     """Return the recipe `miniature` with this base model and the data of the seed."""
     settings = [
         f"model={base}",
         *data_settings(BaseSettings(seed=seed)),
-        f"run={run}",
         f"seed={seed}",
         "eval_every=0",
     ]
@@ -107,11 +126,13 @@ def print_evaluation(console: Console, base: Path, questions: int) -> None:
     console.print(table)
 
 
-def print_accuracy(console: Console, run: Run) -> None:
-    """Print the share of greedy answers that match the whole reference answer, by family."""
+def print_accuracy(console: Console, run: Run, families: Sequence[str]) -> None:
+    """Print the share of greedy answers that the checker accepts, by family, with intervals."""
     before, after = run.heldout(0), run.heldout()
-    table = Table("right answers", "before", "after", "after, empty trace", "questions")
-    for family in FAMILIES:
+    table = Table(
+        "right answers (95 % interval)", "before", "after", "after, empty trace", "questions"
+    )
+    for family in families:
         questions = sum(row["source"] == family for row in after)
         table.add_row(
             family,
@@ -123,19 +144,20 @@ def print_accuracy(console: Console, run: Run) -> None:
     console.print(table)
 
 
-def print_traces(console: Console, run: Run) -> None:
-    """Print one question of each walk with trace and answer before and after training."""
+def print_traces(console: Console, run: Run, families: Sequence[str]) -> None:
+    """Print one question of each family with trace and answer before and after training."""
     before = {row["id"]: row for row in run.heldout(0)}
     after = run.heldout()
-    for family in ("sum", "bot"):
+    for family in families:
         row = next((row for row in after if row["source"] == family), None)
         if row is None:
             continue
         console.print(Text(f"\n{row['question']}", style="bold"))
         for time, record in (("before", before[row["id"]]), ("after", row)):
+            trace = " ".join(record["trace"].split())  # a pretrained model writes line breaks
             text = Text(f"  {time:<7}")
-            text.append(f"{record['trace'] or '(empty)'}\n", style="dim")
-            text.append(f"          {record['answer']} ", style="default")
+            text.append(f"{trace or '(empty)'}\n", style="dim")
+            text.append(f"          {record['answer'].strip()} ", style="default")
             if record["correct"]:
                 text.append("right", style="green")
             else:
@@ -143,22 +165,66 @@ def print_traces(console: Console, run: Run) -> None:
             console.print(text)
 
 
-def _train(config: Config, listener: Any) -> Run:
-    """Train, and close the listener afterwards, because it may hold the terminal."""
+def _prepare_miniature(console: Console, *, seed: int, quick: bool) -> Config:
+    _heading(console, 1, "A base model", " that has read worked answers, but seldom writes one")
+    base = demo_base(console, seed=seed, quick=quick)
+    print_evaluation(console, base, questions=5 if quick else 300)
+    return demo_config(base, seed=seed, quick=quick)
+
+
+def _prepare_pretrained(console: Console, model: str, *, seed: int, quick: bool) -> Config:
+    _heading(console, 1, "A pretrained model", " with two worked examples before each question")
+    with console.status("fetching the model (once; then it is cached)"):
+        settings = [*prepare(model, seed), f"seed={seed}", "eval_every=0"]
+    if quick:
+        settings += ["heldout.rows=8", "steps=3", "batch=4"]
+    config = load_config(model, settings)
+    console.print(f"model folder: {config.model}", highlight=False, soft_wrap=True)
+    return config
+
+
+def _heading(console: Console, number: int, title: str, text: str) -> None:
+    console.print(f"[bold]{number}. {title}[/bold]{text}", highlight=False)
+
+
+def _train(config: Config, run: str | None, default_name: str, listener: Any) -> Run:
+    """Train or resume, and close the listener afterwards, because it may hold the terminal."""
+    name = run or _run_name(default_name, config)
+    key = "resume" if _is_unfinished(name, config) else "run"
     try:
-        return train(config, listener=listener)
+        return train(config.model_copy(update={key: name}), listener=listener)
     finally:
         close = getattr(listener, "close", None)
         if close:
             close()
 
 
-def _unused_run_name() -> str:
-    """Return demo, or demo-2, demo-3, … if it exists."""
-    names = ["demo", *(f"demo-{i}" for i in range(2, 1000))]
-    return next(name for name in names if not run_folder(name).exists())
+def _run_name(default: str, config: Config) -> str:
+    """Return `default`, or the next of default-2, default-3, … that is unused or to be resumed."""
+    names = [default, *(f"{default}-{i}" for i in range(2, 1000))]
+    return next(
+        name for name in names if not run_folder(name).exists() or _is_unfinished(name, config)
+    )
+
+
+def _is_unfinished(name: str, config: Config) -> bool:
+    """Return whether a folder holds an interrupted run with the settings of `config`."""
+    folder = run_folder(name)
+    if not (folder / "config.yaml").is_file() or (folder / "model").exists():
+        return False
+    if holder_pid(folder / "lock"):
+        return False
+    try:
+        run_config = Run(folder).config
+    except InputError:  # of another version, or damaged
+        return False
+    own, wanted = (each.model_dump(exclude=FREE_ON_RESUME) for each in (run_config, config))
+    return own == wanted
 
 
 def _share(rows: list[dict[str, Any]], family: str, key: str) -> str:
     values = [row[key] for row in rows if row["source"] == family]
-    return f"{sum(values) / len(values):.0%}" if values else "–"
+    if not values:
+        return "–"
+    share = wilson(sum(values), len(values))
+    return f"{share.mean:.0%} ({share.low:.0%}–{share.high:.0%})"

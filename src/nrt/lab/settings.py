@@ -1,11 +1,15 @@
-"""Base model and data of each recipe of the miniature."""
+"""Model and data of each recipe that needs neither from the user."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 
+from nrt.lab.arithmetic import FAMILIES, draw_problems, messages, worked_examples
 from nrt.lab.base import BaseSettings, Progress, Stage, build_base
-from nrt.lab.dataset import write_documents, write_pairs
+from nrt.lab.dataset import write_documents, write_jsonl, write_pairs
+from nrt.lab.pretrained import smollm2_folder
 from nrt.lab.world import ADD_WEIGHTS
 from nrt.system.environment import cache_folder
 
@@ -25,6 +29,33 @@ BASES: dict[str, BaseSettings] = {
     "miniature-text": BaseSettings(),
 }
 """Recipe → settings of its base model; the seed is that of the run."""
+
+
+PRETRAINED: dict[str, tuple[str, ...]] = {
+    "smollm2": ("count3", "add2"),
+    "smollm2-addsub": ("addsub2",),
+    "smollm2-hard": ("count4", "add3"),
+}
+"""Recipe → families of its questions (`lab.arithmetic`); the model is SmolLM2-135M-Instruct."""
+
+ARITHMETIC_PAIRS = 400  # per family; some have fewer
+ARITHMETIC_TESTS = 32
+
+
+def prepare(recipe: str, seed: int, progress: Progress | None = None) -> list[str]:
+    """Return the `key=value` settings that name model and data of a recipe, and make both.
+
+    What is cached is not made again. Raises InputError if a pretrained model cannot be fetched.
+
+    Args:
+        recipe: one of `nrt.lab.RECIPES`.
+        seed: of the data and, in the miniature, of the base model.
+        progress: see `prepare_miniature`.
+    """
+    if recipe in PRETRAINED:
+        model = smollm2_folder(plain=True)
+        return [f"model={model}", *arithmetic_settings(PRETRAINED[recipe], seed)]
+    return prepare_miniature(recipe, seed, progress)
 
 
 def prepare_miniature(recipe: str, seed: int, progress: Progress | None = None) -> list[str]:
@@ -54,3 +85,28 @@ def data_settings(settings: BaseSettings, *, as_text: bool = False) -> list[str]
     write(train, "train", TRAIN_PAIRS, seed=settings.seed, weights=weights)
     rows = write(test, "test", TEST_PAIRS, seed=settings.seed, weights=weights)
     return [f"data.train={train}", f"data.valid={test}", f"heldout.rows={rows}"]
+
+
+def arithmetic_settings(families: Sequence[str], seed: int) -> list[str]:
+    """Write questions of families of `lab.arithmetic` and return the settings that name them.
+
+    The test questions are the same for every seed. The first of them are a fair sample: the
+    families take turns.
+    """
+    kinds = [FAMILIES[name] for name in families]
+    examples = worked_examples(kinds)
+    folder = cache_folder() / "lab" / f"arithmetic-{'-'.join(families)}-{seed}"
+    counts = {}
+    for split, n in (("train", ARITHMETIC_PAIRS), ("test", ARITHMETIC_TESTS)):
+        test = split == "test"
+        drawn = [draw_problems(kind, test=test, n=n, seed=0 if test else seed) for kind in kinds]
+        rows = [
+            {"messages": messages(problem, examples), "source": problem.family}
+            for problems in zip_longest(*drawn)
+            for problem in problems
+            if problem
+        ]
+        write_jsonl(folder / f"{split}.jsonl", rows)
+        counts[split] = len(rows)
+    train, test = folder / "train.jsonl", folder / "test.jsonl"
+    return [f"data.train={train}", f"data.valid={test}", f"heldout.rows={counts['test']}"]

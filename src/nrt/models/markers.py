@@ -62,12 +62,8 @@ def add_markers(model: PreTrainedModel, tokenizer: Any, markers: MarkersConfig) 
 def add_marker_tokens(tokenizer: Any, markers: MarkersConfig) -> None:
     """Add the markers that the tokenizer lacks.
 
-    Raises InputError if START and END are the same text, or if END is the end-of-turn token.
+    Raises InputError if END is the end-of-turn token.
     """
-    if markers.start == markers.end:
-        raise InputError(
-            f"markers.start and markers.end are both '{markers.start}'; give two different texts"
-        )
     if markers.end == tokenizer.eos_token:
         raise InputError(
             f"markers.end={markers.end} is the token that ends a turn, "

@@ -65,6 +65,7 @@ class RowCredit:
     reward: float = 0.0  # the trace's final reward, for methods that use it as answer weight
     # old_logp_N, with the sampler's own log-probs on the tokens it sampled if it reports them
     sampler_logp_N: Tensor | None = None
+    beats_null: bool = True  # R > R_base beyond rounding, for methods that use it so
 
 
 @dataclass(frozen=True)
@@ -236,16 +237,21 @@ def _answer_weight(
     if not isinstance(method.answer_weight, str):
         return torch.full_like(logp_A, method.answer_weight)
     lengths = [row.tail_roles.count(Role.ANSWER) for row in rows]
-    if method.answer_weight == "reward":
-        rewards = torch.tensor([credit.reward for credit in credits], dtype=logp_A.dtype)
-        return torch.repeat_interleave(rewards, torch.tensor(lengths)).to(logp_A)
+    if method.answer_weight in ("reward", "beats-null"):
+        by_reward = method.answer_weight == "reward"
+        values = [credit.reward if by_reward else float(credit.beats_null) for credit in credits]
+        value_R = torch.tensor(values, dtype=logp_A.dtype)
+        return torch.repeat_interleave(value_R, torch.tensor(lengths)).to(logp_A)
     if method.reward is None:
         raise ValueError(f"{method.name} has no reward, so no signal")
     signals = []
     # On the CPU, because the signal is float64, which some devices do not have.
     for logp_T, credit in zip(logp_A.cpu().split(lengths), credits, strict=True):
         signals.append(token_signal(method.reward, logp_T[None], credit.weights_T)[0])
-    return torch.cat(signals).to(logp_A)
+    signal_A = torch.cat(signals)
+    if method.signal_floor is not None:
+        signal_A = signal_A.clamp(min=method.signal_floor)
+    return signal_A.to(logp_A)
 
 
 def _packed(masks: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -60,8 +60,11 @@ class Method:
     importance_cap: float | None = None
     # an END that was appended takes part in the trace term, as in the authors' release
     appended_end_acts: bool = False
-    # "signal": ∂R/∂log c (Eq. 8); "reward": the trace's final reward; or one number for all tokens
-    answer_weight: Literal["signal", "reward"] | float = "signal"
+    # "signal": ∂R/∂log c (Eq. 8); "reward": the trace's final reward; "beats-null": 1 after traces
+    # with R > R_base, else 0; or one number for all tokens
+    answer_weight: Literal["signal", "reward", "beats-null"] | float = "signal"
+    # smallest weight of an answer token, if the weight is the signal; None: none
+    signal_floor: float | None = None
     trace_coef: float = 1.0  # coefficient of the trace term
     answer_coef: float = 1.0  # β
     format_coef: float = 0.3  # λ_format, Table 6

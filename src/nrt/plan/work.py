@@ -87,16 +87,23 @@ def group_rows(
         bare = (bare_row(pair),)
         return GroupRows((), bare, (), bare if weighs_difficulty else (), 0)
     candidate = (null,) if weighs_difficulty else ()
-    trace = Trace((0,) * lengths.trace, finished=False)
-    rows = (trace_row(pair, trace, markers),) * config.traces
+    traces = [_trace(k, lengths.trace) for k in range(config.traces)]
+    rows = tuple(trace_row(pair, trace, markers) for trace in traces)
     with_null = (*rows, null)
     null_tokens = len(null.tail_ids) - 1
     if method.samples_answers:
-        answers = (sampled_answer_row(pair, trace, pair.answer_ids, markers),) * config.traces
+        answers = tuple(
+            sampled_answer_row(pair, trace, pair.answer_ids, markers) for trace in traces
+        )
         return GroupRows((*with_null, *answers), answers, initial, candidate, null_tokens)
     if _is_fused(config, method, with_null):
         return GroupRows((), with_null, initial, candidate, null_tokens)
     return GroupRows(with_null, rows, initial, candidate, null_tokens)
+
+
+def _trace(k: int, length: int) -> Trace:
+    """Return trace k of a group. All differ, because equal rows are forwarded only once."""
+    return Trace((k, *(0,) * length)[:length], finished=False)
 
 
 def _initial_rows(config: Config, method: Method, pair: Pair, null: Row) -> tuple[Row, ...]:
@@ -150,7 +157,8 @@ def count_tokens(config: Config, method: Method, lengths: RowLengths) -> StepTok
 def prefilled_tokens(config: Config, method: Method, lengths: RowLengths) -> int:
     """Return the tokens that the sampler reads for one prompt.
 
-    It reads the prompt once for all traces, and again with each trace before it samples an answer.
+    It reads the prompt once for all traces, and again with each trace before it samples an answer
+    (except on a CPU, where the prompt is read once for short traces).
     """
     if not method.samples:
         return 0

@@ -27,6 +27,9 @@ class Request:
     top_p: float = 1.0  # sample from the smallest set of most likely tokens with this probability
     banned: frozenset[int] = frozenset()  # tokens of probability 0
     only: Sequence[int] | None = None  # the prompts to sample for, each as among all; None: all
+    # Number of leading tokens of each prompt that other prompts begin with too; a sampler may
+    # forward them once. It changes no sample.
+    prefix_lengths: Sequence[int] | None = None
 
     @property
     def places(self) -> Sequence[int]:

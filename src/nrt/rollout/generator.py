@@ -21,6 +21,7 @@ class Generator:
     max_answer_tokens: int
     # Ids that no trace may contain: START, in training. A served model may sample it.
     banned: frozenset[int] = frozenset()
+    temperature: float = 1.0  # of sampled traces and answers
 
     def trace_request(
         self, pairs: Sequence[Pair], n: int, *, seed: int | Sequence[int], greedy: bool = False
@@ -28,7 +29,9 @@ class Generator:
         """Return the request that `traces` sends to the sampler."""
         prompts = tuple((*pair.prompt_ids, *self.markers.opener) for pair in pairs)
         cap = self.max_trace_tokens
-        return Request(prompts, n, self.stop_ids, cap, seed, greedy, banned=self.banned)
+        return Request(
+            prompts, n, self.stop_ids, cap, seed, greedy, self.temperature, banned=self.banned
+        )
 
     def traces(
         self,
@@ -53,7 +56,13 @@ class Generator:
     def to_trace(self, sample: Sample, *, keep_end_token: bool = False) -> Trace:
         """Return the trace of a sample of this generator's sampler."""
         end_id = self.markers.end_id
-        return to_trace(sample, end_id, self.stop_ids, keep_end_token=keep_end_token)
+        return to_trace(
+            sample,
+            end_id,
+            self.stop_ids,
+            keep_end_token=keep_end_token,
+            temperature=self.temperature,
+        )
 
     def answer_request(
         self,
@@ -61,14 +70,26 @@ class Generator:
         *,
         seed: int | Sequence[int],
         greedy: bool = False,
+        prefix_lengths: Sequence[int] | None = None,
     ) -> Request:
         """Return the request that `answers` sends to the sampler.
 
         Args:
             prefixes: all ids before each answer.
+            prefix_lengths: see `Request`.
         """
         stop_ids = self.stop_ids - {self.markers.end_id}
-        return Request(prefixes, 1, stop_ids, self.max_answer_tokens, seed, greedy)
+        cap = self.max_answer_tokens
+        return Request(
+            prefixes,
+            1,
+            stop_ids,
+            cap,
+            seed,
+            greedy,
+            self.temperature,
+            prefix_lengths=prefix_lengths,
+        )
 
     def answers(
         self, rows: Sequence[Row], *, seed: int, greedy: bool = False
@@ -77,8 +98,13 @@ class Generator:
 
         The last id ends the turn, unless the cap was reached.
         """
-        prefixes = [row.before_answer for row in rows]
-        groups = self.sampler.sample(self.answer_request(prefixes, seed=seed, greedy=greedy))
+        request = self.answer_request(
+            [row.before_answer for row in rows],
+            seed=seed,
+            greedy=greedy,
+            prefix_lengths=[len(row.prompt_ids) for row in rows],
+        )
+        groups = self.sampler.sample(request)
         return [sample.ids for (sample,) in groups]
 
     def strip_end_token(self, answer_ids: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ can change samples.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ the cache.
 LOOK_EVERY = 8
 """Tokens between two looks at which rows still run, on devices where looking synchronizes with the
 host.
+"""
+MAX_REST = 64
+"""Tokens that a row may read one by one after what prompts have in common, on a CPU. More are
+forwarded at once. On other devices all are: a forward of many tokens takes little longer there than
+one of a single token.
 """
 
 
@@ -76,11 +82,13 @@ class HFSampler:
                 "a prompt without tokens has nothing to predict from; give it at least a BOS token"
             )
         n, places = request.n, request.places
-        prompts = [request.prompts[b] for b in places for _ in range(n)]
+        on_cpu = next(self.model.parameters()).device.type == "cpu"
+        split = _split_prompts(request, MAX_REST if on_cpu else 0)
+        prompts = [split[b] for b in places for _ in range(n)]
         uniforms_RC = None if request.greedy else _uniforms(request)
         samples: dict[int, Sample] = {}
-        # Similar lengths need less padding
-        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        # Similar lengths need less padding, and rows with a common part belong together
+        order = sorted(range(len(prompts)), key=lambda row: prompts[row].sort_key)
         with _eval_mode(self.model), torch.no_grad():
             for first in range(0, len(order), self.max_rows):
                 rows = order[first : first + self.max_rows]
@@ -122,30 +130,42 @@ class HFSampler:
         return make_decoder(self.model, prompts, self.pad_id, cap)
 
     def _decode(
-        self, prompts: Sequence[tuple[int, ...]], uniforms_RC: Tensor | None, request: Request
+        self, prompts: Sequence[_Prompt], uniforms_RC: Tensor | None, request: Request
     ) -> list[Sample]:
         """Return one sample for each prompt.
 
-        Tokens drawn for a row between its stop and its leaving the batch are cut off at the end.
+        The decoder forwards what prompts have in common. The rest of each is read token by token,
+        so a row's first sample comes later, the longer its rest. Tokens drawn for a row between its
+        stop and its leaving the batch are cut off at the end.
         """
         stop_ids, cap = request.stop_ids, request.cap
-        decoder = self._decoder(prompts, cap)
+        longest_rest = max(len(prompt.rest) for prompt in prompts)
+        decoder = self._decoder([prompt.common for prompt in prompts], longest_rest + cap)
         device = decoder.logits_RV.device
         stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
         banned = _banned(request, device)
         uniforms_CR = None if uniforms_RC is None else uniforms_RC.T.to(device, _cdf_type(device))
-        ids_CR = torch.zeros(cap, len(prompts), dtype=torch.long, device=device)
-        logps_CR = torch.zeros(cap, len(prompts), device=device)
+        rest_LR, rest_length_R = _rests(prompts, longest_rest, device)
+        # Two more places than tokens: for draws before a row's first token and after its last.
+        ids_CR = torch.zeros(cap + 2, len(prompts), dtype=torch.long, device=device)
+        logps_CR = torch.zeros(cap + 2, len(prompts), device=device)
         rows = torch.arange(len(prompts), device=device)  # samples that the decoder still holds
         running = torch.ones_like(rows, dtype=torch.bool)
         look_every = 1 if device.type == "cpu" else LOOK_EVERY
-        for step in range(cap):
+        for step in range(longest_rest + cap):
+            index_R = step - rest_length_R[rows]  # of the row's own tokens; below 0: of its rest
             logp_RV = _distribution(decoder.logits_RV.float(), request, banned)
-            token_R = _choose(logp_RV, None if uniforms_CR is None else uniforms_CR[step, rows])
-            ids_CR[step, rows] = token_R
-            logps_CR[step, rows] = logp_RV.gather(-1, token_R.unsqueeze(-1)).squeeze(-1)
-            running &= torch.isin(token_R, stops, invert=True)
-            if step == cap - 1:
+            uniform_R = None
+            if uniforms_CR is not None:
+                uniform_R = uniforms_CR[index_R.clamp(0, cap - 1), rows]
+            token_R = _choose(logp_RV, uniform_R)
+            place_R = index_R.clamp(-1, cap) + 1
+            ids_CR[place_R, rows] = token_R
+            logps_CR[place_R, rows] = logp_RV.gather(-1, token_R.unsqueeze(-1)).squeeze(-1)
+            running &= torch.isin(token_R, stops, invert=True) & (index_R < cap - 1) | (index_R < 0)
+            if step < longest_rest:
+                token_R = torch.where(index_R < 0, rest_LR[step, rows], token_R)
+            if step == longest_rest + cap - 1:
                 break
             if step % look_every == 0:
                 left = int(running.sum())
@@ -157,10 +177,46 @@ class HFSampler:
                     decoder.select(keep)
             decoder.advance(token_R)
         samples = []
-        for ids, logps in zip(ids_CR.T.tolist(), logps_CR.T.tolist(), strict=True):
+        for ids, logps in zip(ids_CR[1:-1].T.tolist(), logps_CR[1:-1].T.tolist(), strict=True):
             kept = cut(ids, stop_ids, cap)
             samples.append(Sample(kept, tuple(logps[: len(kept)])))
         return samples
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt in two parts."""
+
+    common: tuple[int, ...]  # forwarded once for all prompts that begin with it
+    rest: tuple[int, ...]  # read token by token
+
+    @property
+    def sort_key(self) -> tuple[int, tuple[int, ...], int]:
+        return len(self.common), self.common, len(self.rest)
+
+
+def _split_prompts(request: Request, max_rest: int) -> list[_Prompt]:
+    """Split prompts at their prefix lengths, where several begin alike and the rest is short."""
+    if not request.prefix_lengths or not max_rest:
+        return [_Prompt(ids, ()) for ids in request.prompts]
+    pairs = zip(request.prompts, request.prefix_lengths, strict=True)
+    split = [_Prompt(ids[:length], ids[length:]) for ids, length in pairs]
+    count = Counter(prompt.common for prompt in split)
+    return [
+        prompt
+        if count[prompt.common] > 1 and len(prompt.rest) <= max_rest
+        else _Prompt(prompt.common + prompt.rest, ())
+        for prompt in split
+    ]
+
+
+def _rests(prompts: Sequence[_Prompt], longest: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the tokens that each row reads after what prompts have in common: (ids [L, R], padded
+    with 0, and their number [R]).
+    """
+    padded = [[*prompt.rest, *[0] * (longest - len(prompt.rest))] for prompt in prompts]
+    ids_RL = torch.tensor(padded, dtype=torch.long, device=device).view(len(prompts), longest)
+    return ids_RL.T, torch.tensor([len(prompt.rest) for prompt in prompts], device=device)
 
 
 def _banned(request: Request, device: torch.device) -> Tensor | None:

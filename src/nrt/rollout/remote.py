@@ -214,7 +214,9 @@ def _split(request: Request, parts: int) -> list[Request]:
     requests = []
     for i in range(0, len(prompts), size):
         part_prompts, part_seeds = prompts[i : i + size], seeds[i : i + size]
-        requests.append(replace(request, prompts=part_prompts, seed=part_seeds, only=None))
+        # vLLM finds by itself what prompts have in common
+        changes = {"prompts": part_prompts, "seed": part_seeds, "only": None}
+        requests.append(replace(request, **changes, prefix_lengths=None))
     return requests
 
 

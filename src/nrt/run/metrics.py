@@ -222,6 +222,17 @@ METRICS: dict[str, Metric] = {
         "share",
         "rows whose reference answer is more likely after the trace than after the null trace",
     ),
+    "readout/right": Metric(
+        "share", "traces whose text the checker would accept as an answer: right traces"
+    ),
+    "readout/probability": Metric(
+        "probability",
+        "mean probability of the least likely token of y* after a right trace; while it falls, "
+        "the policy learns to ignore its traces",
+    ),
+    "readout/advantage": Metric(
+        "", "mean advantage of right traces; while it is below 0, they are being unlearned"
+    ),
     "judge/quality": Metric(
         "score",
         "mean score in [0, 1] that a language model gives the traces of sampled held-out questions",
@@ -260,10 +271,13 @@ _GROUPS = {
     "sampler": "Sampler compared with the trainer; only if the sampler returns log-probabilities.",
     "heldout": "Before training, every `eval_every` steps and at the end. Also as "
     "`<name>/<source>` if rows name their source.",
+    "readout": "Over the B × K traces of the step (at most 256), in runs with a checker "
+    "(`heldout.checker`) other than `exact`. The last two need four right traces. Also as "
+    "`<name>/<source>` if rows name several sources.",
     "judge": "Not in the file: `Run.metrics()`, and everything that reads it, adds them from the "
     "results of `nrt judge` ([judge.md](judge.md)).",
-    "the miniature": "Only in `nrt demo`, whose world can tell which traces are correct; "
-    "`<family>` is sum, bot or recall.",
+    "the miniature": "Only in runs of the miniature, whose world can tell which traces are "
+    "correct; `<family>` is sum, bot or recall.",
 }
 
 _HEAD = """# Metrics

@@ -187,7 +187,14 @@ class RunWriter:
 
         Leftovers of the report stay, because another process may be writing it.
         """
-        for name in ("environment.json", "config.yaml", *APPENDED_FILES, "model", BASE_FOLDER):
+        for name in (
+            "lock",
+            "environment.json",
+            "config.yaml",
+            *APPENDED_FILES,
+            "model",
+            BASE_FOLDER,
+        ):
             remove_leftovers(self.path, name=name, older_than=0.0)
         for name in ("checkpoints", "heldout", "skipped"):
             remove_leftovers(self.path / name, older_than=0.0)

@@ -13,7 +13,7 @@ from nrt.types import Row, TokenScores
 
 
 class Scorer(Protocol):
-    """Scores rows with a Hugging Face causal LM at temperature 1."""
+    """Scores rows with a Hugging Face causal LM, sampled tokens at their row's temperature."""
 
     @property
     def shares_prompts(self) -> bool:

@@ -63,6 +63,7 @@ class LMHead:
         target_M: Tensor,
         gradient_of: GradientOf | None = None,
         banned_M: Tensor | None = None,
+        temperature_M: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return (log-probabilities, entropies) [M], float32, in nats.
 
@@ -74,6 +75,7 @@ class LMHead:
             gradient_of: the backward adds the gradient of the vocabulary matrix to this tensor and
                 returns none to autograd. None: autograd receives it.
             banned_M: id of a token of probability 0 at each position, or −1.
+            temperature_M: divides the logits of each position, float32; None: 1 everywhere.
         """
         settings = (self.scale, self.softcap, gradient_of, tuple(self.row_by_token))
         return _TokenLogprobs.apply(
@@ -82,6 +84,7 @@ class LMHead:
             self.bias_V,
             target_M,
             banned_M,
+            temperature_M,
             settings,
             *self.row_by_token.values(),
         )
@@ -96,6 +99,7 @@ class _TokenLogprobs(torch.autograd.Function):
         bias_V: Tensor | None,
         target_M: Tensor,
         banned_M: Tensor | None,
+        temperature_M: Tensor | None,
         settings: tuple[float, float | None, GradientOf | None, tuple[int, ...]],
         *trained_row: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -109,20 +113,24 @@ class _TokenLogprobs(torch.autograd.Function):
             softmax = _OnlineSoftmax()
             for columns in tiles.vocabulary_slices(V):
                 logits = tiles.logits(hidden_Md[rows], columns)
+                if temperature_M is not None:
+                    logits /= temperature_M[rows, None]
                 _fill_banned(logits, banned_M, rows, columns, BANNED_LOGIT)
                 is_inside, index = _locate(target_M[rows], columns)
                 logit = logits.gather(1, index[:, None])[:, 0]
                 logit_M[rows] = torch.where(is_inside, logit, logit_M[rows])
                 softmax.add(logits)
             lse_M[rows], entropy_M[rows] = softmax.results()
-        ctx.save_for_backward(hidden_Md, weight_Vd, bias_V, target_M, lse_M, banned_M)
+        ctx.save_for_backward(
+            hidden_Md, weight_Vd, bias_V, target_M, lse_M, banned_M, temperature_M
+        )
         ctx.scale, ctx.softcap = scale, softcap
         ctx.mark_non_differentiable(entropy_M)
         return logit_M - lse_M, entropy_M
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_Md, weight_Vd, bias_V, target_M, lse_M, banned_M = ctx.saved_tensors
+        hidden_Md, weight_Vd, bias_V, target_M, lse_M, banned_M, temperature_M = ctx.saved_tensors
         tiles = _Tiles(weight_Vd, bias_V, ctx.scale, ctx.softcap)
         grad_M = grads[0]
         M, V, d = len(hidden_Md), len(weight_Vd), hidden_Md.shape[1]
@@ -140,8 +148,9 @@ class _TokenLogprobs(torch.autograd.Function):
         }
         for rows in tiles.token_slices(M):
             for columns in tiles.vocabulary_slices(V):
+                temperature = None if temperature_M is None else temperature_M[rows]
                 d_logits = tiles.gradient(
-                    hidden_Md[rows], columns, target_M[rows], lse_M[rows], grad_M[rows]
+                    hidden_Md[rows], columns, target_M[rows], lse_M[rows], grad_M[rows], temperature
                 )
                 _fill_banned(d_logits, banned_M, rows, columns, 0.0)
                 d_hidden[rows] += _matmul(d_logits, weight_Vd[columns])
@@ -159,7 +168,7 @@ class _TokenLogprobs(torch.autograd.Function):
             returned_bias = d_bias.to(bias_V.dtype)
         returned_rows = [d_row.to(weight_Vd.dtype) for d_row in d_rows.values()]
         d_inputs = (d_hidden.to(hidden_Md.dtype), returned_weight, returned_bias)
-        return *d_inputs, None, None, None, *returned_rows
+        return *d_inputs, None, None, None, None, *returned_rows
 
 
 @dataclass(frozen=True)
@@ -189,14 +198,23 @@ class _Tiles:
         return logits
 
     def gradient(
-        self, hidden: Tensor, columns: slice, target: Tensor, lse: Tensor, grad: Tensor
+        self,
+        hidden: Tensor,
+        columns: slice,
+        target: Tensor,
+        lse: Tensor,
+        grad: Tensor,
+        temperature: Tensor | None,
     ) -> Tensor:
         """Return d log p(target) / d (h Wᵀ + b) times `grad` for a tile.
 
-        It is (one-hot − p) · grad, times the derivatives of softcap and scale.
+        It is (one-hot − p) · grad, times the derivatives of temperature, softcap and scale.
         """
         logits = self.logits(hidden, columns)
         slope = None if self.softcap is None else 1 - (logits / self.softcap).square_()
+        if temperature is not None:
+            logits /= temperature[:, None]
+            grad = grad / temperature
         d_logits = logits.sub_(lse[:, None]).exp_().mul_(-grad[:, None])
         is_inside, index = _locate(target, columns)
         d_logits.scatter_add_(1, index[:, None], (grad * is_inside)[:, None])

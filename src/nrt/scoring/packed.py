@@ -1,4 +1,6 @@
-"""Packed scorer: forwards each prompt once for all of its tails, and never stores the logits."""
+"""Packed scorer: forwards each prompt once for all of its tails, equal rows once for all, and never
+stores the logits.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,16 @@ class PackedScorer:
         Raises InputError for a row without prompt or tail.
         """
         causal_lm: Any = model
-        layout = lay_out(rows, next(model.parameters()).device, ban_start=self.ban_start)
+        distinct = list(dict.fromkeys(rows))
+        layout = lay_out(distinct, next(model.parameters()).device, ban_start=self.ban_start)
         if self.gradient_of and torch.is_grad_enabled():
             embeddings = causal_lm.get_input_embeddings()
             if embeddings.weight.requires_grad:
                 # Autograd adds a sparse gradient in place to a dense one that exists already.
                 embeddings.sparse = True
                 self.gradient_of(embeddings.weight)
-        return score_packed(causal_lm, PrefixAttention(layout), self.gradient_of)
+        scores = score_packed(causal_lm, PrefixAttention(layout), self.gradient_of)
+        return scores if len(distinct) == len(rows) else _repeated(scores, distinct, rows)
 
     def batches(self, rows: Sequence[Row], tokens_per_batch: int) -> list[list[int]]:
         """See `packed_batches`."""
@@ -67,5 +71,15 @@ def score_packed(
     )
     hidden_Md = output.last_hidden_state[0][layout.predictor_M]
     head = LMHead.from_model(causal_lm)
-    logp_M, entropy_M = head(hidden_Md, layout.target_M, gradient_of, layout.banned_M)
+    logp_M, entropy_M = head(
+        hidden_Md, layout.target_M, gradient_of, layout.banned_M, layout.temperature_M
+    )
     return TokenScores(logp_M, entropy_M, layout.lengths)
+
+
+def _repeated(scores: TokenScores, distinct: Sequence[Row], rows: Sequence[Row]) -> TokenScores:
+    """Return the scores of all rows from those of the distinct ones; gradients add up."""
+    tails = dict(zip(distinct, scores.rows(), strict=True))
+    logps, entropies = zip(*(tails[row] for row in rows), strict=True)
+    lengths = tuple(len(row.tail_ids) for row in rows)
+    return TokenScores(torch.cat(logps), torch.cat(entropies), lengths)

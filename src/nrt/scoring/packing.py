@@ -53,6 +53,7 @@ class PackedLayout:
     predictor_M: Tensor  # index in N of the hidden state that predicts each tail token, row by row
     target_M: Tensor  # ids of the tail tokens
     banned_M: Tensor | None  # see `banned_tokens`
+    temperature_M: Tensor | None  # see `temperatures`
     lengths: tuple[int, ...]  # number of tail tokens of each row
 
     @property
@@ -78,6 +79,22 @@ def banned_tokens(rows: Sequence[Row], device: torch.device | str) -> Tensor | N
             is_action = role is Role.TRACE or role is Role.END
             banned.append(start if is_action and token != start else -1)
     return torch.tensor(banned, device=device) if max(banned, default=-1) >= 0 else None
+
+
+def temperatures(rows: Sequence[Row], device: torch.device | str) -> Tensor | None:
+    """Return the temperature of each tail token's distribution, float32; None if all are 1.
+
+    Tokens that the policy sampled, in traces and in answers of its own, have their row's, so that
+    they are scored under the distribution from which they came. START, an appended END and the
+    reference answer have 1.
+    """
+    if all(row.temperature == 1 for row in rows):
+        return None
+    parts = []
+    for row in rows:
+        is_action = row.sampled_mask | row.mask(Role.SAMPLED_ANSWER)
+        parts.append(torch.where(is_action, row.temperature, 1.0))
+    return torch.cat(parts).to(device)
 
 
 def lay_out(
@@ -118,6 +135,7 @@ def lay_out(
         predictor_M=torch.tensor(flat_predictors, device=device),
         target_M=torch.tensor(targets, device=device),
         banned_M=banned_tokens(rows, device) if ban_start else None,
+        temperature_M=temperatures(rows, device),
         lengths=tuple(len(row.tail_ids) for row in rows),
     )
 

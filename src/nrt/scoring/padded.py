@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nrt.scoring.packing import BANNED_LOGIT, banned_tokens, check_rows
+from nrt.scoring.packing import BANNED_LOGIT, banned_tokens, check_rows, temperatures
 from nrt.types import Row, TokenScores
 
 ENTROPY_CHUNK = 1024
@@ -31,7 +31,7 @@ ENTROPY_CHUNK = 1024
 class PaddedScorer:
     """Scores rows in one padded batch.
 
-    Softcaps and logit scales are the model's own; temperature is 1. Memory: the logits [R, T, V]
+    Softcaps and logit scales are the model's own. Memory: the logits [R, T, V]
     in the model's type, and their log-softmax [N, V] in float32, which the backward needs.
     """
 
@@ -55,6 +55,9 @@ class PaddedScorer:
         ).logits
         logits_NV = logits_RTV[batch.in_tail_RT].float()
         del logits_RTV
+        temperature_N = temperatures(rows, logits_NV.device)
+        if temperature_N is not None:
+            logits_NV = logits_NV / temperature_N[:, None]
         banned_N = banned_tokens(rows, logits_NV.device) if self.ban_start else None
         if banned_N is not None:
             token_V = torch.arange(logits_NV.shape[-1], device=logits_NV.device)

@@ -20,14 +20,13 @@ import logging
 import os
 import socket
 import time
-import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from nrt.errors import InputError
-from nrt.system.files import require_plain_file
+from nrt.system.files import require_plain_file, temporary_path
 
 Holder = dict[str, Any]  # pid, host, birth (see `_birth`), started
 
@@ -151,7 +150,7 @@ def _refusal(path: Path, holder: Holder) -> str:
 
 def _create(path: Path) -> int | None:
     """Create the lock file for this process and return its descriptor; None if it exists."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_path(path, "tmp")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         started = datetime.now(UTC).isoformat(timespec="seconds")

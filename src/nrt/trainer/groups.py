@@ -90,15 +90,19 @@ class Group:
         for logp, row, trace in zip(self.logp, self.rows, self.traces, strict=True):
             reported.append(_reported_logp(logp, row, trace))
         old = reported if self.off_policy else self.logp
-        advantages, rewards = self.advantage_K.tolist(), self.credit.final_K.tolist()
-        credits = []
-        for advantage, old_logp_N, reward, sampler_logp_N in zip(
-            advantages, old, rewards, reported, strict=True
-        ):
-            credits.append(
-                RowCredit(advantage, self.credit.weights_T, old_logp_N, reward, sampler_logp_N)
-            )
-        return credits
+        weights_T = self.credit.weights_T
+        numbers = zip(
+            self.advantage_K.tolist(),
+            old,
+            self.credit.final_K.tolist(),
+            reported,
+            self.credit.beats_null_K.tolist(),
+            strict=True,
+        )
+        return [
+            RowCredit(advantage, weights_T, old_logp_N, reward, sampler_logp_N, beats_null)
+            for advantage, old_logp_N, reward, sampler_logp_N, beats_null in numbers
+        ]
 
 
 @dataclass(frozen=True)

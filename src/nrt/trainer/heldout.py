@@ -86,31 +86,32 @@ class Heldout:
 
     def _evaluate(self, seed: int) -> list[HeldoutRecord]:
         if not self.with_traces:
-            return self._records([bare_row(pair) for pair in self.pairs], {}, None)
+            return self._records({"own": [bare_row(pair) for pair in self.pairs]}, None)
         markers = self.policy.markers
         sampled = self.policy.traces(self.pairs, 1, seed=seed, greedy=self.greedy)
         traces = [trace for (trace,) in sampled]
-        controls = {"null": [null_row(pair, markers) for pair in self.pairs]}
+        rows = {
+            "own": [
+                trace_row(pair, trace, markers)
+                for pair, trace in zip(self.pairs, traces, strict=True)
+            ],
+            "null": [null_row(pair, markers) for pair in self.pairs],
+        }
         if self.with_swapped:
             partners = zip(self.pairs, self._partners(), strict=True)
-            controls["swapped"] = [trace_row(pair, traces[j], markers) for pair, j in partners]
-        rows = [
-            trace_row(pair, trace, markers) for pair, trace in zip(self.pairs, traces, strict=True)
-        ]
-        return self._records(rows, controls, traces)
+            rows["swapped"] = [trace_row(pair, traces[j], markers) for pair, j in partners]
+        return self._records(rows, traces)
 
     def _records(
-        self,
-        rows: Sequence[Row],
-        controls: Mapping[str, Sequence[Row]],
-        traces: Sequence[Trace] | None,
+        self, rows: Mapping[str, Sequence[Row]], traces: Sequence[Trace] | None
     ) -> list[HeldoutRecord]:
+        """Return the records of rows with the question's own trace ("own"; without traces: with
+        none) and of the controls.
+        """
         readings = self._read(rows)
-        control_readings = {
-            name: self._read(control_rows) for name, control_rows in controls.items()
-        }
+        own = readings.pop("own")
         records = []
-        for i, (pair, reading) in enumerate(zip(self.pairs, readings, strict=True)):
+        for i, (pair, reading) in enumerate(zip(self.pairs, own, strict=True)):
             record = HeldoutRecord(
                 id=pair.example.id,
                 source=pair.example.source,
@@ -122,7 +123,7 @@ class Heldout:
                 answer_tokens=self._answer_tokens[i],
                 answer=reading.answer,
                 correct=reading.correct,
-                **_control_fields({name: part[i] for name, part in control_readings.items()}),
+                **_control_fields({name: part[i] for name, part in readings.items()}),
             )
             if traces:
                 record = self._with_trace(record, traces[i])
@@ -162,21 +163,27 @@ class Heldout:
                 partners[i] = next(other_documents, cycle[0])
         return [partners[i] for i in range(len(self.pairs))]
 
-    def _read(self, rows: Sequence[Row]) -> list[_Reading]:
-        """Score y* in each row, sample an answer in its place, and check it."""
-        answers = self._answers(rows)
-        examples = [pair.example for pair in self.pairs]
+    def _read(self, rows: Mapping[str, Sequence[Row]]) -> dict[str, list[_Reading]]:
+        """Score y* in each row, sample an answer in its place, and check it.
+
+        All kinds of rows together: those of one question share their prompt.
+        """
+        flat = [row for part in rows.values() for row in part]
+        pairs = [pair for _ in rows for pair in self.pairs]
+        answers = self._answers(flat)
+        examples = [pair.example for pair in pairs]
         verdicts = self.policy.engine.processes.map(
             self._check, list(zip(answers, examples, strict=True))
         )
+        scores = self.policy.score(flat)
         readings = []
-        scores = self.policy.score(rows)
         for pair, (logp, entropy), answer, correct in zip(
-            self.pairs, scores, answers, verdicts, strict=True
+            pairs, scores, answers, verdicts, strict=True
         ):
             T = len(pair.answer_ids)
             readings.append(_Reading(logp[-T:], entropy[-T:], answer, correct))
-        return readings
+        n = len(self.pairs)
+        return {kind: readings[k * n : (k + 1) * n] for k, kind in enumerate(rows)}
 
     def _answers(self, rows: Sequence[Row]) -> Sequence[str | None]:
         """Sample a greedy answer after everything in a row that comes before y*."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nrt.config import Config
+from nrt.data.checkers import exact
 from nrt.errors import InputError, Interrupted, RunError
 from nrt.rollout import Request
 from nrt.run import Run, RunWriter
@@ -19,6 +20,7 @@ from nrt.trainer.checkpoint import point, prune, save_checkpoint
 from nrt.trainer.guard import report_skipped, skipped_in_a_row
 from nrt.trainer.metrics import trace_record, update_metrics
 from nrt.trainer.progress import Progress, RolloutUpdates, improved, progress_json
+from nrt.trainer.readout import readout_metrics
 from nrt.trainer.setup import Parts
 from nrt.trainer.signals import Signals
 from nrt.trainer.step import StepHooks, train_step
@@ -168,8 +170,12 @@ class Loop:
         rule, state = parts.learner.method.state_rule, self.progress.method_state
         if rule and state is not None:
             metrics |= rule.report(state)
-        if parts.names.observer and self.processes.is_main:
-            metrics |= parts.names.observer(pending.rollout, parts.tokenizer)
+        if self.processes.is_main:  # the others write none
+            if parts.names.checker and parts.names.checker is not exact:  # no trace is an answer
+                groups = pending.rollout.groups
+                metrics |= readout_metrics(groups, parts.names.checker, parts.chat.decode)
+            if parts.names.observer:
+                metrics |= parts.names.observer(pending.rollout, parts.tokenizer)
         return metrics
 
     def _evaluate_before_training(self) -> None:

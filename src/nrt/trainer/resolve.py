@@ -152,6 +152,7 @@ def resolve_method(name: str, values: ObjectiveConfig) -> Method:
         "ratio": values.ratio,
         "ratio_clip": values.ratio_clip,
         "answer_weight": answer_weight,
+        "signal_floor": values.signal_floor,
         "trace_coef": values.trace_coef,
         "answer_coef": values.answer_coef,
         "format_coef": values.format_coef,

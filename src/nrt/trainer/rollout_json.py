@@ -81,6 +81,7 @@ def group_to_json(group: Group) -> dict[str, Any]:
                 "logps": trace.logps,
                 "version": trace.version,
                 "end_token": trace.end_token,
+                "temperature": trace.temperature,
             }
             for trace in group.traces
         ],
@@ -98,13 +99,16 @@ def group_to_json(group: Group) -> dict[str, Any]:
 
 
 def _trace_from_json(values: Mapping[str, Any]) -> Trace:
-    """Return a trace. Version 0.1 did not write `end_token` and, at first, not `version`."""
+    """Return a trace. Version 0.1 wrote no `temperature`, no `end_token` and, at first, no
+    `version`.
+    """
     return Trace(
         ids=tuple(values["ids"]),
         finished=values["finished"],
         logps=tuple(values["logps"]),
         version=values.get("version"),
         end_token=values.get("end_token", False),
+        temperature=values.get("temperature", 1.0),
     )
 
 

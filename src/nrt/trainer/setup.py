@@ -325,6 +325,7 @@ def _policy(config: Config, chat: Chat, engine: Engine, sampler: Sampler) -> Pol
         stop_ids=chat.stop_ids,
         max_trace_tokens=config.max_trace_tokens,
         max_answer_tokens=config.max_answer_tokens,
+        temperature=config.temperature,
     )
 
 

@@ -1,5 +1,5 @@
-"""Warnings from the metrics of a run: traces collapse (paper §4.3) or do not end with END, sampler
-and trainer differ.
+"""Warnings from the metrics of a run: traces collapse (paper §4.3) or do not end with END, the
+readout is lost, sampler and trainer differ.
 """
 
 from __future__ import annotations
@@ -14,12 +14,20 @@ from nrt.config import WatchConfig
 END_TOKENS_FROM = 50
 """First step with a warning about end tokens: before it a model may still learn to write END."""
 
+READOUT_STEPS = 5
+"""Steps in each mean of the readout, which a run can lose within ten steps."""
+
 COLLAPSE_REMEDY = (
     "policies collapse like this; the paper's remedy (§4.3) is a reward that easy tokens cannot "
     "win: method=nrt-gm, "
     "which one unlikely token lowers, or method=nrt-ws-neg-log-p, which gives hard tokens more "
     "weight, instead of an "
     "arithmetic mean (rlpr)"
+)
+READOUT_REMEDY = (
+    "the policy learns to ignore its traces: the answer term, trained after wrong traces, teaches "
+    "the answer without them; in a new run set objective.answer_weight=signal or beats-null, or "
+    "a lower optimizer.lr (docs/tuning.md)"
 )
 END_TOKEN_REMEDY = (
     "a served model ends its turn there and gives no answer (heldout/accuracy_served); raise "
@@ -33,6 +41,17 @@ GAP_REMEDY = (
     "or set "
     "objective.importance_cap=2"
 )
+
+
+@dataclass(frozen=True)
+class Fall:
+    """A warning about a metric whose late mean is below a share of its early mean."""
+
+    kind: str
+    metric: str
+    share: float  # 0: no warning
+    steps: int  # in each mean
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -62,14 +81,20 @@ class Watch:
                 (`sampler/logp_gap`), nats.
         """
         self.config, self.max_gap = config, max_gap
-        self.collapse = {
+        collapse = {
             "trace/length": config.length,
             "trace/entropy": config.entropy,
             "reward/beats_null": config.beats_null,
         }
-        watched = [name for name, share in self.collapse.items() if share]
-        self.early: dict[str, list[float]] = {name: [] for name in watched}
-        self.late: dict[str, list[float]] = {name: [] for name in watched}
+        self.falls = [
+            Fall("collapse", metric, share, config.steps, COLLAPSE_REMEDY)
+            for metric, share in collapse.items()
+        ]
+        self.falls.append(
+            Fall("readout", "readout/probability", config.readout, READOUT_STEPS, READOUT_REMEDY)
+        )
+        self.early: dict[str, list[float]] = {fall.metric: [] for fall in self.falls}
+        self.late: dict[str, list[float]] = {fall.metric: [] for fall in self.falls}
         self.end_tokens: list[float] = []
         self.warned: set[str] = set()
         for metrics in earlier:
@@ -78,7 +103,7 @@ class Watch:
     def see(self, metrics: Mapping[str, Any]) -> list[MetricWarning]:
         """Return the new warnings that the metrics of a step cause."""
         warnings = [
-            *self._collapsed(metrics),
+            *self._fallen(metrics),
             *self._end_tokens(metrics),
             *self._sampler_gap(metrics),
         ]
@@ -86,25 +111,28 @@ class Watch:
         self.warned |= {warning.metric for warning in new}
         return new
 
-    def _collapsed(self, metrics: Mapping[str, Any]) -> list[MetricWarning]:
+    def _fallen(self, metrics: Mapping[str, Any]) -> list[MetricWarning]:
         """Warn about metrics whose mean over the last steps is below a share of their mean over the
         first steps.
         """
         warnings = []
-        steps = self.config.steps
-        for name, early in self.early.items():
-            value = metrics.get(name)
-            if not _is_number(value):
+        for fall in self.falls:
+            value = metrics.get(fall.metric)
+            if not fall.share or not _is_number(value):
                 continue
-            if len(early) < steps:
+            early = self.early[fall.metric]
+            if len(early) < fall.steps:
                 early.append(value)
                 continue
-            self.late[name] = [*self.late[name], value][-steps:]
-            before, now, share = fmean(early), fmean(self.late[name]), self.collapse[name]
-            if len(self.late[name]) == steps and now < share * before:
-                fall = f"{name} fell to {now:.3g}, below {share:g} of its early {before:.3g}"
-                message = f"{fall}: {COLLAPSE_REMEDY}"
-                warnings.append(MetricWarning("collapse", name, message))
+            late = [*self.late[fall.metric], value][-fall.steps :]
+            self.late[fall.metric] = late
+            before, now = fmean(early), fmean(late)
+            if len(late) == fall.steps and now < fall.share * before:
+                message = (
+                    f"{fall.metric} fell to {now:.3g}, below {fall.share:g} of its early "
+                    f"{before:.3g}: {fall.remedy}"
+                )
+                warnings.append(MetricWarning(fall.kind, fall.metric, message))
         return warnings
 
     def _end_tokens(self, metrics: Mapping[str, Any]) -> list[MetricWarning]:

@@ -7,6 +7,8 @@ const PANELS = [
   ["gain", "Gain over the null trace, nats/token"],
   ["reward/beats_null", "Share that beats the null trace"],
   ["trace/unfinished", "Share unfinished"],
+  ["readout/right", "Right traces, share"],
+  ["readout/probability", "Probability of the answer's least likely token after a right trace"],
   ["heldout/accuracy", "Held-out accuracy"],
   ["heldout/accuracy_null", "Held-out accuracy, null trace"],
   ["heldout/gain", "Held-out gain, nats/token"],

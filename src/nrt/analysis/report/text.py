@@ -23,6 +23,8 @@ LABELS = {
     "reward/gain": "gain in reward",
     "reward/beats_null": "share that beats the null trace",
     "trace/unfinished": "share unfinished",
+    "readout/right": "share of right traces",
+    "readout/probability": "probability after right traces",
     "loss/total": "loss",
     "heldout/accuracy": "held-out accuracy",
     "heldout/logp": "held-out log-probability, nats/token",

@@ -53,6 +53,11 @@ def check_supported(config: Config) -> None:
             f"engine=verl does not support optimizer.name={config.optimizer.name}; set adamw, or "
             "optimizer_offload under verl"
         )
+    if config.temperature != 1:
+        raise InputError(
+            f"engine=verl samples at temperature 1, not {config.temperature:g}; set temperature=1, "
+            "or engine=local"
+        )
     if config.vllm.urls:
         raise InputError(
             "engine=verl starts its own rollout servers; unset vllm.urls, and see rollout.name "

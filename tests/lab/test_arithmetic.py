@@ -1,0 +1,97 @@
+"""Arithmetic questions: the work is right, and no test numbers are trained on."""
+
+import json
+import re
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from nrt.lab import RECIPES
+from nrt.lab.arithmetic import (
+    EXAMPLE_NUMBERS,
+    FAMILIES,
+    draw_problems,
+    messages,
+    word_problem,
+    worked_examples,
+)
+from nrt.lab.settings import BASES, PRETRAINED, arithmetic_settings
+
+
+def test_by_hand():
+    addsub = word_problem(FAMILIES["addsub2"], (3, 6, -2), [])
+    assert addsub.question == "Start with 3. Add 6. Subtract 2. What number do you get?"
+    assert (addsub.work, addsub.answer) == ("3 + 6 = 9. 9 - 2 = 7.", "The answer is 7.")
+    count = word_problem(FAMILIES["count3"], (4, 2, 5), ["books", "maps", "pens"])
+    assert count.question == "I have 4 books, 2 maps, 5 pens. How many things do I have?"
+    assert (count.work, count.answer) == ("4 + 2 = 6. 6 + 5 = 11.", "The answer is 11.")
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+def test_each_sum_of_the_work_is_right(family):
+    random = Random(1)
+    for _ in range(200):
+        numbers = family.numbers(random)
+        work = word_problem(family, numbers, ["x"] * len(numbers)).work
+        total = numbers[0]
+        for left, sign, right, result in re.findall(r"(\d+) ([+-]) (\d+) = (\d+)\.", work):
+            assert int(left) == total
+            total = int(left) + (int(right) if sign == "+" else -int(right))
+            assert int(result) == total >= 0
+        assert total == sum(numbers)
+
+
+def numbers_of(problem):
+    return tuple(
+        -int(number) if word == "Subtract " else int(number)
+        for word, number in re.findall(r"(Subtract )?(\d+)", problem.question)
+    )
+
+
+def test_no_test_numbers_are_trained_on_in_any_words():
+    trained, tested = set(), set()
+    for family in FAMILIES.values():
+        train = draw_problems(family, test=False, n=400, seed=0)
+        test = draw_problems(family, test=True, n=32, seed=0)
+        assert 20 < len(test) == len({numbers_of(problem) for problem in test}) <= 32
+        assert len(train) == len({problem.question for problem in train}) > 200
+        assert train == draw_problems(family, test=False, n=400, seed=0)
+        assert train != draw_problems(family, test=False, n=400, seed=1)
+        trained |= {numbers_of(problem) for problem in train}
+        tested |= {numbers_of(problem) for problem in test}
+    assert trained.isdisjoint(tested)
+    assert EXAMPLE_NUMBERS.isdisjoint(trained | tested)
+
+
+def test_examples_show_work_and_the_pair_does_not():
+    examples = worked_examples([FAMILIES["count3"], FAMILIES["add2"]])
+    (problem,) = draw_problems(FAMILIES["add2"], test=False, n=1, seed=0)
+    turns = messages(problem, examples)
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 3
+    assert turns[1]["content"] == "4 + 2 = 6. 6 + 5 = 11.\nThe answer is 11."
+    assert turns[-1]["content"] == problem.answer
+    assert len(worked_examples([FAMILIES["add3"]])) == 2
+
+
+def files(seed):
+    """Return (rows of training, rows of the test, heldout.rows) of recipe smollm2."""
+    settings = dict(text.split("=", 1) for text in arithmetic_settings(PRETRAINED["smollm2"], seed))
+    texts = [Path(settings[key]).read_text() for key in ("data.train", "data.valid")]
+    train, test = ([json.loads(line) for line in text.splitlines()] for text in texts)
+    return train, test, int(settings["heldout.rows"])
+
+
+def test_the_files_of_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("NRT_CACHE", str(tmp_path))
+    train, test, rows = files(seed=3)
+    assert 600 < len(train) <= 800
+    assert 50 < len(test) == rows <= 64
+    assert [row["source"] for row in test[:4]] == ["count3", "add2", "count3", "add2"]
+    other_train, other_test, _ = files(seed=4)
+    assert other_train != train
+    assert other_test == test, "every seed has the same test"
+
+
+def test_each_recipe_of_the_lab_is_named_in_its_init():
+    assert set(RECIPES) == {*BASES, *PRETRAINED}
