@@ -6,6 +6,11 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 
+# On a GPU, torch.compile builds FlexAttention's kernels with a C compiler.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
 # torch first and by itself, as in the Makefile; it changes least.
 # hadolint ignore=DL3013
 RUN python -m pip install --index-url "$TORCH_INDEX" "$TORCH"

@@ -49,6 +49,19 @@ def step(
     return train_step(replace(learner, batch=batch), Progress(method_state=state), draw, seed=seed)
 
 
+def record_gradient(engine: LocalEngine) -> dict[str, Tensor]:
+    """Return a dict that will have the gradient of the engine's last update, which it frees."""
+    gradients: dict[str, Tensor] = {}
+
+    def record(*_: Any) -> None:
+        for name, master in engine.weights.masters.items():
+            if master.grad is not None:
+                gradients[name] = master.grad.clone()
+
+    engine.optimizer.register_step_pre_hook(record)
+    return gradients
+
+
 def gradient(learner: Learner, groups: Sequence[Group]) -> LossSums:
     """Compute the gradient of an update; it is left in the weights."""
     rows = [row for group in groups for row in group.rows]

@@ -25,7 +25,7 @@ from nrt.plan.work import count_flops, count_tokens, largest_micro_batch
 from nrt.rollout.shared_prefix import SharedDecoder
 from nrt.scoring import choose_scorer
 from nrt.trainer.samplers import bytes_to_come
-from tests.steps import local_engine, step
+from tests.steps import local_engine, record_gradient, step
 from tests.tiny import tiny_model
 
 METHOD = METHODS["nrt-ws-neg-log-p"]
@@ -152,13 +152,13 @@ def test_adapters_are_counted_as_the_engine_has_them(described, dtype):
     storages = {p.untyped_storage().data_ptr(): p for p in by_size}
     assert planned.weights == size(storages.values())
     flops = count_flops(config, METHOD, caps(config), count_token(empty), frozen_head=True)
+    gradients = record_gradient(engine)
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         run_step(learner, config)
     assert flops.update + flops.rollout == pytest.approx(counter.get_total_flops(), rel=0.01)
-    masters = engine.weights.masters.values()
     unsaved = size(engine.weights.unsaved_masters.values())
     assert planned.masters == (unsaved if dtype == "bfloat16" else 0)
-    assert planned.gradients == size(master.grad for master in masters)
+    assert planned.gradients == size(gradients.values())
     assert planned.optimizer == size(moments(engine))
     assert planned.reference == 0
     rows = update_rows(config)
@@ -359,7 +359,7 @@ def test_the_run_expects_of_its_first_update_what_the_plan_does(described):
     model, config = described("3m", "bfloat16")
     planned = resident(meta_model(config), config, METHOD, gpus=1, parallel="ddp")
     engine = local_engine(learner_of(model, config))
-    assert bytes_to_come(engine, "adamw") == planned.gradients + planned.optimizer
+    assert bytes_to_come(engine, "adamw", gradients=True) == planned.gradients + planned.optimizer
 
 
 def moments(engine) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,17 +118,58 @@ def test_vllm_takes_what_the_trainer_leaves():
     assert rollout.weights == resident.weights
     assert resident.sampler == 0, "it sleeps during updates"
     assert rollout.taken == pytest.approx(rollout.share * plan.capacity, abs=1)
-    assert 0.98 * plan.capacity < plan.memory.sampling <= plan.capacity
+    assert 0.98 * plan.usable < plan.memory.sampling <= plan.usable
     assert plan.memory.updating == vllm_plan(sampler="hf").memory.updating
 
 
 def test_vllm_without_sleep_takes_half_of_it_all_the_time():
-    awake, asleep = vllm_plan(vllm={"sleep": 0}).memory, vllm_plan().memory
+    plan = vllm_plan(vllm={"sleep": 0})
+    awake, asleep = plan.memory, vllm_plan().memory
     assert isinstance(awake.rollout, VllmMemory)
     assert isinstance(asleep.rollout, VllmMemory)
-    assert awake.rollout.share == pytest.approx(asleep.rollout.share / 2, abs=0.01)
+    left = asleep.rollout.share - awake.resident.gradients / plan.capacity
+    assert awake.rollout.share == pytest.approx(left / 2, abs=0.01)
     assert awake.resident.sampler == awake.rollout.taken
-    assert awake.sampling == awake.resident.total + awake.reserve
+    assert awake.sampling == awake.resident.total - awake.resident.gradients + awake.reserve
+    assert awake.updating == awake.resident.total + awake.reserve + awake.update.total
+
+
+def test_a_run_that_fits_leaves_seven_percent_free():
+    plan = vllm_plan()
+    assert plan.fits
+    assert plan.memory.peak <= plan.usable == int(0.93 * plan.capacity)
+    assert not replace(plan, usable=plan.memory.peak - 1).fits
+
+
+def test_overlap_adds_rollout_and_update():
+    """The sampler goes on while the trainer updates."""
+    alone = make_plan(request_for(model="qwen2.5-0.5b")).memory
+    plan = make_plan(request_for(model="qwen2.5-0.5b", overlap=True)).memory
+    assert plan.rollout is not None
+    copy = plan.resident.sampler
+    assert plan.peak == plan.updating == plan.sampling == alone.updating + copy + plan.rollout.total
+
+
+def test_a_checkpoint_gathers_the_shards():
+    request = request_for(model="qwen2.5-0.5b", sampler="vllm", vllm={"urls": ("http://there:1",)})
+    plan = make_plan(replace(request, gpus=2, parallel="fsdp"))
+    memory = plan.memory
+    whole = 2 * plan.parameters
+    assert memory.gathered == whole
+    assert memory.saving == (
+        memory.resident.total - memory.resident.gradients + memory.reserve + whole
+    )
+    assert make_plan(replace(request, gpus=2, parallel="ddp")).memory.gathered == 0
+
+
+def test_the_machines_memory_holds_each_process_model_or_a_checkpoint():
+    request = request_for(model="qwen2.5-0.5b", dtype="bfloat16")
+    plan = make_plan(replace(request, parallel="ddp"))
+    # weights, masters, AdamW's moments
+    assert plan.memory.host == pytest.approx((2 + 4 + 8) * plan.parameters, rel=1e-5)
+    several = make_plan(replace(request, gpus=16, parallel="ddp"))
+    assert several.memory.host == 16 * 2 * plan.parameters  # while all load
+    assert make_plan(PlanRequest(request.config, accelerator("cpu"))).memory.host == 0
 
 
 def test_rollout_servers_take_no_memory_here():

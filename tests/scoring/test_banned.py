@@ -51,7 +51,7 @@ def test_banned_tokens_by_position():
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3"])
 def test_scorers_give_the_numbers_and_gradients_computed_by_hand(architecture, tile, monkeypatch):
     monkeypatch.setitem(logprob_head.TILE, "cpu", tile)  # with 64 the vocabulary is split
-    monkeypatch.setattr(logprob_head, "TILE_TOKENS", 4)
+    monkeypatch.setattr(logprob_head, "TILE_TOKENS", {"cpu": 4, "cuda": 4})
     model = tiny_model(architecture)
     expected = torch.cat([by_hand(model, row) for row in ROWS])
     for entropy_N in check_scorers(model, ROWS, expected):

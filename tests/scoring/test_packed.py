@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
+from torch._dynamo.backends.debugging import aot_eager
+from torch.nn.attention import flex_attention as flex_module
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import PreTrainedModel
 
 from nrt.errors import InputError
+from nrt.plan.meter import Meter
 from nrt.scoring import PackedScorer, PaddedScorer, choose_scorer, prefix_attention, score_all
 from nrt.scoring.logprob_head import LMHead
 from nrt.scoring.packing import lay_out, packed_batches
@@ -196,6 +200,83 @@ def test_flex_mask_equals_the_masks_of_single_rows(window: int | None) -> None:
     assert torch.equal(mask_mod(zero, zero, index_N[:, None], index_N[None]), expected)
 
 
+@pytest.mark.parametrize("window", [None, 5, 100, 300])
+@pytest.mark.parametrize(
+    "groups",
+    [GROUPS, [(128, [128])], [(300, [200, 7, 90]), (1, [1]), (40, [100] * 6)]],
+    ids=["short", "whole blocks", "long"],
+)
+def test_block_mask_is_what_torch_would_make(
+    groups: list[tuple[int, list[int]]], window: int | None
+) -> None:
+    layout, cpu = lay_out(grouped(3, groups)), torch.device("cpu")
+    ours = prefix_attention.make_block_mask(layout, window, cpu)
+    mask_mod, N = make_mask_mod(layout, window, cpu), len(layout.ids_N)
+    theirs = create_block_mask(mask_mod, None, None, N, N, device=cpu)
+    assert ours.shape == theirs.shape
+    assert ours.BLOCK_SIZE == theirs.BLOCK_SIZE
+    for name in TENSORS_OF_A_BLOCK_MASK:
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+TENSORS_OF_A_BLOCK_MASK = [
+    f"{full}{name}"
+    for full in ("", "full_")
+    for name in ("kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices")
+]
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """FlexAttention on the CPU, compiled as on a GPU but for the kernels, whose backward it lacks.
+
+    Returns the graphs that were compiled.
+    """
+    graphs: list[object] = []
+
+    def record(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    monkeypatch.setattr(flex_module, "_validate_device", lambda *qkv: None)
+    monkeypatch.setattr(prefix_attention, "FLEX_DEVICES", ("cpu",))
+    monkeypatch.setattr(prefix_attention, "_compiled", [])
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=record))
+    torch._dynamo.reset()
+    yield graphs
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's own code while it is traced
+def test_flex_attention_is_compiled_once_for_all_shapes(compilations: list[object]) -> None:
+    """With gradient, softcap, windows and grouped heads; a graph break would raise."""
+    for architecture in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"):
+        model = packed_model(architecture)
+        before = len(compilations)
+        for seed, groups in enumerate(([(150, [100, 90])], [(200, [30]), (7, [60, 80])])):
+            rows = grouped(seed, groups)
+            assert_equal_scores(model, rows)
+            with torch.no_grad():
+                PackedScorer()(model, rows)
+        assert len(compilations) - before <= 4, architecture
+    assert 1 < len(compilations) <= 12
+
+
+def test_a_compiler_that_fails_is_no_fault_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    monkeypatch.setattr(flex_module, "_validate_device", lambda *qkv: None)
+    monkeypatch.setattr(prefix_attention, "FLEX_DEVICES", ("cpu",))
+    monkeypatch.setattr(prefix_attention, "_compiled", [])
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
+    choice = choose_scorer(tiny_model("llama"), PAD)
+    assert choice.surprising, "a warning of the run"
+    assert "FlexAttention cannot be compiled here" in choice.why
+    assert "needs Triton and a C compiler" in choice.why
+    assert isinstance(choice.scorer, PaddedScorer)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
 def test_flex_attention_uncompiled(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,8 +296,27 @@ def test_flex_attention_uncompiled(architecture: str, monkeypatch: pytest.Monkey
 def test_tiles_of_any_size(architecture: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Softcaps, scales and tied embeddings, with the vocabulary of 41 in one part or several."""
     monkeypatch.setattr("nrt.scoring.logprob_head.TILE", {"cpu": tile, "cuda": tile})
-    monkeypatch.setattr("nrt.scoring.logprob_head.TILE_TOKENS", 3)
+    monkeypatch.setattr("nrt.scoring.logprob_head.TILE_TOKENS", {"cpu": 3, "cuda": 3})
     assert_equal_scores(packed_model(architecture), grouped(5, GROUPS))
+
+
+def test_tiles_of_a_gpu_write_little_more_than_the_logits() -> None:
+    """Counted on the meta device, with the vocabulary of Llama 3. Rows of tiles are long: each adds
+    a float32 product of the matrix's size to its gradient.
+    """
+    M, d, V = 8192, 3072, 128_258
+    hidden_Md, weight_Vd = (
+        torch.empty(n, d, device="meta", dtype=torch.bfloat16, requires_grad=True) for n in (M, V)
+    )
+    gradient_Vd = torch.empty(V, d, device="meta")
+    target_M = torch.empty(M, device="meta", dtype=torch.int64)
+    with Meter() as meter:
+        head = LMHead(weight_Vd, None, 1.0, None)
+        logp_M, _ = head(hidden_Md, target_M, lambda _: gradient_Vd)
+        logp_M.sum().backward()
+    # logits, their exponentials and logits again in float32, d_logits in bfloat16 twice
+    assert meter.made < 1.3 * (3 * 4 + 2 * 2) * M * V
+    assert meter.peak < 0.1 * 4 * M * V
 
 
 def test_head_with_a_bias_equals_full_logits() -> None:

@@ -51,7 +51,7 @@ def test_temperatures_by_position():
 def test_scorers_give_the_numbers_and_gradients_computed_by_hand(architecture, tile, monkeypatch):
     """Also with softcaps and logit scales, which come before the temperature."""
     monkeypatch.setitem(logprob_head.TILE, "cpu", tile)  # with 64 the vocabulary is split
-    monkeypatch.setattr(logprob_head, "TILE_TOKENS", 4)
+    monkeypatch.setattr(logprob_head, "TILE_TOKENS", {"cpu": 4, "cuda": 4})
     model = tiny_model(architecture, initializer_range=0.1)
     expected, expected_entropy = by_hand(model)
     for entropy_N in check_scorers(model, ROWS, expected):

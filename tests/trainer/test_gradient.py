@@ -11,7 +11,8 @@ from nrt.objective import METHODS
 from nrt.trainer.groups import Rollout
 from nrt.trainer.rollout_json import rollout_from_json, rollout_to_json
 from nrt.trainer.setup import prepare
-from tests.steps import collect, local_engine, step
+from nrt.trainer.step import update
+from tests.steps import collect, local_engine, record_gradient, step
 
 
 @pytest.fixture
@@ -100,11 +101,16 @@ def test_one_pass_has_the_gradient_of_collect_and_update(rolled):
     parts, _ = rolled()
     engine = local_engine(parts)
     engine.max_grad_norm = 1e9  # the gradient stays as it came
+    gradients = record_gradient(engine)
     step(parts.learner, lambda offset, n: parts.data.pairs[offset : offset + n], 4, seed=1)
-    assert_close(
-        torch.cat([p.grad.flatten() for p in engine.model.parameters() if p.grad is not None]),
-        expected,
-    )
+    assert_close(torch.cat([gradient.flatten() for gradient in gradients.values()]), expected)
+
+
+def test_an_update_frees_the_gradient(rolled):
+    """Whose memory the next rollout needs."""
+    parts, rollout = rolled()
+    update(parts.learner, rollout.groups)
+    assert all(p.grad is None for p in local_engine(parts).weights.masters.values())
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -125,7 +125,7 @@ class LocalEngine:
         )
 
     def update(self, sums: LossSums) -> UpdateStats:
-        """Take one optimizer step along the current gradient.
+        """Take one optimizer step along the current gradient, and free the gradient.
 
         No process takes it if the loss or the gradient is not finite in any of them.
         """
@@ -137,6 +137,7 @@ class LocalEngine:
             self.optimizer.step()
             self.scheduler.step()
             self.weights.copy_to_model()
+        self.weights.zero_grad()  # a rollout may come next, which needs their memory
         return sums.stats(grad_norm=float(grad_norm), lr=lr, skipped=skipped)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:

@@ -1,5 +1,4 @@
 """Trained parameters in float32 ("masters"): the model's own, or copies of lower-precision ones.
-("masters").
 
 Master weights follow Micikevicius et al. (arXiv 1710.03740). In bfloat16 an update below 1/256 of a
 weight is rounded away, and so is a small gradient added to a large sum. So the model's parameters

@@ -76,6 +76,9 @@ def load_model(
         raise InputError(f"model {name} lacks weights for {missing}; give a complete causal LM")
     if gguf:
         _forget_gguf(model)
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        # before 5.23, transformers gave such models SDPA, which leaves the cap out without a word
+        model.set_attn_implementation("eager")
     _check_forward(name, model)
     if quantize:
         layer: Any

@@ -43,7 +43,7 @@ def advise(request: PlanRequest, plan: Plan) -> list[Advice]:
     """
     transient = (_vllm_share, _sampler_rows, _recompute, _tokens_per_batch)
     persistent = (_reference, _overlap, _bfloat16, _shards, _adapters)
-    resident_fits = plan.memory.resident.total + plan.memory.reserve <= plan.capacity
+    resident_fits = plan.memory.resident.total + plan.memory.reserve <= plan.usable
     advice: list[Advice] = []
     for suggest in (*transient, *persistent) if resident_fits else (*persistent, *transient):
         if plan.fits:
@@ -94,7 +94,7 @@ def _suggest(request: PlanRequest, change: str, price: str, **values: Any) -> Su
 
 def _vllm_share(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
     vllm = request.config.vllm
-    if vllm.memory is not None and plan.memory.sampling > plan.capacity:
+    if vllm.memory is not None and plan.memory.sampling > plan.usable:
         changed = vllm.model_copy(update={"memory": None}).model_dump()
         yield _suggest(request, "vllm.memory=null", "fewer traces at a time", vllm=changed)
 
@@ -103,7 +103,7 @@ def _sampler_rows(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
     """Halve the rows until the rollout fits, down to one prompt's traces."""
     traces = request.config.traces
     rows = plan.memory.rollout.rows if isinstance(plan.memory.rollout, RolloutMemory) else 0
-    while plan.memory.sampling > plan.capacity and rows > traces:
+    while plan.memory.sampling > plan.usable and rows > traces:
         rows = max(traces, rows // 2)
         change = f"sampler_rows={rows}"
         suggestion = _suggest(request, change, "a slower rollout", sampler_rows=rows)
@@ -112,7 +112,7 @@ def _sampler_rows(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
 
 
 def _recompute(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
-    if plan.memory.updating > plan.capacity and not request.config.gradient_checkpointing:
+    if plan.memory.updating > plan.usable and not request.config.gradient_checkpointing:
         price = "a third more time for an update"
         change = "gradient_checkpointing=true"
         yield _suggest(request, change, price, gradient_checkpointing=True)
@@ -124,7 +124,7 @@ def _tokens_per_batch(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
     rows = group_rows(config, method_of(config), request.mean_lengths).trained
     longest = max(len(row.ids) - 1 for row in rows)
     tokens = min(config.token_limit, plan.memory.update.tokens)
-    while plan.memory.updating > plan.capacity and tokens > longest:
+    while plan.memory.updating > plan.usable and tokens > longest:
         tokens = max(longest, tokens // 2)
         change, price = f"tokens_per_batch={tokens}", "prompts forwarded more often"
         suggestion = _suggest(request, change, price, tokens_per_batch=tokens)

@@ -40,6 +40,7 @@ class ClusterPlan:
     layout: Layout
     memory: ClusterMemory
     capacity: int  # bytes of one GPU
+    usable: int  # bytes that a run may take of them
     tokens: StepTokens
     flops: PhaseValues  # of a step over all GPUs, as executed: recomputation counts
     seconds: dict[str, float]  # of a step by phase, then "total"
@@ -49,7 +50,7 @@ class ClusterPlan:
     @property
     def fits(self) -> bool:
         serving = self.memory.serving
-        return self.memory.peak <= self.capacity and (serving is None or serving.together >= 1)
+        return self.memory.peak <= self.usable and (serving is None or serving.together >= 1)
 
 
 def scale_plan(request: PlanRequest) -> list[ClusterPlan]:
@@ -99,6 +100,7 @@ def make_cluster_plan(request: PlanRequest) -> ClusterPlan:
         layout=layout,
         memory=memory_plan,
         capacity=request.gpu.memory,
+        usable=request.gpu.usable,
         tokens=tokens,
         flops=flops,
         seconds={**seconds, "total": total},

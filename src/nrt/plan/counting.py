@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nrt.engine.weights import Weights, layers_of, recomputing
 from nrt.models.attention import forward_arguments
 from nrt.plan.meter import Meter
-from nrt.scoring.logprob_head import TILE
+from nrt.scoring.logprob_head import TILE, TILE_TOKENS
 from nrt.scoring.packed import score_packed
 from nrt.scoring.packing import lay_out
 from nrt.scoring.prefix_attention import PrefixAttention
@@ -108,7 +108,7 @@ def count_update(
     They run as in the packed scorer and the engine on a device of that type. Attention keeps what
     fused kernels keep.
     """
-    TILE["meta"] = TILE[device_type]
+    TILE["meta"], TILE_TOKENS["meta"] = TILE[device_type], TILE_TOKENS[device_type]
     weights = _weights_with_gradients(model)
 
     def measure(*, head: bool) -> UpdateMemory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nrt.errors import unknown_name
+from nrt.rollout.vllm import MARGIN
 from nrt.system.environment import machine_memory
 
 GIB = 2**30
@@ -24,6 +25,11 @@ class Accelerator:
     mfu: float = 0.40  # share of the arithmetic that scoring and update reach
     bandwidth_share: float = 0.60  # share of the bandwidth that decoding reaches
     operation_seconds: float = 15e-6  # from one operation of an eager forward to the next
+
+    @property
+    def usable(self) -> int:
+        """Bytes that a run may take; `MARGIN` of a GPU stays free."""
+        return self.memory if self.device_type == "cpu" else int((1 - MARGIN) * self.memory)
 
     @property
     def device_type(self) -> str:
@@ -54,14 +60,14 @@ LINK_SHARE = 0.8
 GPUS: dict[str, Accelerator] = {
     gpu.name: gpu
     for gpu in (
-        Accelerator("h100", int(79.6 * GIB), 989e12, 67e12, 3.35e12, 450e9, 50e9),  # SXM
-        Accelerator("h200", int(140.4 * GIB), 989e12, 67e12, 4.8e12, 450e9, 50e9),  # SXM
-        Accelerator("a100", int(79.3 * GIB), 312e12, 19.5e12, 2.04e12, 300e9, 25e9),  # SXM, 80 GB
-        Accelerator("l40s", int(44.9 * GIB), 362e12, 91.6e12, 0.864e12),
-        Accelerator("rtx4090", int(23.6 * GIB), 165e12, 82.6e12, 1.008e12),
+        Accelerator("h100", int(79.1 * GIB), 989e12, 67e12, 3.35e12, 450e9, 50e9),  # SXM
+        Accelerator("h200", int(139.7 * GIB), 989e12, 67e12, 4.8e12, 450e9, 50e9),  # SXM
+        Accelerator("a100", int(79.1 * GIB), 312e12, 19.5e12, 2.04e12, 300e9, 25e9),  # SXM, 80 GB
+        Accelerator("l40s", int(44.3 * GIB), 362e12, 91.6e12, 0.864e12),
+        Accelerator("rtx4090", int(23.5 * GIB), 165e12, 82.6e12, 1.008e12),
     )
 }
-"""Known GPUs. Memory is what the driver reports, which is less than the advertised size."""
+"""Known GPUs. Memory is the lowest that torch reports, which is less than the advertised size."""
 
 
 def accelerator(name: str, memory: float | None = None) -> Accelerator:

@@ -10,7 +10,13 @@ from nrt.engine.weights import layers_of
 from nrt.objective import Method
 from nrt.plan.counting import TokenCost, count_update
 from nrt.plan.hardware import Accelerator
-from nrt.plan.memory_parts import MemoryPlan, RolloutMemory, StepMemory, VllmMemory
+from nrt.plan.memory_parts import (
+    MemoryPlan,
+    ResidentMemory,
+    RolloutMemory,
+    StepMemory,
+    VllmMemory,
+)
 from nrt.plan.resident import (
     BYTES,
     Parallel,
@@ -21,11 +27,11 @@ from nrt.plan.resident import (
     weight_bytes,
 )
 from nrt.plan.work import RowLengths, largest_micro_batch, packed_tokens
-from nrt.rollout.vllm import ALLOCATOR_SLACK, vllm_memory_share
+from nrt.rollout.vllm import vllm_memory_share
 from nrt.scoring.logprob_head import TILE
 
 CONTEXT_BYTES = 2**30
-"""CUDA context and kernels of a process. The share ALLOCATOR_SLACK is reserved too."""
+"""CUDA context and kernels of a process."""
 
 VLLM_TOKENS = 16_384
 """Maximum tokens of one forward of vLLM on large GPUs (its max_num_batched_tokens)."""
@@ -56,22 +62,29 @@ def plan_memory(workload: Workload, parallel: Parallel) -> MemoryPlan:
     stays = resident(model, config, workload.method, gpus=workload.gpus, parallel=parallel)
     sharded = parallel == "fsdp" and workload.gpus > 1
     update = _step_memory(workload, sharded)
-    if not workload.method.samples or samples_elsewhere(config):
-        return MemoryPlan(stays, None, update, reserve)
     gathered = weight_bytes(model, config) if sharded else 0
-    if config.sampler == "hf":
-        return MemoryPlan(stays, _rollout_memory(workload, gathered), update, reserve)
-    rollout = _vllm_memory(workload, stays.total, gathered)
-    if rollout.stays:
-        stays = replace(stays, sampler=rollout.taken)
-    return MemoryPlan(stays, rollout, update, reserve)
+    rollout = None
+    if workload.method.samples and not samples_elsewhere(config):
+        if config.sampler == "hf":
+            rollout = _rollout_memory(workload, gathered)
+        else:
+            rollout = _vllm_memory(workload, stays, gathered)
+            if rollout.stays:
+                stays = replace(stays, sampler=rollout.taken)
+    return MemoryPlan(
+        stays,
+        rollout,
+        update,
+        reserve,
+        gathered=gathered,
+        overlap=config.overlap and rollout is not None,
+        host=_host_bytes(workload, rollout),
+    )
 
 
 def reserved_bytes(gpu: Accelerator, processes: int) -> int:
-    """Return the memory that contexts and allocator gaps take."""
-    if gpu.device_type != "cuda":
-        return 0
-    return processes * CONTEXT_BYTES + int(ALLOCATOR_SLACK * gpu.memory)
+    """Return the memory that the processes' contexts take."""
+    return processes * CONTEXT_BYTES if gpu.device_type == "cuda" else 0
 
 
 def samples_elsewhere(config: Config) -> bool:
@@ -96,7 +109,24 @@ def _rollout_memory(workload: Workload, gathered: int) -> RolloutMemory:
     )
 
 
-def _vllm_memory(workload: Workload, resident_bytes: int, gathered: int) -> VllmMemory:
+def _host_bytes(workload: Workload, rollout: RolloutMemory | VllmMemory | None) -> int:
+    """Return the memory of the machine that the processes of its GPUs need at the highest.
+
+    Each process loads the model there. Later vLLM's weights sleep there, and the first process
+    collects model and optimizer for a checkpoint.
+    """
+    config = workload.config
+    if workload.gpu.device_type == "cpu":
+        return 0
+    whole = resident(workload.model, config, workload.method, gpus=1, parallel="ddp")
+    asleep = 0
+    if isinstance(rollout, VllmMemory) and not rollout.stays and config.vllm.sleep == 1:
+        asleep = workload.gpus * rollout.weights
+    collected = whole.weights + whole.masters + whole.optimizer
+    return max(workload.gpus * whole.weights, asleep + collected)
+
+
+def _vllm_memory(workload: Workload, stays: ResidentMemory, gathered: int) -> VllmMemory:
     """Return vLLM's memory; without vllm.memory its share is what `trainer.samplers` would set."""
     model, config, gpu = workload.model, workload.config, workload.gpu
     width = BYTES[config.vllm.dtype or config.dtype]
@@ -109,7 +139,7 @@ def _vllm_memory(workload: Workload, resident_bytes: int, gathered: int) -> Vllm
     if gpu.device_type == "cpu":
         share, cache = 0.0, int((config.vllm.memory or 0.1) * gpu.memory)
     else:
-        used = resident_bytes + CONTEXT_BYTES
+        used = stays.total - (stays.gradients if sleeps else 0) + CONTEXT_BYTES
         left = max(0.0, vllm_memory_share(used, gpu.memory, sleeps=sleeps))
         share = config.vllm.memory or left
         cache = int(share * gpu.memory) - weights - working

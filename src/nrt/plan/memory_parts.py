@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ResidentMemory:
-    """Memory that is in use all the time."""
+    """Memory that is in use all the time; gradients only during updates."""
 
     weights: int
     masters: int  # float32 copies of weights in a shorter dtype
@@ -91,20 +91,37 @@ class MemoryPlan:
     update: StepMemory
     reserve: int
 
+    gathered: int  # fsdp: the whole model, for a push or a checkpoint
+    overlap: bool  # sampling and updates go on at the same time
+    host: int  # memory of the machine, not of the GPU; 0: not counted
+
     @property
     def sampling(self) -> int:
         """Maximum during the rollout."""
         rollout = self.rollout.total if self.rollout else 0
-        return self.resident.total + self.reserve + rollout
+        if self.overlap:
+            return self._between_updates + self.resident.gradients + self.update.total + rollout
+        return self._between_updates + rollout
 
     @property
     def updating(self) -> int:
-        """Maximum during the update."""
+        """Maximum during the update. The forward of an evaluation needs less."""
+        if self.overlap:
+            return self.sampling
         return self.resident.total + self.reserve + self.update.total
 
     @property
+    def saving(self) -> int:
+        """Maximum during a checkpoint, and during a push to servers."""
+        return self._between_updates + self.gathered
+
+    @property
     def peak(self) -> int:
-        return max(self.sampling, self.updating)
+        return max(self.sampling, self.updating, self.saving)
+
+    @property
+    def _between_updates(self) -> int:
+        return self.resident.total - self.resident.gradients + self.reserve
 
 
 @dataclass(frozen=True)

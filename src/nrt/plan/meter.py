@@ -17,7 +17,8 @@ class Meter(TorchDispatchMode):
     """Count tensors and arithmetic of the operations inside the context.
 
     Attributes:
-        live: bytes of storages that were made inside and still exist.
+        made: bytes of all storages that were made inside.
+        live: bytes of those that still exist.
         peak: maximum of `live`.
         operations: calls that made a new storage.
         flops: floating-point operations, of the calls for which torch has a formula.
@@ -25,7 +26,7 @@ class Meter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = self.operations = self.flops = 0
+        self.made = self.live = self.peak = self.operations = self.flops = 0
         self._sizes: dict[int, int] = {}  # of live storages, by id
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -40,6 +41,7 @@ class Meter(TorchDispatchMode):
         for storage in made:
             if id(storage) not in self._sizes:
                 self._sizes[id(storage)] = storage.nbytes()
+                self.made += storage.nbytes()
                 self.live += storage.nbytes()
                 weakref.finalize(storage, self._release, id(storage))
         self.peak = max(self.peak, self.live)

@@ -11,7 +11,6 @@ from nrt.objective import Method
 from nrt.plan.counting import count_token
 from nrt.plan.hardware import Accelerator
 from nrt.plan.memory import (
-    ALLOCATOR_SLACK,
     CONTEXT_BYTES,
     VLLM_TOKENS,
     Workload,
@@ -22,6 +21,7 @@ from nrt.plan.memory_parts import MemoryPlan
 from nrt.plan.meta_model import meta_model
 from nrt.plan.resident import BYTES, Parallel, choose_parallel, weight_bytes
 from nrt.plan.work import PhaseValues, RowLengths, StepTokens, count_flops, count_tokens
+from nrt.rollout.vllm import MARGIN
 from nrt.trainer.resolve import import_plugin, resolve_method
 from nrt.trainer.setup import steps_of
 
@@ -69,6 +69,7 @@ class Plan:
     parallel: Parallel
     memory: MemoryPlan
     capacity: int  # bytes of one GPU
+    usable: int  # bytes that a run may take of them
     tokens: StepTokens
     flops: PhaseValues  # of a step over all GPUs, as executed: recomputation counts
     seconds: PhaseValues  # of a step
@@ -78,7 +79,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.memory.peak <= self.capacity
+        return self.memory.peak <= self.usable
 
     @property
     def hours(self) -> float | None:
@@ -127,6 +128,7 @@ def make_plan(request: PlanRequest) -> Plan:
         parallel=parallel,
         memory=memory,
         capacity=gpu.memory,
+        usable=gpu.usable,
         tokens=count_tokens(config, method, lengths),
         flops=flops,
         seconds=seconds,
@@ -192,12 +194,12 @@ def _assumptions(request: PlanRequest, method: Method, parallel: Parallel) -> li
         lengths_assumption(request),
         "memory: counted on torch's meta device, with what fused attention keeps (Flash, "
         "FlexAttention); keys and values of traces up to max_trace_tokens; reserved: "
-        f"{CONTEXT_BYTES / 2**30:.0f} GiB for the CUDA context and {ALLOCATOR_SLACK:.0%} for "
-        "allocator gaps",
+        f"{CONTEXT_BYTES / 2**30:.0f} GiB for the CUDA context; a run fits if it leaves "
+        f"{MARGIN:.0%} free, for gaps between the allocators' blocks and what vLLM keeps asleep",
         f"update and scoring at {gpu.mfu:.0%} of {gpu.peak_flops(config.dtype) / 1e12:g} TFLOP/s "
         f"({config.dtype}, the vendor's dense peak)",
         _rollout_assumption(config, gpu),
-        "not counted: held-out evaluation, checkpoints, reading data, traffic between GPUs, "
+        "no time for held-out evaluation, checkpoints, reading data, traffic between GPUs, "
         "prompts that a filter replaces",
     ]
     if gpu.device_type == "cpu":

@@ -45,7 +45,8 @@ def plan_json(report: PlanReport) -> dict[str, Any]:
     those of the run.
     """
     request, plan, memory = report.request, report.plan, report.plan.memory
-    totals = {"sampling": memory.sampling, "updating": memory.updating, "peak": memory.peak}
+    phases = ("sampling", "updating", "saving", "peak")
+    totals = {name: getattr(memory, name) for name in phases}
     return {
         "model": request.config.model,
         "gpus": request.gpus,

@@ -120,11 +120,11 @@ def _memory_table(request: PlanRequest, memory: MemoryPlan) -> Table:
                 resident.masters,
                 "" if resident.weights else "sharded; they are the weights",
             ),
-            ("gradients", resident.gradients, "float32"),
+            ("gradients", resident.gradients, "float32, during updates"),
             ("optimizer state", resident.optimizer, "AdamW, float32"),
             ("initial reference model", resident.reference, "initial_reference=true"),
             (sampler, resident.sampler, ""),
-            ("reserved", memory.reserve, ""),
+            ("reserved", memory.reserve, "CUDA context"),
         ],
     )
     if rollout:
@@ -141,6 +141,11 @@ def _memory_table(request: PlanRequest, memory: MemoryPlan) -> Table:
     table.add_row("temporary, in the backward", gib(update.passing), head)
     _add_nonzero(table, [("layers, gathered from shards", update.gathered, "")])
     table.add_row("update at the highest", gib(memory.updating), "", style="bold")
+    table.add_section()
+    if memory.gathered:
+        note = "the model is gathered for a checkpoint"
+        table.add_row("saving at the highest", gib(memory.saving), note, style="bold")
+    _add_nonzero(table, [("the machine's own memory", memory.host, "loading or saving")])
     return table
 
 

@@ -23,8 +23,10 @@ from nrt.types import Row, Sample
 BANNED_BIAS = -100.0
 """Logit bias of a banned token: the lowest that vLLM accepts, e^-100 of its probability."""
 
-ALLOCATOR_SLACK = 0.04
-"""Share of a GPU's memory that is reserved for gaps between the allocators' blocks."""
+MARGIN = 0.07
+"""Share of a GPU's memory that is left free: for gaps between the allocators' blocks, and for what
+stays while vLLM sleeps, such as CUDA graphs and NCCL's buffers.
+"""
 
 
 class VLLMSampler:
@@ -105,7 +107,7 @@ class VLLMSampler:
         self._wake("weights")
         if lost or version is None or version != self.version:
             self._has_weights, self.version = False, None  # until all are loaded
-            self.llm.collective_rpc(_reload, args=(list(weights),))
+            self.llm.collective_rpc(_reload, args=(weights,))
             self._has_weights, self.version = True, version
         self.llm.reset_prefix_cache()
 
@@ -186,9 +188,9 @@ def vllm_memory_share(used: int, total: int, *, sleeps: bool) -> float:
     vLLM gets the remaining memory if it sleeps during updates, else half of it.
 
     >>> vllm_memory_share(50, 100, sleeps=True), vllm_memory_share(50, 100, sleeps=False)
-    (0.46, 0.23)
+    (0.43, 0.21)
     """
-    left = (1 - ALLOCATOR_SLACK) * total - used
+    left = (1 - MARGIN) * total - used
     return math.floor(100 * (left if sleeps else left / 2) / total) / 100
 
 
@@ -237,8 +239,11 @@ def _import_vllm() -> Any:
     return vllm
 
 
-def _reload(worker: Any, weights: list[tuple[str, Tensor]]) -> None:
-    """Load the weights in vLLM's worker.
+def _reload(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Load the weights in vLLM's worker, which is in this process.
+
+    They come one at a time: the engine may build each as it is asked for, such as with merged
+    adapters, and all together may be as large as the model.
 
     A head tied to the embeddings has no weights to load, so on a CPU vLLM would keep the old packed
     copy of it. The loop at the end packs it again.

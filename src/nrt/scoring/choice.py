@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from nrt.errors import InputError, first_line, is_out_of_memory
 from nrt.models.attention import (
@@ -74,6 +75,10 @@ class _NoKernel(UnsupportedAttention):
     """The device has no kernel for attention over a packed layout."""
 
 
+class _NotCompiled(UnsupportedAttention):
+    """The kernel of the device could not be compiled, whatever the model."""
+
+
 def choose_scorer(
     model: nn.Module,
     pad_id: int,
@@ -126,6 +131,7 @@ def choose_scorer(
     except UnsupportedAttention as error:
         why = f"rows are padded: {name} cannot share prompts, {error}"
         surprising = config.model_type in PACKED_MODEL_TYPES and not isinstance(error, _NoKernel)
+        surprising = surprising or isinstance(error, _NotCompiled)
         return ScorerChoice(padded, why, tolerance, surprising)
     return ScorerChoice(PackedScorer(gradient_of), PACKED_REASON, tolerance)
 
@@ -194,6 +200,11 @@ def _check_packed(
         except (TypeError, AttributeError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
+            if isinstance(error, TorchDynamoException):
+                raise _NotCompiled(
+                    f"FlexAttention cannot be compiled here: {first_line(error)}; torch.compile "
+                    "needs Triton and a C compiler (such as gcc), on the machine that trains"
+                ) from error
             # The forward differs from that of transformers' decoders.
             raise UnsupportedAttention(f"its forward fails: {first_line(error)}") from error
     difference = max(

@@ -21,8 +21,16 @@ from nrt.scoring.packing import BANNED_LOGIT
 TILE = {"cpu": 2**18, "cuda": 2**25}
 """Logits in one tile. 1 MiB in float32 fits a core's cache; a GPU needs large multiplications."""
 
-TILE_TOKENS = 256
-"""Minimum tokens of a tile if the vocabulary is split: each tile reads its vocabulary part anew."""
+TILE_TOKENS = {"cpu": 256, "cuda": 4096}
+"""Minimum tokens of a tile if the vocabulary is split.
+
+Each row of tiles reads the matrix anew, and its backward adds to the whole gradient of the matrix.
+"""
+
+ALIGNMENT = 64
+"""Columns that a GPU's fast multiplications handle at a time. START and END leave a vocabulary with
+two more.
+"""
 
 GradientOf = Callable[[Tensor], Tensor]
 """Parameter → tensor to which its gradient is added in place."""
@@ -184,7 +192,17 @@ class _Tiles:
         return _slices(M, self._tokens_per_tile(len(self.weight_Vd)))
 
     def vocabulary_slices(self, V: int) -> Iterator[slice]:
-        return _slices(V, max(1, self._tile_size // self._tokens_per_tile(V)))
+        """Yield the columns of each tile.
+
+        If there are several, the last one has what is left beyond a multiple of ALIGNMENT, so that
+        all others have aligned rows.
+        """
+        size = max(1, self._tile_size // self._tokens_per_tile(V))
+        is_split = size < V
+        aligned = V - V % ALIGNMENT if is_split else V
+        yield from _slices(aligned, size)
+        if aligned < V:
+            yield slice(aligned, V)
 
     def logits(self, hidden: Tensor, columns: slice) -> Tensor:
         """Return the logits of a tile, float32."""
@@ -227,7 +245,8 @@ class _Tiles:
         return TILE.get(self.weight_Vd.device.type, TILE["cuda"])
 
     def _tokens_per_tile(self, V: int) -> int:
-        return max(TILE_TOKENS, self._tile_size // V)
+        minimum = TILE_TOKENS.get(self.weight_Vd.device.type, TILE_TOKENS["cuda"])
+        return max(minimum, self._tile_size // V)
 
 
 @dataclass

@@ -44,11 +44,12 @@ def check_agreement(policy: Policy, pairs: Sequence[Pair], config: Config) -> Mi
 
 def compare_sampler(policy: Policy, pairs: Sequence[Pair], n: int, cap: int) -> Mismatch:
     """Sample `n` traces a prompt, score them with the trainer, and return the difference of
-    log-probabilities.
+    log-probabilities. The sampler sleeps afterwards.
 
     Zeros for a sampler that reports no log-probabilities.
     """
     groups = replace(policy, max_trace_tokens=cap).traces(pairs, n, seed=0)
+    policy.sampler.sleep()  # before scoring, which needs its memory
     rows, sampled = [], []
     for pair, group in zip(pairs, groups, strict=True):
         for trace in group:

@@ -80,9 +80,7 @@ class Heldout:
 
     def __call__(self, *, seed: int) -> list[HeldoutRecord]:
         self.policy.push_weights()
-        records = self._evaluate(seed)
-        self.policy.sampler.sleep()
-        return records
+        return self._evaluate(seed)
 
     def _evaluate(self, seed: int) -> list[HeldoutRecord]:
         if not self.with_traces:
@@ -171,6 +169,7 @@ class Heldout:
         flat = [row for part in rows.values() for row in part]
         pairs = [pair for _ in rows for pair in self.pairs]
         answers = self._answers(flat)
+        self.policy.sampler.sleep()  # before scoring, which needs its memory
         examples = [pair.example for pair in pairs]
         verdicts = self.policy.engine.processes.map(
             self._check, list(zip(answers, examples, strict=True))

@@ -118,24 +118,25 @@ def start_vllm(engine: LocalEngine, config: Config) -> Sampler:
             sleep=sleep,
         )
     engine.processes.at_end(sampler.close)
+    sampler.sleep()  # it starts awake; the first push gathers the trainer's model
     return sampler
 
 
-def bytes_to_come(engine: LocalEngine, optimizer: str) -> int:
-    """Return the bytes that the first update allocates in this process: float32 gradients and
-    optimizer state.
+def bytes_to_come(engine: LocalEngine, optimizer: str, *, gradients: bool) -> int:
+    """Return the bytes of the optimizer state, which the first update allocates in this process,
+    and with `gradients` of the float32 gradients, which each update allocates and frees.
     """
     sizes = [local_part(master).numel() for master in engine.weights.masters.values()]
-    return sum(4 * n + state_bytes(n, optimizer) for n in sizes)
+    return sum(4 * n * gradients + state_bytes(n, optimizer) for n in sizes)
 
 
 def _memory_share(engine: LocalEngine, config: Config, *, sleeps: bool) -> float:
-    """Return vLLM's share of this GPU's memory, which gradients and optimizer state leave free."""
+    """Return vLLM's share of this GPU's memory: what the trainer leaves free when vLLM is awake."""
     from nrt.rollout.vllm import vllm_memory_share
 
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
-    used = total - free + bytes_to_come(engine, config.optimizer.name)
+    used = total - free + bytes_to_come(engine, config.optimizer.name, gradients=not sleeps)
     share = vllm_memory_share(used, total, sleeps=sleeps)
     whole = sum(p.numel() for p in engine.model.parameters())
     trained = sum(p.numel() for p in engine.weights.masters.values())
