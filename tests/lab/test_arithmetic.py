@@ -2,8 +2,10 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from random import Random
+from statistics import fmean, pstdev
 
 import pytest
 
@@ -11,8 +13,10 @@ from nrt.lab import RECIPES
 from nrt.lab.arithmetic import (
     EXAMPLE_NUMBERS,
     FAMILIES,
+    LARGEST,
     draw_problems,
     messages,
+    numbers_of_tests,
     word_problem,
     worked_examples,
 )
@@ -65,6 +69,29 @@ def test_no_test_numbers_are_trained_on_in_any_words_or_order():
         tested |= {numbers_of(problem) for problem in test}
     assert trained.isdisjoint(tested)
     assert EXAMPLE_NUMBERS.isdisjoint(trained | tested)
+
+
+@pytest.mark.parametrize("family", [FAMILIES["count3"], FAMILIES["add2"], FAMILIES["addsub2"]])
+def test_results_are_as_frequent_in_the_test_as_in_training(family):
+    """A split by the numbers' hash alone gave a test of nines and elevens, which training lacked."""
+    means, spreads = [], []
+    for test in (False, True):
+        problems = draw_problems(family, test=test, n=400, seed=0)
+        results = [sum(numbers_of(problem)) for problem in problems]
+        means.append(fmean(results))
+        spreads.append(pstdev(results))
+    assert abs(means[0] - means[1]) < 0.3 * spreads[0]
+
+
+def test_a_fifth_of_the_numbers_of_each_result_is_for_tests():
+    chosen = numbers_of_tests(3)
+    assert all(numbers == tuple(sorted(numbers)) for numbers in chosen)
+    positive = [numbers for numbers in chosen if min(numbers) > 0]
+    assert len(positive) == 16  # of 84: two of 7 or 8, one of 3, 4 or 5, none of 1 or 2
+    by_sum = Counter(map(sum, positive))
+    assert by_sum[12] == by_sum[11] == 2
+    assert by_sum[3] == by_sum[21] == 0
+    assert max(abs(n) for family in FAMILIES.values() for n in family.numbers(Random(0))) <= LARGEST
 
 
 def test_examples_show_work_and_the_pair_does_not():

@@ -4,15 +4,18 @@ Each family draws small numbers, words a question with them, and knows the work 
 answer, one sum at a time. Worked examples before each question show the form of work and answer.
 The answer of a pair never holds work.
 
-A hash of the numbers alone, whatever their order, decides the split, so no numbers of a test
-question are trained on, in whatever words and order. No question has the numbers of a worked
-example.
+The split is by the numbers alone, whatever their order, so no numbers of a test question are
+trained on, in whatever words and order. A fifth of the numbers with each result is for tests, so
+results are about as frequent there as in training. No question has the numbers of a worked example.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import combinations_with_replacement
 from random import Random
 from typing import Protocol
 
@@ -20,6 +23,9 @@ from nrt.lab.world import hash_fraction
 
 TEST_SHARE = 0.2
 """Share of numbers that only test questions have."""
+
+LARGEST = 7
+"""Largest number of any question."""
 
 THINGS = "apples bananas carrots peaches plums onions potatoes cats dogs chairs lamps".split()
 EXAMPLE_THINGS = "books maps pens coins".split()
@@ -95,7 +101,7 @@ FAMILIES: dict[str, Family] = {
         Counting("count3", kinds=3, largest=6, examples=((4, 2, 5), (1, 5, 3))),
         Chain("add2", steps=2, largest=7, examples=((3, 4, 1), (6, 2, 5))),
         Chain("addsub2", steps=2, largest=7, subtracts=True, examples=((3, 6, -2), (5, -2, 4))),
-        Counting("count4", kinds=4, largest=5, examples=((4, 2, 5, 1), (1, 5, 3, 2))),
+        Counting("count4", kinds=4, largest=7, examples=((4, 2, 5, 1), (1, 5, 3, 2))),
         Chain("add3", steps=3, largest=7, examples=((3, 4, 1, 5), (6, 2, 5, 1))),
         Chain("add4", steps=4, largest=7, examples=((3, 4, 1, 5, 2), (6, 2, 5, 1, 3))),
     )
@@ -140,7 +146,24 @@ def draw_problems(family: Family, *, test: bool, n: int, seed: int) -> list[Word
 
 def is_test(numbers: Numbers) -> bool:
     """Return whether questions with these numbers, in any order and family, are test questions."""
-    return hash_fraction(f"arithmetic {sorted(numbers)}") < TEST_SHARE
+    return tuple(sorted(numbers)) in numbers_of_tests(len(numbers))
+
+
+@cache
+def numbers_of_tests(count: int) -> frozenset[Numbers]:
+    """Return the numbers of test questions with `count` numbers, sorted.
+
+    Of the numbers with the same sum, and equally many subtractions, a hash chooses TEST_SHARE.
+    """
+    values = [*range(-LARGEST, 0), *range(1, LARGEST + 1)]
+    strata: dict[tuple[int, int], list[Numbers]] = defaultdict(list)
+    for numbers in combinations_with_replacement(values, count):
+        strata[sum(numbers), sum(n < 0 for n in numbers)].append(numbers)
+    chosen: set[Numbers] = set()
+    for members in strata.values():
+        members.sort(key=lambda numbers: hash_fraction(f"arithmetic {numbers}"))
+        chosen.update(members[: round(TEST_SHARE * len(members))])
+    return frozenset(chosen)
 
 
 def worked_examples(families: Sequence[Family]) -> list[WordProblem]:

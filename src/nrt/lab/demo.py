@@ -5,6 +5,7 @@ The miniature is a tiny model of its own world; smollm2 is a pretrained model.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from nrt.config import Config, load_config
 from nrt.errors import InputError, unknown_name
 from nrt.lab.base import BaseSettings, build_base
 from nrt.lab.evaluation import evaluate_base
+from nrt.lab.plain import plain_verdicts
 from nrt.lab.settings import PRETRAINED, data_settings, prepare
 from nrt.lab.world import FAMILIES, distinct_problems
 from nrt.models import load_model
@@ -126,6 +128,21 @@ def print_evaluation(console: Console, base: Path, questions: int) -> None:
     console.print(table)
 
 
+def print_plain_answers(console: Console, config: Config) -> None:
+    """Print how often a pretrained model is right on its own, without markers or training."""
+    with console.status("the untrained model answers as plain text"):
+        model, tokenizer = load_model(str(config.model), dtype=torch.float32, device="cpu")
+        lines = Path(str(config.data.valid)).read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines[: config.heldout.rows]]
+        verdicts = plain_verdicts(model, tokenizer, rows)
+    table = Table(
+        "the untrained model, as plain text", "right answers (95 % interval)", "questions"
+    )
+    for family, right in verdicts.items():
+        table.add_row(family, _interval(right), str(len(right)))
+    console.print(table)
+
+
 def print_accuracy(console: Console, run: Run, families: Sequence[str]) -> None:
     """Print the share of greedy answers that the checker accepts, by family, with intervals."""
     before, after = run.heldout(0), run.heldout()
@@ -180,6 +197,7 @@ def _prepare_pretrained(console: Console, model: str, *, seed: int, quick: bool)
         settings += ["heldout.rows=8", "steps=3", "batch=4"]
     config = load_config(model, settings)
     console.print(f"model folder: {config.model}", highlight=False, soft_wrap=True)
+    print_plain_answers(console, config)
     return config
 
 
@@ -223,8 +241,11 @@ def _is_unfinished(name: str, config: Config) -> bool:
 
 
 def _share(rows: list[dict[str, Any]], family: str, key: str) -> str:
-    values = [row[key] for row in rows if row["source"] == family]
-    if not values:
+    return _interval([row[key] for row in rows if row["source"] == family])
+
+
+def _interval(verdicts: Sequence[bool]) -> str:
+    if not verdicts:
         return "–"
-    share = wilson(sum(values), len(values))
+    share = wilson(sum(verdicts), len(verdicts))
     return f"{share.mean:.0%} ({share.low:.0%}–{share.high:.0%})"

@@ -1,0 +1,125 @@
+"""`python -m benchmarks.study_tables FOLDER`: the tables of docs/real-model.md, from the runs of a study.
+
+FOLDER is what `nrt compare` wrote, or its copy in docs/results/. The first table has the last held-out evaluation of each variant, with
+Wilson's 95 % intervals over the questions of all seeds. The others have means over the seeds, by step.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from nrt.analysis.stats import wilson
+from nrt.run import Run
+
+SPANS = ((1, 1), (2, 5), (6, 10), (11, 15), (16, 20), (21, 25), (26, 30))
+DYNAMICS = {
+    "right traces": "readout/right",
+    "probability of the answer's least likely token after a right trace": "readout/probability",
+    "advantage of right traces": "readout/advantage",
+    "traces cut at the cap": "trace/capped",
+    "trace entropy, nats/token": "trace/entropy",
+    "log-probability of the answer, nats/token": "answer/logp",
+    "the same after the null trace": "answer/logp_null",
+    "seconds a step": "time/step",
+}
+VERDICTS = {
+    "after the own trace": "correct",
+    "as a server sees it": "correct_served",
+    "after the null trace": "correct_null",
+    "after another question's trace": "correct_swapped",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    runs = _finished_runs(parser.parse_args().folder)
+    print(_accuracy(runs), "", sep="\n")
+    print(_evaluations(runs), "", sep="\n")
+    for variant, members in runs.items():
+        if any("readout/right" in row for run in members for row in run.metrics()):
+            print(f"{variant}, {len(members)} seeds:\n\n{_dynamics(members)}\n")
+
+
+def _finished_runs(folder: Path) -> dict[str, list[Run]]:
+    """Return variant → its finished runs, by seed."""
+    runs: dict[str, list[Run]] = defaultdict(list)
+    for path in sorted((folder / "runs").iterdir()):
+        if (path / "model").is_dir():
+            runs[path.name.rpartition("-seed")[0]].append(Run(path))
+    return dict(runs)
+
+
+def _accuracy(runs: dict[str, list[Run]]) -> str:
+    """Return a table with a row for each variant: right answers by family, then the controls."""
+    families = sorted({row["source"] for members in runs.values() for row in members[0].heldout()})
+    names = [*families, *list(VERDICTS)[1:], "log-probability"]
+    lines = [f"| | seeds | {' | '.join(names)} |", "|---|" + "---|" * (1 + len(names))]
+    for variant, members in runs.items():
+        rows = [row for run in members for row in run.heldout()]
+        cells = [_share([row for row in rows if row["source"] == f], "correct") for f in families]
+        cells += [_share(rows, key) for key in list(VERDICTS.values())[1:]]
+        cells.append(f"{fmean(row['logp'] for row in rows):.2f}")
+        lines.append(f"| {variant} | {len(members)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _share(rows: Sequence[dict[str, Any]], key: str) -> str:
+    verdicts = [row[key] for row in rows if row.get(key) is not None]
+    if not verdicts:
+        return "–"
+    share = wilson(sum(verdicts), len(verdicts))
+    return f"{share.mean:.2f} ({share.low:.2f}–{share.high:.2f})"
+
+
+def _evaluations(runs: dict[str, list[Run]]) -> str:
+    """Return held-out accuracy by step."""
+    steps = sorted(
+        {
+            row["step"]
+            for members in runs.values()
+            for run in members
+            for row in run.metrics()
+            if "heldout/accuracy" in row
+        }
+    )
+    lines = [f"| step | {' | '.join(map(str, steps))} |", "|---|" + "---|" * len(steps)]
+    for variant, members in runs.items():
+        cells = []
+        for step in steps:
+            values = [
+                row["heldout/accuracy"]
+                for run in members
+                for row in run.metrics()
+                if row["step"] == step and "heldout/accuracy" in row
+            ]
+            cells.append(f"{fmean(values):.2f}" if values else "")
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _dynamics(members: Sequence[Run]) -> str:
+    """Return means over spans of steps."""
+    names = [str(first) if first == last else f"{first}–{last}" for first, last in SPANS]
+    lines = [f"| steps (mean) | {' | '.join(names)} |", "|---|" + "---|" * len(SPANS)]
+    for label, key in DYNAMICS.items():
+        cells = []
+        for first, last in SPANS:
+            values = [
+                row[key]
+                for run in members
+                for row in run.metrics()
+                if first <= row["step"] <= last and key in row
+            ]
+            cells.append(f"{fmean(values):.2f}".replace("-", "−") if values else "")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
