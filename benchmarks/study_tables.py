@@ -50,8 +50,9 @@ def _finished_runs(folder: Path) -> dict[str, list[Run]]:
     """Return variant → its finished runs, by seed."""
     runs: dict[str, list[Run]] = defaultdict(list)
     for path in sorted((folder / "runs").iterdir()):
-        if (path / "model").is_dir():
-            runs[path.name.rpartition("-seed")[0]].append(Run(path))
+        run = Run(path)
+        if run.is_finished:
+            runs[path.name.rpartition("-seed")[0]].append(run)
     return dict(runs)
 
 

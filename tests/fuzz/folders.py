@@ -35,7 +35,7 @@ from nrt.eval.questions import ReplyStore
 from nrt.eval.suite import EvalPlan, prepare
 from nrt.run import load_run
 from nrt.study import RunOutcome, open_study
-from nrt.study.runs import is_done
+from nrt.study.runs import is_finished
 from nrt.study.study import read_study, run_path
 from nrt.system.files import explain_disk_errors
 from tests.eval import judge_server
@@ -264,7 +264,7 @@ def _go_on(study: Path, measure: str) -> None:
         plan = read_study(folder)
         done = [
             RunOutcome(
-                variant, seed, 0 if is_done(run_path(folder, variant, seed)) else 1, 0.0, "no"
+                variant, seed, 0 if is_finished(run_path(folder, variant, seed)) else 1, 0.0, "no"
             )
             for variant, seed in plan.runs()
         ]

@@ -1,6 +1,7 @@
 """The demo continues a run that was interrupted, and starts another one for other settings."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.console import Console
 import nrt
 from nrt.errors import Interrupted
 from nrt.lab import demo
-from tests.trainer.conftest import make_config, model_dir, pairs_file  # noqa: F401
+from tests.trainer.conftest import make_config, model_dir, pairs_file, write_pairs  # noqa: F401
 from tests.trainer.test_train import InterruptAt
 
 
@@ -60,14 +61,17 @@ def test_the_table_by_hand(config):
     assert demo._share(rows, "other", "correct") == "–"
 
 
-def test_the_whole_demo_of_a_pretrained_model(config, monkeypatch):
+def test_the_whole_demo_of_a_pretrained_model(config, tmp_path, monkeypatch):
     """With a tiny model in its place."""
+    rows = []
+    for line in Path(str(config.data.train)).read_text().splitlines():
+        pair = json.loads(line)
+        turns = [("user", pair["question"]), ("assistant", pair["answer"])]
+        messages = [{"role": role, "content": text} for role, text in turns]
+        rows.append({"messages": messages, "source": pair["kind"]})
+    data = write_pairs(tmp_path / "messages.jsonl", rows)
     settings = [
-        f"model={config.model}",
-        f"data.train={config.data.train}",
-        f"data.valid={config.data.valid}",
-        *("data.columns.messages=null", "data.columns.question=question"),
-        *("data.columns.answer=answer", "data.columns.source=kind", "heldout.rows=4"),
+        *(f"model={config.model}", f"data.train={data}", f"data.valid={data}", "heldout.rows=4"),
         *("max_prompt_tokens=20", "max_trace_tokens=6", "threads=1", "steps=2", "batch=4"),
     ]
     monkeypatch.setattr(demo, "prepare", lambda model, seed: settings)
@@ -76,7 +80,13 @@ def test_the_whole_demo_of_a_pretrained_model(config, monkeypatch):
     run = demo.run_demo(Console(file=out, width=200), None, model="smollm2", quick=True)
     assert run.path.as_posix() == "runs/demo-smollm2"
     text = out.getvalue()
-    for part in ("A pretrained model", "this shows that everything runs", "kind-0", "nrt chat"):
+    for part in (
+        "A pretrained model",
+        "the untrained model, as plain text",
+        "this shows that everything runs",
+        "kind-0",
+        "nrt chat",
+    ):
         assert part in text
 
 

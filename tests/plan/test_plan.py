@@ -14,6 +14,7 @@ from nrt.config import build_config
 from nrt.errors import InputError
 from nrt.objective import METHODS
 from nrt.plan import PlanRequest, RowLengths, accelerator, advise, make_plan
+from nrt.plan.hardware import GPUS
 from nrt.plan.memory_parts import VllmMemory
 from nrt.plan.meta_model import BUILT_IN, meta_model
 from nrt.plan.work import count_tokens, group_rows, packed_tokens
@@ -132,6 +133,16 @@ def test_vllm_without_sleep_takes_half_of_it_all_the_time():
     assert awake.resident.sampler == awake.rollout.taken
     assert awake.sampling == awake.resident.total - awake.resident.gradients + awake.reserve
     assert awake.updating == awake.resident.total + awake.reserve + awake.update.total
+
+
+def test_help_and_documentation_name_every_gpu(capsys):
+    with pytest.raises(SystemExit):
+        app(["plan", "--help"], standalone_mode=True)
+    printed = " ".join(re.findall(r"\w+", capsys.readouterr().out))
+    document = DOCUMENT.read_text(encoding="utf-8")
+    for name in GPUS:
+        assert f" {name} " in printed
+        assert f"`{name}`" in document
 
 
 def test_a_run_that_fits_leaves_seven_percent_free():

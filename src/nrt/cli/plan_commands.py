@@ -20,7 +20,11 @@ GpuCount = Annotated[
     ),
 ]
 GpuType = Annotated[
-    str, typer.Option(help="GPU type: h100, h200, a100, l40s or rtx4090; cpu: this machine.")
+    str,
+    typer.Option(
+        help="GPU type: h100, h200, a100, b200, l40s, l4, a10g, a6000, t4, rtx5090, rtx4090 or "
+        "rtx3090; cpu: this machine."
+    ),
 ]
 GpuMemory = Annotated[
     float | None, typer.Option(help="Memory of one GPU in GiB; default: the usual of its type.")

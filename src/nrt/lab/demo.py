@@ -228,13 +228,14 @@ def _run_name(default: str, config: Config) -> str:
 def _is_unfinished(name: str, config: Config) -> bool:
     """Return whether a folder holds an interrupted run with the settings of `config`."""
     folder = run_folder(name)
-    if not (folder / "config.yaml").is_file() or (folder / "model").exists():
-        return False
-    if holder_pid(folder / "lock"):
+    if not (folder / "config.yaml").is_file() or holder_pid(folder / "lock"):
         return False
     try:
-        run_config = Run(folder).config
+        result = Run(folder)
+        run_config = result.config
     except InputError:  # of another version, or damaged
+        return False
+    if result.is_finished:
         return False
     own, wanted = (each.model_dump(exclude=FREE_ON_RESUME) for each in (run_config, config))
     return own == wanted

@@ -63,8 +63,15 @@ GPUS: dict[str, Accelerator] = {
         Accelerator("h100", int(79.1 * GIB), 989e12, 67e12, 3.35e12, 450e9, 50e9),  # SXM
         Accelerator("h200", int(139.7 * GIB), 989e12, 67e12, 4.8e12, 450e9, 50e9),  # SXM
         Accelerator("a100", int(79.1 * GIB), 312e12, 19.5e12, 2.04e12, 300e9, 25e9),  # SXM, 80 GB
+        Accelerator("b200", int(178 * GIB), 2.25e15, 75e12, 7.7e12, 900e9, 50e9),  # HGX
         Accelerator("l40s", int(44.3 * GIB), 362e12, 91.6e12, 0.864e12),
+        Accelerator("l4", int(22.0 * GIB), 121e12, 30.3e12, 0.3e12),
+        Accelerator("a10g", int(22.0 * GIB), 70e12, 31.5e12, 0.6e12),
+        Accelerator("a6000", int(47.4 * GIB), 155e12, 38.7e12, 0.768e12),
+        Accelerator("t4", int(14.6 * GIB), 8.1e12, 8.1e12, 0.32e12),  # bfloat16 is emulated
+        Accelerator("rtx5090", int(31.3 * GIB), 209e12, 104.8e12, 1.79e12),
         Accelerator("rtx4090", int(23.5 * GIB), 165e12, 82.6e12, 1.008e12),
+        Accelerator("rtx3090", int(23.5 * GIB), 71e12, 35.6e12, 0.936e12),
     )
 }
 """Known GPUs. Memory is the lowest that torch reports, which is less than the advertised size."""

@@ -51,6 +51,11 @@ class Run:
                 "put the file itself there, or remove it"
             )
 
+    @property
+    def is_finished(self) -> bool:
+        """True if training has ended: the model is written last."""
+        return self.model_dir.is_dir()
+
     @cached_property
     def config(self) -> Config:
         path = self.path / "config.yaml"

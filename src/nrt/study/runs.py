@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nrt.errors import RunError
+from nrt.run import Run
 from nrt.study.study import Study, read_study, run_path
 from nrt.system.files import require_plain_file
 from nrt.system.lock import holder_pid
@@ -64,7 +65,7 @@ def run_study(
     """
     study = read_study(folder)
     runs = study.runs()
-    todo = [run for run in runs if not is_done(run_path(folder, *run))]
+    todo = [run for run in runs if not is_finished(run_path(folder, *run))]
     outcomes = [RunOutcome(*run, status=0, seconds=0.0) for run in runs if run not in todo]
     report(f"{len(todo)} of {len(runs)} runs to do in {folder}")
     prepare_once = OncePerSeed(prepare)
@@ -90,9 +91,9 @@ def run_study(
     return outcomes
 
 
-def is_done(run: Path) -> bool:
-    """Return True if a run folder holds a finished run: the model is written last."""
-    return (run / "model").is_dir()
+def is_finished(run: Path) -> bool:
+    """Return True if a folder holds a finished run."""
+    return (run / "config.yaml").is_file() and Run(run).is_finished
 
 
 def _run(
@@ -112,7 +113,7 @@ def _run(
     started = time.monotonic()
     log = folder / "logs" / f"{run.name}.log"
     log.parent.mkdir(exist_ok=True)
-    while not is_done(run):
+    while not is_finished(run):
         arguments = _arguments(study, folder, variant, seed, settings)
         command = [sys.executable, "-m", "nrt", "train", "--json", *arguments]
         require_plain_file(log)
@@ -120,7 +121,7 @@ def _run(
             process = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
         status = process.returncode
         pid = holder_pid(run / "lock")
-        if status != REFUSED or not (pid or is_done(run)):
+        if status != REFUSED or not (pid or is_finished(run)):
             break
         # The run's lock refused this process: another one holds it, or has just finished the run.
         if pid:
