@@ -1,35 +1,37 @@
-"""`python -m benchmarks.gpu [--rehearse] [--only PART,…]`: what to run first where a GPU can be had, in ten minutes.
+"""`python -m benchmarks.gpu [--rehearse] [--only PART,…]`: check correctness, speed and memory on a GPU in ten minutes.
 
 It needs no network, no pytest and no vLLM, only what nrt needs to train. Each part runs in a process of its own with a budget of
-seconds, the most valuable first; what it found is in benchmarks/results/gpu-NAME.json as soon as it ends, and a table comes last. A part
-that fails or takes too long leaves its error there, and the next one begins. `--rehearse` runs the same code with small shapes, on
-anything, and writes nothing.
+seconds, the most valuable first. Each case is in benchmarks/results/gpu-NAME.json as soon as its part ends, also if the part took too
+long or failed, and a table comes last. `--rehearse` runs the same code with small shapes, on anything, and writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from benchmarks.common import RESULTS, Shape, make_learner, write
 from benchmarks.memory import update
 from benchmarks.scoring import rows_of
-from nrt.config import build_config
+from nrt.config import Config, build_config
 from nrt.engine.weights import layers_of
+from nrt.errors import InputError
 from nrt.plan import PlanRequest, RowLengths, accelerator, make_plan
 from nrt.plan.counting import count_update
 from nrt.plan.hardware import GPUS
@@ -37,8 +39,9 @@ from nrt.plan.meta_model import BUILT_IN, meta_model
 from nrt.scoring import choose_scorer, logprob_head
 from nrt.scoring.logprob_head import LMHead
 from nrt.scoring.packing import lay_out
-from nrt.scoring.prefix_attention import PrefixAttention, _attention_by_tail
+from nrt.scoring.prefix_attention import PrefixAttention, _attention_by_tail, make_block_mask
 from nrt.trainer import train
+from nrt.types import Row
 
 GIB = 2**30
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,62 +51,68 @@ SMALL = Shape(prompts=2, traces=2, prompt=40, trace=12, answer=6)
 
 PARITY: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
+    "llama, 8 heads a key": {
+        "model_type": "llama",
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+    },
     "mistral": {"model_type": "mistral", "sliding_window": 100},
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3", "head_dim": 64},
-    "gemma2": {"model_type": "gemma2", "head_dim": 64, "sliding_window": 100},
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 64,
+        "query_pre_attn_scalar": 64,
+        "sliding_window": 100,
+        "attn_logit_softcapping": 2.0,
+    },
     "gemma3": {"model_type": "gemma3_text", "head_dim": 64, "sliding_window": 100},
 }
 
+Cases = Iterator[tuple[str, dict[str, Any]]]
+"""(name, figures) of each case."""
 
-def parity(small: bool) -> dict[str, Any]:
-    """Is the packed scorer chosen? It is if its numbers and gradients are the padded scorer's."""
-    found = {}
+
+def parity(small: bool) -> Cases:
+    """Record whether the packed scorer is chosen: its numbers and gradients are the padded scorer's."""
     for name, values in PARITY.items():
         for dtype in ("float32", "bfloat16"):
-            began = time.perf_counter()
-            choice = choose_scorer(_tiny(values, dtype), 0, rows=rows_of(SMALL if small else SHAPE))
-            found[f"{name}, {dtype}"] = {
-                "packed": choice.packed,
-                "why": choice.why,
-                "seconds": time.perf_counter() - began,
-            }
-    return found
+            for shape in (SMALL,) if small else (SMALL, SHAPE):
+                began = time.perf_counter()
+                choice = choose_scorer(_tiny(values, dtype), 0, rows=rows_of(shape))
+                figures = {"packed": choice.packed, "why": choice.why}
+                figures["seconds"] = time.perf_counter() - began
+                yield f"{name}, {dtype}, {shape}", figures
 
 
-def head(small: bool) -> dict[str, Any]:
-    """The head's forward and backward with tiles of few and of many tokens, by vocabulary."""
+def head(small: bool) -> Cases:
+    """Time the head's forward and backward with tiles of few and of many tokens, by vocabulary."""
     M, d = (64, 32) if small else (8192, 3072)
-    found = {}
     for V in (1000, 1002) if small else (128_256, 128_258, 32_770):
         for tokens in (256, 1024, 4096):
             logprob_head.TILE_TOKENS[DEVICE.type] = tokens
-            hidden_Md, weight_Vd = (
-                torch.randn(n, d, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
-                for n in (M, V)
-            )
-            gradient_Vd = torch.zeros(V, d, device=DEVICE)
-            target_M = torch.randint(V, (M,), device=DEVICE)
-            lm_head = LMHead(weight_Vd, None, 1.0, None)
-
-            def work(
-                lm_head: LMHead = lm_head,
-                hidden_Md: Tensor = hidden_Md,
-                target_M: Tensor = target_M,
-                gradient_Vd: Tensor = gradient_Vd,
-            ) -> None:
-                logp_M, _ = lm_head(hidden_Md, target_M, lambda _: gradient_Vd)
-                logp_M.sum().backward()
-
-            found[f"{V:,} columns, tiles of {tokens:,} tokens"] = {
-                "seconds": _median(work),
-                **_peak(work),
-            }
-    return found
+            work = _head_pass(M, d, V)
+            figures = {"seconds": _median(work), **_peak(work)}
+            yield f"{V:,} columns, tiles of {tokens:,} tokens", figures
 
 
-def attention(small: bool) -> dict[str, Any]:
-    """Forward and backward of one layer's attention over a packed layout, by kernel."""
+def _head_pass(M: int, d: int, V: int) -> Callable[[], None]:
+    hidden_Md, weight_Vd = (
+        torch.randn(n, d, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for n in (M, V)
+    )
+    gradient_Vd = torch.zeros(V, d, device=DEVICE)
+    target_M = torch.randint(V, (M,), device=DEVICE)
+    lm_head = LMHead(weight_Vd, None, 1.0, None)
+
+    def work() -> None:
+        logp_M, _ = lm_head(hidden_Md, target_M, lambda _: gradient_Vd)
+        logp_M.sum().backward()
+
+    return work
+
+
+def attention(small: bool) -> Cases:
+    """Time forward and backward of one layer's attention over a packed layout, by kernel."""
     shape = SMALL if small else SHAPE
     layout = lay_out(rows_of(shape), DEVICE)
     H, H_kv, D = (4, 2, 16) if small else (24, 8, 128)
@@ -113,12 +122,19 @@ def attention(small: bool) -> dict[str, Any]:
         for h in (H, H_kv, H_kv)
     )
     packed = PrefixAttention(layout)
-    padded_rows = shape.prompts * shape.traces
     length = shape.prompt + shape.trace + shape.answer + 2
-    padded = [
-        torch.randn(padded_rows, h, length, D, device=DEVICE, dtype=dtype, requires_grad=True)
+    q, k, v = (
+        torch.randn(
+            shape.prompts * shape.traces,
+            h,
+            length,
+            D,
+            device=DEVICE,
+            dtype=dtype,
+            requires_grad=True,
+        )
         for h in (H, H_kv, H_kv)
-    ]
+    )
 
     def nrt() -> None:
         out = packed(None, query, key, value, scale=D**-0.5, window=None, softcap=None)
@@ -128,100 +144,115 @@ def attention(small: bool) -> dict[str, Any]:
         out = _attention_by_tail(query, key, value, layout.groups, D**-0.5, None, None)
         out.sum().backward()
 
-    def sdpa() -> None:
-        q, k, v = padded
-        out = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=True
-        )
-        out.sum().backward()
+    def padded() -> None:
+        scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).sum().backward()
 
-    works = {"packed": nrt, "packed, tail by tail": by_tail, "padded": sdpa}
-    return {name: {"seconds": _median(work), **_peak(work)} for name, work in works.items()}
+    works = {"packed": nrt, "packed, tail by tail": by_tail, "padded": padded}
+    for name, work in works.items():
+        yield name, {"seconds": _median(work), **_peak(work)}
+    yield "block mask", {"seconds": _median(lambda: make_block_mask(layout, None, DEVICE))}
 
 
-def update_3b(small: bool) -> dict[str, Any]:
-    """An update of the 3B shape: seconds, utilisation, memory beside `nrt plan`'s count."""
+def update_3b(small: bool) -> Cases:
+    """Time an update of the 3B shape: utilisation, and memory beside `nrt plan`'s count."""
     shape = SMALL if small else SHAPE
     rows = rows_of(shape)
-    found = {}
     for recompute in (True, False):
-        model = _random_model("llama-3.2-3b", small)
-        learner = make_learner(model, shape, tokens_per_batch=16_384, initial_reference=False)
-        engine: Any = learner.policy.engine
-        if recompute:
-            engine.recomputed = layers_of(model)
         try:
-            took = _median(lambda learner=learner: update(learner, rows))
-            gradients = sum(4 * p.numel() for p in engine.weights.masters.values())
-            peak = _peak(lambda learner=learner: update(learner, rows), beyond=gradients)
-        except torch.OutOfMemoryError as error:
-            found[f"recomputed {recompute}"] = {"error": str(error).partition("\n")[0]}
-            continue
-        flops = _model_flops(model.config, model.num_parameters(), shape)
-        counted = count_update(
-            _on_meta(model.config),
-            tuple(rows),
-            recompute=recompute,
-            device_type=DEVICE.type,
-        )
-        found[f"recomputed {recompute}"] = {
-            "seconds": took,
-            "utilisation": flops / took / _peak_flops(),
-            **peak,
-            "planned_gib": counted.peak / GIB,
-        }
-        del learner, engine, model
+            figures = _measure_update(shape, rows, recompute=recompute, small=small)
+        except (InputError, torch.OutOfMemoryError) as error:
+            figures = {"error": str(error).partition("\n")[0]}
+        gc.collect()  # hooks of the weights make cycles
         if DEVICE.type == "cuda":
             torch.cuda.empty_cache()
-    return found
+        yield f"recomputed {recompute}", figures
 
 
-def run(small: bool) -> dict[str, Any]:
-    """A whole run of a 1B model of random weights: evaluation, save, resume, LoRA; a step beside the plan."""
-    found = {}
+def _measure_update(
+    shape: Shape, rows: list[Row], *, recompute: bool, small: bool
+) -> dict[str, Any]:
+    model = _random_model("llama-3.2-3b", small)
+    learner = make_learner(model, shape, tokens_per_batch=16_384, initial_reference=False)
+    engine: Any = learner.policy.engine
+    if recompute:
+        engine.recomputed = layers_of(model)
+    took = _median(lambda: update(learner, rows))
+    gradients = sum(4 * p.numel() for p in engine.weights.masters.values())
+    peak = _peak(lambda: update(learner, rows), beyond=gradients)
+    flops = _model_flops(model.config, model.num_parameters(), shape)
+    counted = count_update(
+        _on_meta(model.config), tuple(rows), recompute=recompute, device_type=DEVICE.type
+    )
+    return {
+        "seconds": took,
+        "utilisation": flops / took / _gpu_of_plan().peak_flops("bfloat16"),
+        **peak,
+        "planned_gib": counted.peak / GIB,
+        "scorer": engine.scorer_why,
+    }
+
+
+def run(small: bool) -> Cases:
+    """Run a 1B model of random weights from end to end, with evaluation, and a step beside the plan.
+
+    Then save and resume, with few layers, since a checkpoint of all has 16 GiB.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        model, data = _write_model(Path(folder), small), _write_pairs(Path(folder))
-        lengths = {"max_prompt_tokens": 64, "max_trace_tokens": 16 if small else 256}
-        for name, settings in {
-            "all weights": {},
-            "LoRA": {"lora": {"rank": 16}},
-        }.items():
-            values = {
-                "model": str(model),
-                "run": str(Path(folder) / name),
-                "dtype": "float32" if small else "bfloat16",
-                "steps": 4,
-                "batch": 2 if small else 16,
-                "traces": 4 if small else 8,
-                "max_answer_tokens": 16,
-                "save_every": 2,
-                "eval_every": 2,
-                "initial_reference": False,
-                "heldout": {"rows": 4, "checker": "exact"},
-                "data": {"train": str(data), "valid": str(data)},
-                **lengths,
-                **settings,
-            }
-            config = build_config(values)
-            began = time.perf_counter()
-            steps = [row for row in train(config).metrics() if "time/step" in row]
-            resumed = train(build_config(values | {"resume": values["run"], "steps": 5}))
-            gpu = _gpu_of_plan()
-            plan = make_plan(PlanRequest(config, gpu, lengths=RowLengths(16, 256, 4), rows=64))
-            found[name] = {
-                "seconds_in_all": time.perf_counter() - began,
-                "seconds_a_step": statistics.median(row["time/step"] for row in steps[1:]),
-                "planned_seconds_a_step": plan.seconds.total,
-                "steps_after_resume": len(resumed.metrics()) - 1,
-            }
-    return found
+        data = _write_pairs(Path(folder))
+        model = _write_model(Path(folder) / "whole", small, layers=None)
+        lora = {"lora": {"rank": 16}}
+        for name, settings in {"all weights": {}, "LoRA": lora}.items():
+            config = _config_of_run(model, data, Path(folder) / name, small, **settings)
+            result = train(config)
+            steps = [row for row in result.metrics() if "time/step" in row]
+            lengths = RowLengths(16, config.max_trace_tokens, 4)
+            plan = make_plan(PlanRequest(config, _gpu_of_plan(), lengths=lengths, rows=64))
+            yield (
+                name,
+                {
+                    "seconds_a_step": statistics.median(row["time/step"] for row in steps[1:]),
+                    "planned_seconds_a_step": plan.seconds.total,
+                    "warnings": [row["message"] for row in result.warnings()],
+                },
+            )
+            shutil.rmtree(result.path)
+        few = _write_model(Path(folder) / "few", small, layers=2)
+        for name, settings in {"all weights": {}, "LoRA": lora}.items():
+            path = Path(folder) / f"{name}, resumed"
+            settings = {**settings, "save_every": 2, "eval_every": 0}
+            train(_config_of_run(few, data, path, small, **settings))
+            resumed = _config_of_run(few, data, path, small, **settings, resume=str(path))
+            result = train(resumed.model_copy(update={"steps": 5}))
+            yield f"{name}, resumed", {"steps": result.metrics()[-1]["step"]}
+            shutil.rmtree(result.path)
+
+
+def _config_of_run(model: Path, data: Path, path: Path, small: bool, **settings: Any) -> Config:
+    values = {
+        "model": str(model),
+        "run": str(path),
+        "dtype": "float32" if small else "bfloat16",
+        "steps": 4,
+        "batch": 2 if small else 16,
+        "traces": 4 if small else 8,
+        "max_prompt_tokens": 64,
+        "max_trace_tokens": 16 if small else 256,
+        "max_answer_tokens": 16,
+        "save_every": 0,
+        "eval_every": 2,
+        "keep": 1,
+        "initial_reference": False,
+        "heldout": {"rows": 4, "checker": "exact"},
+        "data": {"train": str(data), "valid": str(data)},
+    }
+    return build_config(values | settings)
 
 
 @dataclass(frozen=True)
 class Part:
     """A part of the benchmark."""
 
-    work: Callable[[bool], dict[str, Any]]
+    work: Callable[[bool], Cases]
     budget: int  # seconds
 
 
@@ -241,7 +272,8 @@ def main() -> None:
     parser.add_argument("--part", help="(used by the benchmark itself)")
     arguments = parser.parse_args()
     if arguments.part:
-        print(json.dumps(PARTS[arguments.part].work(arguments.rehearse)))
+        for case, figures in PARTS[arguments.part].work(arguments.rehearse):
+            print(json.dumps({case: figures}), flush=True)
         return
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
     found: dict[str, Any] = {}
@@ -261,19 +293,27 @@ def main() -> None:
 
 
 def _in_process(part: str, small: bool) -> dict[str, Any]:
-    """Run a part in a process of its own, and return what it found or {"error": …}."""
+    """Run a part in a process of its own, and return its cases, and "error" if it did not end well."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--part", part]
     if small:
         command.append("--rehearse")
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PARTS[part].budget, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"not done within {PARTS[part].budget} s"}
-    if done.returncode:
-        return {"error": done.stderr[-2000:]}
-    return json.loads(done.stdout.splitlines()[-1])
+    budget, error = PARTS[part].budget, ""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        try:
+            done = subprocess.run(
+                command, stdout=output, stderr=errors, timeout=budget, check=False
+            )
+            if done.returncode:
+                errors.seek(0)
+                error = errors.read()[-2000:] or f"status {done.returncode}"
+        except subprocess.TimeoutExpired:
+            error = f"not done within {budget} s"
+        output.seek(0)
+        cases: dict[str, Any] = {}
+        for line in output:
+            if line.startswith("{") and line.endswith("\n"):
+                cases |= json.loads(line)
+    return cases | {"error": error} if error else cases
 
 
 def _table(found: dict[str, Any]) -> str:
@@ -335,7 +375,10 @@ def _tiny(values: dict[str, Any], dtype: str) -> Any:
     torch.manual_seed(0)
     config = AutoConfig.for_model(shape.pop("model_type"), **shape)
     with DEVICE:
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
+    if getattr(config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # as `nrt.models.load_model` does
+    return model
 
 
 def _config(name: str, small: bool) -> LlamaConfig:
@@ -386,13 +429,10 @@ def _gpu_of_plan() -> Any:
     return accelerator(next((gpu for gpu in GPUS if gpu in name.replace(" ", "")), "cpu"))
 
 
-def _peak_flops() -> float:
-    return _gpu_of_plan().peak_flops("bfloat16")
-
-
-def _write_model(folder: Path, small: bool) -> Path:
-    """Write a model of random weights and a tokenizer of words."""
+def _write_model(path: Path, small: bool, *, layers: int | None) -> Path:
+    """Write a model of random weights, with its own number of layers or `layers`, and a tokenizer of words."""
     config = _config("llama-3.2-1b", small)
+    config.num_hidden_layers = layers or config.num_hidden_layers
     words = ["<pad>", "<s>", "</s>", "<unk>", "\n", *(f"w{i}" for i in range(500))]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
@@ -410,7 +450,6 @@ def _write_model(folder: Path, small: bool) -> Path:
     config.update({"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    path = folder / "model"
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

@@ -19,7 +19,14 @@ from transformers import PreTrainedModel
 
 from nrt.errors import InputError
 from nrt.plan.meter import Meter
-from nrt.scoring import PackedScorer, PaddedScorer, choose_scorer, prefix_attention, score_all
+from nrt.scoring import (
+    PackedScorer,
+    PaddedScorer,
+    choose_scorer,
+    logprob_head,
+    prefix_attention,
+    score_all,
+)
 from nrt.scoring.logprob_head import LMHead
 from nrt.scoring.packing import lay_out, packed_batches
 from nrt.scoring.prefix_attention import make_mask_mod
@@ -259,9 +266,10 @@ def test_flex_attention_is_compiled_once_for_all_shapes(compilations: list[objec
             with torch.no_grad():
                 PackedScorer()(model, rows)
         assert len(compilations) - before <= 4, architecture
-    assert 1 < len(compilations) <= 12
+    assert 1 < len(compilations) <= 16
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_compiler_that_fails_is_no_fault_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
@@ -272,8 +280,9 @@ def test_a_compiler_that_fails_is_no_fault_of_the_model(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
     choice = choose_scorer(tiny_model("llama"), PAD)
     assert choice.surprising, "a warning of the run"
-    assert "FlexAttention cannot be compiled here" in choice.why
-    assert "needs Triton and a C compiler" in choice.why
+    assert "FlexAttention cannot be compiled for it here" in choice.why
+    assert "Failed to find C compiler" in choice.why
+    assert "install it (such as gcc)" in choice.why
     assert isinstance(choice.scorer, PaddedScorer)
 
 
@@ -300,10 +309,12 @@ def test_tiles_of_any_size(architecture: str, tile: int, monkeypatch: pytest.Mon
     assert_equal_scores(packed_model(architecture), grouped(5, GROUPS))
 
 
-def test_tiles_of_a_gpu_write_little_more_than_the_logits() -> None:
+def test_tiles_of_a_gpu_write_little_more_than_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted on the meta device, with the vocabulary of Llama 3. Rows of tiles are long: each adds
     a float32 product of the matrix's size to its gradient.
     """
+    for sizes in (logprob_head.TILE, logprob_head.TILE_TOKENS):
+        monkeypatch.delitem(sizes, "meta", raising=False)  # what `nrt plan` counted last
     M, d, V = 8192, 3072, 128_258
     hidden_Md, weight_Vd = (
         torch.empty(n, d, device="meta", dtype=torch.bfloat16, requires_grad=True) for n in (M, V)

@@ -1,4 +1,4 @@
-"""What a pretrained model answers as plain text, before any training and without markers."""
+"""Answers of a pretrained model as plain text, before any training and without markers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def plain_verdicts(
 ) -> dict[str, list[bool]]:
     """Return whether each greedy answer is right, by the source of its row.
 
-    The model goes on after the prompt, worked examples included, for at most 64 tokens or until it
-    ends its turn. The number after its first `The answer is` counts.
+    The model continues the prompt, worked examples included, for at most 64 tokens or until it ends
+    its turn. The number after its first `The answer is` counts.
 
     Args:
         rows: rows as `lab.settings` writes them, with `messages` and `source`.
@@ -44,6 +44,6 @@ def is_right(text: str, reference: str) -> bool:
     >>> is_right("3 + 4 = 7. 7 + 1 = 8.\\nThe answer is 8.\\n\\nQuestion: ...", "The answer is 8.")
     True
     """
-    own = text.split("Question:")[0]  # it may go on with questions of its own
+    own = text.split("Question:")[0]  # it may continue with questions of its own
     numbers = re.findall(r"The answer is (\d+)", own)
     return bool(numbers) and last_number(numbers[0], reference)

@@ -112,18 +112,21 @@ def _rollout_memory(workload: Workload, gathered: int) -> RolloutMemory:
 def _host_bytes(workload: Workload, rollout: RolloutMemory | VllmMemory | None) -> int:
     """Return the memory of the machine that the processes of its GPUs need at the highest.
 
-    Each process loads the model there. Later vLLM's weights sleep there, and the first process
-    collects model and optimizer for a checkpoint.
+    Each process loads the model there. Later vLLM's weights sleep there, or the client of rollout
+    servers keeps a copy to send, and the first process collects model and optimizer for a
+    checkpoint.
     """
     config = workload.config
     if workload.gpu.device_type == "cpu":
         return 0
     whole = resident(workload.model, config, workload.method, gpus=1, parallel="ddp")
-    asleep = 0
+    kept = 0
     if isinstance(rollout, VllmMemory) and not rollout.stays and config.vllm.sleep == 1:
-        asleep = workload.gpus * rollout.weights
+        kept = workload.gpus * rollout.weights
+    elif workload.method.samples and samples_elsewhere(config):
+        kept = whole.weights
     collected = whole.weights + whole.masters + whole.optimizer
-    return max(workload.gpus * whole.weights, asleep + collected)
+    return max(workload.gpus * whole.weights, kept + collected)
 
 
 def _vllm_memory(workload: Workload, stays: ResidentMemory, gathered: int) -> VllmMemory:

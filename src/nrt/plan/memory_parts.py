@@ -92,7 +92,7 @@ class MemoryPlan:
     reserve: int
 
     gathered: int  # fsdp: the whole model, for a push or a checkpoint
-    overlap: bool  # sampling and updates go on at the same time
+    overlap: bool  # sampling and updates run at the same time
     host: int  # memory of the machine, not of the GPU; 0: not counted
 
     @property
@@ -105,10 +105,15 @@ class MemoryPlan:
 
     @property
     def updating(self) -> int:
-        """Maximum during the update. The forward of an evaluation needs less."""
+        """Maximum during the update."""
         if self.overlap:
             return self.sampling
         return self.resident.total + self.reserve + self.update.total
+
+    @property
+    def scoring(self) -> int:
+        """Maximum of scoring without gradient, as in an evaluation; shards are gathered for it."""
+        return self._between_updates + self.gathered + self.update.passing
 
     @property
     def saving(self) -> int:
@@ -117,7 +122,7 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        return max(self.sampling, self.updating, self.saving)
+        return max(self.sampling, self.updating, self.scoring, self.saving)
 
     @property
     def _between_updates(self) -> int:

@@ -45,7 +45,7 @@ def plan_json(report: PlanReport) -> dict[str, Any]:
     those of the run.
     """
     request, plan, memory = report.request, report.plan, report.plan.memory
-    phases = ("sampling", "updating", "saving", "peak")
+    phases = ("sampling", "updating", "scoring", "saving", "peak")
     totals = {name: getattr(memory, name) for name in phases}
     return {
         "model": request.config.model,

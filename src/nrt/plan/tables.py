@@ -143,7 +143,8 @@ def _memory_table(request: PlanRequest, memory: MemoryPlan) -> Table:
     table.add_row("update at the highest", gib(memory.updating), "", style="bold")
     table.add_section()
     if memory.gathered:
-        note = "the model is gathered for a checkpoint"
+        note = "the model is gathered from its shards"
+        table.add_row("scoring at the highest", gib(memory.scoring), note, style="bold")
         table.add_row("saving at the highest", gib(memory.saving), note, style="bold")
     _add_nonzero(table, [("the machine's own memory", memory.host, "loading or saving")])
     return table

@@ -139,7 +139,8 @@ class VLLMSampler:
 
     def sleep(self) -> None:
         """Release memory as the argument `sleep` says."""
-        if self._sleep_level and not self._asleep:
+        if self._sleep_level and "weights" not in self._asleep:
+            self._wake("kv_cache")  # asleep if no request followed a push; vLLM sleeps as a whole
             self.llm.sleep(level=self._sleep_level)
             self._asleep = {"weights", "kv_cache"}
 
@@ -242,8 +243,8 @@ def _import_vllm() -> Any:
 def _reload(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
     """Load the weights in vLLM's worker, which is in this process.
 
-    They come one at a time: the engine may build each as it is asked for, such as with merged
-    adapters, and all together may be as large as the model.
+    The iterator yields one tensor at a time. The engine may build each on demand, such as with
+    merged adapters, and all together may be as large as the model.
 
     A head tied to the embeddings has no weights to load, so on a CPU vLLM would keep the old packed
     copy of it. The loop at the end packs it again.

@@ -76,7 +76,7 @@ class _NoKernel(UnsupportedAttention):
 
 
 class _NotCompiled(UnsupportedAttention):
-    """The kernel of the device could not be compiled, whatever the model."""
+    """The kernel of the device could not be compiled."""
 
 
 def choose_scorer(
@@ -201,9 +201,10 @@ def _check_packed(
             if is_out_of_memory(error):
                 raise
             if isinstance(error, TorchDynamoException):
+                cause = getattr(error, "inner_exception", error)
                 raise _NotCompiled(
-                    f"FlexAttention cannot be compiled here: {first_line(error)}; torch.compile "
-                    "needs Triton and a C compiler (such as gcc), on the machine that trains"
+                    f"FlexAttention cannot be compiled for it here: {first_line(cause)}; if this "
+                    "names Triton or a compiler, install it (such as gcc) where the run trains"
                 ) from error
             # The forward differs from that of transformers' decoders.
             raise UnsupportedAttention(f"its forward fails: {first_line(error)}") from error

@@ -198,7 +198,7 @@ class _Tiles:
         all others have aligned rows.
         """
         size = max(1, self._tile_size // self._tokens_per_tile(V))
-        is_split = size < V
+        is_split = ALIGNMENT <= size < V
         aligned = V - V % ALIGNMENT if is_split else V
         yield from _slices(aligned, size)
         if aligned < V:

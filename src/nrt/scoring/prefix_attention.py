@@ -271,9 +271,15 @@ def _ordered(is_used_QK: Tensor) -> tuple[Tensor, Tensor]:
     return is_used_QK.sum(1, dtype=torch.int32)[None, None], order[None, None].contiguous()
 
 
+KERNEL_OPTIONS: Any = {"FORCE_USE_FLEX_ATTENTION": True}
+"""Take the same kernel for all lengths. For fewer than 128 queries torch would take one for
+decoding, which has no configuration for many heads that share keys and values, and then cannot be
+compiled.
+"""
+
 MAX_COMPILATIONS = 64
-"""Compilations of FlexAttention in a process: a model has about four. torch's own limit is 8, after
-which its models with several windows would not be compiled.
+"""Compilations of FlexAttention in a process: a model has about four. torch's limit of 8 is too low
+for a process with several models.
 """
 
 _compiled: list[Callable[..., Any]] = []  # flex_attention, from its first use on
@@ -297,6 +303,7 @@ def _flex_attention(
         block_mask=block_mask,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
+        kernel_options=KERNEL_OPTIONS,
     )
 
 
