@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from benchmarks.common import RESULTS, Shape, make_learner, write
+from benchmarks.common import RESULTS, Shape, make_learner, seconds, write
 from benchmarks.memory import update
 from benchmarks.scoring import rows_of
 from nrt.config import Config, build_config
@@ -334,14 +334,8 @@ def _table(found: dict[str, Any]) -> str:
 
 def _median(work: Callable[[], Any], repeats: int = 5) -> float:
     """Return the median seconds of `work`, after one run that is not measured."""
-    times = []
-    for _ in range(1 + repeats):
-        _synchronize()
-        began = time.perf_counter()
-        work()
-        _synchronize()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+    seconds(work)
+    return statistics.median(seconds(work) for _ in range(repeats))
 
 
 def _peak(work: Callable[[], Any], *, beyond: int = 0) -> dict[str, float]:
@@ -353,11 +347,6 @@ def _peak(work: Callable[[], Any], *, beyond: int = 0) -> dict[str, float]:
     before = torch.cuda.memory_allocated()
     work()
     return {"peak_gib": (torch.cuda.max_memory_allocated() - before - beyond) / GIB}
-
-
-def _synchronize() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def _tiny(values: dict[str, Any], dtype: str) -> Any:

@@ -27,8 +27,7 @@ DYNAMICS = {
     "the same after the null trace": "answer/logp_null",
     "seconds a step": "time/step",
 }
-VERDICTS = {
-    "after the own trace": "correct",
+OTHER_VERDICTS = {
     "as a server sees it": "correct_served",
     "after the null trace": "correct_null",
     "after another question's trace": "correct_swapped",
@@ -59,12 +58,12 @@ def _finished_runs(folder: Path) -> dict[str, list[Run]]:
 def _accuracy(runs: dict[str, list[Run]]) -> str:
     """Return a table with a row for each variant: right answers by family, then the controls."""
     families = sorted({row["source"] for members in runs.values() for row in members[0].heldout()})
-    names = [*families, *list(VERDICTS)[1:], "log-probability"]
+    names = [*families, *OTHER_VERDICTS, "log-probability"]
     lines = [f"| | seeds | {' | '.join(names)} |", "|---|" + "---|" * (1 + len(names))]
     for variant, members in runs.items():
         rows = [row for run in members for row in run.heldout()]
         cells = [_share([row for row in rows if row["source"] == f], "correct") for f in families]
-        cells += [_share(rows, key) for key in list(VERDICTS.values())[1:]]
+        cells += [_share(rows, key) for key in OTHER_VERDICTS.values()]
         cells.append(f"{fmean(row['logp'] for row in rows):.2f}")
         lines.append(f"| {variant} | {len(members)} | {' | '.join(cells)} |")
     return "\n".join(lines)

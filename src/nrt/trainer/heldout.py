@@ -80,9 +80,6 @@ class Heldout:
 
     def __call__(self, *, seed: int) -> list[HeldoutRecord]:
         self.policy.push_weights()
-        return self._evaluate(seed)
-
-    def _evaluate(self, seed: int) -> list[HeldoutRecord]:
         if not self.with_traces:
             return self._records({"own": [bare_row(pair) for pair in self.pairs]}, None)
         markers = self.policy.markers
