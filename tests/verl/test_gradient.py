@@ -14,7 +14,11 @@ import pytest
 import ray
 import torch
 from scripted import ScriptedSampler  # pyright: ignore[reportMissingImports]
-from steps import collect  # pyright: ignore[reportMissingImports]
+from steps import (  # pyright: ignore[reportMissingImports]
+    collect,
+    local_engine,
+    record_gradient,
+)
 
 from nrt.backends.verl.batch import filler_row
 from nrt.backends.verl.loss import worker_loss
@@ -93,6 +97,7 @@ def test_the_first_gradient_of_a_step_is_the_local_one(local, cluster, scripted)
     assert expected.metrics.keys() == rollout.metrics.keys()
     gain = rollout.metrics["reward/gain_initial"]
     assert gain == pytest.approx(expected.metrics["reward/gain_initial"], rel=1e-4)
+    expected_gradients = record_gradient(local_engine(local_parts))
     expected_stats = train_on(local_learner, expected.groups)
     stats = train_on(cluster_learner, rollout.groups)
     for name in ("total", "trace", "answer", "format", "ratio_mean", "grad_norm"):
@@ -100,7 +105,7 @@ def test_the_first_gradient_of_a_step_is_the_local_one(local, cluster, scripted)
         assert getattr(stats, name) == pytest.approx(value, rel=1e-4, abs=1e-7), name
     assert (stats.tokens, stats.lr) == (expected_stats.tokens, expected_stats.lr)
     assert stats.ratio_clipped == 0.0
-    assert_close(gradients(cluster), local_gradients(local_parts))
+    assert_close(gradients(cluster), expected_gradients)
 
 
 METHODS_AND_PROFILES = [
@@ -124,9 +129,9 @@ def test_gradient_of_every_method_and_profile(settings, local, cluster, name, pr
         parts = replace(paper, names=parts.names, learner=replace(paper.learner, method=method))
     state = method.state_rule.initial() if method.state_rule else None
     rollout = collect(parts.learner, parts.draw, 4, seed=1, state=state)
+    expected = record_gradient(local_engine(parts))
     train_on(parts.learner, rollout.groups)
-    update(cluster, *rows_and_credits(rollout), method)
-    assert_close(gradients(cluster), local_gradients(parts))
+    assert_close(update(cluster, *rows_and_credits(rollout), method), expected)
 
 
 def test_weights_of_a_samplers_mismatch_reach_the_workers(local, cluster):
@@ -138,9 +143,10 @@ def test_weights_of_a_samplers_mismatch_reach_the_workers(local, cluster):
     for credit in credits:
         error_N = torch.linspace(-1, 1, len(credit.old_logp_N))
         wrong.append(replace(credit, sampler_logp_N=credit.old_logp_N - error_N))
+    expected = record_gradient(local_engine(parts))
     parts.learner.policy.engine.train(rows, wrong, method, denominator=len(rows) * (6 + 8))
     gradient = update(cluster, rows, wrong, method)
-    assert_close(gradient, local_gradients(parts))
+    assert_close(gradient, expected)
     with pytest.raises(AssertionError):
         assert_close(update(cluster, rows, credits, method), gradient)
 
@@ -208,11 +214,6 @@ def gradients(cluster):
 
     workers = cluster.learner.policy.engine.trainer.actor_rollout_wg.workers
     return ray.get([worker.__ray_call__.remote(first_moments) for worker in workers])[0]
-
-
-def local_gradients(parts):
-    parameters = parts.learner.policy.engine.model.named_parameters()
-    return {name: p.grad for name, p in parameters if p.grad is not None}
 
 
 def assert_close(gradients, expected):
