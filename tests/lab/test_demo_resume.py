@@ -11,6 +11,7 @@ from rich.console import Console
 import nrt
 from nrt.errors import Interrupted
 from nrt.lab import demo
+from nrt.lab.settings import ArithmeticData
 from tests.trainer.conftest import make_config, model_dir, pairs_file, write_pairs  # noqa: F401
 from tests.trainer.test_train import InterruptAt
 
@@ -75,7 +76,8 @@ def test_the_whole_demo_of_a_pretrained_model(config, tmp_path, monkeypatch):
         *("max_prompt_tokens=20", "max_trace_tokens=6", "threads=1", "steps=2", "batch=4"),
     ]
     monkeypatch.setattr(demo, "prepare", lambda model, seed: settings)
-    monkeypatch.setitem(demo.PRETRAINED, "smollm2", ("kind-0", "kind-1"))
+    kinds = ArithmeticData(("kind-0", "kind-1"))
+    monkeypatch.setitem(demo.PRETRAINED, "smollm2", kinds)
     out = io.StringIO()
     run = demo.run_demo(Console(file=out, width=200), None, model="smollm2", quick=True)
     assert run.path.as_posix() == "runs/demo-smollm2"

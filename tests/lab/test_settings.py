@@ -9,7 +9,7 @@ from tokenizers import AddedToken
 from nrt.config import MarkersConfig, load_config
 from nrt.data import Chat, load_pairs
 from nrt.lab.base import build_tokenizer
-from nrt.lab.settings import BASES, data_settings
+from nrt.lab.settings import BASES, data_settings, prepare
 from nrt.lab.world import ADD_WEIGHTS, WEIGHTS
 
 
@@ -74,3 +74,27 @@ def read(path):
 def read_setting(setting):
     """Read the file that a `key=path` setting names."""
     return read(Path(setting.partition("=")[2]))
+
+
+def test_only_what_the_user_has_not_given_is_prepared(tmp_path, monkeypatch):
+    """A recipe's data can be for another model, such as one that a first run has trained."""
+    monkeypatch.setenv("NRT_CACHE", str(tmp_path))
+    for recipe in ("miniature", "smollm2"):
+        settings = prepare(recipe, 0, ["model=runs/first/model", "steps=3"])
+        keys = [text.split("=")[0] for text in settings]
+        assert keys == ["data.train", "data.valid", "heldout.rows"]
+        assert prepare(recipe, 0, ["model=m", "data.train=d"]) == []
+    assert not list(tmp_path.rglob("*.safetensors")), "no model was made"
+
+
+def test_a_system_message_in_place_of_worked_examples(tmp_path, monkeypatch):
+    monkeypatch.setenv("NRT_CACHE", str(tmp_path))
+    turns = {}
+    for recipe in ("smollm2", "smollm2-zero-shot"):
+        _, valid, _ = prepare(recipe, 0, ["model=m"])
+        turns[recipe] = [row["messages"] for row in read(Path(valid.split("=", 1)[1]))]
+    assert len(turns["smollm2"]) == 64
+    for with_examples, without in zip(*turns.values(), strict=True):
+        assert len(with_examples) == 6
+        assert [turn["role"] for turn in without] == ["system", "user", "assistant"]
+        assert without[1:] == with_examples[-2:], "the same questions"

@@ -54,13 +54,12 @@ def compare_study(
         recipe, settings, methods=methods, variants=variants, seeds=seeds, baseline=baseline
     )
     name = study or f"compare-{Path(recipe).stem}"
-    has_model = any(text.startswith("model=") for text in settings)
 
     def own_settings(seed: int) -> list[str]:
-        if recipe not in RECIPES or has_model:
+        if recipe not in RECIPES:
             return []
         with console.status(f"model and data of seed {seed} (made once, then cached)"):
-            return prepare(recipe, seed)
+            return prepare(recipe, seed, settings)
 
     def report(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)

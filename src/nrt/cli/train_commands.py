@@ -103,15 +103,15 @@ def _training_config(settings: list[str]) -> Config:
 
 
 def _own_settings(recipe: str, overrides: list[str]) -> list[str]:
-    """Return the model and data settings of a recipe that brings both, unless a model is given."""
+    """Return the model and data settings of a recipe that brings them, but for those given."""
     from nrt.lab import RECIPES
 
-    if recipe not in RECIPES or any(text.startswith("model=") for text in overrides):
+    if recipe not in RECIPES:
         return []
     from nrt.config import load_config
     from nrt.lab.settings import prepare
 
-    return prepare(recipe, load_config(recipe, overrides).seed)
+    return prepare(recipe, load_config(recipe, overrides).seed, overrides)
 
 
 def _open_display(json_lines: bool) -> ResilientDisplay:

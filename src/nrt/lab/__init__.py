@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 RECIPES = (
     *("miniature", "miniature-hard", "miniature-weak", "miniature-text"),
-    *("smollm2", "smollm2-addsub", "smollm2-hard"),
+    *("smollm2", "smollm2-zero-shot", "smollm2-addsub", "smollm2-hard"),
 )
 """Recipes that need neither model nor data from the user: `lab.settings.prepare` makes them."""
 

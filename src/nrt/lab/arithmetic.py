@@ -1,8 +1,8 @@
 """Arithmetic questions in words for a pretrained model, as question–answer pairs.
 
 Each family draws small numbers, words a question with them, and knows the work that leads to the
-answer, one sum at a time. Worked examples before each question show the form of work and answer.
-The answer of a pair never holds work.
+answer, one sum at a time. Worked examples before each question show the form of work and answer,
+or a system message asks for it. The answer of a pair never holds work.
 
 The split is by the numbers alone, whatever their order, so no numbers of a test question are
 trained on, in whatever words and order. A fifth of the numbers with each result is for tests, so
@@ -29,6 +29,9 @@ LARGEST = 7
 
 THINGS = "apples bananas carrots peaches plums onions potatoes cats dogs chairs lamps".split()
 EXAMPLE_THINGS = "books maps pens coins".split()
+
+INSTRUCTION = "Add the numbers one at a time. Write each sum, then the answer."
+"""System message in place of worked examples."""
 
 MAX_TRIES = 100
 """Draws for each wanted question: a family of few numbers has fewer questions than are wanted."""
@@ -191,8 +194,13 @@ def word_problem(family: Family, numbers: Numbers, things: Sequence[str]) -> Wor
 
 
 def messages(problem: WordProblem, examples: Sequence[WordProblem]) -> list[dict[str, str]]:
-    """Return the chat turns of a pair: worked examples, the question, the answer without work."""
+    """Return the chat turns of a pair: worked examples, the question, the answer without work.
+
+    Without examples a system message asks for the work.
+    """
     turns = []
+    if not examples:
+        turns.append({"role": "system", "content": INSTRUCTION})
     for example in examples:
         turns.append({"role": "user", "content": example.question})
         turns.append({"role": "assistant", "content": f"{example.work}\n{example.answer}"})

@@ -64,7 +64,7 @@ def run_demo(
         families, shown = FAMILIES, ("sum", "bot")
         config = _prepare_miniature(console, seed=seed, quick=quick)
     else:
-        families = shown = PRETRAINED[model]
+        families = shown = PRETRAINED[model].families
         config = _prepare_pretrained(console, model, seed=seed, quick=quick)
     console.print()
     _heading(console, 2, "Native Reasoning Training", PAIRS_LINE)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
+from pathlib import Path
 
 from nrt.lab.arithmetic import FAMILIES, draw_problems, messages, worked_examples
 from nrt.lab.base import BaseSettings, Progress, Stage, build_base
@@ -31,31 +32,52 @@ BASES: dict[str, BaseSettings] = {
 """Recipe → settings of its base model; the seed is that of the run."""
 
 
-PRETRAINED: dict[str, tuple[str, ...]] = {
-    "smollm2": ("count3", "add2"),
-    "smollm2-addsub": ("addsub2",),
-    "smollm2-hard": ("count4", "add3"),
+@dataclass(frozen=True)
+class ArithmeticData:
+    """Questions of `lab.arithmetic` for one recipe."""
+
+    families: tuple[str, ...]
+    examples: bool = True  # two worked examples before each question; else a system message
+
+    @property
+    def name(self) -> str:
+        """Name of the folder that the data are written to, without the seed."""
+        name = f"arithmetic-{'-'.join(self.families)}"
+        return name if self.examples else f"{name}-zero-shot"
+
+
+PRETRAINED: dict[str, ArithmeticData] = {
+    "smollm2": ArithmeticData(("count3", "add2")),
+    "smollm2-zero-shot": ArithmeticData(("count3", "add2"), examples=False),
+    "smollm2-addsub": ArithmeticData(("addsub2",)),
+    "smollm2-hard": ArithmeticData(("count4", "add3")),
 }
-"""Recipe → families of its questions (`lab.arithmetic`); the model is SmolLM2-135M-Instruct."""
+"""Recipe → its questions; the model is SmolLM2-135M-Instruct."""
 
 ARITHMETIC_PAIRS = 400  # per family; some have fewer
 ARITHMETIC_TESTS = 32
 
 
-def prepare(recipe: str, seed: int, progress: Progress | None = None) -> list[str]:
+def prepare(recipe: str, seed: int, overrides: Sequence[str] = ()) -> list[str]:
     """Return the `key=value` settings that name model and data of a recipe, and make both.
 
-    What is cached is not made again. Raises InputError if a pretrained model cannot be fetched.
+    What is cached is not made again. What `overrides` name is neither made nor returned: with
+    `model=FOLDER` the recipe's data are for that model. Raises InputError if a pretrained model
+    cannot be fetched.
 
     Args:
         recipe: one of `nrt.lab.RECIPES`.
         seed: of the data and, in the miniature, of the base model.
-        progress: see `prepare_miniature`.
+        overrides: `key=value` settings of the user.
     """
-    if recipe in PRETRAINED:
-        model = smollm2_folder(plain=True)
-        return [f"model={model}", *arithmetic_settings(PRETRAINED[recipe], seed)]
-    return prepare_miniature(recipe, seed, progress)
+    keys = {text.split("=", 1)[0] for text in overrides}
+    settings = []
+    if "model" not in keys:
+        model = smollm2_folder(plain=True) if recipe in PRETRAINED else _build_base(recipe, seed)
+        settings.append(f"model={model}")
+    if "data.train" not in keys:
+        settings += _data_settings(recipe, seed)
+    return settings
 
 
 def prepare_miniature(recipe: str, seed: int, progress: Progress | None = None) -> list[str]:
@@ -66,9 +88,18 @@ def prepare_miniature(recipe: str, seed: int, progress: Progress | None = None) 
         seed: seed of base model and data.
         progress: called after each training step of the base model.
     """
+    return [f"model={_build_base(recipe, seed, progress)}", *_data_settings(recipe, seed)]
+
+
+def _build_base(recipe: str, seed: int, progress: Progress | None = None) -> Path:
+    return build_base(replace(BASES[recipe], seed=seed), progress=progress)
+
+
+def _data_settings(recipe: str, seed: int) -> list[str]:
+    if recipe in PRETRAINED:
+        return arithmetic_settings(PRETRAINED[recipe], seed)
     settings = replace(BASES[recipe], seed=seed)
-    base = build_base(settings, progress=progress)
-    return [f"model={base}", *data_settings(settings, as_text=recipe == "miniature-text")]
+    return data_settings(settings, as_text=recipe == "miniature-text")
 
 
 def data_settings(settings: BaseSettings, *, as_text: bool = False) -> list[str]:
@@ -87,15 +118,15 @@ def data_settings(settings: BaseSettings, *, as_text: bool = False) -> list[str]
     return [f"data.train={train}", f"data.valid={test}", f"heldout.rows={rows}"]
 
 
-def arithmetic_settings(families: Sequence[str], seed: int) -> list[str]:
-    """Write questions of families of `lab.arithmetic` and return the settings that name them.
+def arithmetic_settings(data: ArithmeticData, seed: int) -> list[str]:
+    """Write questions of `lab.arithmetic` and return the settings that name them.
 
     The test questions are the same for every seed. The first of them are a fair sample: the
     families take turns.
     """
-    kinds = [FAMILIES[name] for name in families]
-    examples = worked_examples(kinds)
-    folder = cache_folder() / "lab" / f"arithmetic-{'-'.join(families)}-{seed}"
+    kinds = [FAMILIES[name] for name in data.families]
+    examples = worked_examples(kinds) if data.examples else []
+    folder = cache_folder() / "lab" / f"{data.name}-{seed}"
     counts = {}
     for split, n in (("train", ARITHMETIC_PAIRS), ("test", ARITHMETIC_TESTS)):
         test = split == "test"
