@@ -24,7 +24,7 @@ from nrt.cli.chat import ChatSession, ChatSettings
 from nrt.distributed import SINGLE_PROCESS
 from nrt.run import load_run
 from nrt.serving.export import export_run
-from nrt.system.files import write_manifest
+from nrt.system.manifest import write_manifest
 from nrt.trainer import train
 from nrt.trainer.cluster_setup import prepare_cluster
 from nrt.trainer.start import _prepare_resumed

@@ -37,7 +37,7 @@ from nrt.run import load_run
 from nrt.study import RunOutcome, open_study
 from nrt.study.runs import is_finished
 from nrt.study.study import read_study, run_path
-from nrt.system.files import explain_disk_errors
+from nrt.system.disk_errors import explain_disk_errors
 from tests.eval import judge_server
 from tests.eval.benchmarks import write_benchmarks
 from tests.eval.reasoners import save_tiny_model, scripted

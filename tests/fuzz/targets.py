@@ -38,7 +38,7 @@ from nrt.data.files import find_tables
 from nrt.data.sources import iterate_examples
 from nrt.data.stats import inspect
 from nrt.run import RunWriter, load_run
-from nrt.system.files import write_manifest
+from nrt.system.manifest import write_manifest
 from nrt.trainer import train
 from tests.fuzz import inputs
 from tests.fuzz.clusters import verl_parts, verl_resumes, verl_runs

@@ -17,7 +17,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from nrt.system.files import write_manifest
+from nrt.system.manifest import write_manifest
 from nrt.trainer import train
 from tests.trainer.conftest import tiny_config, write_model, write_sums
 

@@ -17,7 +17,7 @@ from nrt.analysis.report.data import build_report
 from nrt.analysis.report.page import embedded
 from nrt.errors import InputError
 from nrt.run import Run, load_run
-from nrt.system.files import find_damage, write_manifest
+from nrt.system.manifest import find_damage, write_manifest
 from nrt.trainer import train
 from tests.golden.make import FOLDER, PAIRS
 

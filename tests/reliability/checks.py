@@ -10,7 +10,7 @@ from typing import Any
 
 from nrt.errors import NrtError
 from nrt.run import Run
-from nrt.system.files import find_damage
+from nrt.system.manifest import find_damage
 from tests.reliability.armed import alive
 from tests.trainer.test_train import timeless
 

@@ -8,7 +8,7 @@ import pytest
 from nrt.config import build_config
 from nrt.errors import InputError
 from nrt.run import Run, RunWriter, load_run, run_folder, step_name
-from nrt.system.files import write_manifest
+from nrt.system.manifest import write_manifest
 
 CONFIG = build_config(
     {"steps": 5, "data": {"answer": "after:####"}, "markers": {"start_from": "\n"}}

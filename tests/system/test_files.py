@@ -20,8 +20,8 @@ from nrt.system.files import (
     remove_leftovers,
     temporary_path,
     write_file,
-    write_folder,
 )
+from nrt.system.manifest import write_folder
 from tests.cli.test_cli import nrt_command  # noqa: F401
 from tests.runs import write_run
 

@@ -16,7 +16,7 @@ import yaml
 
 import nrt
 from nrt.errors import RunError
-from nrt.system import files as durable
+from nrt.system.manifest import find_damage
 from nrt.trainer.loop import NullListener
 from nrt.trainer.progress import Best, improved
 from tests.trainer.test_train import assert_same_run
@@ -189,7 +189,7 @@ def test_a_disk_that_refuses(make_config, monkeypatch, tmp_path, code, call):
     monkeypatch.undo()
     run = nrt.load_run(tmp_path / "run")
     assert names(run) == ["step-000002"]
-    assert durable.find_damage(run.checkpoints()[0]) is None
+    assert find_damage(run.checkpoints()[0]) is None
     assert resume(make_config, run.path, steps=4).metrics()[-1]["step"] == 4
 
 
@@ -316,7 +316,7 @@ def test_a_second_sigint_ends_it_at_once(make_config, tmp_path):
     run = nrt.load_run(tmp_path / "run")
     assert names(run) == ["step-000001"]
     assert not (run.path / "lock").exists()
-    assert durable.find_damage(run.checkpoints()[0]) is None
+    assert find_damage(run.checkpoints()[0]) is None
 
 
 def interrupts_twice(rollout, tokenizer):

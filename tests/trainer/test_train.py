@@ -14,7 +14,7 @@ import nrt
 from nrt.data import null_row, trace_row
 from nrt.errors import InputError, Interrupted
 from nrt.run.metrics import describe
-from nrt.system.files import write_manifest
+from nrt.system.manifest import write_manifest
 from nrt.trainer.heldout import summary
 from nrt.trainer.loop import NullListener
 from nrt.trainer.setup import prepare

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nrt.system.files import write_manifest
+from nrt.system.manifest import write_manifest
 
 pytestmark = [pytest.mark.verl, pytest.mark.filterwarnings("ignore:::(?!nrt).*")]
 

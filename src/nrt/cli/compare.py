@@ -29,7 +29,8 @@ from nrt.lab.settings import prepare
 from nrt.run import Run, explain_unreadable_files, run_folder
 from nrt.study import RunOutcome, Study, open_study, run_study
 from nrt.study.study import read_study, read_variants, run_path
-from nrt.system.files import explain_disk_errors, write_file
+from nrt.system.disk_errors import explain_disk_errors
+from nrt.system.files import write_file
 
 
 def compare_study(

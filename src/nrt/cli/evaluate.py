@@ -36,8 +36,9 @@ from nrt.eval.sandbox import describe_confinement
 from nrt.eval.sentences import splitter_name
 from nrt.eval.suite import NINE, TITLES, EvalPlan, prepare, resolve
 from nrt.run.layout import shorten_paths
+from nrt.system.disk_errors import explain_disk_errors
 from nrt.system.environment import describe_environment
-from nrt.system.files import explain_disk_errors, write_file
+from nrt.system.files import write_file
 
 TEN = (*NINE, "humaneval-plus")
 """Benchmarks whose mean may be the paper's Overall for both Llama models (docs/eval.md)."""

@@ -37,8 +37,9 @@ from nrt.eval.judge_model import (
 )
 from nrt.run import Record, Run, explain_unreadable_files, load_run, step_name
 from nrt.run.lines import JUDGE_FIX, to_line
+from nrt.system.disk_errors import explain_disk_errors
 from nrt.system.environment import cache_folder
-from nrt.system.files import explain_disk_errors, read_bounded, remove_leftovers, write_file
+from nrt.system.files import read_bounded, remove_leftovers, write_file
 
 REPEAT = "repeat the command; the cache keeps all verdicts"
 

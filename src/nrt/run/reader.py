@@ -18,7 +18,8 @@ from nrt.run.lines import (
     parse_line,
     read_lines,
 )
-from nrt.system.files import find_damage, read_bounded
+from nrt.system.files import read_bounded
+from nrt.system.manifest import find_damage
 
 STEP = re.compile(rb'\{"step": (\d+)')
 CHECKPOINT = re.compile(r"step-(\d+)(?:\+(\d+))?")

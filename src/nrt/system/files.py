@@ -1,31 +1,22 @@
-"""Files and folders that survive a kill and a power failure: they appear completely or not at all.
-
-`write_folder` also stores a hash of every file, so that `find_damage` can report what a faulty disk
-changed.
-"""
+"""Files and folders that survive a kill and a power failure: completely there, or not at all."""
 
 from __future__ import annotations
 
 import errno
 import glob
 import hashlib
-import json
 import os
 import re
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from safetensors import SafetensorError
-
-from nrt.errors import InputError, RunError
-
-MANIFEST = "manifest.json"
+from nrt.errors import InputError
 
 # "backslashreplace" writes a lone surrogate as \udXXX, which is also JSON's escape of it.
 TEXT_OPTIONS: Any = {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
@@ -38,41 +29,6 @@ MAX_READ_BYTES = 32 * 2**20
 
 ABANDONED_SECONDS = 3600.0
 """Age of the last write after which a half-written file or folder counts as abandoned."""
-
-OBSTRUCTED_ERRNOS = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
-"""Errors for a file in a folder's place, or a folder in a file's place."""
-
-DISK_ERRNOS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EFBIG,
-    errno.EIO,
-    *OBSTRUCTED_ERRNOS,
-}
-"""The above, and errors of a disk that is full, over its quota, read-only or faulty."""
-
-
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Write a folder with a manifest atomically: `fill` writes into a temporary folder.
-
-    The temporary folder then replaces `folder`. The files are on the disk before the name is, and
-    the name is on the disk when this function returns. A rename alone guarantees neither.
-    """
-    temporary = temporary_path(folder, "tmp")
-    try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        write_manifest(temporary)
-        _sync_tree(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync(folder.parent)
 
 
 def remove_folder(folder: Path) -> None:
@@ -92,7 +48,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     new = temporary_path(folder, "new")
     new.mkdir(parents=True)
     yield new
-    _sync_tree(new)
+    sync_tree(new)
     old = None
     if folder.exists():
         old = temporary_path(folder, "old")
@@ -229,54 +185,6 @@ def copy_plain_files(source: Path, target: Path) -> None:
             shutil.copyfile(path, destination, follow_symlinks=False)
 
 
-def write_manifest(folder: Path) -> None:
-    """Write manifest.json with the size and sha256 of every file in the folder."""
-    entries = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST:
-            entries[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    text = json.dumps({"files": entries}, indent=1)
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
-
-
-def find_damage(folder: Path) -> str | None:
-    """Return what is wrong with a folder that `write_folder` wrote, with the file's name.
-
-    None means that every file is as it was written.
-    """
-    manifest = folder / MANIFEST
-    try:
-        files = json.loads(read_bounded(manifest))["files"]
-        expected = {
-            folder / name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()
-        }
-    except FileNotFoundError:
-        return f"{manifest} is missing"
-    except (
-        InputError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ):
-        return f"{manifest} cannot be read"
-    for file, (size, digest) in expected.items():
-        try:
-            actual_size = file.stat().st_size
-            if actual_size != size:
-                return f"{file} has {actual_size} bytes, not {size}"
-            if file_sha256(file) != digest:
-                return f"{file} is not what was written: its sha256 differs"
-        except FileNotFoundError:
-            return f"{file} is missing"
-        except OSError as error:
-            return f"{file} cannot be read ({error.strerror})"
-    return None
-
-
 def sync(path: Path) -> None:
     """Wait until a file's content, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -290,43 +198,8 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def disk_error(error: BaseException) -> OSError | None:
-    """Return the error as an OSError if a disk caused it, else None.
-
-    safetensors raises SafetensorError, which holds the error number only in its text.
-    """
-    if isinstance(error, OSError):
-        return error if error.errno in DISK_ERRNOS else None
-    if isinstance(error, SafetensorError) and (match := re.search(r"os error (\d+)", str(error))):
-        number = int(match[1])
-        return OSError(number, os.strerror(number))
-    return None
-
-
-@contextmanager
-def explain_disk_errors(folder: Path, next_step: str = "") -> Iterator[None]:
-    """Raise RunError with a fix if the code inside cannot write to a folder.
-
-    `next_step` tells the user how to continue after the fix; empty: resume the run in `folder`.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if not next_step:
-            next_step = f"resume from the last checkpoint: resume={folder}"
-            if isinstance(error, FileNotFoundError) and not folder.is_dir():
-                message = f"{folder} no longer exists; put it back where it was, then {next_step}"
-                raise RunError(message) from error
-        cause = disk_error(error)
-        if cause is None:
-            raise
-        obstructed = cause.errno in OBSTRUCTED_ERRNOS
-        fix = "move away what is there" if obstructed else "free some space or repair the disk"
-        message = f"{cause.filename or folder} cannot be written ({cause.strerror})"
-        raise RunError(f"{message}; {fix}, then {next_step}") from error
-
-
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Wait until a folder and all that it contains are on the disk."""
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)

@@ -25,14 +25,9 @@ from torch import Tensor
 
 from nrt.engine.interface import Engine
 from nrt.errors import InputError
-from nrt.system.files import (
-    disk_error,
-    find_damage,
-    read_bounded,
-    remove_folder,
-    write_file,
-    write_folder,
-)
+from nrt.system.disk_errors import disk_error
+from nrt.system.files import read_bounded, remove_folder, write_file
+from nrt.system.manifest import find_damage, write_folder
 from nrt.trainer.progress import Best
 
 

@@ -30,7 +30,8 @@ from nrt.models import (
 )
 from nrt.run import Run
 from nrt.run.layout import BASE_FOLDER
-from nrt.system.files import atomic_folder, copy_plain_files, find_damage, write_manifest
+from nrt.system.files import atomic_folder, copy_plain_files
+from nrt.system.manifest import find_damage, write_manifest
 from nrt.trainer.context import check_context
 from nrt.trainer.resolve import check_model_setting, resolve_names
 from nrt.trainer.samplers import Samplers

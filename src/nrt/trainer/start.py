@@ -16,7 +16,7 @@ from nrt.distributed import ProcessGroup, process_group
 from nrt.errors import InputError
 from nrt.models import pick_device
 from nrt.run import NullWriter, Run, RunWriter, close_on_error, explain_unreadable_files, run_folder
-from nrt.system.files import explain_disk_errors
+from nrt.system.disk_errors import explain_disk_errors
 from nrt.trainer.agreement import PROMPTS, check_agreement
 from nrt.trainer.checkpoint import load_checkpoint, newest_undamaged, set_damaged_aside
 from nrt.trainer.cluster_setup import prepare_cluster
