@@ -28,7 +28,7 @@ from nrt.config import load_config
 from nrt.lab.settings import prepare_miniature
 from nrt.models import load_model
 from nrt.trainer import train
-from nrt.trainer.loop import NullListener
+from nrt.trainer.listener import NullListener
 
 KIB = 2**10
 EVERY = 100

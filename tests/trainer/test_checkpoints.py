@@ -17,7 +17,7 @@ import yaml
 import nrt
 from nrt.errors import RunError
 from nrt.system.manifest import find_damage
-from nrt.trainer.loop import NullListener
+from nrt.trainer.listener import NullListener
 from nrt.trainer.progress import Best, improved
 from tests.trainer.test_train import assert_same_run
 

@@ -16,7 +16,7 @@ from nrt.errors import InputError, Interrupted
 from nrt.run.metrics import describe
 from nrt.system.manifest import write_manifest
 from nrt.trainer.heldout import summary
-from nrt.trainer.loop import NullListener
+from nrt.trainer.listener import NullListener
 from nrt.trainer.setup import prepare
 from tests.trainer.conftest import write_pairs
 

@@ -17,7 +17,7 @@ from nrt.config import MarkersConfig
 from nrt.errors import RunError
 from nrt.models import add_markers, load_model
 from nrt.rollout import RemoteSampler, Request
-from nrt.trainer.loop import NullListener
+from nrt.trainer.listener import NullListener
 from nrt.trainer.setup import prepare
 from tests.steps import collect, local_engine
 from tests.vllm.common import MEMORY, make_config, move, save_trainable, scores

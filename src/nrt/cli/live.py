@@ -1,6 +1,6 @@
 """Progress of a run on the command line: a live line for people, or JSON lines for programs.
 
-`LiveLine` and `JsonLines` implement `nrt.trainer.loop.Listener`.
+`LiveLine` and `JsonLines` implement `nrt.trainer.listener.Listener`.
 """
 
 from __future__ import annotations

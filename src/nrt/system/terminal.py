@@ -91,7 +91,7 @@ class StandardOutput:
 
 
 class Display(Protocol):
-    """Command line's listener of a training run (`nrt.trainer.loop.Listener`), with `close`."""
+    """Command line's listener of a training run (`nrt.trainer.listener.Listener`), with `close`."""
 
     def start(self, path: Path, step: int, steps: int) -> None: ...
     def say(self, text: str) -> None: ...

@@ -6,8 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nrt.config import Config
 from nrt.data.checkers import exact
@@ -18,38 +17,17 @@ from nrt.trainer import heldout
 from nrt.trainer.agreement import max_gap
 from nrt.trainer.checkpoint import point, prune, save_checkpoint
 from nrt.trainer.guard import report_skipped, skipped_in_a_row
+from nrt.trainer.listener import Listener
 from nrt.trainer.metrics import trace_record, update_metrics
 from nrt.trainer.progress import Progress, RolloutUpdates, improved, progress_json
 from nrt.trainer.readout import readout_metrics
 from nrt.trainer.setup import Parts
 from nrt.trainer.signals import Signals
+from nrt.trainer.start_warnings import warn_at_start
 from nrt.trainer.step import StepHooks, train_step
 from nrt.trainer.trackers import open_trackers
 from nrt.trainer.watch import Watch
 from nrt.types import Pair
-
-
-class Listener(Protocol):
-    """Receives the progress of a run, for example to display it.
-
-    `start` is called once, with the run's folder and the steps done and wanted. `phase` names what
-    happens from now on: sampling, updating, evaluating, saving. `step` receives the metrics of a
-    step, or with step 0 those before training.
-    """
-
-    def start(self, path: Path, step: int, steps: int) -> None: ...
-    def say(self, text: str) -> None: ...
-    def phase(self, name: str) -> None: ...
-    def step(self, metrics: Mapping[str, float]) -> None: ...
-
-
-class NullListener:
-    """Listener that does nothing."""
-
-    def start(self, path: Path, step: int, steps: int) -> None: ...
-    def say(self, text: str) -> None: ...
-    def phase(self, name: str) -> None: ...
-    def step(self, metrics: Mapping[str, float]) -> None: ...
 
 
 class Loop:
@@ -92,7 +70,7 @@ class Loop:
         if self.writer.resumed:
             self._point_and_prune()
         else:
-            self._warn_at_start()
+            warn_at_start(self.config, self.parts, self.writer, self.listener)
             self._evaluate_before_training()
         while self.progress.step < self.parts.steps:
             self._step()
@@ -290,42 +268,6 @@ class Loop:
     def _warn(self, kind: str, message: str, **details: Any) -> None:
         self.writer.warn(kind, message, self.current_step, **details)
         self.listener.say(message)
-
-    def _warn_at_start(self) -> None:
-        data, config, method = self.parts.data, self.config, self.parts.learner.method
-        if self.parts.padded_by_surprise:
-            message = "prompts are forwarded once for each trace, which takes several times as long"
-            self._warn("padded-rows", f"{self.parts.notes[0]}: {message}")
-        for kind, count, text in (
-            (
-                "dropped-prompts",
-                data.dropped_prompts,
-                f"prompts longer than max_prompt_tokens={config.max_prompt_tokens}",
-            ),
-            (
-                "dropped-answers",
-                data.dropped_answers,
-                f"answers longer than max_answer_tokens={config.max_answer_tokens}",
-            ),
-            (
-                "bad-rows",
-                len(data.bad),
-                "rows that cannot be used were skipped; skipped/train.jsonl lists them",
-            ),
-            (
-                "truncated-answers",
-                data.truncated_answers,
-                f"answers cut to max_answer_tokens={config.max_answer_tokens}",
-            ),
-        ):
-            if count:
-                self.writer.warn(kind, f"{count} of {data.total} {text}", 0, count=count)
-        if data.unknown_tokens:
-            message = f"the model's vocabulary lacks {data.unknown_tokens} tokens of the data"
-            self.writer.warn("unknown-tokens", message, 0, count=data.unknown_tokens)
-        if method.samples and config.traces == 1 and method.centre == "mean":
-            message = "K = 1: a group of one has no advantage, only answers and markers are trained"
-            self.writer.warn("single-trace", message, 0)
 
 
 def next_request(config: Config, parts: Parts, step: int, position: int) -> Request:

@@ -20,7 +20,8 @@ from nrt.system.disk_errors import explain_disk_errors
 from nrt.trainer.agreement import PROMPTS, check_agreement
 from nrt.trainer.checkpoint import load_checkpoint, newest_undamaged, set_damaged_aside
 from nrt.trainer.cluster_setup import prepare_cluster
-from nrt.trainer.loop import Listener, Loop, NullListener, next_request
+from nrt.trainer.listener import Listener, NullListener
+from nrt.trainer.loop import Loop, next_request
 from nrt.trainer.progress import Progress, read_progress
 from nrt.trainer.resolve import check_resumable, resolve_names
 from nrt.trainer.setup import Parts, prepare

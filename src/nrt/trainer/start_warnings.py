@@ -1,0 +1,53 @@
+"""Warnings that a new run begins with: about its data, its scorer and K = 1."""
+
+from __future__ import annotations
+
+from nrt.config import Config
+from nrt.data import LoadedPairs
+from nrt.run import RunWriter
+from nrt.trainer.listener import Listener
+from nrt.trainer.setup import Parts
+
+
+def warn_at_start(config: Config, parts: Parts, writer: RunWriter, listener: Listener) -> None:
+    """Write the warnings of a new run. Only the one about padded rows is also displayed."""
+    if parts.padded_by_surprise:
+        text = "prompts are forwarded once for each trace, which takes several times as long"
+        message = f"{parts.notes[0]}: {text}"
+        writer.warn("padded-rows", message, 0)
+        listener.say(message)
+    _warn_about_data(config, parts.data, writer)
+    method = parts.learner.method
+    if method.samples and config.traces == 1 and method.centre == "mean":
+        message = "K = 1: a group of one has no advantage, only answers and markers are trained"
+        writer.warn("single-trace", message, 0)
+
+
+def _warn_about_data(config: Config, data: LoadedPairs, writer: RunWriter) -> None:
+    for kind, count, text in (
+        (
+            "dropped-prompts",
+            data.dropped_prompts,
+            f"prompts longer than max_prompt_tokens={config.max_prompt_tokens}",
+        ),
+        (
+            "dropped-answers",
+            data.dropped_answers,
+            f"answers longer than max_answer_tokens={config.max_answer_tokens}",
+        ),
+        (
+            "bad-rows",
+            len(data.bad),
+            "rows that cannot be used were skipped; skipped/train.jsonl lists them",
+        ),
+        (
+            "truncated-answers",
+            data.truncated_answers,
+            f"answers cut to max_answer_tokens={config.max_answer_tokens}",
+        ),
+    ):
+        if count:
+            writer.warn(kind, f"{count} of {data.total} {text}", 0, count=count)
+    if data.unknown_tokens:
+        message = f"the model's vocabulary lacks {data.unknown_tokens} tokens of the data"
+        writer.warn("unknown-tokens", message, 0, count=data.unknown_tokens)
