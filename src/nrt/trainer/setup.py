@@ -13,51 +13,27 @@ from typing import Any
 import torch
 
 from nrt.config import Config
-from nrt.data import (
-    Chat,
-    EntropyFunction,
-    LoadedPairs,
-    Markers,
-    Pairs,
-    RowOrder,
-    bare_row,
-    ensure_template,
-    load_pairs,
-    null_row,
-)
+from nrt.data import Chat, LoadedPairs, Markers, Pairs, RowOrder, bare_row, null_row
 from nrt.data.checkers import Checker, is_right
 from nrt.distributed import SINGLE_PROCESS, ProcessGroup
-from nrt.engine.build import build_engine, frozen_copy
+from nrt.engine.build import build_engine
 from nrt.engine.interface import Engine
 from nrt.engine.local import LocalEngine
 from nrt.errors import InputError
-from nrt.models import (
-    AdapterConfig,
-    add_adapters,
-    add_markers,
-    check_markers,
-    end_token_ids,
-    initialize_marker_rows,
-    load_model,
-    pick_device,
-    save_model,
-)
+from nrt.models import save_model
 from nrt.objective import NOISE, Method
 from nrt.rollout import PrefetchSampler, RemoteSampler, Sampler
 from nrt.scoring.probe import probe_rows
 from nrt.trainer.checkpoint import saved_choices
 from nrt.trainer.context import check_context
 from nrt.trainer.difficulty import ByDifficulty, InOrder
-from nrt.trainer.entropies import cuts_by_entropy, model_entropies
 from nrt.trainer.heldout import Heldout
 from nrt.trainer.learner import CheckAnswer, Learner
+from nrt.trainer.loading import load_model_and_data, load_reference
 from nrt.trainer.policy import Policy
-from nrt.trainer.resolve import ResolvedNames, check_model_setting, resolve_names
+from nrt.trainer.resolve import ResolvedNames, resolve_names
 from nrt.trainer.samplers import Samplers, build_samplers, prompt_sharing_fault
 from nrt.types import Pair
-
-Load = Callable[[str], tuple[Any, Any]]
-"""Folder or hub name → (model, tokenizer)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,36 +85,18 @@ def prepare(
     """
     names = resolve_names(config)
     method = names.method
-    if config.overlap and processes.size > 1:
-        raise InputError(
-            "overlap=true samples in one process only; set overlap=false, or start nrt without "
-            "torchrun"
-        )
+    _check_processes(config, processes)
     if config.threads:
         torch.set_num_threads(config.threads)
-    base = check_model_setting(config)
-    load = _loader(config, processes)
-    model, tokenizer, chat, new_markers = _load_with_markers(load, base, config, checkpoint)
-    has_initial_weights = checkpoint is None or config.lora.rank
-    initial = model if has_initial_weights else None
-    entropies = _entropies(config, chat, load, initial) if cuts_by_entropy(config) else None
-    with processes.main_process_first():
-        data = load_pairs(config, "train", chat, entropies)
-        valid = load_pairs(config, "valid", chat, entropies) if config.data.valid else None
-    marker_rows = initialize_marker_rows(
-        model, tokenizer, config.markers, new_markers, data.pairs, chat.start_id, chat.end_id
-    )
-    if config.lora.rank:
-        add_adapters(
-            model, _adapters(config), [i for i in (chat.start_id, chat.end_id) if i is not None]
-        )
-    probe = probe_rows(
-        data.pairs, model.config, check_context(config, method, model.config, data, valid)
-    )
+    loaded = load_model_and_data(config, checkpoint, processes)
+    model, tokenizer, chat = loaded.model, loaded.tokenizer, loaded.chat
+    data, valid = loaded.data, loaded.valid
+    longest_row = check_context(config, method, model.config, data, valid)
+    probe = probe_rows(data.pairs, model.config, longest_row)
     steps = steps_of(config, len(data.pairs))
     reference = None
     if config.initial_reference and method.samples:
-        reference = _reference(config, chat, load, initial, data.pairs)
+        reference = load_reference(config, loaded, processes)
     saved = saved_choices(checkpoint)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else chat.end_of_turn_id
     engine = build_engine(
@@ -170,7 +128,7 @@ def prepare(
         save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
         padded_by_surprise=engine.scorer_choice.surprising,
         resolved={"packed": engine.scorer_choice.packed, "share": share},
-        notes=_notes(engine, fault, marker_rows),
+        notes=_notes(engine, fault, loaded.marker_rows),
     )
 
 
@@ -191,20 +149,9 @@ def assemble(
     resolved: Mapping[str, bool] | None = None,
 ) -> Parts:
     """Build the parts of a run around an engine and its samplers, local or on a cluster."""
-    method, settings = names.method, config.heldout
+    method = names.method
     evaluated = _policy(config, chat, engine, samplers.evaluation)
     policy = replace(evaluated, sampler=samplers.training, off_policy=samplers.prefetch is not None)
-    heldout = None
-    if valid:
-        heldout = Heldout(
-            evaluated,
-            valid.pairs[: settings.rows],
-            chat,
-            names.checker,
-            settings.greedy,
-            with_traces=method.samples,
-            with_swapped=settings.swapped,
-        )
     learner = Learner(
         method=method,
         policy=policy,
@@ -221,7 +168,7 @@ def assemble(
     return Parts(
         names=names,
         learner=learner,
-        heldout=heldout,
+        heldout=_heldout(config, names, chat, evaluated, valid.pairs) if valid else None,
         data=data,
         valid=valid,
         stream=_stream(data.pairs, config),
@@ -242,64 +189,13 @@ def steps_of(config: Config, rows: int) -> int:
     return config.steps or max(1, rows // config.batch)
 
 
-def _loader(config: Config, processes: ProcessGroup) -> Load:
-    """Return the function that loads models as the config says."""
-    return partial(
-        load_model,
-        dtype=getattr(torch, config.dtype),
-        device=processes.local_device(pick_device(config.device)),
-        trust_remote_code=config.trust_remote_code,
-        quantize=config.quantize,
-    )
-
-
-def _entropies(config: Config, chat: Chat, load: Load, initial: Any) -> EntropyFunction:
-    """Return the entropies of texts under the initial model, which is loaded unless `initial` has
-    it.
-    """
-    model = _initial_model(load, config, chat) if initial is None else initial
-    return model_entropies(model, chat.opening, config.max_prompt_tokens, config.token_limit)
-
-
-def _reference(config: Config, chat: Chat, load: Load, initial: Any, pairs: Sequence[Pair]) -> Any:
-    """Return the frozen initial model, loaded unless `initial` has it. A model with adapters is its
-    own.
-    """
-    if config.lora.rank:
-        return initial
-    if initial is not None:
-        return frozen_copy(initial)
-    return _initial_model(load, config, chat, pairs)
-
-
-def _load_with_markers(
-    load: Load, base: str, config: Config, checkpoint: Path | None
-) -> tuple[Any, Any, Chat, tuple[str, ...]]:
-    """Return model with markers, tokenizer, chat, and the markers whose rows are new."""
-    new: tuple[str, ...] = ()
-    if checkpoint and not config.lora.rank:
-        model, tokenizer = load(str(checkpoint / "model"))
-        check_markers(tokenizer, config.markers)
-    else:
-        # Adapters too are restored with the optimizer: a checkpoint's model has them merged.
-        model, tokenizer = load(base)
-        new = add_markers(model, tokenizer, config.markers)
-    ensure_template(tokenizer)
-    chat = Chat(tokenizer, config.markers, extra_end_ids=end_token_ids(model, tokenizer))
-    return model, tokenizer, chat, new
-
-
-def _initial_model(load: Load, config: Config, chat: Chat, pairs: Sequence[Pair] = ()) -> Any:
-    """Load the model with which the run began, frozen. Without pairs its new marker rows are
-    arbitrary.
-    """
-    model, tokenizer = load(str(config.model))
-    new = add_markers(model, tokenizer, config.markers)
-    if pairs:
-        initialize_marker_rows(
-            model, tokenizer, config.markers, new, pairs, chat.start_id, chat.end_id
+def _check_processes(config: Config, processes: ProcessGroup) -> None:
+    """Raise InputError under torchrun: traces are sampled ahead in one process only."""
+    if config.overlap and processes.size > 1:
+        raise InputError(
+            "overlap=true samples in one process only; set overlap=false, or start nrt without "
+            "torchrun"
         )
-    return model.requires_grad_(False)
 
 
 def _notes(
@@ -329,10 +225,19 @@ def _policy(config: Config, chat: Chat, engine: Engine, sampler: Sampler) -> Pol
     )
 
 
-def _adapters(config: Config) -> AdapterConfig:
-    lora = config.lora
-    alpha = 2.0 * lora.rank if lora.alpha is None else lora.alpha
-    return AdapterConfig(lora.rank, alpha, lora.targets, config.seed)
+def _heldout(
+    config: Config, names: ResolvedNames, chat: Chat, policy: Policy, pairs: Pairs
+) -> Heldout:
+    settings = config.heldout
+    return Heldout(
+        policy,
+        pairs[: settings.rows],
+        chat,
+        names.checker,
+        settings.greedy,
+        with_traces=names.method.samples,
+        with_swapped=settings.swapped,
+    )
 
 
 def _selection(policy: Policy, method: Method, config: Config) -> InOrder | ByDifficulty:
