@@ -7,8 +7,8 @@ import time
 import pytest
 
 from nrt.data.checkers import CHECKERS
-from nrt.eval.judge_model import read_verdict
 from nrt.eval.tasks import bbh, drop, gsm8k, hendrycks_math, humaneval, mmlu
+from nrt.eval.verdict import read_verdict
 
 SECONDS, CHARACTERS = 1.0, 20_000
 

@@ -20,7 +20,8 @@ from nrt.analysis.report.page import render_page
 from nrt.config import build_config
 from nrt.errors import InputError, Interrupted, RunError
 from nrt.eval.judge import judge_runs
-from nrt.eval.judge_model import PROMPT, PROMPT_SHA256, fill_prompt, open_judge, read_verdict
+from nrt.eval.judge_model import open_judge
+from nrt.eval.verdict import PROMPT, PROMPT_SHA256, fill_prompt, read_verdict
 from nrt.run import Run, RunWriter
 from nrt.run.metrics import describe
 from nrt.system.environment import cache_folder

@@ -45,7 +45,7 @@ PHASES_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "judge": {
         "judge": (
             "nrt.eval.judge:request_all",
-            "nrt.eval.judge:_write_cached",
+            "nrt.eval.judge_requests:_write_cached",
             "nrt.eval.judge:_write",
         )
     },

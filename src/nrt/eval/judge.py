@@ -8,45 +8,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from operator import index
 from pathlib import Path
 from statistics import fmean
 
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from nrt.analysis.stats import bootstrap
-from nrt.errors import InputError, Interrupted, RunError
-from nrt.eval.judge_model import (
-    PROMPT_SHA256,
-    TEMPERATURE,
-    JudgeModel,
-    JudgeOutcome,
-    fill_prompt,
-    open_judge,
-    request_verdict,
-)
+from nrt.errors import InputError, RunError
+from nrt.eval.judge_model import TEMPERATURE, open_judge
+from nrt.eval.judge_requests import REPEAT, request_all
+from nrt.eval.verdict import PROMPT_SHA256, JudgeOutcome, fill_prompt
 from nrt.run import Record, Run, explain_unreadable_files, load_run, step_name
 from nrt.run.lines import JUDGE_FIX, to_line
 from nrt.system.disk_errors import explain_disk_errors
-from nrt.system.environment import cache_folder
 from nrt.system.files import read_bounded, remove_leftovers, write_file
-
-REPEAT = "repeat the command; the cache keeps all verdicts"
 
 Price = tuple[float, float]
 """Dollars per million tokens of prompt and of completion."""
-
-_OUTCOME = TypeAdapter(JudgeOutcome)
 
 
 @dataclass(frozen=True)
@@ -188,72 +173,6 @@ def _sample_rows(run: Run, step: int, samples: int, seed: int) -> list[JudgeRequ
             prompt = fill_prompt(row["question"], row["trace"], row["reference"])
             requests.append(JudgeRequest(row["id"], row["source"], prompt))
         return requests
-
-
-# --- requests ---
-
-
-def request_all(
-    console: Console, judge: JudgeModel, prompts: Sequence[str], *, retries: int, jobs: int
-) -> list[JudgeOutcome]:
-    """Return one outcome per prompt, in order, with `jobs` requests at a time.
-
-    Equal prompts share one request; a prompt with a cached verdict needs none. After an error or
-    Ctrl-C no further request starts. Those under way are paid for, so they finish and are cached.
-    """
-    folder = cache_folder() / "judge"
-    with explain_disk_errors(folder, "repeat the command, or set NRT_CACHE to another folder"):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-    files = {prompt: folder / _cache_name(judge, prompt) for prompt in prompts}
-    cached = {prompt: _read_cached(file) for prompt, file in files.items()}
-    outcomes = {prompt: outcome for prompt, outcome in cached.items() if outcome}
-    missing = [prompt for prompt in files if prompt not in outcomes]
-
-    def request(prompt: str) -> JudgeOutcome:
-        outcome = request_verdict(judge, prompt, retries=retries)
-        if outcome.score is not None:  # the next command retries failures
-            _write_cached(files[prompt], outcome)
-        return outcome
-
-    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
-    try:
-        with progress, ThreadPoolExecutor(jobs) as pool:
-            try:
-                futures = {pool.submit(request, prompt): prompt for prompt in missing}
-                finished, label = as_completed(futures), f"asking {judge.name}"
-                for future in progress.track(finished, len(futures), description=label):
-                    outcomes[futures[future]] = future.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
-    except KeyboardInterrupt:
-        raise Interrupted(REPEAT) from None
-    ordered = []
-    for prompt in prompts:
-        ordered.append(outcomes[prompt])
-        outcomes[prompt] = replace(outcomes[prompt], cached=True)  # equal prompts are paid for once
-    return ordered
-
-
-def _cache_name(judge: JudgeModel, prompt: str) -> str:
-    """Return a file name for a verdict: the hash of all that decides it."""
-    messages = [{"role": "user", "content": prompt}]
-    key = json.dumps([judge.identity, TEMPERATURE, judge.max_tokens, messages])
-    return f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-
-
-def _read_cached(file: Path) -> JudgeOutcome | None:
-    try:
-        outcome = _OUTCOME.validate_json(file.read_bytes())
-    except (OSError, ValidationError):  # missing, damaged, or of another version
-        return None
-    return None if outcome.score is None else replace(outcome, cached=True)
-
-
-def _write_cached(file: Path, outcome: JudgeOutcome) -> None:
-    with explain_disk_errors(file.parent, REPEAT):
-        file.parent.mkdir(parents=True, exist_ok=True)  # the cache may be deleted at any time
-        write_file(file, [to_line(asdict(outcome))])
 
 
 # --- files and table ---
