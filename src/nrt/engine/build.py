@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from nrt.engine.weights import Weights, layers_of
 from nrt.errors import InputError
 from nrt.models import has_adapters, initial_weights
 from nrt.models.attention import install_attention
-from nrt.scoring import choose_scorer, same_choice
+from nrt.scoring import ScorerChoice, choose_scorer, same_choice
 from nrt.types import Row
 
 
@@ -50,7 +50,6 @@ def build_engine(
 
     Raises InputError for a model without layers to recompute, or one that cannot be sharded.
     """
-    adapted = has_adapters(model)
     _check_supported(
         model, gradient_checkpointing=gradient_checkpointing, sharded=parallel == "fsdp"
     )
@@ -59,27 +58,12 @@ def build_engine(
         choose = partial(choose_scorer, rows=probe)
     else:
         choose = partial(same_choice, packed=packed)
-    gathered_reference = partial(initial_weights, model) if reference is model else nullcontext
-    sharded = parallel == "fsdp" or (parallel == "auto" and not replica_fits(model, reference))
-    if processes.size > 1 and not adapted and sharded:
-        choice = choose(model, pad_id)  # while the model still has its weights
-        weights = ShardedWeights(model, processes)
-        if reference is not None:
-            gathered_reference = ShardedParameters.of_frozen_model(
-                reference, processes
-            ).gathered_parameters
-    else:
-        weights = Weights(model, processes)
-        choice = choose(model, pad_id, weights.gradient_of)
+    sharded = _is_sharded(model, reference, processes, parallel)
+    weights, choice = _place_weights(model, processes, choose, pad_id, sharded=sharded)
+    gathered_reference = _gathered_reference(model, reference, processes, sharded=sharded)
     if reference is not None and choice.packed:
         install_attention(reference)  # it has the same architecture
     optimizer = make_optimizer(config, list(weights.masters.values()))
-    if tokens_per_batch == "auto":
-        tokens = auto_tokens(
-            model, next(model.parameters()).device, recompute=gradient_checkpointing
-        )
-    else:
-        tokens = tokens_per_batch
     return LocalEngine(
         model=model,
         reference=reference,
@@ -91,10 +75,11 @@ def build_engine(
         recomputed=layers_of(weights.module) if gradient_checkpointing else (),
         optimizer=optimizer,
         scheduler=make_schedule(config, optimizer, updates),
-        budget=TokenBudget(
-            tokens,
-            may_halve=tokens_per_batch == "auto" and not weights.lockstep,
-            processes=processes,
+        budget=_token_budget(
+            model,
+            tokens_per_batch,
+            processes,
+            recompute=gradient_checkpointing,
             lockstep=weights.lockstep,
         ),
         max_grad_norm=config.max_grad_norm,
@@ -126,3 +111,60 @@ def _broadcast(model: nn.Module, reference: nn.Module | None, processes: Process
     processes.broadcast(model.parameters())
     if reference is not None and reference is not model:
         processes.broadcast(reference.parameters())
+
+
+def _is_sharded(
+    model: nn.Module,
+    reference: nn.Module | None,
+    processes: ProcessGroup,
+    parallel: Literal["auto", "ddp", "fsdp"],
+) -> bool:
+    """True if each process holds a shard of the weights, not all of them."""
+    if processes.size == 1 or has_adapters(model):
+        return False
+    return parallel == "fsdp" or (parallel == "auto" and not replica_fits(model, reference))
+
+
+def _place_weights(
+    model: nn.Module,
+    processes: ProcessGroup,
+    choose: Callable[..., ScorerChoice],
+    pad_id: int,
+    *,
+    sharded: bool,
+) -> tuple[Weights | ShardedWeights, ScorerChoice]:
+    """Give each process all weights or a shard. Returns (weights, the model's scorer)."""
+    if sharded:
+        choice = choose(model, pad_id)  # while the model still has its weights
+        return ShardedWeights(model, processes), choice
+    weights = Weights(model, processes)
+    return weights, choose(model, pad_id, weights.gradient_of)
+
+
+def _gathered_reference(
+    model: nn.Module, reference: nn.Module | None, processes: ProcessGroup, *, sharded: bool
+) -> Callable[[], AbstractContextManager[None]]:
+    """Return the context in which the reference has all of its weights. Shards the reference, too,
+    if the model is sharded.
+    """
+    if reference is model:
+        return partial(initial_weights, model)
+    if reference is None or not sharded:
+        return nullcontext
+    return ShardedParameters.of_frozen_model(reference, processes).gathered_parameters
+
+
+def _token_budget(
+    model: nn.Module,
+    tokens_per_batch: int | Literal["auto"],
+    processes: ProcessGroup,
+    *,
+    recompute: bool,
+    lockstep: bool,
+) -> TokenBudget:
+    if tokens_per_batch == "auto":
+        tokens = auto_tokens(model, next(model.parameters()).device, recompute=recompute)
+    else:
+        tokens = tokens_per_batch
+    may_halve = tokens_per_batch == "auto" and not lockstep
+    return TokenBudget(tokens, may_halve=may_halve, processes=processes, lockstep=lockstep)

@@ -76,15 +76,18 @@ def group_advantage(
         if eps and std * largest < eps:
             return torch.zeros_like(gain_K)
         gain_K = gain_K / (std + eps / largest)
-    if centre is None:
-        return gain_K
-    centred_K = gain_K - gain_K.mean()
-    if centre == "leave-one-out":
-        K = len(gain_K)
-        centred_K = centred_K * (K / (K - 1))  # the same as subtracting the mean of the others
-    return centred_K
+    return gain_K if centre is None else _centred(gain_K, centre)
 
 
 def nearly_equal(a: Tensor, b: Tensor, noise: float = NOISE["float32"]) -> Tensor:
     """Return elementwise whether a and b differ by at most `noise` times the larger magnitude."""
     return (a - b).abs() <= noise * torch.maximum(a.abs(), b.abs())
+
+
+def _centred(gain_K: Tensor, centre: Centre) -> Tensor:
+    """Subtract the mean of the group, or for each trace the mean of the others."""
+    centred_K = gain_K - gain_K.mean()
+    if centre == "leave-one-out":
+        K = len(gain_K)
+        centred_K = centred_K * (K / (K - 1))  # the same as subtracting the mean of the others
+    return centred_K

@@ -66,17 +66,12 @@ class VLLMSampler:
         Raises InputError if vLLM is not installed.
         """
         vllm = _import_vllm()
-        on_gpu = torch.cuda.is_available()
         from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
         self._sleep_level = sleep if current_platform.is_sleep_mode_available() else 0
         self._asleep: set[str] = set()  # of "weights" and "kv_cache"
         self._has_weights = not dummy
         self.version: int | None = None  # of the weights, if `load_weights` received it
-        if on_gpu:
-            memory_settings = {"gpu_memory_utilization": memory or 0.9}
-        else:
-            memory_settings = {"kv_cache_memory_bytes": int((memory or 0.1) * machine_memory())}
         _, processes = rank_and_world_size()
         self.llm = vllm.LLM(
             model,
@@ -88,14 +83,14 @@ class VLLMSampler:
             enable_prefix_caching=True,
             seed=0,
             disable_log_stats=True,
-            enforce_eager=not on_gpu,
+            enforce_eager=not torch.cuda.is_available(),
             logprobs_mode="processed_logprobs",
             load_format="dummy" if dummy else "auto",
             enable_sleep_mode=bool(self._sleep_level),
             trust_remote_code=trust_remote_code,
             # Under torchrun each process has its own engine.
             distributed_executor_backend="external_launcher" if processes > 1 else None,
-            **memory_settings,
+            **_memory_settings(memory),
         )
         self.context: int = self.llm.llm_engine.model_config.max_model_len
 
@@ -222,6 +217,13 @@ def sampling_params(request: Request, place: int) -> Any:
         seed=hashed(f"{request.seeds[place]}"),
         logit_bias=dict.fromkeys(request.banned, BANNED_BIAS) or None,
     )
+
+
+def _memory_settings(memory: float | None) -> dict[str, Any]:
+    """Return vLLM's setting for a share of the memory; see `VLLMSampler`."""
+    if torch.cuda.is_available():
+        return {"gpu_memory_utilization": memory or 0.9}
+    return {"kv_cache_memory_bytes": int((memory or 0.1) * machine_memory())}
 
 
 def _import_vllm() -> Any:

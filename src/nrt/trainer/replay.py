@@ -43,6 +43,32 @@ def replay(
     Raises InputError for a file that is no such batch.
     """
     file = Path(file).resolve()
+    batch, pairs = _read_batch(file)
+    run = Run(file.parents[1])
+    folder = Path(checkpoint) if checkpoint else _last_checkpoint(run, batch["checkpoint"])
+    config = run.config.model_copy(update={"overlap": False, "engine": "local"})
+    parts = prepare(config, checkpoint=folder)
+    # A cluster's checkpoint has an ordinary model; the rest is not needed
+    if folder and run.config.engine == "local":
+        load_checkpoint(folder, parts.engine)
+    say(
+        f"step {batch['step']}, {len(pairs)} prompts, under {folder or 'the initial model'}; then: "
+        f"{batch['loss']}"
+    )
+    findings = []
+    for finding in _findings(parts, _read_groups(batch, pairs, parts)):
+        findings.append(finding)
+        say(finding)
+    if not findings:
+        say(
+            "all is finite here: the cause was in the weights of that step, or in what the device "
+            "computed then"
+        )
+    return findings
+
+
+def _read_batch(file: Path) -> tuple[dict[str, Any], list[Pair]]:
+    """Return a skipped batch as JSON, and its pairs. Raises InputError for another file."""
     try:
         batch = json.loads(read_bounded(file))
         pairs = [
@@ -57,39 +83,23 @@ def replay(
         raise InputError(
             f"{file} is not a skipped batch ({error}); give a file RUN/skipped/step-….json"
         ) from None
-    run = Run(file.parents[1])
-    folder = Path(checkpoint) if checkpoint else _last_checkpoint(run, batch["checkpoint"])
-    config = run.config.model_copy(update={"overlap": False, "engine": "local"})
-    parts = prepare(config, checkpoint=folder)
-    # A cluster's checkpoint has an ordinary model; the rest is not needed
-    if folder and run.config.engine == "local":
-        load_checkpoint(folder, parts.engine)
-    say(
-        f"step {batch['step']}, {len(pairs)} prompts, under {folder or 'the initial model'}; then: "
-        f"{batch['loss']}"
-    )
+    return batch, pairs
+
+
+def _read_groups(batch: Mapping[str, Any], pairs: list[Pair], parts: Parts) -> list[Group]:
+    """Return the groups of a skipped batch, with the state that the method had then."""
     state = None if batch["memory"] is None else torch.tensor(batch["memory"], dtype=torch.float64)
-    groups_json = [_null_to_nan(group) for group in batch["groups"]]
     rollout_json = {
-        "groups": groups_json,
+        "groups": [_null_to_nan(group) for group in batch["groups"]],
         "offsets": (),
         "drawn": 0,
         "metrics": {},
         "statistics": None,
     }
-    groups = rollout_from_json(
+    rollout = rollout_from_json(
         rollout_json, pairs, parts.learner.method, parts.policy.markers, state
-    ).groups
-    findings = []
-    for finding in _findings(parts, groups):
-        findings.append(finding)
-        say(finding)
-    if not findings:
-        say(
-            "all is finite here: the cause was in the weights of that step, or in what the device "
-            "computed then"
-        )
-    return findings
+    )
+    return rollout.groups
 
 
 def _findings(parts: Parts, groups: Sequence[Group]) -> Iterator[str]:
