@@ -51,8 +51,8 @@ class LossSums:
 def add_gradient(
     weights: Weights | ShardedWeights,
     scorer: Scorer,
-    batch: Sequence[int],
     rows: Sequence[Row],
+    batch: Sequence[int],
     credit_rows: RowCreditor,
     method: Method,
     denominator: float,
@@ -60,14 +60,15 @@ def add_gradient(
     """Add the gradient of one micro-batch to that of the weights.
 
     Args:
-        batch: places of the micro-batch's rows in the update, for `credit_rows`.
-        rows: the rows of the micro-batch.
+        rows: the rows of the update.
+        batch: places of the micro-batch's rows among them.
 
     Returns: the fields of `LossSums` except `tokens`, float64 [7].
     """
-    scores = weights.scores(scorer, rows)
+    batch_rows = [rows[i] for i in batch]
+    scores = weights.scores(scorer, batch_rows)
     logps = scores.logp_N.split(scores.lengths)
-    parts = zip(rows, credit_rows(batch, scores), logps, strict=True)
+    parts = zip(batch_rows, credit_rows(batch, scores), logps, strict=True)
     in_loss = [(row, credit, logp) for row, credit, logp in parts if credit is not None]
     trained_rows, credits, trained_logps = zip(*in_loss, strict=True)
     logp_N = torch.cat(trained_logps)

@@ -254,15 +254,8 @@ class LocalEngine:
             sums = torch.zeros(7, dtype=torch.float64)
             with recomputing(self.recomputed):
                 for batch in mine:
-                    batch_rows = [rows[i] for i in batch]
                     sums += add_gradient(
-                        self.weights,
-                        self.scorer,
-                        batch,
-                        batch_rows,
-                        credit_rows,
-                        method,
-                        denominator,
+                        self.weights, self.scorer, rows, batch, credit_rows, method, denominator
                     )
                 for _ in range(idle):
                     shortest = min(rows, key=lambda row: len(row.ids))
