@@ -36,7 +36,7 @@ from nrt.plan import PlanRequest, RowLengths, accelerator, make_plan
 from nrt.plan.counting import count_update
 from nrt.plan.hardware import GPUS
 from nrt.plan.meta_model import BUILT_IN, meta_model
-from nrt.scoring import choose_scorer, logprob_head
+from nrt.scoring import choose_scorer, token_logprobs
 from nrt.scoring.logprob_head import LMHead
 from nrt.scoring.packing import lay_out
 from nrt.scoring.prefix_attention import PrefixAttention, _attention_by_tail, make_block_mask
@@ -90,7 +90,7 @@ def head(small: bool) -> Cases:
     M, d = (64, 32) if small else (8192, 3072)
     for V in (1000, 1002) if small else (128_256, 128_258, 32_770):
         for tokens in (256, 1024, 4096):
-            logprob_head.TILE_TOKENS[DEVICE.type] = tokens
+            token_logprobs.TILE_TOKENS[DEVICE.type] = tokens
             work = _head_pass(M, d, V)
             figures = {"seconds": _median(work), **_peak(work)}
             yield f"{V:,} columns, tiles of {tokens:,} tokens", figures

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from benchmarks import gpu
-from nrt.scoring import logprob_head
+from nrt.scoring import token_logprobs
 
 
 @pytest.mark.parametrize("part", gpu.PARTS)
 def test_each_part_runs_in_small(part, monkeypatch):
-    monkeypatch.setattr(logprob_head, "TILE_TOKENS", dict(logprob_head.TILE_TOKENS))
+    monkeypatch.setattr(token_logprobs, "TILE_TOKENS", dict(token_logprobs.TILE_TOKENS))
     monkeypatch.setattr(gpu, "PARITY", {name: gpu.PARITY[name] for name in ("llama", "gemma2")})
     found = dict(gpu.PARTS[part].work(True))
     assert json.loads(json.dumps(found)) == found

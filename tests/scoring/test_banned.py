@@ -8,7 +8,7 @@ import torch
 
 from nrt.rollout import HFSampler
 from nrt.rollout.base import Request
-from nrt.scoring import PaddedScorer, logprob_head
+from nrt.scoring import PaddedScorer, token_logprobs
 from nrt.scoring.packing import banned_tokens
 from nrt.types import Role, Row
 from tests.scoring.by_hand import check_scorers
@@ -50,8 +50,8 @@ def test_banned_tokens_by_position():
 @pytest.mark.parametrize("tile", [2**18, 64])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3"])
 def test_scorers_give_the_numbers_and_gradients_computed_by_hand(architecture, tile, monkeypatch):
-    monkeypatch.setitem(logprob_head.TILE, "cpu", tile)  # with 64 the vocabulary is split
-    monkeypatch.setattr(logprob_head, "TILE_TOKENS", {"cpu": 4, "cuda": 4})
+    monkeypatch.setitem(token_logprobs.TILE, "cpu", tile)  # with 64 the vocabulary is split
+    monkeypatch.setattr(token_logprobs, "TILE_TOKENS", {"cpu": 4, "cuda": 4})
     model = tiny_model(architecture)
     expected = torch.cat([by_hand(model, row) for row in ROWS])
     for entropy_N in check_scorers(model, ROWS, expected):

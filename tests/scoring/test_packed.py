@@ -23,9 +23,9 @@ from nrt.scoring import (
     PackedScorer,
     PaddedScorer,
     choose_scorer,
-    logprob_head,
     prefix_attention,
     score_all,
+    token_logprobs,
 )
 from nrt.scoring.logprob_head import LMHead
 from nrt.scoring.packing import lay_out, packed_batches
@@ -304,8 +304,8 @@ def test_flex_attention_uncompiled(architecture: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("architecture", ["gemma2", "cohere", "gpt2"])
 def test_tiles_of_any_size(architecture: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Softcaps, scales and tied embeddings, with the vocabulary of 41 in one part or several."""
-    monkeypatch.setattr("nrt.scoring.logprob_head.TILE", {"cpu": tile, "cuda": tile})
-    monkeypatch.setattr("nrt.scoring.logprob_head.TILE_TOKENS", {"cpu": 3, "cuda": 3})
+    monkeypatch.setattr("nrt.scoring.token_logprobs.TILE", {"cpu": tile, "cuda": tile})
+    monkeypatch.setattr("nrt.scoring.token_logprobs.TILE_TOKENS", {"cpu": 3, "cuda": 3})
     assert_equal_scores(packed_model(architecture), grouped(5, GROUPS))
 
 
@@ -313,7 +313,7 @@ def test_tiles_of_a_gpu_write_little_more_than_the_logits(monkeypatch: pytest.Mo
     """Counted on the meta device, with the vocabulary of Llama 3. Rows of tiles are long: each adds
     a float32 product of the matrix's size to its gradient.
     """
-    for sizes in (logprob_head.TILE, logprob_head.TILE_TOKENS):
+    for sizes in (token_logprobs.TILE, token_logprobs.TILE_TOKENS):
         monkeypatch.delitem(sizes, "meta", raising=False)  # what `nrt plan` counted last
     M, d, V = 8192, 3072, 128_258
     hidden_Md, weight_Vd = (

@@ -5,7 +5,7 @@ import torch
 
 from nrt.rollout import HFSampler
 from nrt.rollout.base import Request
-from nrt.scoring import PaddedScorer, logprob_head
+from nrt.scoring import PaddedScorer, token_logprobs
 from nrt.scoring.packing import temperatures
 from nrt.types import Role, Row
 from tests.scoring.by_hand import check_scorers
@@ -50,8 +50,8 @@ def test_temperatures_by_position():
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "cohere"])
 def test_scorers_give_the_numbers_and_gradients_computed_by_hand(architecture, tile, monkeypatch):
     """Also with softcaps and logit scales, which come before the temperature."""
-    monkeypatch.setitem(logprob_head.TILE, "cpu", tile)  # with 64 the vocabulary is split
-    monkeypatch.setattr(logprob_head, "TILE_TOKENS", {"cpu": 4, "cuda": 4})
+    monkeypatch.setitem(token_logprobs.TILE, "cpu", tile)  # with 64 the vocabulary is split
+    monkeypatch.setattr(token_logprobs, "TILE_TOKENS", {"cpu": 4, "cuda": 4})
     model = tiny_model(architecture, initializer_range=0.1)
     expected, expected_entropy = by_hand(model)
     for entropy_N in check_scorers(model, ROWS, expected):

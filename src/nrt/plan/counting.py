@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from nrt.engine.weights import Weights, layers_of, recomputing
 from nrt.models.attention import forward_arguments
 from nrt.plan.meter import Meter
-from nrt.scoring.logprob_head import TILE, TILE_TOKENS
 from nrt.scoring.packed import score_packed
 from nrt.scoring.packing import lay_out
 from nrt.scoring.prefix_attention import PrefixAttention
+from nrt.scoring.token_logprobs import TILE, TILE_TOKENS
 from nrt.types import Row
 
 PROBE_TOKENS = 4

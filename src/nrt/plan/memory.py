@@ -28,7 +28,7 @@ from nrt.plan.resident import (
 )
 from nrt.plan.work import RowLengths, largest_micro_batch, packed_tokens
 from nrt.rollout.vllm import vllm_memory_share
-from nrt.scoring.logprob_head import TILE
+from nrt.scoring.token_logprobs import TILE
 
 CONTEXT_BYTES = 2**30
 """CUDA context and kernels of a process."""

@@ -21,12 +21,12 @@ from nrt.models.attention import (
     module_configs,
 )
 from nrt.scoring.base import Scorer
-from nrt.scoring.logprob_head import GradientOf
 from nrt.scoring.packed import PackedScorer, score_packed
 from nrt.scoring.packing import lay_out
 from nrt.scoring.padded import PaddedScorer
 from nrt.scoring.prefix_attention import PrefixAttention
 from nrt.scoring.probe import made_up_rows
+from nrt.scoring.token_logprobs import GradientOf
 from nrt.types import Row, TokenScores
 
 MIN_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}

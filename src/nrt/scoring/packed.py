@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from nrt.models.attention import forward_arguments
-from nrt.scoring.logprob_head import GradientOf, LMHead
+from nrt.scoring.logprob_head import LMHead
 from nrt.scoring.packing import lay_out, packed_batches
 from nrt.scoring.prefix_attention import PrefixAttention
+from nrt.scoring.token_logprobs import GradientOf
 from nrt.types import Row, TokenScores
 
 
