@@ -37,9 +37,10 @@ from nrt.plan.counting import count_update
 from nrt.plan.hardware import GPUS
 from nrt.plan.meta_model import BUILT_IN, meta_model
 from nrt.scoring import choose_scorer, token_logprobs
+from nrt.scoring.flex import make_block_mask
 from nrt.scoring.logprob_head import LMHead
 from nrt.scoring.packing import lay_out
-from nrt.scoring.prefix_attention import PrefixAttention, _attention_by_tail, make_block_mask
+from nrt.scoring.prefix_attention import PrefixAttention, _attention_by_tail
 from nrt.trainer import train
 from nrt.types import Row
 

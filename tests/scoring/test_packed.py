@@ -23,13 +23,14 @@ from nrt.scoring import (
     PackedScorer,
     PaddedScorer,
     choose_scorer,
+    flex,
     prefix_attention,
     score_all,
     token_logprobs,
 )
+from nrt.scoring.flex import make_mask_mod
 from nrt.scoring.logprob_head import LMHead
 from nrt.scoring.packing import lay_out, packed_batches
-from nrt.scoring.prefix_attention import make_mask_mod
 from nrt.types import Row
 from tests.tiny import ARCHITECTURES, PAD, random_rows, row, tiny_model
 
@@ -217,7 +218,7 @@ def test_block_mask_is_what_torch_would_make(
     groups: list[tuple[int, list[int]]], window: int | None
 ) -> None:
     layout, cpu = lay_out(grouped(3, groups)), torch.device("cpu")
-    ours = prefix_attention.make_block_mask(layout, window, cpu)
+    ours = flex.make_block_mask(layout, window, cpu)
     mask_mod, N = make_mask_mod(layout, window, cpu), len(layout.ids_N)
     theirs = create_block_mask(mask_mod, None, None, N, N, device=cpu)
     assert ours.shape == theirs.shape
@@ -247,7 +248,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 
     monkeypatch.setattr(flex_module, "_validate_device", lambda *qkv: None)
     monkeypatch.setattr(prefix_attention, "FLEX_DEVICES", ("cpu",))
-    monkeypatch.setattr(prefix_attention, "_compiled", [])
+    monkeypatch.setattr(flex, "_compiled", [])
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=record))
     torch._dynamo.reset()
     yield graphs
@@ -276,7 +277,7 @@ def test_a_compiler_that_fails_is_no_fault_of_the_model(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(flex_module, "_validate_device", lambda *qkv: None)
     monkeypatch.setattr(prefix_attention, "FLEX_DEVICES", ("cpu",))
-    monkeypatch.setattr(prefix_attention, "_compiled", [])
+    monkeypatch.setattr(flex, "_compiled", [])
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
     choice = choose_scorer(tiny_model("llama"), PAD)
     assert choice.surprising, "a warning of the run"
@@ -291,7 +292,7 @@ def test_a_compiler_that_fails_is_no_fault_of_the_model(monkeypatch: pytest.Monk
 def test_flex_attention_uncompiled(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU's attention without its compiled kernel; on the CPU it has only a forward."""
     model, rows = packed_model(architecture), grouped(11, GROUPS)
-    monkeypatch.setattr(prefix_attention, "_compiled", [flex_attention])
+    monkeypatch.setattr(flex, "_compiled", [flex_attention])
     monkeypatch.setattr(prefix_attention, "FLEX_DEVICES", ("cpu",))
     with torch.no_grad():
         scores = PackedScorer()(model, rows)

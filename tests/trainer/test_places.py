@@ -3,7 +3,8 @@
 import torch
 
 from nrt.data import trace_row
-from nrt.scoring.prefix_attention import PrefixAttention, make_mask_mod
+from nrt.scoring.flex import make_mask_mod
+from nrt.scoring.prefix_attention import PrefixAttention
 from nrt.trainer.collect import compute_group, score_groups, score_separate_rows, scored_rows
 from nrt.trainer.groups import SampledGroup
 from nrt.trainer.metrics import PhaseTimer

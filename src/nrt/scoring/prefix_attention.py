@@ -6,24 +6,23 @@ not computed:
 - On the CPU, flash attention runs on each prompt, on each tail, and once from all tails of a group
   to their prompt. The parts are merged by their log-sum-exp. Windows that bind, and softcaps, use
   masked attention instead, tail by tail.
-- On CUDA, FlexAttention runs with one block mask for each window. It is compiled with and without
-  gradient, for all shapes.
+- On CUDA, FlexAttention (`flex.py`) runs with one block mask for each window. It is compiled with
+  and without gradient, for all shapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.functional import scaled_dot_product_attention
 
 from nrt.models.attention import softcap_attention
+from nrt.scoring.flex import make_block_mask, packed_flex_attention
 from nrt.scoring.packing import PackedLayout, PromptGroup
 
 FLEX_DEVICES = ("cuda",)
@@ -70,7 +69,7 @@ class PrefixAttention:
         has_flash = query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
         if query.device.type in FLEX_DEVICES:
             block_mask = self._block_mask(window, query.device)
-            out = _flex_attention(query, key, value, block_mask, scale, softcap)
+            out = packed_flex_attention(query, key, value, block_mask, scale, softcap)
         elif has_flash and window is None and softcap is None:
             out = _FlashInParts.apply(query, key, value, self.parts, scale)
         else:
@@ -209,104 +208,3 @@ def _masked_attention(
     if softcap is not None:
         return softcap_attention(q, k, v, seen_TL, scale, softcap)
     return scaled_dot_product_attention(q, k, v, attn_mask=seen_TL, scale=scale, enable_gqa=True)
-
-
-def make_mask_mod(
-    layout: PackedLayout, window: int | None, device: torch.device
-) -> Callable[..., Tensor]:
-    """Return FlexAttention's `mask_mod` of a layout: True where query index q sees key index k."""
-    N = len(layout.ids_N)
-    group_N = torch.zeros(N, dtype=torch.int32)
-    tail_N = torch.zeros(N, dtype=torch.int32)  # 0: a prompt
-    tails = 0
-    for g, group in enumerate(layout.groups):
-        group_N[group.prompt[0] : group.stop] = g
-        for start, stop in group.tails:
-            tails += 1
-            tail_N[start:stop] = tails
-    group_N, tail_N = group_N.to(device), tail_N.to(device)
-    position_N = layout.positions_N.to(device)
-    # A tensor, since torch.compile would compile once more for each number in a closure
-    reach = torch.full((), layout.longest if window is None else window, device=device)
-
-    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        own_sequence = (group_N[q] == group_N[k]) & ((tail_N[k] == 0) | (tail_N[q] == tail_N[k]))
-        distance = position_N[q] - position_N[k]
-        return own_sequence & (distance >= 0) & (distance < reach)
-
-    return mask_mod
-
-
-BLOCK = 128
-"""Queries and keys of a block of FlexAttention's mask."""
-
-
-def make_block_mask(layout: PackedLayout, window: int | None, device: torch.device) -> BlockMask:
-    """Return FlexAttention's block mask of a layout.
-
-    It is what `create_block_mask` returns, which makes the whole mask [N × N] for it: several GiB
-    for long layouts. This makes one row of blocks at a time.
-    """
-    mask_mod = make_mask_mod(layout, window, device)
-    key_N = torch.arange(len(layout.ids_N), device=device)
-    missing = -len(key_N) % BLOCK  # of the last block
-    rows = []
-    for query_T in key_N.split(BLOCK):
-        seen_TN = mask_mod(key_N, key_N, query_T[:, None], key_N[None, :])
-        rows.append(pad(seen_TN, (0, missing)).unflatten(1, (-1, BLOCK)).sum((0, 2)))
-    seen_QK = torch.stack(rows)  # seen pairs of a query and a key in each block
-    is_full_QK = seen_QK == BLOCK * BLOCK
-    blocks, full_blocks = _ordered(is_full_QK.logical_not() & (seen_QK > 0)), _ordered(is_full_QK)
-    N = len(key_N)
-    return BlockMask.from_kv_blocks(
-        *blocks, *full_blocks, BLOCK_SIZE=BLOCK, mask_mod=mask_mod, seq_lengths=(N, N)
-    )
-
-
-def _ordered(is_used_QK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (number of used blocks in each row [1, 1, Q], all blocks with the used ones first
-    [1, 1, Q, K]).
-    """
-    order = is_used_QK.int().argsort(descending=True, stable=True).int()
-    return is_used_QK.sum(1, dtype=torch.int32)[None, None], order[None, None].contiguous()
-
-
-KERNEL_OPTIONS: Any = {"FORCE_USE_FLEX_ATTENTION": True}
-"""Take the same kernel for all lengths. For fewer than 128 queries torch would take one for
-decoding, which has no configuration for many heads that share keys and values, and then cannot be
-compiled.
-"""
-
-MAX_COMPILATIONS = 64
-"""Compilations of FlexAttention in a process: a model has about four. torch's limit of 8 is too low
-for a process with several models.
-"""
-
-_compiled: list[Callable[..., Any]] = []  # flex_attention, from its first use on
-
-
-def _flex_attention(
-    q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, scale: float, softcap: float | None
-) -> Tensor:
-    if not _compiled:
-        limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILATIONS)
-        torch._dynamo.config.recompile_limit = limit
-        # With fullgraph an error is raised where torch would run the slow, dense attention instead
-        _compiled.append(torch.compile(flex_attention, dynamic=True, fullgraph=True))
-    return _compiled[0](
-        q,
-        k,
-        v,
-        score_mod=None
-        if softcap is None
-        else _softcap_mod(torch.full((), softcap, device=q.device)),
-        block_mask=block_mask,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-        kernel_options=KERNEL_OPTIONS,
-    )
-
-
-def _softcap_mod(softcap: Tensor) -> Callable[..., Tensor]:
-    """Return FlexAttention's `score_mod`. A number in it could not be compiled for all shapes."""
-    return lambda score, b, h, q, k: softcap * torch.tanh(score / softcap)
