@@ -26,8 +26,7 @@ from nrt.models import (
 from nrt.rollout import HFSampler
 from nrt.rollout.base import Request
 from nrt.rollout.probe import sharing_fault
-from nrt.scoring import PackedScorer, PaddedScorer, choose_scorer
-from nrt.scoring import choice as choice_module
+from nrt.scoring import PackedScorer, PaddedScorer, choose_scorer, packed_check
 from nrt.scoring.probe import probe_rows
 from nrt.trainer.setup import prepare
 from nrt.types import Example, Message, Pair
@@ -247,11 +246,11 @@ def test_the_tolerance_is_a_multiple_of_the_models_noise(monkeypatch):
 
 
 def test_a_known_family_that_is_padded_is_a_surprise_with_numbers(monkeypatch):
-    def wrong(*arguments, score=choice_module.score_packed):
+    def wrong(*arguments, score=packed_check.score_packed):
         scores = score(*arguments)
         return type(scores)(scores.logp_N + 0.01, scores.entropy_N, scores.lengths)
 
-    monkeypatch.setattr(choice_module, "score_packed", wrong)
+    monkeypatch.setattr(packed_check, "score_packed", wrong)
     choice = choose_scorer(tiny_model(), PAD, rows=ROWS)
     assert isinstance(choice.scorer, PaddedScorer)
     assert choice.surprising
@@ -259,13 +258,13 @@ def test_a_known_family_that_is_padded_is_a_surprise_with_numbers(monkeypatch):
 
 
 def test_wrong_gradients_are_detected(monkeypatch):
-    def scaled(*arguments, score=choice_module.score_packed):
+    def scaled(*arguments, score=packed_check.score_packed):
         scores = score(*arguments)
         values = scores.logp_N.detach()
         logp_N = values + 1.1 * (scores.logp_N - values)  # only the gradient changes
         return type(scores)(logp_N, scores.entropy_N, scores.lengths)
 
-    monkeypatch.setattr(choice_module, "score_packed", scaled)
+    monkeypatch.setattr(packed_check, "score_packed", scaled)
     assert "gradients would differ" in choose_scorer(tiny_model(), PAD, rows=ROWS).why
 
 
@@ -283,7 +282,7 @@ def test_a_run_warns_if_rows_are_padded_by_surprise(files, tmp_path, monkeypatch
     def broken(*arguments):
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(choice_module, "score_packed", broken)
+    monkeypatch.setattr(packed_check, "score_packed", broken)
     run = nrt.train(own_config(files, tmp_path / "run", steps=1))
     (warning,) = [w for w in run.warnings() if w["kind"] == "padded-rows"]
     assert "no such kernel" in warning["message"]
