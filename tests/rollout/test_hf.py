@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from nrt.errors import InputError
 from nrt.models.attention import has_installed_attention, install_attention
 from nrt.rollout import HFSampler, Request, Sampler
-from nrt.rollout.hf import _distribution
+from nrt.rollout.drawing import distribution
 from nrt.scoring import PaddedScorer, choose_scorer
 from nrt.types import Sample
 from tests.tiny import ARCHITECTURES, EOS, PAD, VOCAB, hostile, random_rows, row, tiny_model
@@ -107,7 +107,7 @@ def test_temperature_and_top_p_by_hand() -> None:
     request = Request([(3,)], n=1, stop_ids=NEVER, cap=1, seed=0)
     logits = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
     distributions = [
-        _distribution(logits, replace(request, top_p=top_p)).exp()[0].tolist()
+        distribution(logits, replace(request, top_p=top_p)).exp()[0].tolist()
         for top_p in (1.0, 0.9, 0.79, 0.01)
     ]
     assert distributions[0] == pytest.approx([0.15, 0.5, 0.05, 0.3])
@@ -115,7 +115,7 @@ def test_temperature_and_top_p_by_hand() -> None:
     assert distributions[2] == pytest.approx([0, 0.625, 0, 0.375])
     assert distributions[3] == pytest.approx([0, 1, 0, 0])
     odds = (
-        _distribution(torch.tensor([[2.0, 1.0]]).log(), replace(request, temperature=0.5))
+        distribution(torch.tensor([[2.0, 1.0]]).log(), replace(request, temperature=0.5))
         .exp()[0]
         .tolist()
     )

@@ -18,6 +18,7 @@ from nrt.errors import InputError
 from nrt.models import has_adapters
 from nrt.models.attention import has_installed_attention
 from nrt.rollout.base import Request, cut
+from nrt.rollout.drawing import banned_ids, cdf_type, choose_tokens, distribution, uniform_numbers
 from nrt.rollout.kv_cache import Decoder
 from nrt.rollout.shared_prefix import SharedDecoder
 from nrt.types import Sample
@@ -85,7 +86,7 @@ class HFSampler:
         on_cpu = next(self.model.parameters()).device.type == "cpu"
         split = _split_prompts(request, MAX_REST if on_cpu else 0)
         prompts = [split[b] for b in places for _ in range(n)]
-        uniforms_RC = None if request.greedy else _uniforms(request)
+        uniforms_RC = None if request.greedy else uniform_numbers(request)
         samples: dict[int, Sample] = {}
         # Similar lengths need less padding, and rows with a common part belong together
         order = sorted(range(len(prompts)), key=lambda row: prompts[row].sort_key)
@@ -104,17 +105,17 @@ class HFSampler:
     def stream(self, request: Request) -> Iterator[int]:
         """Yield the ids of one sample of the request's only prompt, each as soon as it is drawn."""
         (prompt,) = request.prompts
-        uniforms_C = None if request.greedy else _uniforms(request)[0]
+        uniforms_C = None if request.greedy else uniform_numbers(request)[0]
         with _eval_mode(self.model):
             decoder = self._decoder([prompt], request.cap)
-            banned = _banned(request, decoder.logits_RV.device)
+            banned = banned_ids(request, decoder.logits_RV.device)
             for step in range(request.cap):
-                logp_RV = _distribution(decoder.logits_RV.float(), request, banned)
+                logp_RV = distribution(decoder.logits_RV.float(), request, banned)
                 uniform_R = None
                 if uniforms_C is not None:
                     device = logp_RV.device
-                    uniform_R = uniforms_C[step : step + 1].to(device, _cdf_type(device))
-                token_R = _choose(logp_RV, uniform_R)
+                    uniform_R = uniforms_C[step : step + 1].to(device, cdf_type(device))
+                token_R = choose_tokens(logp_RV, uniform_R)
                 token = int(token_R)
                 yield token
                 if token in request.stop_ids or step == request.cap - 1:
@@ -143,8 +144,8 @@ class HFSampler:
         decoder = self._decoder([prompt.common for prompt in prompts], longest_rest + cap)
         device = decoder.logits_RV.device
         stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
-        banned = _banned(request, device)
-        uniforms_CR = None if uniforms_RC is None else uniforms_RC.T.to(device, _cdf_type(device))
+        banned = banned_ids(request, device)
+        uniforms_CR = None if uniforms_RC is None else uniforms_RC.T.to(device, cdf_type(device))
         rest_LR, rest_length_R = _rests(prompts, longest_rest, device)
         # Two more places than tokens: for draws before a row's first token and after its last.
         ids_CR = torch.zeros(cap + 2, len(prompts), dtype=torch.long, device=device)
@@ -154,11 +155,11 @@ class HFSampler:
         look_every = 1 if device.type == "cpu" else LOOK_EVERY
         for step in range(longest_rest + cap):
             index_R = step - rest_length_R[rows]  # of the row's own tokens; below 0: of its rest
-            logp_RV = _distribution(decoder.logits_RV.float(), request, banned)
+            logp_RV = distribution(decoder.logits_RV.float(), request, banned)
             uniform_R = None
             if uniforms_CR is not None:
                 uniform_R = uniforms_CR[index_R.clamp(0, cap - 1), rows]
-            token_R = _choose(logp_RV, uniform_R)
+            token_R = choose_tokens(logp_RV, uniform_R)
             place_R = index_R.clamp(-1, cap) + 1
             ids_CR[place_R, rows] = token_R
             logps_CR[place_R, rows] = logp_RV.gather(-1, token_R.unsqueeze(-1)).squeeze(-1)
@@ -217,78 +218,6 @@ def _rests(prompts: Sequence[_Prompt], longest: int, device: torch.device) -> tu
     padded = [[*prompt.rest, *[0] * (longest - len(prompt.rest))] for prompt in prompts]
     ids_RL = torch.tensor(padded, dtype=torch.long, device=device).view(len(prompts), longest)
     return ids_RL.T, torch.tensor([len(prompt.rest) for prompt in prompts], device=device)
-
-
-def _banned(request: Request, device: torch.device) -> Tensor | None:
-    """Return the banned ids on the device; None without any."""
-    if not request.banned:
-        return None
-    return torch.tensor(sorted(request.banned), dtype=torch.long, device=device)
-
-
-def _uniforms(request: Request) -> Tensor:
-    """Return numbers in [0, 1) [places · n, cap], drawn on the CPU: the same on every device."""
-    prompts, n, cap, places = len(request.prompts), request.n, request.cap, list(request.places)
-    if isinstance(request.seed, int):
-        return _noise(request.seed, prompts * n, cap).view(prompts, n, cap)[places].flatten(0, 1)
-    if len(request.seed) != prompts:
-        raise InputError(
-            f"{len(request.seed)} seeds for {prompts} prompts; give one for all, or one each"
-        )
-    noise = [_noise(request.seed[place], n, cap) for place in places]
-    return torch.cat([torch.empty(0, cap, dtype=torch.float64), *noise])
-
-
-def _noise(seed: int, rows: int, cap: int) -> Tensor:
-    return torch.rand(rows, cap, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def _distribution(logits_RV: Tensor, request: Request, banned: Tensor | None = None) -> Tensor:
-    """Return log-probabilities [R, V], nats, of the distribution to sample from.
-
-    Args:
-        banned: the request's banned ids, on the device.
-    """
-    if banned is not None:
-        logits_RV = logits_RV.index_fill(-1, banned, -torch.inf)
-    if request.temperature != 1:
-        logits_RV = logits_RV / request.temperature
-    logp_RV = logits_RV.log_softmax(-1)
-    if request.top_p >= 1 or request.greedy:
-        return logp_RV
-    sorted_RV, order_RV = logp_RV.sort(-1, descending=True)
-    likelier_RV = sorted_RV.exp().cumsum(-1) - sorted_RV.exp()  # probability of all likelier tokens
-    excluded_RV = torch.zeros_like(likelier_RV, dtype=torch.bool)
-    excluded_RV = excluded_RV.scatter(-1, order_RV, likelier_RV >= request.top_p)
-    return logp_RV.masked_fill(excluded_RV, -torch.inf).log_softmax(-1)
-
-
-def _cdf_type(device: torch.device) -> torch.dtype:
-    """Return float64, since a running sum in float32 loses tokens of small probability; MPS has
-    only float32.
-    """
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _choose(logp_RV: Tensor, uniform_R: Tensor | None) -> Tensor:
-    """Return ids [R]: drawn with the uniform numbers, or the most likely ones without them."""
-    return logp_RV.argmax(-1) if uniform_R is None else _draw(logp_RV, uniform_R)
-
-
-def _draw(logp_RV: Tensor, uniform_R: Tensor) -> Tensor:
-    """Return ids [R] by inversion: the first token at which the running sum of probabilities
-    exceeds u times their total.
-
-    It needs one number for each row instead of one for each (row, token): 5 to 20 times faster than
-    `torch.multinomial` on a CPU.
-    """
-    cdf_RV = logp_RV.exp().cumsum(-1, dtype=uniform_R.dtype)
-    threshold_R = uniform_R * cdf_RV[:, -1]
-    return (
-        torch.searchsorted(cdf_RV, threshold_R.unsqueeze(-1), right=True)
-        .squeeze(-1)
-        .clamp(max=logp_RV.shape[-1] - 1)
-    )
 
 
 @contextmanager
