@@ -86,7 +86,7 @@ def _read_batch(file: Path) -> tuple[dict[str, Any], list[Pair]]:
     return batch, pairs
 
 
-def _read_groups(batch: Mapping[str, Any], pairs: list[Pair], parts: Parts) -> list[Group]:
+def _read_groups(batch: Mapping[str, Any], pairs: list[Pair], parts: Parts) -> tuple[Group, ...]:
     """Return the groups of a skipped batch, with the state that the method had then."""
     state = None if batch["memory"] is None else torch.tensor(batch["memory"], dtype=torch.float64)
     rollout_json = {
