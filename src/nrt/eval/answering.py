@@ -15,8 +15,8 @@ from itertools import groupby
 from nrt.errors import InputError
 from nrt.eval.questions import EvalQuestion, ModelReply, Response
 from nrt.eval.reasoner import Reasoner
-from nrt.rollout import Request
-from nrt.types import Sample, Trace, answer_row
+from nrt.rollout import Generator
+from nrt.types import Example, Pair, Sample, Trace, answer_row
 
 Ids = tuple[int, ...]
 
@@ -32,7 +32,7 @@ class TokenCaps:
 @dataclass(frozen=True)
 class _EncodedQuestion:
     question: EvalQuestion
-    prompt_ids: Ids
+    pair: Pair  # the prompt, without a reference answer
     caps: TokenCaps
 
 
@@ -43,12 +43,8 @@ def answer_all(
 
     Raises InputError if a prompt leaves no room for an answer in the model's context.
     """
-    prompts = [reasoner.chat.encode_prompt(question.messages) for question in questions]
-    encoded = [
-        _EncodedQuestion(question, prompt, _caps(reasoner, question, prompt))
-        for question, prompt in zip(questions, prompts, strict=True)
-    ]
-    encoded.sort(key=lambda item: (*_shared_settings(item), len(item.prompt_ids)))
+    encoded = [_encode(reasoner, question) for question in questions]
+    encoded.sort(key=lambda item: (*_shared_settings(item), len(item.pair.prompt_ids)))
     for _, group in groupby(encoded, key=_shared_settings):
         members = list(group)
         size = max(1, batch // members[0].question.n)
@@ -63,6 +59,12 @@ def answer_all(
                 for item, item_responses in zip(block, responses, strict=True)
             ]
             yield block[0].question.task, replies
+
+
+def _encode(reasoner: Reasoner, question: EvalQuestion) -> _EncodedQuestion:
+    prompt_ids = reasoner.chat.encode_prompt(question.messages)
+    pair = Pair(Example("", question.messages, ""), prompt_ids, ())
+    return _EncodedQuestion(question, pair, _caps(reasoner, question, prompt_ids))
 
 
 def _shared_settings(item: _EncodedQuestion) -> tuple[str, bool, int, float, float, bool, int, int]:
@@ -122,7 +124,7 @@ def _generate_answers(
         (b, k) for b, group in enumerate(traces) for k, trace in enumerate(group) if trace.finished
     ]
     prefixes = [
-        (*_prefix_after_trace(reasoner, block[b].prompt_ids, traces[b][k]), *openings[b])
+        (*_prefix_after_trace(reasoner, block[b].pair.prompt_ids, traces[b][k]), *openings[b])
         for b, k in finished
     ]
     seeds = [block[b].question.seed_of(k, "answer") for b, k in finished]
@@ -145,7 +147,7 @@ def _score_choices(reasoner: Reasoner, block: Sequence[_EncodedQuestion]) -> lis
         if traces is None:
             prefix = _prefix_without_trace(reasoner, item)
         else:
-            prefix = _prefix_after_trace(reasoner, item.prompt_ids, traces[b][0])
+            prefix = _prefix_after_trace(reasoner, item.pair.prompt_ids, traces[b][0])
         prefix += reasoner.chat.encode_text(item.question.opening)
         choices = [reasoner.chat.encode_text(choice) for choice in item.question.choices]
         rows += [answer_row(prefix, ids) for ids in choices]
@@ -160,46 +162,42 @@ def _score_choices(reasoner: Reasoner, block: Sequence[_EncodedQuestion]) -> lis
 
 def _sample_traces(
     reasoner: Reasoner, block: Sequence[_EncodedQuestion]
-) -> list[list[Trace]] | None:
+) -> list[tuple[Trace, ...]] | None:
     """Return `n` traces per question; None if the model does not think here.
 
-    The trace before scored choices is sampled at temperature 1 unless the question sets another.
+    The trace before scored choices is sampled, at temperature 1 unless the question sets another.
     """
-    question, caps = block[0].question, block[0].caps
+    question = block[0].question
     if not reasoner.thinks or question.null:
         return None
-    generator = reasoner.generator
-    temperature = question.temperature or float(bool(question.choices))
-    request = Request(
-        [(*item.prompt_ids, *generator.markers.opener) for item in block],
+    return _generator(reasoner, block[0]).traces(
+        [item.pair for item in block],
         question.n,
-        generator.stop_ids,
-        caps.trace,
-        [item.question.seed_of(0, "trace") for item in block],
-        greedy=temperature == 0,
-        temperature=temperature or 1.0,
-        top_p=question.top_p,
+        seed=[item.question.seed_of(0, "trace") for item in block],
+        greedy=question.temperature == 0 and not question.choices,
     )
-    samples = generator.sampler.sample(request)
-    return [[generator.to_trace(sample) for sample in group] for group in samples]
 
 
 def _sample_answers(
     reasoner: Reasoner, item: _EncodedQuestion, prefixes: Sequence[Ids], n: int, seeds: list[int]
 ) -> list[list[Sample]]:
     """Sample `n` answers per prefix with the settings of `item`, which its whole block shares."""
-    question = item.question
-    request = Request(
-        prefixes,
-        n,
-        reasoner.generator.stop_ids - {reasoner.chat.end_id},
-        item.caps.answer,
-        seeds,
-        greedy=question.temperature == 0,
-        temperature=question.temperature or 1.0,
-        top_p=question.top_p,
+    generator = _generator(reasoner, item)
+    greedy = item.question.temperature == 0
+    return generator.sampler.sample(
+        generator.answer_request(prefixes, n, seed=seeds, greedy=greedy)
     )
-    return reasoner.generator.sampler.sample(request)
+
+
+def _generator(reasoner: Reasoner, item: _EncodedQuestion) -> Generator:
+    """Return the model's generator with the caps and the temperature of a question."""
+    return replace(
+        reasoner.generator,
+        max_trace_tokens=item.caps.trace,
+        max_answer_tokens=item.caps.answer,
+        temperature=item.question.temperature or 1.0,
+        top_p=item.question.top_p,
+    )
 
 
 def _prefix_after_trace(reasoner: Reasoner, prompt: Ids, trace: Trace) -> Ids:
@@ -209,8 +207,8 @@ def _prefix_after_trace(reasoner: Reasoner, prompt: Ids, trace: Trace) -> Ids:
 def _prefix_without_trace(reasoner: Reasoner, item: _EncodedQuestion) -> Ids:
     """Return the ids before an answer without a trace; a model that thinks gets the null trace."""
     if not reasoner.thinks:
-        return item.prompt_ids
-    return _prefix_after_trace(reasoner, item.prompt_ids, Trace((), finished=False))
+        return item.pair.prompt_ids
+    return _prefix_after_trace(reasoner, item.pair.prompt_ids, Trace((), finished=False))
 
 
 def _response(

@@ -22,15 +22,23 @@ class Generator:
     # Ids that no trace may contain: START, in training. A served model may sample it.
     banned: frozenset[int] = frozenset()
     temperature: float = 1.0  # of sampled traces and answers
+    top_p: float = 1.0
 
     def trace_request(
         self, pairs: Sequence[Pair], n: int, *, seed: int | Sequence[int], greedy: bool = False
     ) -> Request:
         """Return the request that `traces` sends to the sampler."""
         prompts = tuple((*pair.prompt_ids, *self.markers.opener) for pair in pairs)
-        cap = self.max_trace_tokens
         return Request(
-            prompts, n, self.stop_ids, cap, seed, greedy, self.temperature, banned=self.banned
+            prompts,
+            n,
+            self.stop_ids,
+            self.max_trace_tokens,
+            seed,
+            greedy,
+            self.temperature,
+            self.top_p,
+            banned=self.banned,
         )
 
     def traces(
@@ -38,7 +46,7 @@ class Generator:
         pairs: Sequence[Pair],
         n: int,
         *,
-        seed: int,
+        seed: int | Sequence[int],
         greedy: bool = False,
         keep_end_token: bool = False,
     ) -> list[tuple[Trace, ...]]:
@@ -67,6 +75,7 @@ class Generator:
     def answer_request(
         self,
         prefixes: Sequence[tuple[int, ...]],
+        n: int = 1,
         *,
         seed: int | Sequence[int],
         greedy: bool = False,
@@ -76,18 +85,18 @@ class Generator:
 
         Args:
             prefixes: all ids before each answer.
+            n: answers to each prefix.
             prefix_lengths: see `Request`.
         """
-        stop_ids = self.stop_ids - {self.markers.end_id}
-        cap = self.max_answer_tokens
         return Request(
             prefixes,
-            1,
-            stop_ids,
-            cap,
+            n,
+            self.stop_ids - {self.markers.end_id},
+            self.max_answer_tokens,
             seed,
             greedy,
             self.temperature,
+            self.top_p,
             prefix_lengths=prefix_lengths,
         )
 
