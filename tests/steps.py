@@ -1,7 +1,6 @@
 """Parts of a training step, for tests that look at one of them."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -29,15 +28,21 @@ def collect(
     sampled: Callable[[], None] = lambda: None,
 ) -> Rollout:
     """Sample, score and credit `batch` prompts, without an update. `state` is the method's."""
+    engine: Any = learner.policy.engine
     progress = Progress(method_state=state)
 
     def stop_before_updates() -> None:
         if progress.pending:
             raise Stop
 
-    with suppress(Stop):
-        hooks = StepHooks(checkpoint_here=stop_before_updates, traces_ready=sampled)
-        train_step(replace(learner, batch=batch, updates=2), progress, draw, seed=seed, hooks=hooks)
+    hooks = StepHooks(checkpoint_here=stop_before_updates, traces_ready=sampled)
+    fused, engine.fused = engine.fused, False  # else the first update is made with the scores
+    try:
+        train_step(replace(learner, batch=batch), progress, draw, seed=seed, hooks=hooks)
+    except Stop:
+        pass
+    finally:
+        engine.fused = fused
     assert progress.pending
     return progress.pending.rollout
 

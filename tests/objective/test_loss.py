@@ -119,6 +119,14 @@ def test_loss_by_hand():
     assert parts.ratio_sum.item() == pytest.approx(1.5 + 0.5 + 0.5 + 1.0)
 
 
+def test_nothing_is_clipped_without_a_ratio():
+    logp_N = torch.tensor([-1.0 + math.log(5.0)])
+    zero = torch.zeros(1)
+    s = Streams(torch.tensor([1.0]), torch.tensor([True]), zero, zero, torch.tensor([-1.0]))
+    assert nrt_loss(logp_N, s, ratio="ppo", denominator=1.0).clipped.item() == 1
+    assert nrt_loss(logp_N, s, ratio="none", denominator=1.0).clipped.item() == 0
+
+
 RATIOS = [0.5, 0.9, 1.25, 2.0]
 
 

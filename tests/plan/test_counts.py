@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,6 +87,7 @@ def learner_of(model, config: Config, initial_reference: bool = True):
 
 
 def run_step(learner, config: Config) -> None:
+    learner = replace(learner, updates=config.updates_per_rollout)
     step(learner, draw(shape_of(config)), config.batch, seed=0)
 
 
@@ -329,7 +331,15 @@ def test_flops_are_those_that_torch_counts(described, name, settings):
     assert planned.total == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-@pytest.mark.parametrize("settings", [{}, {"initial_reference": False}, {"tokens_per_batch": 150}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"initial_reference": False},
+        {"tokens_per_batch": 150},
+        {"batch": 4, "updates_per_rollout": 2},
+    ],
+)
 def test_tokens_are_those_that_pass_the_embeddings(described, settings):
     """Also if a group does not fit into a micro-batch.
 

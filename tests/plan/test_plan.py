@@ -38,11 +38,17 @@ def test_a_shared_prompt_counts_once():
     assert (tokens.scored, tokens.null, tokens.sampled) == (0, 201, 2400)
 
 
-def test_several_updates_score_first_and_train_without_the_null_trace():
+def test_later_updates_score_first_and_train_without_the_null_trace():
+    """One forward scores and trains the first two of eight prompts."""
     config = build_config({"batch": 8, "updates_per_rollout": 4, "initial_reference": False})
-    rows = group_rows(config, METHOD, RowLengths(10, 20, 30))
+    first = group_rows(config, METHOD, RowLengths(10, 20, 30), prompt_index=1)
+    assert (first.scored, packed_tokens(first.trained)) == ((), 10 + 8 * 51 + 31)
+    rows = group_rows(config, METHOD, RowLengths(10, 20, 30), prompt_index=2)
     assert packed_tokens(rows.scored) == 10 + 8 * 51 + 31
     assert packed_tokens(rows.trained) == 10 + 8 * 51
+    tokens = count_tokens(config, METHOD, RowLengths(10, 20, 30))
+    assert tokens.scored == 6 * (10 + 8 * 51 + 31)
+    assert tokens.trained == 8 * (10 + 8 * 51) + 2 * 31
     sft = group_rows(config, METHODS["sft"], RowLengths(10, 20, 30))
     assert (sft.scored, sft.initial, packed_tokens(sft.trained)) == ((), (), 39)
 

@@ -106,6 +106,39 @@ def test_one_pass_has_the_gradient_of_collect_and_update(rolled):
     assert_close(torch.cat([gradient.flatten() for gradient in gradients.values()]), expected)
 
 
+@pytest.mark.parametrize("method", ["nrt-ws-neg-log-p", "jlb"])
+def test_the_first_of_two_updates_scores_its_own_rows(make_config, method):
+    """The rows of the second are scored before it; all numbers are as if all were scored first."""
+    results = []
+    for fused in (True, False):
+        parts = prepare(make_config(traces=8, method=method, updates_per_rollout=2))
+        local_engine(parts).fused = fused
+        scored = []
+        policy = parts.learner.policy
+        score = policy.engine.score
+
+        def count(rows, *, initial=False, score=score, scored=scored):
+            if not initial:
+                scored.append(len(rows))
+            return score(rows, initial=initial)
+
+        policy.engine.score = count
+        pending = step(parts.learner, parts.draw, 4, seed=1)
+        assert scored == [2 * 9 if fused else 4 * 9], "eight traces and the null trace a prompt"
+        weights = [p.detach().clone() for p in local_engine(parts).model.parameters()]
+        results.append((pending, weights))
+    (pending, weights), (expected, expected_weights) = results
+    assert pending.rollout.metrics.keys() == expected.rollout.metrics.keys()
+    for a, b in zip(pending.rollout.groups, expected.rollout.groups, strict=True):
+        assert a.rows == b.rows
+        torch.testing.assert_close(a.logp_KT, b.logp_KT, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(a.advantage_K, b.advantage_K, atol=1e-4, rtol=1e-4)
+    for a, b in zip(pending.updates, expected.updates, strict=True):
+        assert astuple(a) == pytest.approx(astuple(b), rel=1e-3, abs=1e-6)
+    for a, b in zip(weights, expected_weights, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
 def test_an_update_frees_the_gradient(rolled):
     """Whose memory the next rollout needs."""
     parts, rollout = rolled()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -21,7 +21,10 @@ RowCreditor = Callable[[Sequence[int], TokenScores], Sequence[RowCredit | None]]
 
 @dataclass(frozen=True)
 class LossSums:
-    """The loss, its terms, and sums over sampled tokens, of all rows of an update."""
+    """The loss, its terms, and sums over sampled tokens, of all rows of an update.
+
+    All but `tokens` are sums over micro-batches, in the order in which `add_gradient` returns them.
+    """
 
     total: float
     trace: float
@@ -30,7 +33,7 @@ class LossSums:
     ratio: float
     clipped: float
     sampled: float
-    tokens: int  # of the rows, a shared prompt counted in each
+    tokens: int = 0  # of the rows trained on, a shared prompt counted in each
 
     def stats(self, *, grad_norm: float, lr: float, skipped: bool) -> UpdateStats:
         """Return the statistics of the optimizer step."""
@@ -48,6 +51,9 @@ class LossSums:
         )
 
 
+N_SUMS = len(fields(LossSums)) - 1
+
+
 def add_gradient(
     weights: Weights | ShardedWeights,
     scorer: Scorer,
@@ -63,7 +69,7 @@ def add_gradient(
         rows: the rows of the update.
         batch: places of the micro-batch's rows among them.
 
-    Returns: the fields of `LossSums` except `tokens`, float64 [7].
+    Returns: the fields of `LossSums` except `tokens`, float64 [N_SUMS].
     """
     batch_rows = [rows[i] for i in batch]
     scores = weights.scores(scorer, batch_rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from nrt.distributed import ProcessGroup
 from nrt.engine.fsdp import ShardedWeights, full_tensor
-from nrt.engine.gradient import LossSums, RowCreditor, add_gradient, run_idle_pass
+from nrt.engine.gradient import N_SUMS, LossSums, RowCreditor, add_gradient, run_idle_pass
 from nrt.engine.interface import G, GroupCreditor, UpdateStats, credit_scored_groups
 from nrt.engine.memory import TokenBudget
 from nrt.engine.state import collect_state, restore_state, write_state
@@ -120,9 +120,10 @@ class LocalEngine:
         denominator: float,
     ) -> LossSums:
         """Compute the gradient of the rows' loss. It replaces the gradient that was there."""
-        return self._gradient(
+        sums = self._gradient(
             rows, lambda batch, _: [credits[i] for i in batch], method, denominator
         )
+        return replace(sums, tokens=sum(len(row.ids) for row in rows))
 
     def update(self, sums: LossSums) -> UpdateStats:
         """Take one optimizer step along the current gradient, and free the gradient.
@@ -153,7 +154,7 @@ class LocalEngine:
     def checkpoint_writer(
         self, save_model: Callable[[Path], None]
     ) -> Callable[[Path], Mapping[str, Any]]:
-        """Collect model, optimizer, schedule and random state for a checkpoint."""
+        """Collect the optimizer's state, to be written with model and schedule."""
         tensors, groups = collect_state(self.weights, self.optimizer, self.processes)
 
         def write(folder: Path) -> Mapping[str, Any]:
@@ -224,7 +225,11 @@ class LocalEngine:
         gathered: dict[int, G] = {}
         for part in self.processes.all_gather(credited):
             gathered |= part
-        return [gathered[g] for g in range(len(groups))], sums
+        all_credited = [gathered[g] for g in range(len(groups))]
+        tokens = 0
+        for group, result in zip(groups, all_credited, strict=True):
+            tokens += sum(len(row.ids) for row in group[: len(result.row_credits())])
+        return all_credited, replace(sums, tokens=tokens)
 
     def _gradient_after_scoring(
         self,
@@ -251,7 +256,7 @@ class LocalEngine:
 
         def accumulate() -> Tensor:
             self.weights.zero_grad()
-            sums = torch.zeros(7, dtype=torch.float64)
+            sums = torch.zeros(N_SUMS, dtype=torch.float64)
             with recomputing(self.recomputed):
                 for batch in mine:
                     sums += add_gradient(
@@ -265,7 +270,7 @@ class LocalEngine:
         sums = self.budget.fail_together(accumulate)
         self.weights.all_reduce_gradients()
         self.processes.all_reduce([sums])
-        return LossSums(*sums.tolist(), tokens=sum(len(row.ids) for row in rows))
+        return LossSums(*sums.tolist())
 
     def _score(self, model: nn.Module, rows: Sequence[Row]) -> TokenScores:
         """Score rows in this process; results are on the CPU."""

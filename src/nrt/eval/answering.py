@@ -39,7 +39,7 @@ class _EncodedQuestion:
 def answer_all(
     reasoner: Reasoner, questions: Sequence[EvalQuestion], *, batch: int = 64
 ) -> Iterator[tuple[str, list[ModelReply]]]:
-    """Yield (task, replies), each for at most `batch` sequences.
+    """Yield (task, replies), for about `batch` sequences at a time; no question is split.
 
     Raises InputError if a prompt leaves no room for an answer in the model's context.
     """
@@ -111,7 +111,7 @@ def _generate_answers(
     if traces is None:
         # All n answers follow one prompt, so the sampler computes its keys and values once.
         prefixes = [
-            (*_prefix_without_trace(reasoner, item), *opening)
+            (*reasoner.row_without_trace(item.pair).before_answer, *opening)
             for item, opening in zip(block, openings, strict=True)
         ]
         seeds = [item.question.seed_of(0, "answer") for item in block]
@@ -124,7 +124,7 @@ def _generate_answers(
         (b, k) for b, group in enumerate(traces) for k, trace in enumerate(group) if trace.finished
     ]
     prefixes = [
-        (*_prefix_after_trace(reasoner, block[b].pair.prompt_ids, traces[b][k]), *openings[b])
+        (*reasoner.row(block[b].pair, traces[b][k]).before_answer, *openings[b])
         for b, k in finished
     ]
     seeds = [block[b].question.seed_of(k, "answer") for b, k in finished]
@@ -145,9 +145,9 @@ def _score_choices(reasoner: Reasoner, block: Sequence[_EncodedQuestion]) -> lis
     rows, sizes = [], []
     for b, item in enumerate(block):
         if traces is None:
-            prefix = _prefix_without_trace(reasoner, item)
+            prefix = reasoner.row_without_trace(item.pair).before_answer
         else:
-            prefix = _prefix_after_trace(reasoner, item.pair.prompt_ids, traces[b][0])
+            prefix = reasoner.row(item.pair, traces[b][0]).before_answer
         prefix += reasoner.chat.encode_text(item.question.opening)
         choices = [reasoner.chat.encode_text(choice) for choice in item.question.choices]
         rows += [answer_row(prefix, ids) for ids in choices]
@@ -200,17 +200,6 @@ def _generator(reasoner: Reasoner, item: _EncodedQuestion) -> Generator:
     )
 
 
-def _prefix_after_trace(reasoner: Reasoner, prompt: Ids, trace: Trace) -> Ids:
-    return (*prompt, *reasoner.generator.markers.opener, *trace.ids, reasoner.chat.end_id)
-
-
-def _prefix_without_trace(reasoner: Reasoner, item: _EncodedQuestion) -> Ids:
-    """Return the ids before an answer without a trace; a model that thinks gets the null trace."""
-    if not reasoner.thinks:
-        return item.pair.prompt_ids
-    return _prefix_after_trace(reasoner, item.pair.prompt_ids, Trace((), finished=False))
-
-
 def _response(
     reasoner: Reasoner, item: _EncodedQuestion, trace: Trace | None, answer_ids: Ids
 ) -> Response:
@@ -220,7 +209,7 @@ def _response(
     text = chat.decode([token for token in answer_ids if token not in hidden])
     positions = [text.find(stop) for stop in question.until if stop]
     stops = [position for position in positions if position >= 0]
-    ended = bool(answer_ids) and answer_ids[-1] in reasoner.generator.stop_ids
+    ended = bool(answer_ids) and answer_ids[-1] in reasoner.generator.answer_stop_ids
     opening = question.opening if answer_ids else ""
     return Response(
         trace=None if trace is None else chat.decode(trace.ids),

@@ -59,7 +59,9 @@ def nrt_loss(
     trace_N = _trace_term(logp_N, streams, ratio, low, high)
     if streams.importance_N is not None:
         trace_N = trace_N * streams.importance_N
-    binds_N = _clip_binds(streams.advantage_N, ratio_N, low, high)
+    binds_N = torch.zeros_like(streams.sampled_N)
+    if ratio != "none":
+        binds_N = _clip_binds(streams.advantage_N, ratio_N, low, high)
     trace = -(trace_N * streams.sampled_N).sum() / denominator
     answer = -(streams.answer_weight_N * logp_N).sum() / denominator
     format_ = -(streams.format_weight_N * logp_N).sum() / denominator

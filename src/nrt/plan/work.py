@@ -74,7 +74,7 @@ class PhaseValues:
 def group_rows(
     config: Config, method: Method, lengths: RowLengths, prompt_index: int = 0
 ) -> GroupRows:
-    """Return the rows of one prompt; another `prompt_index` gives another prompt."""
+    """Return the rows of one prompt. One forward may score and train the first update's."""
     prompt_ids = (prompt_index, *(0,) * (lengths.prompt - 1))
     example = Example("", (Message("user", ""),), "")
     pair = Pair(example, prompt_ids, (0,) * lengths.answer)
@@ -96,7 +96,8 @@ def group_rows(
             sampled_answer_row(pair, trace, pair.answer_ids, markers) for trace in traces
         )
         return GroupRows((*with_null, *answers), answers, initial, candidate, null_tokens)
-    if _is_fused(config, method, with_null):
+    in_first_update = prompt_index < config.batch // config.updates_per_rollout
+    if in_first_update and _is_fused(config, method, with_null):
         return GroupRows((), with_null, initial, candidate, null_tokens)
     return GroupRows(with_null, rows, initial, candidate, null_tokens)
 
@@ -118,13 +119,23 @@ def _initial_rows(config: Config, method: Method, pair: Pair, null: Row) -> tupl
 
 
 def _is_fused(config: Config, method: Method, rows: Sequence[Row]) -> bool:
-    """Return True if one forward serves scores and update: see `trainer.learner.Learner.fused`.
+    """Return True if one forward serves scores and the first update: see `Learner.fused`.
 
     The engine needs all rows of the group in one micro-batch for it.
     """
-    if config.updates_per_rollout > 1 or method.keep is not None or method.samples_answers:
+    if method.keep is not None or method.samples_answers:
         return False
     return len(packed_batches(rows, config.token_limit)) == 1
+
+
+def _batch_rows(config: Config, method: Method, lengths: RowLengths) -> list[tuple[int, GroupRows]]:
+    """Return (number of prompts, rows of each) of a batch: the first update's, then the others."""
+    first = config.batch // config.updates_per_rollout
+    kinds = []
+    for count, prompt_index in ((first, 0), (config.batch - first, first)):
+        if count:
+            kinds.append((count, group_rows(config, method, lengths, prompt_index)))
+    return kinds
 
 
 def largest_micro_batch(
@@ -142,15 +153,21 @@ def largest_micro_batch(
 
 def count_tokens(config: Config, method: Method, lengths: RowLengths) -> StepTokens:
     """Return the tokens of one step."""
-    B, rows = config.batch, group_rows(config, method, lengths)
-    scoring = rows.scoring_passes(config)
+    scored = trained = null = unshared = 0
+    for count, rows in _batch_rows(config, method, lengths):
+        scoring = rows.scoring_passes(config)
+        scored += count * sum(_forwarded_tokens(part, config) for part in scoring)
+        trained += count * _forwarded_tokens(rows.trained, config)
+        null += count * rows.null
+        each = [row for part in (*scoring, rows.trained) for row in part]
+        unshared += count * sum(len(row.ids) - 1 for row in each)
     return StepTokens(
-        prefilled=B * prefilled_tokens(config, method, lengths),
-        sampled=B * sampled_tokens(config, method, lengths),
-        scored=B * sum(_forwarded_tokens(part, config) for part in scoring),
-        trained=B * _forwarded_tokens(rows.trained, config),
-        null=B * rows.null,
-        unshared=B * sum(len(row.ids) - 1 for part in (*scoring, rows.trained) for row in part),
+        prefilled=config.batch * prefilled_tokens(config, method, lengths),
+        sampled=config.batch * sampled_tokens(config, method, lengths),
+        scored=scored,
+        trained=trained,
+        null=null,
+        unshared=unshared,
     )
 
 
@@ -188,17 +205,20 @@ def count_flops(
     Forward and backward of attention take 3.5 times its forward. Those of the head take 4 times,
     since its logits are computed again, and 3 times if it is frozen.
     """
-    B, rows = config.batch, group_rows(config, method, lengths)
-    scoring = sum(_pass_flops(part, config, token) for part in rows.scoring_passes(config))
     again = config.gradient_checkpointing
-    update = _pass_flops(
-        rows.trained,
-        config,
-        with_backward(token, again),
-        attention=3.5 + again,
-        head=4 - frozen_head,
-    )
-    return PhaseValues(B * rollout_flops(config, method, lengths, token), B * scoring, B * update)
+    scoring = update = 0.0
+    for count, rows in _batch_rows(config, method, lengths):
+        passes = rows.scoring_passes(config)
+        scoring += count * sum(_pass_flops(part, config, token) for part in passes)
+        update += count * _pass_flops(
+            rows.trained,
+            config,
+            with_backward(token, again),
+            attention=3.5 + again,
+            head=4 - frozen_head,
+        )
+    rollout = config.batch * rollout_flops(config, method, lengths, token)
+    return PhaseValues(rollout, scoring, update)
 
 
 def with_backward(token: TokenCost, recompute: bool) -> TokenCost:

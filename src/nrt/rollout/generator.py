@@ -24,6 +24,11 @@ class Generator:
     temperature: float = 1.0  # of sampled traces and answers
     top_p: float = 1.0
 
+    @property
+    def answer_stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer: those of a trace but END."""
+        return self.stop_ids - {self.markers.end_id}
+
     def trace_request(
         self, pairs: Sequence[Pair], n: int, *, seed: int | Sequence[int], greedy: bool = False
     ) -> Request:
@@ -91,7 +96,7 @@ class Generator:
         return Request(
             prefixes,
             n,
-            self.stop_ids - {self.markers.end_id},
+            self.answer_stop_ids,
             self.max_answer_tokens,
             seed,
             greedy,
@@ -118,6 +123,6 @@ class Generator:
 
     def strip_end_token(self, answer_ids: tuple[int, ...]) -> tuple[int, ...]:
         """Return a sampled answer without the token that ended it."""
-        if answer_ids and answer_ids[-1] in self.stop_ids:
+        if answer_ids and answer_ids[-1] in self.answer_stop_ids:
             return answer_ids[:-1]
         return answer_ids

@@ -16,6 +16,7 @@ from nrt.models.attention import UnsupportedAttention, install_attention, module
 from nrt.scoring.base import Scorer
 from nrt.scoring.packed import PackedScorer
 from nrt.scoring.packed_check import (
+    FORWARD_ERRORS,
     MIN_TOLERANCE,
     NOISE_MULTIPLE,
     NoKernel,
@@ -85,7 +86,7 @@ def choose_scorer(
     dtype = next(model.parameters()).dtype
     try:
         noise, expected = measure_noise(padded, model, rows)
-    except (RuntimeError, AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
+    except FORWARD_ERRORS as error:
         if is_out_of_memory(error):
             raise
         message = f"{name} cannot score padded rows: {first_line(error)}; take another model"

@@ -24,8 +24,8 @@ class PackedScorer:
     """Scores rows in one packed sequence.
 
     The model needs nrt's attention (`models.attention.install_attention`). With `gradient_of`, the
-    backward adds the gradients of embeddings and head in place to these tensors, and holds no copy
-    of either.
+    backward adds the gradients of embeddings and head to the tensors that it returns, and holds no
+    copy of either.
     """
 
     shares_prompts = True

@@ -22,6 +22,9 @@ from nrt.scoring.padded import PaddedScorer
 from nrt.scoring.prefix_attention import PrefixAttention
 from nrt.types import Row, TokenScores
 
+FORWARD_ERRORS = (RuntimeError, AttributeError, TypeError, ValueError, IndexError, KeyError)
+"""Errors of a model whose forward differs from that of transformers' decoders."""
+
 MIN_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """Difference in nats that two exact scorers may always have.
 
@@ -97,7 +100,7 @@ def check_packed(
         attention = PrefixAttention(lay_out(rows, device))
         try:
             scores, packed_d = _embedding_gradient(model, lambda: score_packed(model, attention))
-        except (TypeError, AttributeError, RuntimeError) as error:
+        except FORWARD_ERRORS as error:
             if is_out_of_memory(error):
                 raise
             if isinstance(error, TorchDynamoException):
@@ -112,7 +115,7 @@ def check_packed(
         (scores.logp_N.detach() - expected.logp_N).abs().max().item(),
         (scores.entropy_N - expected.entropy_N).abs().max().item(),
     )
-    if not difference <= tolerance:
+    if not difference <= tolerance:  # also true of NaN
         raise UnsupportedAttention(
             f"log-probabilities would differ by {difference:.1e} nats, where {tolerance:.1e} are "
             f"allowed ({NOISE_MULTIPLE:g} times its own noise of {noise:.1e}, "
@@ -120,7 +123,7 @@ def check_packed(
         )
     gradient_difference = _relative_difference(packed_d, padded_d)
     allowed = max(10 * MIN_TOLERANCE[dtype], NOISE_MULTIPLE * gradient_noise)
-    if not gradient_difference <= allowed:
+    if not gradient_difference <= allowed:  # also true of NaN
         raise UnsupportedAttention(
             f"gradients would differ by {gradient_difference:.1e} of the largest, "
             f"where {allowed:.1e} are allowed"

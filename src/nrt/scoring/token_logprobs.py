@@ -36,7 +36,11 @@ GradientOf = Callable[[Tensor], Tensor]
 
 
 class TokenLogprobs(torch.autograd.Function):
-    """(log-probabilities, entropies) [M] of tokens, in tiles; see `LMHead` for the arguments."""
+    """(log-probabilities, entropies) [M] of tokens, in tiles.
+
+    `LMHead` explains the tensors. `settings` are the scale of the logits, their softcap or None,
+    `gradient_of` or None, and the ids whose rows of the head are trained; `trained_rows` are these.
+    """
 
     @staticmethod
     def forward(
@@ -48,7 +52,7 @@ class TokenLogprobs(torch.autograd.Function):
         banned_M: Tensor | None,
         temperature_M: Tensor | None,
         settings: tuple[float, float | None, GradientOf | None, tuple[int, ...]],
-        *trained_row: Tensor,
+        *trained_rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
         scale, softcap, ctx.gradient_of, ctx.trained_tokens = settings
         M, V = len(hidden_Md), len(weight_Vd)
@@ -206,7 +210,7 @@ class _OnlineSoftmax:
         if self.sums is not None:
             m_old, s_old, t_old = self.sums
             shift = m_old - m
-            scale = (m_old - m).exp()
+            scale = shift.exp()
             s = s + scale * s_old
             t = t + scale * (t_old + shift * s_old)
         self.sums = (m, s, t)

@@ -103,7 +103,7 @@ def score_groups(
     """Return, for each group, the scores of its `scored_rows` and of its `trained_rows`, without
     gradient.
     """
-    if not learner.method.samples:
+    if not learner.method.samples or not groups:
         return [([], []) for _ in groups]
     with timer("score"):
         scored = _score_rows(learner, [scored_rows(learner, group) for group in groups], timer)

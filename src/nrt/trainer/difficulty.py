@@ -12,7 +12,9 @@ from nrt.trainer.policy import Policy
 from nrt.types import Pair, Row
 
 MAX_DRAWS = 8
-"""Prompts with certain answers are replaced at most this many times; then they fill the batch."""
+"""Rounds of candidates at most. Each after the first replaces those with certain answers; after the
+last, these fill the batch.
+"""
 
 Draw = Callable[[int, int], Sequence[Pair]]
 """(offset, n) → n pairs, from `offset` places further on in the stream."""

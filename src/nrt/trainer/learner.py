@@ -32,11 +32,11 @@ class Learner:
 
     @property
     def fused(self) -> bool:
-        """True if one forward can serve scores and update.
+        """True if one forward can serve the scores and the first update.
 
-        It can with one update on a rollout, if the rows scored are the rows trained on: the method
-        drops no group and samples no answers.
+        It can if the rows scored are the rows trained on: the method drops no group and samples no
+        answers. Rows of later updates are scored before the first, which changes the weights.
         """
         method = self.method
         same_rows = method.samples and method.keep is None and not method.samples_answers
-        return self.policy.engine.fused and self.updates == 1 and same_rows
+        return self.policy.engine.fused and same_rows

@@ -27,8 +27,8 @@ from nrt.trainer.progress import Progress, RolloutUpdates
 from nrt.types import TailScores
 
 MAX_ROUNDS = 8
-"""Prompts whose groups the method drops are replaced at most this many times; then dropped groups
-fill the batch.
+"""Rounds of prompts that a step samples at most. Each round after the first replaces the prompts
+whose groups the method drops; after the last, dropped groups fill the batch.
 """
 
 
@@ -39,7 +39,8 @@ def _nothing(*_: object) -> None: ...
 class StepHooks:
     """Functions of the training loop that a step calls."""
 
-    # Before sampling and before each update; may save a checkpoint and stop the run.
+    # Before sampling, and before each update that the scores did not come with; may save a
+    # checkpoint and stop the run.
     checkpoint_here: Callable[[], None] = _nothing
     traces_ready: Callable[[], None] = _nothing
     updated: Callable[[RolloutUpdates], None] = _nothing  # after each update
@@ -77,15 +78,16 @@ def train_step(
 
             # score: the usual baseline, the null trace, is scored with the traces
             baselines = score_separate_rows(learner, sampled, timer)
-            scores = None if learner.fused else score_groups(learner, sampled, timer)
+            fused = len(sampled) // learner.updates if learner.fused else 0
+            scores = score_groups(learner, sampled[fused:], timer)
 
-            # advantages; if fused, also scores and the only update: one forward serves all three
+            # advantages; those of the first `fused` groups within the forward of their update
             compute = partial(compute_group, learner, progress.method_state, sampled, baselines)
-            if scores is None:
-                groups, stats = score_and_update(learner, sampled, compute, timer)
+            groups = [compute(g, *tails) for g, tails in enumerate(scores, start=fused)]
+            if fused:
+                first, stats = score_and_update(learner, sampled[:fused], compute, timer)
+                groups = [*first, *groups]
                 updates.append(stats)
-            else:
-                groups = [compute(g, *group_scores) for g, group_scores in enumerate(scores)]
             batch.add(selection, groups, learner.method.keep, progress.method_state)
         seconds = timer.seconds.get("update", 0.0)
         progress.pending = RolloutUpdates(batch.rollout(learner, timer), seconds, updates)
