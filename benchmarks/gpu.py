@@ -88,26 +88,26 @@ def parity(small: bool) -> Cases:
 
 def head(small: bool) -> Cases:
     """Time the head's forward and backward with tiles of few and of many tokens, by vocabulary."""
-    M, d = (64, 32) if small else (8192, 3072)
+    N, d = (64, 32) if small else (8192, 3072)
     for V in (1000, 1002) if small else (128_256, 128_258, 32_770):
         for tokens in (256, 1024, 4096):
             token_logprobs.TILE_TOKENS[DEVICE.type] = tokens
-            work = _head_pass(M, d, V)
+            work = _head_pass(N, d, V)
             figures = {"seconds": _median(work), **_peak(work)}
             yield f"{V:,} columns, tiles of {tokens:,} tokens", figures
 
 
-def _head_pass(M: int, d: int, V: int) -> Callable[[], None]:
-    hidden_Md, weight_Vd = (
-        torch.randn(n, d, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for n in (M, V)
+def _head_pass(N: int, d: int, V: int) -> Callable[[], None]:
+    hidden_Nd, weight_Vd = (
+        torch.randn(n, d, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for n in (N, V)
     )
     gradient_Vd = torch.zeros(V, d, device=DEVICE)
-    target_M = torch.randint(V, (M,), device=DEVICE)
+    target_N = torch.randint(V, (N,), device=DEVICE)
     lm_head = LMHead(weight_Vd, None, 1.0, None)
 
     def work() -> None:
-        logp_M, _ = lm_head(hidden_Md, target_M, lambda _: gradient_Vd)
-        logp_M.sum().backward()
+        logp_N, _ = lm_head(hidden_Nd, target_N, lambda _: gradient_Vd)
+        logp_N.sum().backward()
 
     return work
 
@@ -119,7 +119,7 @@ def attention(small: bool) -> Cases:
     H, H_kv, D = (4, 2, 16) if small else (24, 8, 128)
     dtype = torch.float32 if small else torch.bfloat16
     query, key, value = (
-        torch.randn(1, h, len(layout.ids_N), D, device=DEVICE, dtype=dtype, requires_grad=True)
+        torch.randn(1, h, len(layout.ids_F), D, device=DEVICE, dtype=dtype, requires_grad=True)
         for h in (H, H_kv, H_kv)
     )
     packed = PrefixAttention(layout)

@@ -1,8 +1,8 @@
 """Records that pass between stages.
 
 Shape legend, used in names everywhere: B prompts, K traces a prompt, T answer tokens, Z trace
-tokens, V vocabulary, N packed tokens (the tails of several rows, one after the other, without
-padding). Log-probabilities are in nats.
+tokens, V vocabulary, N packed tail tokens (the tails of several rows, one after the other, without
+padding), F forwarded tokens (those and the prompts before them). Log-probabilities are in nats.
 
     Example --chat--> Pair --sampler--> Sample --to_trace--> Trace --trace_row--> Row
     Row --scorer--> TokenScores

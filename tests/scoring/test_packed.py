@@ -179,14 +179,14 @@ def test_batches_by_hand() -> None:
 def test_layout_by_hand() -> None:
     rows = [row([5, 6, 7], [1, 2, 3]), row([8], [4]), row([5, 6, 7], [9, 10])]
     layout = lay_out(rows)
-    assert layout.ids_N.tolist() == [5, 6, 7, 1, 2, 9, 8]
-    assert layout.positions_N.tolist() == [0, 1, 2, 3, 4, 3, 0]
+    assert layout.ids_F.tolist() == [5, 6, 7, 1, 2, 9, 8]
+    assert layout.positions_F.tolist() == [0, 1, 2, 3, 4, 3, 0]
     assert [(g.prompt, g.tails) for g in layout.groups] == [
         ((0, 3), ((3, 5), (5, 6))),
         ((6, 7), ()),
     ]
-    assert layout.predictor_M.tolist() == [2, 3, 4, 6, 2, 5]
-    assert layout.target_M.tolist() == [1, 2, 3, 4, 9, 10]
+    assert layout.predictor_N.tolist() == [2, 3, 4, 6, 2, 5]
+    assert layout.target_N.tolist() == [1, 2, 3, 4, 9, 10]
     assert layout.longest == 5
 
 
@@ -195,7 +195,7 @@ def test_flex_mask_equals_the_masks_of_single_rows(window: int | None) -> None:
     """Place each row's own causal mask, with the window, at its tokens' positions in the layout."""
     rows = grouped(0, GROUPS)
     layout = lay_out(rows)
-    N = len(layout.ids_N)
+    N = len(layout.ids_F)
     expected = torch.zeros(N, N, dtype=torch.bool)
     for group in layout.groups:
         for start, stop in group.tails or [(0, 0)]:
@@ -219,7 +219,7 @@ def test_block_mask_is_what_torch_would_make(
 ) -> None:
     layout, cpu = lay_out(grouped(3, groups)), torch.device("cpu")
     ours = flex.make_block_mask(layout, window, cpu)
-    mask_mod, N = make_mask_mod(layout, window, cpu), len(layout.ids_N)
+    mask_mod, N = make_mask_mod(layout, window, cpu), len(layout.ids_F)
     theirs = create_block_mask(mask_mod, None, None, N, N, device=cpu)
     assert ours.shape == theirs.shape
     assert ours.BLOCK_SIZE == theirs.BLOCK_SIZE
@@ -316,19 +316,19 @@ def test_tiles_of_a_gpu_write_little_more_than_the_logits(monkeypatch: pytest.Mo
     """
     for sizes in (token_logprobs.TILE, token_logprobs.TILE_TOKENS):
         monkeypatch.delitem(sizes, "meta", raising=False)  # what `nrt plan` counted last
-    M, d, V = 8192, 3072, 128_258
-    hidden_Md, weight_Vd = (
-        torch.empty(n, d, device="meta", dtype=torch.bfloat16, requires_grad=True) for n in (M, V)
+    N, d, V = 8192, 3072, 128_258
+    hidden_Nd, weight_Vd = (
+        torch.empty(n, d, device="meta", dtype=torch.bfloat16, requires_grad=True) for n in (N, V)
     )
     gradient_Vd = torch.empty(V, d, device="meta")
-    target_M = torch.empty(M, device="meta", dtype=torch.int64)
+    target_N = torch.empty(N, device="meta", dtype=torch.int64)
     with Meter() as meter:
         head = LMHead(weight_Vd, None, 1.0, None)
-        logp_M, _ = head(hidden_Md, target_M, lambda _: gradient_Vd)
-        logp_M.sum().backward()
+        logp_N, _ = head(hidden_Nd, target_N, lambda _: gradient_Vd)
+        logp_N.sum().backward()
     # logits, their exponentials and logits again in float32, d_logits in bfloat16 twice
-    assert meter.made < 1.3 * (3 * 4 + 2 * 2) * M * V
-    assert meter.peak < 0.1 * 4 * M * V
+    assert meter.made < 1.3 * (3 * 4 + 2 * 2) * N * V
+    assert meter.peak < 0.1 * 4 * N * V
 
 
 def test_head_with_a_bias_equals_full_logits() -> None:

@@ -218,8 +218,8 @@ def _run_layers(model: Any) -> tuple[Meter, list[AttentionShape]]:
 
 def _forward_layers(model: Any, attention: _MetaAttention) -> Tensor:
     layout = attention.layout
-    arguments = forward_arguments(attention, layout.ids_N.device)
-    ids, positions = layout.ids_N[None], layout.positions_N[None]
+    arguments = forward_arguments(attention, layout.ids_F.device)
+    ids, positions = layout.ids_F[None], layout.positions_F[None]
     output = model.base_model(input_ids=ids, position_ids=positions, **arguments)
     return output.last_hidden_state
 

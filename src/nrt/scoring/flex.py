@@ -33,7 +33,7 @@ _compiled: list[Callable[..., Any]] = []  # flex_attention, from its first use o
 def packed_flex_attention(
     q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, scale: float, softcap: float | None
 ) -> Tensor:
-    """Return attention under a block mask, [1, H, N, D]. The first call compiles the kernel."""
+    """Return attention under a block mask, [1, H, F, D]. The first call compiles the kernel."""
     if not _compiled:
         limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILATIONS)
         torch._dynamo.config.recompile_limit = limit
@@ -56,22 +56,22 @@ def packed_flex_attention(
 def make_block_mask(layout: PackedLayout, window: int | None, device: torch.device) -> BlockMask:
     """Return FlexAttention's block mask of a layout.
 
-    It is what `create_block_mask` returns, which makes the whole mask [N × N] for it: several GiB
+    It is what `create_block_mask` returns, which makes the whole mask [F × F] for it: several GiB
     for long layouts. This makes one row of blocks at a time.
     """
     mask_mod = make_mask_mod(layout, window, device)
-    key_N = torch.arange(len(layout.ids_N), device=device)
-    missing = -len(key_N) % BLOCK  # of the last block
+    key_F = torch.arange(len(layout.ids_F), device=device)
+    missing = -len(key_F) % BLOCK  # of the last block
     rows = []
-    for query_T in key_N.split(BLOCK):
-        seen_TN = mask_mod(key_N, key_N, query_T[:, None], key_N[None, :])
-        rows.append(pad(seen_TN, (0, missing)).unflatten(1, (-1, BLOCK)).sum((0, 2)))
+    for query_T in key_F.split(BLOCK):
+        seen_TF = mask_mod(key_F, key_F, query_T[:, None], key_F[None, :])
+        rows.append(pad(seen_TF, (0, missing)).unflatten(1, (-1, BLOCK)).sum((0, 2)))
     seen_QK = torch.stack(rows)  # seen pairs of a query and a key in each block
     is_full_QK = seen_QK == BLOCK * BLOCK
     blocks, full_blocks = _ordered(is_full_QK.logical_not() & (seen_QK > 0)), _ordered(is_full_QK)
-    N = len(key_N)
+    F = len(key_F)
     return BlockMask.from_kv_blocks(
-        *blocks, *full_blocks, BLOCK_SIZE=BLOCK, mask_mod=mask_mod, seq_lengths=(N, N)
+        *blocks, *full_blocks, BLOCK_SIZE=BLOCK, mask_mod=mask_mod, seq_lengths=(F, F)
     )
 
 
@@ -79,23 +79,23 @@ def make_mask_mod(
     layout: PackedLayout, window: int | None, device: torch.device
 ) -> Callable[..., Tensor]:
     """Return FlexAttention's `mask_mod` of a layout: True where query index q sees key index k."""
-    N = len(layout.ids_N)
-    group_N = torch.zeros(N, dtype=torch.int32)
-    tail_N = torch.zeros(N, dtype=torch.int32)  # 0: a prompt
+    F = len(layout.ids_F)
+    group_F = torch.zeros(F, dtype=torch.int32)
+    tail_F = torch.zeros(F, dtype=torch.int32)  # 0: a prompt
     tails = 0
     for g, group in enumerate(layout.groups):
-        group_N[group.prompt[0] : group.stop] = g
+        group_F[group.prompt[0] : group.stop] = g
         for start, stop in group.tails:
             tails += 1
-            tail_N[start:stop] = tails
-    group_N, tail_N = group_N.to(device), tail_N.to(device)
-    position_N = layout.positions_N.to(device)
+            tail_F[start:stop] = tails
+    group_F, tail_F = group_F.to(device), tail_F.to(device)
+    position_F = layout.positions_F.to(device)
     # A tensor, since torch.compile would compile once more for each number in a closure
     reach = torch.full((), layout.longest if window is None else window, device=device)
 
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        own_sequence = (group_N[q] == group_N[k]) & ((tail_N[k] == 0) | (tail_N[q] == tail_N[k]))
-        distance = position_N[q] - position_N[k]
+        own_sequence = (group_F[q] == group_F[k]) & ((tail_F[k] == 0) | (tail_F[q] == tail_F[k]))
+        distance = position_F[q] - position_F[k]
         return own_sequence & (distance >= 0) & (distance < reach)
 
     return mask_mod

@@ -43,32 +43,32 @@ class LMHead:
 
     def __call__(
         self,
-        hidden_Md: Tensor,
-        target_M: Tensor,
+        hidden_Nd: Tensor,
+        target_N: Tensor,
         gradient_of: GradientOf | None = None,
-        banned_M: Tensor | None = None,
-        temperature_M: Tensor | None = None,
+        banned_N: Tensor | None = None,
+        temperature_N: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return (log-probabilities, entropies) [M], float32, in nats.
+        """Return (log-probabilities, entropies) [N], float32, in nats.
 
         Only the log-probabilities have a gradient.
 
         Args:
-            hidden_Md: hidden states that predict the targets.
-            target_M: ids of the tokens to score.
+            hidden_Nd: hidden states that predict the targets.
+            target_N: ids of the tokens to score.
             gradient_of: the backward adds the gradient of the vocabulary matrix to this tensor and
                 returns none to autograd. None: autograd receives it.
-            banned_M: id of a token of probability 0 at each position, or −1.
-            temperature_M: divides the logits of each position, float32; None: 1 everywhere.
+            banned_N: id of a token of probability 0 at each position, or −1.
+            temperature_N: divides the logits of each position, float32; None: 1 everywhere.
         """
         settings = (self.scale, self.softcap, gradient_of, tuple(self.row_by_token))
         return TokenLogprobs.apply(
-            hidden_Md,
+            hidden_Nd,
             self.weight_Vd,
             self.bias_V,
-            target_M,
-            banned_M,
-            temperature_M,
+            target_N,
+            banned_N,
+            temperature_N,
             settings,
             *self.row_by_token.values(),
         )

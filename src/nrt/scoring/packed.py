@@ -34,7 +34,7 @@ class PackedScorer:
     ban_start: bool = True  # see `banned_tokens`
 
     def __call__(self, model: nn.Module, rows: Sequence[Row]) -> TokenScores:
-        """Return the scores of the M tail tokens.
+        """Return the scores of the N tail tokens.
 
         Raises InputError for a row without prompt or tail.
         """
@@ -66,16 +66,16 @@ def score_packed(
     """
     layout = attention.layout
     output = causal_lm.base_model(
-        input_ids=layout.ids_N[None],
-        position_ids=layout.positions_N[None],
-        **forward_arguments(attention, layout.ids_N.device),
+        input_ids=layout.ids_F[None],
+        position_ids=layout.positions_F[None],
+        **forward_arguments(attention, layout.ids_F.device),
     )
-    hidden_Md = output.last_hidden_state[0][layout.predictor_M]
+    hidden_Nd = output.last_hidden_state[0][layout.predictor_N]
     head = LMHead.from_model(causal_lm)
-    logp_M, entropy_M = head(
-        hidden_Md, layout.target_M, gradient_of, layout.banned_M, layout.temperature_M
+    logp_N, entropy_N = head(
+        hidden_Nd, layout.target_N, gradient_of, layout.banned_N, layout.temperature_N
     )
-    return TokenScores(logp_M, entropy_M, layout.lengths)
+    return TokenScores(logp_N, entropy_N, layout.lengths)
 
 
 def _repeated(scores: TokenScores, distinct: Sequence[Row], rows: Sequence[Row]) -> TokenScores:

@@ -45,15 +45,15 @@ class PromptGroup:
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """N tokens to forward, and which of their hidden states predict the M tail tokens."""
+    """F tokens to forward, and which of their hidden states predict the N tail tokens."""
 
-    ids_N: Tensor
-    positions_N: Tensor
+    ids_F: Tensor
+    positions_F: Tensor
     groups: tuple[PromptGroup, ...]
-    predictor_M: Tensor  # index in N of the hidden state that predicts each tail token, row by row
-    target_M: Tensor  # ids of the tail tokens
-    banned_M: Tensor | None  # see `banned_tokens`
-    temperature_M: Tensor | None  # see `temperatures`
+    predictor_N: Tensor  # index in F of the hidden state that predicts each tail token, row by row
+    target_N: Tensor  # ids of the tail tokens
+    banned_N: Tensor | None  # see `banned_tokens`
+    temperature_N: Tensor | None  # see `temperatures`
     lengths: tuple[int, ...]  # number of tail tokens of each row
 
     @property
@@ -129,13 +129,13 @@ def lay_out(
     flat_predictors = [index for row_predictors in predictors for index in row_predictors]
     targets = [token for row in rows for token in row.tail_ids]
     return PackedLayout(
-        ids_N=torch.tensor(ids, device=device),
-        positions_N=torch.tensor(positions, device=device),
+        ids_F=torch.tensor(ids, device=device),
+        positions_F=torch.tensor(positions, device=device),
         groups=tuple(groups),
-        predictor_M=torch.tensor(flat_predictors, device=device),
-        target_M=torch.tensor(targets, device=device),
-        banned_M=banned_tokens(rows, device) if ban_start else None,
-        temperature_M=temperatures(rows, device),
+        predictor_N=torch.tensor(flat_predictors, device=device),
+        target_N=torch.tensor(targets, device=device),
+        banned_N=banned_tokens(rows, device) if ban_start else None,
+        temperature_N=temperatures(rows, device),
         lengths=tuple(len(row.tail_ids) for row in rows),
     )
 

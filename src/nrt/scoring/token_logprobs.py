@@ -1,6 +1,6 @@
 """Log-probability and entropy of tokens from hidden states, one tile of the logits at a time.
 
-The logits [M tokens × V vocabulary] never exist as a whole. The forward computes the softmax over
+The logits [N tokens × V vocabulary] never exist as a whole. The forward computes the softmax over
 the vocabulary in one pass, with a running maximum and sum (arXiv 2205.14135). It keeps the
 log-sum-exp, from which the backward recomputes each tile. The backward can add the gradient of the
 vocabulary matrix in place to the tensor that accumulates it.
@@ -36,7 +36,7 @@ GradientOf = Callable[[Tensor], Tensor]
 
 
 class TokenLogprobs(torch.autograd.Function):
-    """(log-probabilities, entropies) [M] of tokens, in tiles.
+    """(log-probabilities, entropies) [N] of tokens, in tiles.
 
     `LMHead` explains the tensors. `settings` are the scale of the logits, their softcap or None,
     `gradient_of` or None, and the ids whose rows of the head are trained; `trained_rows` are these.
@@ -45,48 +45,48 @@ class TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        hidden_Md: Tensor,
+        hidden_Nd: Tensor,
         weight_Vd: Tensor,
         bias_V: Tensor | None,
-        target_M: Tensor,
-        banned_M: Tensor | None,
-        temperature_M: Tensor | None,
+        target_N: Tensor,
+        banned_N: Tensor | None,
+        temperature_N: Tensor | None,
         settings: tuple[float, float | None, GradientOf | None, tuple[int, ...]],
         *trained_rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
         scale, softcap, ctx.gradient_of, ctx.trained_tokens = settings
-        M, V = len(hidden_Md), len(weight_Vd)
+        N, V = len(hidden_Nd), len(weight_Vd)
         tiles = _Tiles(weight_Vd, bias_V, scale, softcap)
-        lse_M = hidden_Md.new_empty(M, dtype=torch.float32)
-        logit_M = hidden_Md.new_empty(M, dtype=torch.float32)
-        entropy_M = hidden_Md.new_empty(M, dtype=torch.float32)
-        for rows in tiles.token_slices(M):
+        lse_N = hidden_Nd.new_empty(N, dtype=torch.float32)
+        logit_N = hidden_Nd.new_empty(N, dtype=torch.float32)
+        entropy_N = hidden_Nd.new_empty(N, dtype=torch.float32)
+        for rows in tiles.token_slices(N):
             softmax = _OnlineSoftmax()
             for columns in tiles.vocabulary_slices(V):
-                logits = tiles.logits(hidden_Md[rows], columns)
-                if temperature_M is not None:
-                    logits /= temperature_M[rows, None]
-                _fill_banned(logits, banned_M, rows, columns, BANNED_LOGIT)
-                is_inside, index = _locate(target_M[rows], columns)
+                logits = tiles.logits(hidden_Nd[rows], columns)
+                if temperature_N is not None:
+                    logits /= temperature_N[rows, None]
+                _fill_banned(logits, banned_N, rows, columns, BANNED_LOGIT)
+                is_inside, index = _locate(target_N[rows], columns)
                 logit = logits.gather(1, index[:, None])[:, 0]
-                logit_M[rows] = torch.where(is_inside, logit, logit_M[rows])
+                logit_N[rows] = torch.where(is_inside, logit, logit_N[rows])
                 softmax.add(logits)
-            lse_M[rows], entropy_M[rows] = softmax.results()
+            lse_N[rows], entropy_N[rows] = softmax.results()
         ctx.save_for_backward(
-            hidden_Md, weight_Vd, bias_V, target_M, lse_M, banned_M, temperature_M
+            hidden_Nd, weight_Vd, bias_V, target_N, lse_N, banned_N, temperature_N
         )
         ctx.scale, ctx.softcap = scale, softcap
-        ctx.mark_non_differentiable(entropy_M)
-        return logit_M - lse_M, entropy_M
+        ctx.mark_non_differentiable(entropy_N)
+        return logit_N - lse_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_Md, weight_Vd, bias_V, target_M, lse_M, banned_M, temperature_M = ctx.saved_tensors
+        hidden_Nd, weight_Vd, bias_V, target_N, lse_N, banned_N, temperature_N = ctx.saved_tensors
         tiles = _Tiles(weight_Vd, bias_V, ctx.scale, ctx.softcap)
-        grad_M = grads[0]
-        M, V, d = len(hidden_Md), len(weight_Vd), hidden_Md.shape[1]
+        grad_N = grads[0]
+        N, V, d = len(hidden_Nd), len(weight_Vd), hidden_Nd.shape[1]
         needs_weight, needs_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
-        d_hidden = torch.zeros_like(hidden_Md, dtype=torch.float32)
+        d_hidden = torch.zeros_like(hidden_Nd, dtype=torch.float32)
         d_weight = d_bias = None
         if needs_weight and ctx.gradient_of:
             d_weight = ctx.gradient_of(weight_Vd)
@@ -95,30 +95,30 @@ class TokenLogprobs(torch.autograd.Function):
         if needs_bias:
             d_bias = torch.zeros_like(bias_V, dtype=torch.float32)
         d_rows = {
-            token: hidden_Md.new_zeros(1, d, dtype=torch.float32) for token in ctx.trained_tokens
+            token: hidden_Nd.new_zeros(1, d, dtype=torch.float32) for token in ctx.trained_tokens
         }
-        for rows in tiles.token_slices(M):
+        for rows in tiles.token_slices(N):
             for columns in tiles.vocabulary_slices(V):
-                temperature = None if temperature_M is None else temperature_M[rows]
+                temperature = None if temperature_N is None else temperature_N[rows]
                 d_logits = tiles.gradient(
-                    hidden_Md[rows], columns, target_M[rows], lse_M[rows], grad_M[rows], temperature
+                    hidden_Nd[rows], columns, target_N[rows], lse_N[rows], grad_N[rows], temperature
                 )
-                _fill_banned(d_logits, banned_M, rows, columns, 0.0)
+                _fill_banned(d_logits, banned_N, rows, columns, 0.0)
                 d_hidden[rows] += _matmul(d_logits, weight_Vd[columns])
                 if d_weight is not None:
-                    _add_matmul(d_weight[columns], d_logits.T, hidden_Md[rows])
+                    _add_matmul(d_weight[columns], d_logits.T, hidden_Nd[rows])
                 if d_bias is not None:
                     d_bias[columns] += d_logits.sum(0)
                 for token, d_row in d_rows.items():
                     if columns.start <= token < columns.stop:
-                        d_row += d_logits[:, token - columns.start] @ hidden_Md[rows].float()
+                        d_row += d_logits[:, token - columns.start] @ hidden_Nd[rows].float()
         returned_weight = returned_bias = None
         if d_weight is not None and not ctx.gradient_of:
             returned_weight = d_weight.to(weight_Vd.dtype)
         if d_bias is not None:
             returned_bias = d_bias.to(bias_V.dtype)
         returned_rows = [d_row.to(weight_Vd.dtype) for d_row in d_rows.values()]
-        d_inputs = (d_hidden.to(hidden_Md.dtype), returned_weight, returned_bias)
+        d_inputs = (d_hidden.to(hidden_Nd.dtype), returned_weight, returned_bias)
         return *d_inputs, None, None, None, None, *returned_rows
 
 
@@ -131,8 +131,8 @@ class _Tiles:
     scale: float
     softcap: float | None
 
-    def token_slices(self, M: int) -> Iterator[slice]:
-        return _slices(M, self._tokens_per_tile(len(self.weight_Vd)))
+    def token_slices(self, N: int) -> Iterator[slice]:
+        return _slices(N, self._tokens_per_tile(len(self.weight_Vd)))
 
     def vocabulary_slices(self, V: int) -> Iterator[slice]:
         """Yield the columns of each tile.
@@ -245,12 +245,12 @@ def _locate(target: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
 
 
 def _fill_banned(
-    tile: Tensor, banned_M: Tensor | None, rows: slice, columns: slice, value: float
+    tile: Tensor, banned_N: Tensor | None, rows: slice, columns: slice, value: float
 ) -> None:
     """Set the banned token's entry in each row of a tile, if the tile contains it."""
-    if banned_M is None:
+    if banned_N is None:
         return
-    is_inside, index = _locate(banned_M[rows], columns)
+    is_inside, index = _locate(banned_N[rows], columns)
     kept = tile.gather(1, index[:, None])
     tile.scatter_(1, index[:, None], torch.where(is_inside[:, None], value, kept))
 
