@@ -94,7 +94,7 @@ def test_the_command_line_may_choose_the_profile(tmp_path):
         (
             ["objective.answer_weight=all"],
             "setting objective.answer_weight='all': "
-            "input should be 'signal', 'reward' or 'beats-null' or .* a valid number",
+            "input should be 'signal', 'reward', 'beats-null' or 'posterior' or .* a valid number",
         ),
         (["eval_every=-1"], "setting eval_every=-1"),
         (["data=file"], "setting data='file': input should be a valid dictionary"),

@@ -1,5 +1,6 @@
 """The expectation of the estimator equals the gradient of the enumerated objective."""
 
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -51,8 +52,10 @@ def group_loss(method, enumeration, indices):
     rows = [enumeration.rows[m] for m in indices]
     logp_N = torch.cat([enumeration.logp[m] for m in indices])
     row_credits = []
-    for advantage, m in zip(credit.advantage_K.tolist(), indices, strict=True):
-        row_credits.append(RowCredit(advantage, base_T, enumeration.logp[m].detach()))
+    numbers = zip(credit.advantage_K.tolist(), credit.posterior_K.tolist(), indices, strict=True)
+    for advantage, posterior, m in numbers:
+        old_logp_N = enumeration.logp[m].detach()
+        row_credits.append(RowCredit(advantage, base_T, old_logp_N, posterior=posterior))
     packed = streams(method, rows, row_credits, logp_N)
     return nrt_loss(logp_N, packed, ratio=method.ratio, denominator=len(indices)).total
 
@@ -119,6 +122,66 @@ def test_leave_one_out_over_pairs(model, name):
         terms.append(p_M[i] * p_M[j] * group_loss(method, enumeration, [i, j]))
     exact = gradient(model, enumeration.objective(REWARDS[name], centred=True))
     estimate = -gradient(model, torch.stack(terms).sum())
+    assert (exact - estimate).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def expected_group_loss(method, enumeration, K):
+    """Return the expectation of the loss over all groups of K traces."""
+    p_M = enumeration.probability_M.detach()
+    terms = []
+    for indices in product(range(len(p_M)), repeat=K):
+        terms.append(p_M[list(indices)].prod() * group_loss(method, enumeration, list(indices)))
+    return torch.stack(terms).sum()
+
+
+@pytest.mark.parametrize("K", [2, 3])
+def test_jepo_is_the_gradient_of_the_multi_sample_bound(model, K):
+    """E[−∇L] = ∇ E[log (1/K) Σ_k π(y* | x, z_k)] over all groups of K traces.
+
+    Only END stops a trace here, so that every sampled token is an action.
+    """
+    settings = {"vocabulary": 6, "stop_ids": frozenset({END})}
+    enumeration = enumerate_traces(model, PAIR, MARKERS, **settings, cap=2 if K == 2 else 1)
+    log_R_M, p_M = enumeration.logp_MT.double().sum(-1), enumeration.probability_M
+    bounds = []
+    for indices in product(range(len(p_M)), repeat=K):
+        group = list(indices)
+        bounds.append(p_M[group].prod() * (log_R_M[group].logsumexp(0) - math.log(K)))
+    exact = gradient(model, torch.stack(bounds).sum())
+    estimate = -gradient(model, expected_group_loss(METHODS["jepo"], enumeration, K))
+    assert (exact - estimate).abs().max() <= 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", ["log-prob", "jlb-original"])
+def test_the_single_sample_bound(model, name):
+    """E[−∇L] = ∇ E[log π(y* | x, z)]; leave-one-out changes no expected gradient."""
+    settings = {"vocabulary": 6, "stop_ids": frozenset({END})}
+    enumeration = enumerate_traces(model, PAIR, MARKERS, **settings, cap=2)
+    exact = gradient(model, enumeration.objective(REWARDS["log-prob"]))
+    estimate = -gradient(model, expected_group_loss(METHODS[name], enumeration, 2))
+    assert (exact - estimate).abs().max() <= 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("K", [2, 3])
+def test_maxrl_on_verdicts_is_the_gradient_of_the_truncated_log_likelihood(model, K):
+    """E[−∇L] = ∇ J_(K−1) with J_n = −Σ_(m ≤ n) (1 − p)^m / m and p the probability of a right trace.
+
+    The estimator of arXiv 2602.02710 without its control variate has the order K. As in the
+    authors' code, (R − mean)/mean is 0 for a group without a right trace, which costs one order.
+    """
+    enumeration = enumerate_traces(
+        model, PAIR, MARKERS, vocabulary=6, stop_ids=frozenset({END}), cap=1
+    )
+    log_R_M = enumeration.logp_MT.detach().double().sum(-1)
+    middle = log_R_M.median()
+
+    def verdict(logp_KT, base_T):
+        return (logp_KT.double().sum(-1) > middle).double()
+
+    rules = {"reward": verdict, "centre": "mean", "scale": "mean", "answer_weight": 0.0}
+    p = (enumeration.probability_M * (log_R_M > middle)).sum()
+    exact = gradient(model, -sum((1 - p) ** m / m for m in range(1, K)))
+    estimate = -gradient(model, expected_group_loss(replace(RAW, **rules), enumeration, K))
     assert (exact - estimate).abs().max() <= 1e-5 * exact.abs().max()
 
 

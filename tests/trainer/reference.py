@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+WITHOUT_RATIO = ("verifree-original", "jlb-original", "jepo", "log-prob")
+WITHOUT_FORMAT = ("rlpr-original", "rlp", *WITHOUT_RATIO)
+
 
 @dataclass(frozen=True)
 class Written:
@@ -88,8 +91,8 @@ def group_loss(model: Any, method: str, question: Question, start: int, end: int
     logp = torch.stack(answers).detach()  # [K, T]
     advantage, weight = credit(method, question, logp, null, bare)
     samples_answers = method in ("rlpr-original", "rlvr")
-    lambda_format = 0.0 if method in ("rlpr-original", "verifree-original", "jlb-original") else 0.3
-    plain_gradient = method in ("verifree-original", "jlb-original")  # A log π instead of A ρ
+    lambda_format = 0.0 if method in WITHOUT_FORMAT else 0.3
+    plain_gradient = method in WITHOUT_RATIO  # A log π instead of A ρ
     total = torch.zeros((), dtype=torch.float64)
     for k, w in enumerate(question.written):
         row, n = rows[k], len(w.ids)
@@ -147,8 +150,21 @@ def credit(
     if method == "mean-log-prob":
         R = logp.mean(1)
         return (R - R.mean()).tolist(), [torch.ones(T) for _ in range(K)]
-    if method == "jlb-original":
+    if method in ("jlb-original", "log-prob"):
         return leave_one_out(logp.sum(1)), [torch.ones(T) for _ in range(K)]
+    if method == "rlp":  # log p(y* | x, z) − log p_EMA(y* | x), here with 7 nats for the EMA's
+        return leave_one_out(logp.sum(1) + 7.0), [torch.zeros(T) for _ in range(K)]
+    if method == "jepo":  # log (1/K) Σ_j Π c_j; the loss divides by K, the bound does not
+        R = logp.sum(1).exp()
+        A = []
+        for k in range(K):
+            others = (R.sum() - R[k]) / (K - 1)
+            A.append(K * math.log(R.mean() / others))
+        return A, [K * R[k] / R.sum() * torch.ones(T) for k in range(K)]
+    if method == "maxrl":  # A = (R − mean)/mean with R = Π c
+        R = logp.sum(1).exp()
+        A = [((R[k] - R.mean()) / R.mean()).item() for k in range(K)]
+        return A, [K * R[k] / R.sum() * torch.ones(T) for k in range(K)]
     if (
         method == "verifree-original"
     ):  # R = 0 without the closing tag; the answer term weighs with R itself

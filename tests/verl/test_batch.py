@@ -18,7 +18,7 @@ def test_every_field_of_a_credit_comes_back():
         Row((5,), (1, 2, 9), (Role.START, Role.END, Role.ANSWER), end_sampled=False),
     ]
     credits = [
-        RowCredit(1.5, torch.tensor([-0.5]), torch.rand(4), 0.25, torch.rand(4), False),
+        RowCredit(1.5, torch.tensor([-0.5]), torch.rand(4), 0.25, torch.rand(4), False, 1.75),
         RowCredit(-1.0, torch.tensor([-2.0]), torch.rand(3), 0.0, torch.rand(3), True),
     ]
     got_rows, got_credits = rows_and_credits(update_batch(rows, credits))
@@ -28,5 +28,6 @@ def test_every_field_of_a_credit_comes_back():
     for credit, got in zip(credits, got_credits, strict=True):
         assert (got.advantage, got.reward) == (credit.advantage, credit.reward)
         assert got.beats_null is credit.beats_null
+        assert got.posterior == credit.posterior
         for name in ("weights_T", "old_logp_N", "sampler_logp_N"):
             torch.testing.assert_close(getattr(got, name), getattr(credit, name), check_dtype=False)

@@ -85,10 +85,13 @@ class ObjectiveConfig(Section):
     """Values that replace those of the method; null keeps the method's own value."""
 
     answer_weight: (
-        Literal["signal", "reward", "beats-null"] | Annotated[float, Field(ge=0)] | None
+        Literal["signal", "reward", "beats-null", "posterior"]
+        | Annotated[float, Field(ge=0)]
+        | None
     ) = None
     """Weight of each answer token, for any method: `signal` (∂R/∂log c), `reward` (the reward of
-    the trace), `beats-null` (1 after a trace that beats the null trace, else 0) or a number."""
+    the trace), `beats-null` (1 after a trace that beats the null trace, else 0), `posterior` (the
+    trace's share of the group's likelihood, times the number of traces) or a number."""
     signal_floor: Annotated[float, Field(ge=0)] | None = None
     """Smallest weight of an answer token where the answer weight is the signal."""
     signal_weight: Annotated[float, Field(ge=0)] | None = None
@@ -111,8 +114,9 @@ class ObjectiveConfig(Section):
     """Model that gives R_base: `old`, the policy that sampled the traces, or `initial`."""
     centre: Literal["mean", "leave-one-out", "none"] | None = None
     """Value subtracted from the rewards of a group: their mean, the mean of the others, or none."""
-    scale: Literal["std", "none"] | None = None
-    """Divisor of the advantages of a group: the standard deviation of its rewards, or none."""
+    scale: Literal["std", "mean", "none"] | None = None
+    """Divisor of the advantages of a group: the standard deviation of its rewards, their mean, or
+    none."""
     ratio: Literal["ppo", "cispo", "none"] | None = None
     """Form in which π_θ/π_old enters the trace term."""
     ratio_clip: tuple[float, float] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from nrt.errors import InputError
 
-Centre = Literal["mean", "leave-one-out"]
+Centre = Literal["mean", "leave-one-out", "bound"]
+Scale = Literal["std", "mean"]
 
 NOISE = {"float32": 1e-5, "bfloat16": 5e-3}
 """Relative difference below which two rewards count as equal, by the dtype of the model.
@@ -26,7 +28,7 @@ def group_advantage(
     *,
     clip: bool = True,
     centre: Centre | None = "mean",
-    scale: Literal["std"] | None = "std",
+    scale: Scale | None = "std",
     eps: float = 0.0,
     noise: float = NOISE["float32"],
 ) -> Tensor:
@@ -35,7 +37,10 @@ def group_advantage(
     With `clip`, R'_k = max(0, R_k − R_base) (Eq. 9); without it, R'_k = R_k. Then:
 
     - `centre` "mean" subtracts the mean of the R'_k; "leave-one-out" the mean of the others
-    - `scale` "std" divides by the unbiased std, as GRPO code does (Eq. 10 has both)
+    - `scale` "std" divides by the unbiased std, as GRPO code does (Eq. 10 has both); "mean" divides
+      by the mean of the R'_k (MaxRL, arXiv 2602.02710), which must be positive
+    - `centre` "bound" reads R_k as a log-likelihood and returns what trace k adds to the group's
+      multi-sample bound (`_bound_gain`); it allows neither `clip` nor `scale`
     - with `centre` and `scale` None, A is R' itself
 
     A centred group whose rewards are all equal up to `noise` has A = 0. So has a group with K = 1.
@@ -43,18 +48,25 @@ def group_advantage(
     Args:
         R_K: rewards [K] of the traces.
         R_base: reward of the null trace.
-        eps: added to the std; a group whose std is below `eps` has A = 0 (RLPR's own code: 1e-6).
+        eps: added to the divisor; a group whose std is below `eps` has A = 0 (RLPR's own code:
+            1e-6).
         noise: relative difference below which rewards count as equal (see `NOISE`).
 
-    Raises InputError for leave-one-out with K = 1.
+    Raises InputError for leave-one-out and bound with K = 1, for bound with clip or scale, and for
+    scale "mean" with rewards whose mean is not positive.
 
     Example with R' = 0, 0.2, 0.5, whose mean is 0.2333 and whose std is 0.2517:
 
     >>> group_advantage(torch.tensor([0.1, 0.4, 0.7]), 0.2)
     tensor([-0.9272, -0.1325,  1.0596], dtype=torch.float64)
     """
-    if centre == "leave-one-out" and len(R_K) < 2:
-        raise InputError("leave-one-out needs K ≥ 2 traces per prompt; set traces=2 or more")
+    if centre in ("leave-one-out", "bound") and len(R_K) < 2:
+        raise InputError(f"{centre} needs K ≥ 2 traces per prompt; set traces=2 or more")
+    if centre == "bound" and (clip or scale is not None):
+        raise InputError(
+            "centre=bound reads the rewards as log-likelihoods, which are neither clipped nor "
+            "divided; set objective.baseline_clip=false and objective.scale=none"
+        )
     R_K = R_K.detach().double()
     R_base = torch.as_tensor(R_base, dtype=torch.float64, device=R_K.device)
     if clip:
@@ -76,7 +88,11 @@ def group_advantage(
         if eps and std * largest < eps:
             return torch.zeros_like(gain_K)
         gain_K = gain_K / (std + eps / largest)
-    return gain_K if centre is None else _centred(gain_K, centre)
+    elif scale == "mean":
+        gain_K = gain_K / (_positive_mean(gain_K) + eps)
+    if centre is None:
+        return gain_K
+    return _bound_gain(gain_K) if centre == "bound" else _centred(gain_K, centre)
 
 
 def nearly_equal(a: Tensor, b: Tensor, noise: float = NOISE["float32"]) -> Tensor:
@@ -84,7 +100,33 @@ def nearly_equal(a: Tensor, b: Tensor, noise: float = NOISE["float32"]) -> Tenso
     return (a - b).abs() <= noise * torch.maximum(a.abs(), b.abs())
 
 
-def _centred(gain_K: Tensor, centre: Centre) -> Tensor:
+def _positive_mean(gain_K: Tensor) -> Tensor:
+    """Return the mean []. Raises InputError unless it is positive."""
+    mean = gain_K.mean()
+    if not mean > 0:
+        raise InputError(
+            f"scale=mean divides by the mean reward of a group, which is {mean.item():.4g} here; "
+            "use it with a reward that is never negative, such as a probability or a verdict"
+        )
+    return mean
+
+
+def _bound_gain(log_R_K: Tensor) -> Tensor:
+    """Return A_k = K·(log mean_j e^(R_j) − log mean_(j≠k) e^(R_j)) [K].
+
+    The first term is the multi-sample bound log (1/K) Σ_j π(y* | x, z_j), the second the same
+    without trace k. The second does not depend on z_k, so it changes no expected gradient. The
+    factor K cancels the 1/K of the loss: the bound is one number for the whole group.
+    """
+    K = len(log_R_K)
+    itself_KK = torch.eye(K, dtype=torch.bool, device=log_R_K.device)
+    others_KK = log_R_K.expand(K, K).masked_fill(itself_KK, -math.inf)
+    bound = log_R_K.logsumexp(0) - math.log(K)
+    bound_without_K = others_KK.logsumexp(1) - math.log(K - 1)
+    return K * (bound - bound_without_K)
+
+
+def _centred(gain_K: Tensor, centre: Literal["mean", "leave-one-out"]) -> Tensor:
     """Subtract the mean of the group, or for each trace the mean of the others."""
     centred_K = gain_K - gain_K.mean()
     if centre == "leave-one-out":

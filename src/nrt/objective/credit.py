@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from nrt.objective.rewards import (
     Mix,
     capped_share,
     check_shapes,
+    log_prob,
     relative_rewards,
     token_signal,
     weighted_parts,
@@ -42,6 +44,7 @@ class GroupCredit:
     final_K: Tensor  # rewards after clip and shape, before normalisation
     advantage_K: Tensor
     beats_null_K: Tensor  # bool: R_k > R_base beyond rounding
+    posterior_K: Tensor  # K·Πc_k / Σ_j Πc_j: the trace's share of the group's likelihood, mean 1
     capped: float  # share of weights 1/p at the cap
     underflow: float  # share of rewards that should be positive but are exactly 0
 
@@ -66,6 +69,9 @@ class RowCredit:
     # old_logp_N, with the sampler's own log-probs on the tokens it sampled if it reports them
     sampler_logp_N: Tensor | None = None
     beats_null: bool = True  # R > R_base beyond rounding, for methods that use it so
+    posterior: float = (
+        1.0  # the trace's share of the group's likelihood, for methods that use it so
+    )
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,7 @@ def group_credit(
         final_K=final_K,
         advantage_K=advantage_K,
         beats_null_K=beats_null_K,
+        posterior_K=len(logp_KT) * log_prob(logp_KT, base_T).softmax(0),
         capped=capped_share(method.reward, base_T),
         underflow=underflow_K.double().mean().item(),
     )
@@ -167,8 +174,8 @@ def _normalised(
         reward_K, base_reward, clip = final_K, torch.zeros((), dtype=torch.float64), False
     else:
         clip = method.clip
-        if method.scale == "std" and method.eps == 0:
-            reward_K, base_reward = relative  # the division by std removes a common factor
+        if method.scale is not None and method.eps == 0:
+            reward_K, base_reward = relative  # the division by std or mean removes a common factor
     advantage_K = group_advantage(
         reward_K,
         base_reward,
@@ -237,9 +244,8 @@ def _answer_weight(
     if not isinstance(method.answer_weight, str):
         return torch.full_like(logp_A, method.answer_weight)
     lengths = [row.tail_roles.count(Role.ANSWER) for row in rows]
-    if method.answer_weight in ("reward", "beats-null"):
-        by_reward = method.answer_weight == "reward"
-        values = [credit.reward if by_reward else float(credit.beats_null) for credit in credits]
+    if method.answer_weight != "signal":
+        values = [_trace_weight(method.answer_weight, credit) for credit in credits]
         value_R = torch.tensor(values, dtype=logp_A.dtype)
         return torch.repeat_interleave(value_R, torch.tensor(lengths)).to(logp_A)
     if method.reward is None:
@@ -252,6 +258,15 @@ def _answer_weight(
     if method.signal_floor is not None:
         signal_A = signal_A.clamp(min=method.signal_floor)
     return signal_A.to(logp_A)
+
+
+def _trace_weight(kind: Literal["reward", "beats-null", "posterior"], credit: RowCredit) -> float:
+    """Return the weight that all answer tokens of a row share."""
+    if kind == "reward":
+        return credit.reward
+    if kind == "posterior":
+        return credit.posterior
+    return float(credit.beats_null)
 
 
 def _packed(masks: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from nrt.errors import InputError
-from nrt.objective.advantage import Centre
+from nrt.objective.advantage import Centre, Scale
 from nrt.objective.method_state import LearnedWeights, ScoredGroup, StateRule, StdFilter
 from nrt.objective.reward_shaping import Shape, rlpr_reward, verdict_reward, zero_unfinished
 from nrt.objective.rewards import (
@@ -50,8 +50,8 @@ class Method:
     clip: bool = True  # R' = max(0, R − R_base), Eq. 9
     shape: Shape | None = None  # the authors' own rule on R' (format share, penalty, verdict)
     centre: Centre | None = "mean"  # Eq. 10
-    scale: Literal["std"] | None = "std"  # Eq. 10
-    eps: float = 0.0  # added to the std
+    scale: Scale | None = "std"  # Eq. 10
+    eps: float = 0.0  # added to the divisor
     state_rule: StateRule | None = None  # state from one rollout to the next
     keep: Keep | None = None  # groups for which it returns False are dropped and replaced
     ratio: Literal["ppo", "cispo", "none"] = "ppo"
@@ -61,8 +61,9 @@ class Method:
     # an END that was appended takes part in the trace term, as in the authors' release
     appended_end_acts: bool = False
     # "signal": ∂R/∂log c (Eq. 8); "reward": the trace's final reward; "beats-null": 1 after traces
-    # with R > R_base, else 0; or one number for all tokens
-    answer_weight: Literal["signal", "reward", "beats-null"] | float = "signal"
+    # with R > R_base, else 0; "posterior": the trace's share K·Πc_k / Σ_j Πc_j of the group's
+    # likelihood; or one number for all tokens
+    answer_weight: Literal["signal", "reward", "beats-null", "posterior"] | float = "signal"
     # smallest weight of an answer token, if the weight is the signal; None: none
     signal_floor: float | None = None
     trace_coef: float = 1.0  # coefficient of the trace term
@@ -83,9 +84,9 @@ class Method:
 
     def check_traces(self, K: int) -> None:
         """Raise InputError if this method cannot work with K traces per prompt."""
-        if self.centre == "leave-one-out" and K < 2:
+        if self.centre in ("leave-one-out", "bound") and K < 2:
             raise InputError(
-                f"method {self.name} uses leave-one-out, which needs K ≥ 2 traces per prompt; "
+                f"method {self.name} uses {self.centre}, which needs K ≥ 2 traces per prompt; "
                 "set traces=2 or more"
             )
 
@@ -112,6 +113,11 @@ def mixed(name: str, first: Method, second: Method, share: float) -> Method:
     return replace(first, name=name, reward=Mix(parts))
 
 
+# log π(y* | x, z), leave-one-out, and the exact gradient of the answer: the single-sample bound.
+_SINGLE_SAMPLE_BOUND = Method(
+    "", REWARDS["log-prob"], clip=False, centre="leave-one-out", scale=None, ratio="none",
+    answer_weight=1.0, format_coef=0.0, own_rules=True,
+)  # fmt: skip
 _RLPR_FILTER = StdFilter()
 _LEARNED_WEIGHTS = LearnedWeights()
 
@@ -138,13 +144,20 @@ METHODS: dict[str, Method] = {
             centre="leave-one-out", scale=None, ratio="none", answer_weight="reward",
             format_coef=0.0, keeps_end_token=True, own_rules=True,
         ),
-        Method(  # arXiv 2503.19618, the single-sample bound
-            "jlb-original", REWARDS["log-prob"], clip=False, centre="leave-one-out", scale=None,
-            ratio="none", answer_weight=1.0, format_coef=0.0, own_rules=True,
+        replace(_SINGLE_SAMPLE_BOUND, name="jlb-original"),  # arXiv 2503.19618, n = 1
+        replace(  # arXiv 2503.19618, log (1/K) Σ_k Πc_k over the K traces of a prompt
+            _SINGLE_SAMPLE_BOUND, name="jepo", centre="bound", answer_weight="posterior",
         ),
+        replace(_SINGLE_SAMPLE_BOUND, name="log-prob"),  # arXiv 2602.03979, its headline
+        # arXiv 2510.01265. Its EMA baseline is one number for the K traces of a prompt, so it
+        # cancels in leave-one-out advantages (docs/methods.md).
+        replace(_SINGLE_SAMPLE_BOUND, name="rlp", ratio="ppo", answer_weight=0.0),
         # Methods beyond the paper.
         Method(  # arXiv 2602.03979
             "mean-log-prob", REWARDS["mean-log-prob"], clip=False, scale=None, answer_weight=1.0,
+        ),
+        Method(  # arXiv 2602.02710, with Πc in place of a verdict
+            "maxrl", REWARDS["prob"], clip=False, scale="mean", answer_weight="posterior",
         ),
         # R3's weights (arXiv 2506.13351) in the paper's frame
         Method("dro", weighted_log_prob, weigh=spread_weights, clip=False),
@@ -162,3 +175,20 @@ METHODS: dict[str, Method] = {
     )
 }  # fmt: skip
 """Methods by name (docs/methods.md)."""
+
+NOT_OFFERED: dict[str, str] = {
+    "rlcsd": (
+        "its second teacher reads a wrong solution, and question-answer pairs have none; a "
+        "checker would have to find one among the model's own answers (arXiv 2606.11709)"
+    ),
+    "covrl": (
+        "it samples part of the traces from the model with y* in its context, and the loss would "
+        "need importance weights between the two proposals; every trace of a step comes from one "
+        "policy (arXiv 2512.12576)"
+    ),
+    "rgra": (
+        "it is a setting of other methods; set objective.ratio=none and "
+        "objective.baseline_clip=false (arXiv 2603.18756)"
+    ),
+}
+"""Methods of the field that nrt does not have, with the reason (docs/methods.md)."""

@@ -97,11 +97,14 @@ class Group:
             self.credit.final_K.tolist(),
             reported,
             self.credit.beats_null_K.tolist(),
+            self.credit.posterior_K.tolist(),
             strict=True,
         )
         return [
-            RowCredit(advantage, weights_T, old_logp_N, reward, sampler_logp_N, beats_null)
-            for advantage, old_logp_N, reward, sampler_logp_N, beats_null in numbers
+            RowCredit(
+                advantage, weights_T, old_logp_N, reward, sampler_logp_N, beats_null, posterior
+            )
+            for advantage, old_logp_N, reward, sampler_logp_N, beats_null, posterior in numbers
         ]
 
 

@@ -17,7 +17,7 @@ from nrt.config import Config, ObjectiveConfig, dump_yaml
 from nrt.data import find_tables
 from nrt.data.checkers import Checker, resolve_checker, resolve_dotted
 from nrt.errors import InputError, unknown_name
-from nrt.objective import METHODS, Method, with_weight_norm
+from nrt.objective import METHODS, NOT_OFFERED, Method, with_weight_norm
 from nrt.run.metrics import describe
 from nrt.trainer.signals import check_signal
 from nrt.trainer.trackers import check_trackers
@@ -134,7 +134,11 @@ def import_plugin(module: str) -> None:
 def resolve_method(name: str, values: ObjectiveConfig) -> Method:
     """Return the method with the config's values over its own. SFT has no reward, so it ignores
     them.
+
+    Raises InputError for a name without a method; for one that nrt leaves out, with the reason.
     """
+    if name in NOT_OFFERED and name not in METHODS:
+        raise InputError(f"method {name} is not offered: {NOT_OFFERED[name]}")
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
     method = METHODS[name]

@@ -41,7 +41,11 @@ SCHEME_OF_METHOD = {
     "verifree-original": "prob",
     "jlb": "log-prob",
     "jlb-original": "log-prob",
+    "jepo": "log-prob",
+    "log-prob": "log-prob",
+    "rlp": "log-prob",
     "mean-log-prob": "mean-log-prob",
+    "maxrl": "prob",
 }
 """Method → reward scheme, for methods whose reward is one of the explorer's schemes."""
 

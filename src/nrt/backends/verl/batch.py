@@ -56,6 +56,7 @@ def update_batch(rows: Sequence[Row], credits: Sequence[RowCredit]) -> dict[str,
         "nrt_advantage": torch.tensor([c.advantage for c in credits], dtype=torch.float64),
         "nrt_reward": torch.tensor([c.reward for c in credits], dtype=torch.float64),
         "nrt_beats_null": torch.tensor([c.beats_null for c in credits]),
+        "nrt_posterior": torch.tensor([c.posterior for c in credits], dtype=torch.float64),
     }
 
 
@@ -65,17 +66,27 @@ def rows_and_credits(data: TensorDict | dict[str, Any]) -> tuple[list[Row], list
     The rows have no prompts, because the loss does not read them.
     """
     sequences = ("responses", "nrt_roles", "nrt_old_logp", "nrt_sampler_logp", "nrt_weights")
-    numbers = ("nrt_end_sampled", "nrt_advantage", "nrt_reward", "nrt_beats_null")
+    numbers = (
+        "nrt_end_sampled", "nrt_advantage", "nrt_reward", "nrt_beats_null", "nrt_posterior"
+    )  # fmt: skip
     columns = [data[key].unbind() for key in sequences] + [data[key].tolist() for key in numbers]
     rows, credits = [], []
     for tail, roles, old_logp_N, sampler_logp_N, weights_T, *row_numbers in zip(
         *columns, strict=True
     ):
-        end_sampled, advantage, reward, beats_null = row_numbers
+        end_sampled, advantage, reward, beats_null, posterior = row_numbers
         tail_roles = tuple(Role(role) for role in roles.tolist())
         rows.append(Row((), tuple(tail.tolist()), tail_roles, end_sampled))
         credits.append(
-            RowCredit(advantage, weights_T.cpu(), old_logp_N, reward, sampler_logp_N, beats_null)
+            RowCredit(
+                advantage,
+                weights_T.cpu(),
+                old_logp_N,
+                reward,
+                sampler_logp_N,
+                beats_null,
+                posterior,
+            )
         )
     return rows, credits
 

@@ -1,0 +1,121 @@
+"""Further methods of the field, on groups of four traces worked by hand."""
+
+import math
+
+import pytest
+import torch
+
+from nrt.config import build_config, load_config
+from nrt.errors import InputError
+from nrt.objective import METHODS, NOT_OFFERED, RowCredit, group_advantage, group_credit, streams
+from nrt.trainer.resolve import resolve_method
+from nrt.types import Role, Row
+
+S, Z, E, A = Role.START, Role.TRACE, Role.END, Role.ANSWER
+ROW = Row((5, 6), (1, 7, 2, 8, 9), (S, Z, E, A, A), end_sampled=True)
+BASE_T = torch.tensor([0.5, 0.5]).log()
+# Π c = .4, .3, .2, .1, with sum 1 and mean .25
+FOUR_KT = torch.tensor([[0.8, 0.5], [0.5, 0.6], [0.5, 0.4], [0.2, 0.5]]).double().log()
+# Σ log c = −1, −2, −3, −6, with mean −3
+FOUR_LOGS_KT = torch.tensor([[-0.5, -0.5], [-1.5, -0.5], [-1.0, -2.0], [-2.0, -4.0]])
+
+
+def credit_and_streams(name, logp_KT, base_T=BASE_T):
+    """Return the group's credit, and its advantages and answer weights as streams [K, 5]."""
+    method = METHODS[name]
+    credit = group_credit(method, logp_KT, base_T)
+    numbers = zip(credit.advantage_K.tolist(), credit.posterior_K.tolist(), strict=True)
+    rows = [
+        RowCredit(advantage, credit.weights_T, torch.zeros(5), posterior=posterior)
+        for advantage, posterior in numbers
+    ]
+    packed = streams(method, [ROW] * len(rows), rows, torch.zeros(5 * len(rows)))
+    return credit, packed.advantage_N.view(-1, 5), packed.answer_weight_N.view(-1, 5)
+
+
+def test_maxrl_by_hand():
+    """A = (R − .25)/.25 = .6 .2 −.2 −.6; each answer weighs 4 R / 1 = 1.6 1.2 .8 .4."""
+    credit, advantage, answer = credit_and_streams("maxrl", FOUR_KT)
+    assert credit.advantage_K.tolist() == pytest.approx([0.6, 0.2, -0.2, -0.6])
+    expected = [0, 0.6, 0.6, 0, 0]  # the trace and the END that the model wrote
+    assert advantage[0].tolist() == pytest.approx(expected)
+    assert answer.tolist() == [pytest.approx([0, 0, 0, w, w]) for w in (1.6, 1.2, 0.8, 0.4)]
+
+
+def test_maxrl_on_verdicts():
+    """The authors' own rewards: two right of four, A = (r − ½)/½; none or all right, A = 0."""
+    rules = {"clip": False, "scale": "mean"}
+    verdicts_K = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    assert group_advantage(verdicts_K, 0.0, **rules).tolist() == [1.0, -1.0, -1.0, 1.0]
+    for equal_K in (torch.zeros(4), torch.ones(4)):
+        assert group_advantage(equal_K, 0.0, **rules).tolist() == [0.0] * 4
+    config = build_config({"objective": {"scale": "mean"}})
+    assert resolve_method("rlvr", config.objective).scale == "mean"
+
+
+def test_maxrl_does_not_underflow():
+    """R = e^(−2000) and e^(−2000 − log 3): A = ±½, as for ¾ and ¼ of the sum."""
+    logp_KT = torch.tensor([[-2000.0], [-2000.0 - math.log(3)]], dtype=torch.float64)
+    credit = group_credit(METHODS["maxrl"], logp_KT, torch.tensor([-2000.0]))
+    assert credit.reward_K.tolist() == [0.0, 0.0]
+    assert credit.advantage_K.tolist() == pytest.approx([0.5, -0.5])
+    assert credit.posterior_K.tolist() == pytest.approx([1.5, 0.5])
+
+
+def test_the_mean_must_be_positive():
+    with pytest.raises(InputError, match="scale=mean divides by the mean reward"):
+        group_advantage(torch.tensor([-1.0, -2.0]), 0.0, clip=False, scale="mean")
+
+
+def test_jepo_by_hand():
+    """The bound is log .25; without trace k it is log ((1 − R_k)/3): A_k = 4 log (.75/(1 − R_k))."""
+    credit, advantage, answer = credit_and_streams("jepo", FOUR_KT)
+    expected = [4 * math.log(0.75 / rest) for rest in (0.6, 0.7, 0.8, 0.9)]
+    assert credit.advantage_K.tolist() == pytest.approx(expected)
+    assert expected[0] > 0 > expected[3]
+    assert advantage[3].tolist() == pytest.approx([0, expected[3], expected[3], 0, 0])
+    assert answer.tolist() == [pytest.approx([0, 0, 0, w, w]) for w in (1.6, 1.2, 0.8, 0.4)]
+
+
+def test_jepo_with_one_dominant_trace_is_finite():
+    """The others' likelihood is e^(−800): A = 2 (800 − log 2) for the first, −2 log 2 for the second."""
+    logp_KT = torch.tensor([[0.0], [-800.0]])
+    credit = group_credit(METHODS["jepo"], logp_KT, torch.tensor([-1.0]))
+    expected = [2 * (800 - math.log(2)), -2 * math.log(2)]
+    assert credit.advantage_K.tolist() == pytest.approx(expected)
+
+
+def test_the_bound_takes_log_likelihoods_as_they_are():
+    with pytest.raises(InputError, match=r"objective\.scale=none"):
+        group_advantage(torch.tensor([-1.0, -2.0]), 0.0, clip=False, centre="bound")
+    with pytest.raises(InputError, match="bound needs K ≥ 2"):
+        group_advantage(torch.tensor([-1.0]), 0.0, clip=False, centre="bound", scale=None)
+    with pytest.raises(InputError, match="jepo uses bound"):
+        METHODS["jepo"].check_traces(1)
+
+
+@pytest.mark.parametrize(("name", "weight"), [("log-prob", 1.0), ("rlp", 0.0)])
+def test_log_prob_and_rlp_by_hand(name, weight):
+    """Leave-one-out advantages are 4/3 (R − mean) = 8/3, 4/3, 0, −4."""
+    credit, advantage, answer = credit_and_streams(name, FOUR_LOGS_KT)
+    expected = [8 / 3, 4 / 3, 0, -4]
+    assert credit.advantage_K.tolist() == pytest.approx(expected)
+    assert advantage[0].tolist() == pytest.approx([0, 8 / 3, 8 / 3, 0, 0])
+    assert answer.tolist() == [[0, 0, 0, weight, weight]] * 4
+
+
+def test_the_baseline_of_rlp_cancels():
+    """r = S_pred − S_EMA and A = G/(G−1)·(r − mean r): S_EMA is the same for all traces of a prompt."""
+    ema_rewards_K = FOUR_LOGS_KT.double().sum(-1) + 5.5  # S_EMA = −5.5
+    rules = {"clip": False, "centre": "leave-one-out", "scale": None}
+    with_ema_K = group_advantage(ema_rewards_K, 0.0, **rules)
+    torch.testing.assert_close(
+        with_ema_K, group_credit(METHODS["rlp"], FOUR_LOGS_KT, BASE_T).advantage_K
+    )
+
+
+@pytest.mark.parametrize("name", NOT_OFFERED)
+def test_a_method_that_is_left_out_gives_its_reason(name):
+    objective = load_config("gsm8k", []).objective
+    with pytest.raises(InputError, match=f"method {name} is not offered: "):
+        resolve_method(name, objective)
