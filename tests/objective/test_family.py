@@ -7,7 +7,16 @@ import torch
 
 from nrt.config import build_config, load_config
 from nrt.errors import InputError
-from nrt.objective import METHODS, NOT_OFFERED, RowCredit, group_advantage, group_credit, streams
+from nrt.objective import (
+    METHODS,
+    NOT_OFFERED,
+    GroupFacts,
+    RowCredit,
+    group_advantage,
+    group_credit,
+    streams,
+)
+from nrt.objective.reward_shaping import nover_reward
 from nrt.trainer.resolve import resolve_method
 from nrt.types import Role, Row
 
@@ -112,6 +121,36 @@ def test_the_baseline_of_rlp_cancels():
     torch.testing.assert_close(
         with_ema_K, group_credit(METHODS["rlp"], FOUR_LOGS_KT, BASE_T).advantage_K
     )
+
+
+def test_nover_by_hand():
+    """Lengths 10, 100, 1 give the norms 2, 3, 1, so the nlls 2/2, 3.6/3, 1.1 = 1.0, 1.2, 1.1.
+
+    Ranks 3/3, 1/3, 2/3. The first and the third are shorter and better than the second: efficiency
+    1/2, 0, 1/2. The fourth trace is unfinished: 0. R = 5/2, 4/3, 13/6, 0, with mean 3/2.
+    """
+    logp_KT = torch.tensor([[-2.0], [-3.6], [-1.1], [-0.1]], dtype=torch.float64)
+    facts = GroupFacts(
+        torch.tensor([True, True, True, False]),
+        ((1,), (2,), (3,), (4,)),
+        trace_lengths_K=torch.tensor([10, 100, 1, 100]),
+    )
+    method = METHODS["nover"]
+    credit = group_credit(method, logp_KT, torch.tensor([-1.0]), facts=facts)
+    assert credit.final_K.tolist() == pytest.approx([5 / 2, 4 / 3, 13 / 6, 0])
+    assert credit.advantage_K.tolist() == pytest.approx([1, -1 / 6, 2 / 3, -3 / 2])
+    assert method.samples_answers
+
+
+def test_nover_on_empty_equal_and_single_traces():
+    """Equal perplexities share the better rank; an empty trace has norm 1; alone there is no other."""
+    written, none = ((), (), ()), torch.zeros(3, dtype=torch.bool)
+    mean_logp_K = torch.tensor([-1.0, -1.0, -5.0], dtype=torch.float64)
+    rewards = []
+    for finished_K in (~none, torch.tensor([False, False, True]), none):
+        facts = GroupFacts(finished_K, written, trace_lengths_K=torch.zeros(3))
+        rewards.append(nover_reward(mean_logp_K, facts).tolist())
+    assert rewards == [[2.0, 2.0, pytest.approx(4 / 3)], [0.0, 0.0, 2.0], [0.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize("name", NOT_OFFERED)

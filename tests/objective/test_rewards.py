@@ -126,7 +126,10 @@ def test_hopeless_answers_stay_finite(method, depth):
     logp_KT = torch.tensor([[-0.5, depth], [-0.1, depth / 2], [depth, depth]])
     base_T = torch.tensor([-0.3, depth])
     facts = GroupFacts(
-        torch.tensor([True, True, False]), ((1,), (2,), (3,)), torch.tensor([True, False, False])
+        torch.tensor([True, True, False]),
+        ((1,), (2,), (3,)),
+        torch.tensor([True, False, False]),
+        torch.ones(3),
     )
     credit = group_credit(method, logp_KT, base_T, facts=facts)
     assert credit.reward_K.isfinite().all()

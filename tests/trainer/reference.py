@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 WITHOUT_RATIO = ("verifree-original", "jlb-original", "jepo", "log-prob")
-WITHOUT_FORMAT = ("rlpr-original", "rlp", *WITHOUT_RATIO)
+WITHOUT_FORMAT = ("rlpr-original", "rlp", "nover", *WITHOUT_RATIO)
+SAMPLES_ANSWERS = ("rlpr-original", "rlvr", "nover")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def group_loss(model: Any, method: str, question: Question, start: int, end: int
     bare = token_logps(model, question.prompt, question.answer, []).detach()
     logp = torch.stack(answers).detach()  # [K, T]
     advantage, weight = credit(method, question, logp, null, bare)
-    samples_answers = method in ("rlpr-original", "rlvr")
+    samples_answers = method in SAMPLES_ANSWERS
     lambda_format = 0.0 if method in WITHOUT_FORMAT else 0.3
     plain_gradient = method in WITHOUT_RATIO  # A log π instead of A ρ
     total = torch.zeros((), dtype=torch.float64)
@@ -152,6 +153,19 @@ def credit(
         return (R - R.mean()).tolist(), [torch.ones(T) for _ in range(K)]
     if method in ("jlb-original", "log-prob"):
         return leave_one_out(logp.sum(1)), [torch.ones(T) for _ in range(K)]
+    if method == "nover":  # 1 + rank + efficiency, 0 without the format; R − mean
+        ppl, length = {}, {}
+        for k, w in enumerate(question.written):
+            if w.finished and w.reply_ended:
+                length[k] = len(w.ids)
+                norm = max(1.0, 1 + math.log10(len(w.ids))) if w.ids else 1.0
+                ppl[k] = math.exp(-logp[k].mean().item() / norm)
+        R = [0.0] * K
+        for k in ppl:
+            rank = sum(ppl[j] >= ppl[k] for j in ppl) / len(ppl)
+            worse = [j for j in ppl if length[j] > length[k] and ppl[j] > ppl[k]]
+            R[k] = 1 + rank + (len(worse) / (len(ppl) - 1) if len(ppl) > 1 else 0)
+        return [r - sum(R) / K for r in R], [torch.zeros(T) for _ in range(K)]
     if method == "rlp":  # log p(y* | x, z) − log p_EMA(y* | x), here with 7 nats for the EMA's
         return leave_one_out(logp.sum(1) + 7.0), [torch.zeros(T) for _ in range(K)]
     if method == "jepo":  # log (1/K) Σ_j Π c_j; the loss divides by K, the bound does not

@@ -15,7 +15,13 @@ from torch import Tensor
 from nrt.errors import InputError
 from nrt.objective.advantage import Centre, Scale
 from nrt.objective.method_state import LearnedWeights, ScoredGroup, StateRule, StdFilter
-from nrt.objective.reward_shaping import Shape, rlpr_reward, verdict_reward, zero_unfinished
+from nrt.objective.reward_shaping import (
+    Shape,
+    nover_reward,
+    rlpr_reward,
+    verdict_reward,
+    zero_unfinished,
+)
 from nrt.objective.rewards import (
     REWARDS,
     Mix,
@@ -147,6 +153,11 @@ METHODS: dict[str, Method] = {
         replace(_SINGLE_SAMPLE_BOUND, name="jlb-original"),  # arXiv 2503.19618, n = 1
         replace(  # arXiv 2503.19618, log (1/K) Σ_k Πc_k over the K traces of a prompt
             _SINGLE_SAMPLE_BOUND, name="jepo", centre="bound", answer_weight="posterior",
+        ),
+        Method(  # thinkwee/NOVER
+            "nover", REWARDS["mean-log-prob"], clip=False, shape=nover_reward, scale=None,
+            ratio_clip=(0.1, 0.28), answer_weight=0.0, format_coef=0.0, keeps_end_token=True,
+            samples_answers=True, own_rules=True,
         ),
         replace(_SINGLE_SAMPLE_BOUND, name="log-prob"),  # arXiv 2602.03979, its headline
         # arXiv 2510.01265. Its EMA baseline is one number for the K traces of a prompt, so it

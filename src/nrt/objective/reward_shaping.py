@@ -1,6 +1,6 @@
 """Changes that some authors make to a group's rewards before normalisation.
 
-These are format shares, penalties and verdicts.
+These are format shares, penalties, verdicts and ranks.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class GroupFacts:
     # ids of the K traces without END, each followed by its sampled answer if there is one
     written: tuple[tuple[int, ...], ...]
     correct_K: Tensor | None = None  # bool: a checker's verdicts on the sampled answers
+    trace_lengths_K: Tensor | None = None  # tokens of the traces without END
 
 
 Shape = Callable[[Tensor, GroupFacts], Tensor]
@@ -65,6 +66,34 @@ def rlpr_reward(gain_K: Tensor, facts: GroupFacts) -> Tensor:
     final_K = 0.9 * gain_K + 0.1 * facts.finished_K.double()
     repetitive_K = torch.tensor([has_repeated_ngram(ids) for ids in facts.written])
     return torch.where(repetitive_K & (final_K != 0), final_K - 1.0, final_K)
+
+
+def nover_reward(mean_logp_K: Tensor, facts: GroupFacts) -> Tensor:
+    """Return NOVER's rewards [K]: 1 + rank + efficiency, and 0 without the format.
+
+    `mean_logp_K` holds (1/T) Σ log c. A trace of Z tokens has the perplexity e^(nll), with
+    nll = −mean_logp / max(1, 1 + log10 Z). Only traces of the format count: n that the model closed
+    itself, with an answer that it ended itself.
+
+    - rank: share of the n traces, itself included, whose perplexity is not lower
+    - efficiency: share of the n − 1 others that are longer and have a higher perplexity
+
+    Deviation: equal perplexities share the better rank; the source ranks them by their order.
+
+    Source: thinkwee/NOVER, src/reward_functions.py and src/utils.py, all three weights 1.
+    """
+    if facts.trace_lengths_K is None:
+        raise InputError("NOVER's rewards need the lengths of the traces; set trace_lengths_K")
+    length_K, valid_K = facts.trace_lengths_K.double(), facts.finished_K
+    norm_K = (1 + length_K.log10()).clamp(min=1.0)  # log10 of an empty trace is −inf
+    nll_K = -mean_logp_K / norm_K
+    counts_KK = valid_K[:, None] & valid_K[None, :]
+    not_lower_KK = nll_K[None, :] >= nll_K[:, None]
+    better_KK = (length_K[:, None] < length_K[None, :]) & (nll_K[:, None] < nll_K[None, :])
+    n = int(valid_K.sum())
+    rank_K = (not_lower_KK & counts_KK).double().sum(-1) / max(n, 1)
+    efficiency_K = (better_KK & counts_KK).double().sum(-1) / max(n - 1, 1)
+    return torch.where(valid_K, 1 + rank_K + efficiency_K, 0.0)
 
 
 def has_repeated_ngram(ids: Sequence[int], *, n: int = 10, times: int = 10) -> bool:

@@ -213,9 +213,11 @@ def _reported_logp(logp_N: Tensor, row: Row, trace: Trace) -> Tensor:
 
 def _facts(scores: GroupScores) -> GroupFacts:
     traces, answers = scores.traces, scores.sampled_answers
+    lengths_K = torch.tensor([len(trace.ids) for trace in traces])
     if not answers:
         finished_K = torch.tensor([trace.finished for trace in traces])
-        return GroupFacts(finished_K, tuple(trace.ids for trace in traces))
+        written_K = tuple(trace.ids for trace in traces)
+        return GroupFacts(finished_K, written_K, trace_lengths_K=lengths_K)
     finished, written = [], []
     for trace, answer in zip(traces, answers, strict=True):
         finished.append(trace.finished and answer.ended)
@@ -225,4 +227,5 @@ def _facts(scores: GroupScores) -> GroupFacts:
         finished_K=torch.tensor(finished),
         written=tuple(written),
         correct_K=torch.tensor(verdicts) if verdicts else None,
+        trace_lengths_K=lengths_K,
     )

@@ -44,6 +44,7 @@ SCHEME_OF_METHOD = {
     "jepo": "log-prob",
     "log-prob": "log-prob",
     "rlp": "log-prob",
+    "nover": "mean-log-prob",
     "mean-log-prob": "mean-log-prob",
     "maxrl": "prob",
 }
