@@ -129,6 +129,11 @@ class Row:
         return self.mask(Role.TRACE, Role.END) if self.end_sampled else self.mask(Role.TRACE)
 
     @property
+    def action_mask(self) -> Tensor:
+        """bool [tail]: `sampled_mask`, and the answer if the policy sampled it."""
+        return self.sampled_mask | self.mask(Role.SAMPLED_ANSWER)
+
+    @property
     def before_answer(self) -> tuple[int, ...]:
         """All ids before the reference answer, which ends the row."""
         return self.ids[: len(self.ids) - self.tail_roles.count(Role.ANSWER)]

@@ -8,8 +8,18 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nrt.data import Markers
-from nrt.objective import METHODS, REWARDS, Method, RowCredit, group_credit, nrt_loss, streams
+from nrt.data import Markers, hinted_row
+from nrt.objective import (
+    METHODS,
+    REWARDS,
+    GroupFacts,
+    Method,
+    RowCredit,
+    group_credit,
+    nrt_loss,
+    streams,
+)
+from nrt.scoring import PaddedScorer
 from nrt.types import Pair
 from tests.lab.exact import all_samples, enumerate_traces
 
@@ -22,10 +32,11 @@ RAW = Method(
 )
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
+BASE_T = torch.zeros(3)
+
+
+def tiny_config():
+    return LlamaConfig(
         vocab_size=6,
         hidden_size=16,
         num_hidden_layers=2,
@@ -37,7 +48,12 @@ def model():
         eos_token_id=EOS,
         pad_token_id=None,
     )
-    return LlamaForCausalLM(config).double().eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(tiny_config()).double().eval()
 
 
 def gradient(model, scalar):
@@ -45,10 +61,17 @@ def gradient(model, scalar):
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def group_loss(method, enumeration, indices):
-    """Return nrt's loss of one group, made of the traces with these indices; denominator K."""
+def group_loss(method, enumeration, indices, log_ratios=None):
+    """Return nrt's loss of one group, made of the traces with these indices; denominator K.
+
+    `log_ratios` holds log π_old − log π_reference of the sampled tokens of all M traces.
+    """
     base_T = enumeration.base_T.detach()
-    credit = group_credit(method, enumeration.logp_MT[indices], base_T)
+    facts = None
+    if log_ratios is not None:
+        ratios = tuple(log_ratios[m] for m in indices)
+        facts = GroupFacts(torch.ones(len(ratios), dtype=torch.bool), (), log_ratios=ratios)
+    credit = group_credit(method, enumeration.logp_MT[indices], base_T, facts=facts)
     rows = [enumeration.rows[m] for m in indices]
     logp_N = torch.cat([enumeration.logp[m] for m in indices])
     row_credits = []
@@ -125,12 +148,13 @@ def test_leave_one_out_over_pairs(model, name):
     assert (exact - estimate).abs().max() <= 1e-5 * exact.abs().max()
 
 
-def expected_group_loss(method, enumeration, K):
+def expected_group_loss(method, enumeration, K, log_ratios=None):
     """Return the expectation of the loss over all groups of K traces."""
     p_M = enumeration.probability_M.detach()
     terms = []
     for indices in product(range(len(p_M)), repeat=K):
-        terms.append(p_M[list(indices)].prod() * group_loss(method, enumeration, list(indices)))
+        group = list(indices)
+        terms.append(p_M[group].prod() * group_loss(method, enumeration, group, log_ratios))
     return torch.stack(terms).sum()
 
 
@@ -182,6 +206,73 @@ def test_maxrl_on_verdicts_is_the_gradient_of_the_truncated_log_likelihood(model
     p = (enumeration.probability_M * (log_R_M > middle)).sum()
     exact = gradient(model, -sum((1 - p) ** m / m for m in range(1, K)))
     estimate = -gradient(model, expected_group_loss(replace(RAW, **rules), enumeration, K))
+    assert (exact - estimate).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def action_logps(model, rows):
+    """Return the log-probabilities of each row's sampled tokens, float64, with gradient."""
+    tails = [logp for logp, _ in PaddedScorer(pad_id=0)(model, rows).rows()]
+    return [tail[row.action_mask].double() for row, tail in zip(rows, tails, strict=True)]
+
+
+def reference_model():
+    """Return another model of the same architecture."""
+    torch.manual_seed(1)
+    return LlamaForCausalLM(tiny_config()).double().eval()
+
+
+def test_latro_is_the_gradient_of_the_penalised_bound(model):
+    """E[−∇L] = ∇ E[log π(y* | x, z) − β (log π(z) − log π_ref(z))] over all pairs of traces."""
+    settings = {"vocabulary": 6, "stop_ids": frozenset({END})}
+    enumeration = enumerate_traces(model, PAIR, MARKERS, **settings, cap=2)
+    own = action_logps(model, enumeration.rows)
+    reference = action_logps(reference_model(), enumeration.rows)
+    log_ratios = [(a - b).detach() for a, b in zip(own, reference, strict=True)]
+    p_M = enumeration.probability_M
+    reference_M = torch.stack([logps.sum() for logps in reference]).detach()
+    divergence = (p_M * (p_M.log() - reference_M)).sum()
+    exact = gradient(model, enumeration.objective(REWARDS["log-prob"]) - 0.05 * divergence)
+    loss = expected_group_loss(METHODS["latro"], enumeration, 2, log_ratios)
+    estimate = -gradient(model, loss)
+    assert (exact - estimate).abs().max() <= 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", ["sdft", "opsd"])
+def test_self_distillation_is_the_gradient_of_each_tokens_reverse_kl(model, name):
+    """E[∇L] = ∇ Σ_s P(s) KL(π(· | s) ‖ π_teacher(· | s)), with the states' probabilities constant.
+
+    A state s is a beginning of a trace. The gradient does not reach the states: each token answers
+    for its own divergence only, as in the source.
+    """
+    settings = {"vocabulary": 6, "stop_ids": frozenset({END})}
+    enumeration = enumerate_traces(model, PAIR, MARKERS, **settings, cap=2)
+    reference = METHODS[name].trace_reference
+    assert reference is not None
+    teacher = reference_model() if reference.policy == "initial" else model
+    hinted = [hinted_row(row, PAIR.answer_ids, STOPS) for row in enumeration.rows]
+    assert hinted[0].prompt_ids == (4, 0, 5, 0)
+    own = action_logps(model, enumeration.rows)
+    others = [logps.detach() for logps in action_logps(teacher, hinted)]
+    terms = {}  # (state, token) → its part of the divergence; many traces pass through it
+    for row, own_Z, other_Z in zip(enumeration.rows, own, others, strict=True):
+        actions = [token for token, acts in zip(row.tail_ids, row.action_mask, strict=True) if acts]
+        state_probability = 1.0
+        for t in range(len(actions)):
+            part = own_Z[t].exp() * (own_Z[t] - other_Z[t])
+            terms[tuple(actions[: t + 1])] = state_probability * part
+            state_probability *= own_Z[t].exp().item()
+    exact = gradient(model, torch.stack(list(terms.values())).sum())
+    p_M = enumeration.probability_M.detach()
+    losses = []
+    for m, (row, own_Z, other_Z) in enumerate(zip(enumeration.rows, own, others, strict=True)):
+        advantage_N = torch.zeros(len(row.tail_ids), dtype=torch.float64)
+        advantage_N[row.action_mask] = other_Z - own_Z.detach()
+        logp_N = enumeration.logp[m]
+        credit = RowCredit(0.0, BASE_T, logp_N.detach(), token_advantage_N=advantage_N)
+        packed = streams(METHODS[name], [row], [credit], logp_N)
+        loss = nrt_loss(logp_N, packed, ratio=METHODS[name].ratio, denominator=1)
+        losses.append(p_M[m] * loss.total)
+    estimate = gradient(model, torch.stack(losses).sum())
     assert (exact - estimate).abs().max() <= 1e-5 * exact.abs().max()
 
 

@@ -1,6 +1,7 @@
 """Further methods of the field, on groups of four traces worked by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -151,6 +152,53 @@ def test_nover_on_empty_equal_and_single_traces():
         facts = GroupFacts(finished_K, written, trace_lengths_K=torch.zeros(3))
         rewards.append(nover_reward(mean_logp_K, facts).tolist())
     assert rewards == [[2.0, 2.0, pytest.approx(4 / 3)], [0.0, 0.0, 2.0], [0.0, 0.0, 0.0]]
+
+
+# log π_old − log π_reference of the sampled tokens of four traces; sums 0, 20, −20, 40
+LOG_RATIOS = tuple(torch.tensor(r).double() for r in ([1.0, -1.0], [20.0], [-8.0, -12.0], [40.0]))
+
+
+def facts(log_ratios):
+    return GroupFacts(torch.tensor([True] * 4), ((1,),) * 4, log_ratios=log_ratios)
+
+
+def test_latro_by_hand():
+    """R = Σ log c − .05 · (0, 20, −20, 40) = −1, −3, −2, −8, with mean −3.5; then 4/3 (R − mean)."""
+    method = METHODS["latro"]
+    credit = group_credit(method, FOUR_LOGS_KT, BASE_T, facts=facts(LOG_RATIOS))
+    assert credit.reward_K.tolist() == [-1, -2, -3, -6]
+    assert credit.final_K.tolist() == pytest.approx([-1, -3, -2, -8])
+    assert credit.advantage_K.tolist() == pytest.approx([10 / 3, 2 / 3, 2, -6])
+    assert (method.answer_weight, method.ratio, method.format_coef) == (1.0, "none", 0.0)
+
+
+@pytest.mark.parametrize("name", ["sdft", "opsd"])
+def test_self_distillation_by_hand(name):
+    """A_t = log π_teacher − log π_old on the tokens that the policy sampled, 0 on the others."""
+    method = METHODS[name]
+    credit = group_credit(method, FOUR_LOGS_KT, BASE_T, facts=facts(LOG_RATIOS))
+    assert credit.token_advantages is not None
+    assert [values.tolist() for values in credit.token_advantages] == [
+        [-1.0, 1.0],
+        [-20.0],
+        [8.0, 12.0],
+        [-40.0],
+    ]
+    assert credit.final_K.tolist() == [0.0, -20.0, 10.0, -40.0]  # means, for metrics
+    # START z END ŷ, with an END that was appended
+    row = Row((5,), (1, 7, 2, 8), (S, Z, E, Role.SAMPLED_ANSWER), end_sampled=False)
+    assert row.action_mask.tolist() == [False, True, False, True]
+    tail_N = torch.tensor([0.0, 8.0, 0.0, 12.0], dtype=torch.float64)
+    row_credit = RowCredit(10.0, BASE_T, torch.zeros(4), token_advantage_N=tail_N)
+    packed = streams(replace(method, trace_coef=0.5), [row], [row_credit], torch.zeros(4))
+    assert packed.advantage_N.tolist() == [0.0, 4.0, 0.0, 6.0]
+    assert not packed.answer_weight_N.any()
+    assert not packed.format_weight_N.any()
+
+
+def test_self_distillation_needs_a_teacher():
+    with pytest.raises(ValueError, match="log_ratios"):
+        group_credit(replace(METHODS["sdft"], shape=None), FOUR_LOGS_KT, BASE_T, facts=facts(()))
 
 
 @pytest.mark.parametrize("name", NOT_OFFERED)

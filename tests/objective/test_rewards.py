@@ -130,6 +130,7 @@ def test_hopeless_answers_stay_finite(method, depth):
         ((1,), (2,), (3,)),
         torch.tensor([True, False, False]),
         torch.ones(3),
+        (torch.tensor([0.5]), torch.zeros(0), torch.tensor([-3.0, 40.0])),
     )
     credit = group_credit(method, logp_KT, base_T, facts=facts)
     assert credit.reward_K.isfinite().all()

@@ -332,22 +332,24 @@ def test_flops_are_those_that_torch_counts(described, name, settings):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("name", "settings"),
     [
-        {},
-        {"initial_reference": False},
-        {"tokens_per_batch": 150},
-        {"batch": 4, "updates_per_rollout": 2},
+        ("nrt-ws-neg-log-p", {}),
+        ("nrt-ws-neg-log-p", {"initial_reference": False}),
+        ("nrt-ws-neg-log-p", {"tokens_per_batch": 150}),
+        ("nrt-ws-neg-log-p", {"batch": 4, "updates_per_rollout": 2}),
+        ("latro", {}),
     ],
 )
-def test_tokens_are_those_that_pass_the_embeddings(described, settings):
+def test_tokens_are_those_that_pass_the_embeddings(described, name, settings):
     """Also if a group does not fit into a micro-batch.
 
     Then it is scored first, and each part forwards the prompt again.
     """
     model, config = described("3m", **settings)
-    planned = count_tokens(config, METHOD, caps(config))
-    learner = learner_of(model, config)
+    method = METHODS[name]
+    planned = count_tokens(config, method, caps(config))
+    learner = replace(learner_of(model, config), method=method)
     engine = local_engine(learner)
     if config.tokens_per_batch != "auto":
         engine.budget.tokens = config.tokens_per_batch

@@ -53,6 +53,16 @@ def test_later_updates_score_first_and_train_without_the_null_trace():
     assert (sft.scored, sft.initial, packed_tokens(sft.trained)) == ((), (), 39)
 
 
+def test_a_second_policy_scores_the_trained_rows():
+    """`x START z END y*`; a teacher reads `x y* START z END ŷ` instead."""
+    config = build_config({"batch": 8, "initial_reference": False})
+    latro = group_rows(config, METHODS["latro"], RowLengths(10, 20, 30))
+    assert packed_tokens(latro.reference) == 10 + 8 * 51
+    assert latro.reference in latro.scoring_passes(config)
+    sdft = group_rows(config, METHODS["sdft"], RowLengths(10, 20, 30))
+    assert packed_tokens(sdft.reference) == (10 + 30) + 8 * 51
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [

@@ -13,9 +13,17 @@ from typing import Any
 
 import torch
 
-WITHOUT_RATIO = ("verifree-original", "jlb-original", "jepo", "log-prob")
+WITHOUT_RATIO = (
+    "verifree-original",
+    "jlb-original",
+    "jepo",
+    "log-prob",
+    "latro",
+    "sdft",
+    "opsd",
+)
 WITHOUT_FORMAT = ("rlpr-original", "rlp", "nover", *WITHOUT_RATIO)
-SAMPLES_ANSWERS = ("rlpr-original", "rlvr", "nover")
+SAMPLES_ANSWERS = ("rlpr-original", "rlvr", "nover", "sdft", "opsd")
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,8 @@ def group_loss(model: Any, method: str, question: Question, start: int, end: int
     ].detach()
     bare = token_logps(model, question.prompt, question.answer, []).detach()
     logp = torch.stack(answers).detach()  # [K, T]
+    if method in ("sdft", "opsd"):
+        return self_distillation_loss(model, question, rows, start, end)
     advantage, weight = credit(method, question, logp, null, bare)
     samples_answers = method in SAMPLES_ANSWERS
     lambda_format = 0.0 if method in WITHOUT_FORMAT else 0.3
@@ -106,6 +116,26 @@ def group_loss(model: Any, method: str, question: Question, start: int, end: int
         if not samples_answers:
             total = total - (weight[k] * answers[k]).sum()
         total = total - lambda_format * (row[0] + row[n + 1])
+    return total
+
+
+def self_distillation_loss(
+    model: Any, question: Question, rows: list[torch.Tensor], start: int, end: int
+) -> torch.Tensor:
+    """−(log π_teacher − log π) log π over the tokens of trace and reply; the teacher reads y* after x, without the token that ends the turn.
+
+    On the first rollout the initial model (opsd) is the policy (sdft).
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    context = (*question.prompt, *question.answer[:-1])
+    for w, row in zip(question.written, rows, strict=True):
+        assert w.reply is not None
+        n = len(w.ids)
+        tail = (start, *w.ids, end, *w.reply)
+        teacher = token_logps(model, context, tail, list(range(1, n + 2)), start).detach()
+        actions = [*range(1, n + 1), *([n + 1] if w.finished else []), *range(n + 2, len(tail))]
+        for i in actions:
+            total = total - (teacher[i] - row[i].detach()) * row[i]
     return total
 
 
@@ -151,7 +181,7 @@ def credit(
     if method == "mean-log-prob":
         R = logp.mean(1)
         return (R - R.mean()).tolist(), [torch.ones(T) for _ in range(K)]
-    if method in ("jlb-original", "log-prob"):
+    if method in ("jlb-original", "log-prob", "latro"):  # latro: π is π_ref on the first rollout
         return leave_one_out(logp.sum(1)), [torch.ones(T) for _ in range(K)]
     if method == "nover":  # 1 + rank + efficiency, 0 without the format; R − mean
         ppl, length = {}, {}

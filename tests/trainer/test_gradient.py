@@ -66,7 +66,17 @@ def test_accumulation_1x8_is_8x1(rolled, method, profile):
 
 
 @pytest.mark.parametrize(
-    "method", ["nrt-ws-neg-log-p", "nrt-gm", "jlb", "nrt-learned", "verifree-original", "dro"]
+    "method",
+    [
+        "nrt-ws-neg-log-p",
+        "nrt-gm",
+        "jlb",
+        "nrt-learned",
+        "verifree-original",
+        "dro",
+        "jepo",
+        "latro",
+    ],
 )
 def test_one_pass_is_two(make_config, method):
     """One forward for reward, credit and loss leaves the weights, the rollout and the metrics that scoring first leaves."""
@@ -149,7 +159,8 @@ def test_an_update_frees_the_gradient(rolled):
 @pytest.mark.parametrize("method", METHODS)
 def test_which_methods_go_in_one_pass(make_config, method):
     parts = prepare(make_config(method=method, **{"heldout.checker": "exact"}))
-    assert parts.learner.fused == (method not in ("sft", "rlvr", "rlpr-original", "nover"))
+    samples_answers = ("rlvr", "rlpr-original", "nover", "sdft", "opsd")
+    assert parts.learner.fused == (method not in ("sft", *samples_answers))
 
 
 def test_group_order_leaves_it_unchanged(rolled):

@@ -10,8 +10,9 @@ import torch
 import nrt
 from nrt.errors import Interrupted
 from nrt.objective import METHODS
+from nrt.trainer.resolve import resolve_names
 from nrt.trainer.setup import prepare
-from nrt.trainer.step import MAX_ROUNDS
+from nrt.trainer.step import MAX_ROUNDS, update
 from nrt.types import Role
 from tests.steps import collect
 from tests.trainer.test_train import InterruptAt, assert_same_run
@@ -30,7 +31,7 @@ def test_it_trains(make_config, method):
     assert run.metrics()[-1]["optim/grad_norm"] > 0
 
 
-@pytest.mark.parametrize("method", ["rlpr-original", "nrt-learned", "rlvr"])
+@pytest.mark.parametrize("method", ["rlpr-original", "nrt-learned", "rlvr", "latro", "opsd"])
 def test_state_survives_an_interruption(make_config, tmp_path, method):
     """Cut between a rollout's two updates and before a rollout: memory and replies go through the checkpoint."""
     settings = {"method": method, "updates_per_rollout": 2, "save_every": 0, "steps": 3}
@@ -136,6 +137,67 @@ def test_rlpr_as_published_acts_with_trace_and_answer(make_config):
         torch.testing.assert_close(
             group.credit.final_K, 0.9 * (r_K - r0).clamp(min=0) + 0.1 * form_K
         )
+
+
+def test_a_teacher_reads_the_answer_before_the_trace(make_config):
+    """`x y* START z END ŷ` under the initial model, without the end of y*'s turn; A_t is the gap."""
+    parts = prepare(make_config(method="opsd"))
+    engine = parts.learner.policy.engine
+    rollout = collect(parts.learner, parts.draw, 4, seed=1)
+    for group in rollout.groups:
+        *hint, turn_end = group.pair.answer_ids
+        assert turn_end in parts.learner.policy.stop_ids
+        prompt_ids = (*group.pair.prompt_ids, *hint)
+        hinted = [replace(row, prompt_ids=prompt_ids) for row in group.rows]
+        teacher = engine.score(hinted, initial=True).rows()
+        for row, credit, logp, (teacher_logp, _) in zip(
+            group.rows, group.row_credits(), group.logp, teacher, strict=True
+        ):
+            assert row.tail_roles[-1] is Role.SAMPLED_ANSWER
+            expected = torch.where(row.action_mask, teacher_logp - logp, 0.0)
+            assert credit.token_advantage_N is not None
+            torch.testing.assert_close(credit.token_advantage_N.float(), expected)
+            assert expected[row.action_mask].abs().max() > 0
+    gaps = []
+    for group in rollout.groups:
+        assert group.credit is not None
+        gaps += group.credit.token_advantages or ()
+    mean = torch.cat(gaps).mean().item()
+    assert rollout.metrics["trace/log_ratio"] == pytest.approx(-mean, rel=1e-4)
+
+
+def test_latro_pays_for_leaving_the_initial_model(make_config):
+    """The penalty is 0 on the first rollout, and .05 · Σ (log π − log π_initial) after some steps."""
+    parts = prepare(make_config(method="latro", **{"optimizer.lr": 0.05}))
+    policy = parts.learner.policy
+    penalties = []
+    for seed in (1, 2):
+        rollout = collect(parts.learner, parts.draw, 4, seed=seed)
+        for group in rollout.groups:
+            assert group.credit is not None
+            initial = [logp for logp, _ in policy.score(group.rows, initial=True)]
+            expected = []
+            for row, logp, reference in zip(group.rows, group.logp, initial, strict=True):
+                gap_N = (logp - reference)[row.sampled_mask]
+                expected.append(0.05 * gap_N.double().sum())
+            penalty_K = group.credit.reward_K - group.credit.final_K
+            torch.testing.assert_close(penalty_K, torch.stack(expected), rtol=1e-4, atol=1e-6)
+            penalties.append(penalty_K.abs().max().item())
+        update(parts.learner, rollout.groups)
+    assert max(penalties[:4]) < 1e-6
+    assert max(penalties[4:]) > 1e-3
+
+
+def test_what_a_second_reader_needs_is_said_early(make_config):
+    for method in ("latro", "opsd"):
+        with pytest.raises(nrt.InputError, match=f"{method} scores its traces under the initial"):
+            prepare(make_config(method=method, initial_reference=False))
+    prepare(make_config(method="sdft", initial_reference=False))
+    with pytest.raises(nrt.InputError, match="sdft has an advantage for each token"):
+        resolve_names(make_config(method="sdft", engine="verl"))
+    prepare(make_config(method="nover", max_answer_tokens=44))
+    with pytest.raises(nrt.InputError, match="in the teacher's prompt"):
+        prepare(make_config(method="sdft", max_answer_tokens=44))
 
 
 def has_even_length(answer, reference):

@@ -12,6 +12,7 @@ from nrt.data.pairs import LoadedPairs, Pairs, load_pairs
 from nrt.data.sequence import (
     Markers,
     bare_row,
+    hinted_row,
     null_row,
     sampled_answer_row,
     split_row,
@@ -40,6 +41,7 @@ __all__ = [
     "exported_template",
     "exported_without_trace",
     "find_tables",
+    "hinted_row",
     "load_pairs",
     "null_row",
     "read_examples",

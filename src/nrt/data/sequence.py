@@ -8,7 +8,7 @@ A sampled trace is never decoded and tokenised again. The layout is
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nrt.errors import RunError
 from nrt.types import Pair, Role, Row, Sample, Trace, answer_row
@@ -96,6 +96,23 @@ def null_row(pair: Pair, markers: Markers) -> Row:
 def bare_row(pair: Pair) -> Row:
     """Return `x y*` without markers: SFT's row, and the second baseline (initial model)."""
     return answer_row(pair.prompt_ids, pair.answer_ids)
+
+
+def hinted_row(row: Row, answer_ids: tuple[int, ...], turn_ends: Collection[int]) -> Row:
+    """Return the row with the reference answer at the end of its prompt: `x y* START z END …`.
+
+    The token that ends the turn is left out of y*. The tail stays the same, so its tokens can be
+    compared with those of the row without the hint.
+
+    Args:
+        turn_ends: ids that end a turn.
+
+    >>> row = Row((5, 6), (1, 7, 2), (Role.START, Role.TRACE, Role.END), end_sampled=True)
+    >>> hinted_row(row, (8, 9, 3), turn_ends={3}).ids
+    (5, 6, 8, 9, 1, 7, 2)
+    """
+    hint = answer_ids[:-1] if answer_ids[-1] in turn_ends else answer_ids
+    return replace(row, prompt_ids=(*row.prompt_ids, *hint))
 
 
 def split_row(row: Row) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -8,7 +8,7 @@ from nrt.objective.credit import GroupCredit, RowCredit, Streams, group_credit, 
 from nrt.objective.importance import Mismatch, mismatch, truncated_importance
 from nrt.objective.loss import LossParts, nrt_loss
 from nrt.objective.method_state import LearnedWeights, ScoredGroup, StateRule, StdFilter
-from nrt.objective.methods import METHODS, NOT_OFFERED, Method, mixed
+from nrt.objective.methods import METHODS, NOT_OFFERED, Method, TraceReference, mixed
 from nrt.objective.reward_shaping import GroupFacts
 from nrt.objective.rewards import REWARDS, Mix, Reward, WeightedSum, token_signal, with_weight_norm
 
@@ -30,6 +30,7 @@ __all__ = [
     "StateRule",
     "StdFilter",
     "Streams",
+    "TraceReference",
     "WeightedSum",
     "group_advantage",
     "group_credit",

@@ -44,6 +44,8 @@ class GroupCredit:
     final_K: Tensor  # rewards after clip and shape, before normalisation
     advantage_K: Tensor
     beats_null_K: Tensor  # bool: R_k > R_base beyond rounding
+    # of each trace's sampled tokens, for methods with `token_advantages`
+    token_advantages: tuple[Tensor, ...] | None
     posterior_K: Tensor  # K·Πc_k / Σ_j Πc_j: the trace's share of the group's likelihood, mean 1
     capped: float  # share of weights 1/p at the cap
     underflow: float  # share of rewards that should be positive but are exactly 0
@@ -69,9 +71,8 @@ class RowCredit:
     # old_logp_N, with the sampler's own log-probs on the tokens it sampled if it reports them
     sampler_logp_N: Tensor | None = None
     beats_null: bool = True  # R > R_base beyond rounding, for methods that use it so
-    posterior: float = (
-        1.0  # the trace's share of the group's likelihood, for methods that use it so
-    )
+    posterior: float = 1.0  # its share of the group's likelihood, for methods that use it so
+    token_advantage_N: Tensor | None = None  # [tail length], for methods with `token_advantages`
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def group_credit(
         final_K=final_K,
         advantage_K=advantage_K,
         beats_null_K=beats_null_K,
+        token_advantages=_token_advantages(method, facts),
         posterior_K=len(logp_KT) * log_prob(logp_KT, base_T).softmax(0),
         capped=capped_share(method.reward, base_T),
         underflow=underflow_K.double().mean().item(),
@@ -149,6 +151,15 @@ def group_credit(
 def _exceeds(reward_K: Tensor, base_reward: Tensor, noise: float) -> Tensor:
     """Return bool [K]: the reward is larger than the baseline's beyond rounding."""
     return (reward_K > base_reward) & ~nearly_equal(reward_K, base_reward, noise)
+
+
+def _token_advantages(method: Method, facts: GroupFacts | None) -> tuple[Tensor, ...] | None:
+    """Return log π_reference − log π_old of each trace's sampled tokens; None for other methods."""
+    if not method.token_advantages:
+        return None
+    if facts is None or not facts.log_ratios:
+        raise ValueError(f"method {method.name} needs its traces' log_ratios; pass facts=")
+    return tuple(-ratios for ratios in facts.log_ratios)
 
 
 def _normalised(
@@ -198,15 +209,13 @@ def streams(
     """
     end_N = _packed([row.mask(Role.END) for row in rows], logp_N.device)
     answer_N = _packed([row.mask(Role.ANSWER) for row in rows], logp_N.device)
-    sampled_N = _packed(
-        [row.sampled_mask | row.mask(Role.SAMPLED_ANSWER) for row in rows], logp_N.device
-    )
+    sampled_N = _packed([row.action_mask for row in rows], logp_N.device)
     if method.appended_end_acts:
         sampled_N |= end_N
     marker_N = end_N | _packed([row.mask(Role.START) for row in rows], logp_N.device)
     if method.format_on == "unfinished":
         marker_N &= ~_spread([row.end_sampled for row in rows], rows, logp_N.device)
-    advantage_N = _spread([method.trace_coef * c.advantage for c in credits], rows, logp_N.device)
+    advantage_N = _advantages(method, rows, credits, logp_N.device)
     answer_weight_A = _answer_weight(method, rows, credits, logp_N.detach()[answer_N])
     answer_weight_N = torch.zeros_like(logp_N, dtype=torch.float32)
     answer_weight_N[answer_N] = method.answer_coef * answer_weight_A
@@ -218,6 +227,16 @@ def streams(
         old_logp_N=torch.cat([c.old_logp_N for c in credits]).to(logp_N.device),
         importance_N=_importance(method, credits, logp_N.device),
     )
+
+
+def _advantages(
+    method: Method, rows: Sequence[Row], credits: Sequence[RowCredit], device: torch.device
+) -> Tensor:
+    """Return trace_coef · A of every tail token [N], sampled or not."""
+    if not method.token_advantages:
+        return _spread([method.trace_coef * c.advantage for c in credits], rows, device)
+    by_row = [c.token_advantage_N for c in credits if c.token_advantage_N is not None]
+    return (method.trace_coef * torch.cat(by_row)).float().to(device)
 
 
 def _importance(

@@ -17,8 +17,10 @@ from nrt.objective.advantage import Centre, Scale
 from nrt.objective.method_state import LearnedWeights, ScoredGroup, StateRule, StdFilter
 from nrt.objective.reward_shaping import (
     Shape,
+    latro_reward,
     nover_reward,
     rlpr_reward,
+    teacher_gap,
     verdict_reward,
     zero_unfinished,
 )
@@ -39,6 +41,14 @@ The reward takes these weights in place of base_T.
 
 Keep = Callable[[ScoredGroup, Tensor], bool]
 """(group, the method's state) → True if the trainer trains on the group."""
+
+
+@dataclass(frozen=True)
+class TraceReference:
+    """Second policy that scores the sampled tokens: a reference model, or a teacher."""
+
+    policy: Literal["old", "initial"]  # the weights that sampled, or those of the initial model
+    sees_answer: bool  # its context is `x y*` in place of `x`
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,9 @@ class Method:
     answer_weight: Literal["signal", "reward", "beats-null", "posterior"] | float = "signal"
     # smallest weight of an answer token, if the weight is the signal; None: none
     signal_floor: float | None = None
+    trace_reference: TraceReference | None = None  # scores the sampled tokens for the rules below
+    # each sampled token has the advantage log π_reference − log π_old, in place of its trace's
+    token_advantages: bool = False
     trace_coef: float = 1.0  # coefficient of the trace term
     answer_coef: float = 1.0  # β
     format_coef: float = 0.3  # λ_format, Table 6
@@ -124,6 +137,12 @@ _SINGLE_SAMPLE_BOUND = Method(
     "", REWARDS["log-prob"], clip=False, centre="leave-one-out", scale=None, ratio="none",
     answer_weight=1.0, format_coef=0.0, own_rules=True,
 )  # fmt: skip
+# Every sampled token, the answer's included, moves towards a teacher that has read y*.
+_SELF_DISTILLATION = Method(
+    "", REWARDS["log-prob"], clip=False, shape=teacher_gap, centre=None, scale=None, ratio="none",
+    answer_weight=0.0, format_coef=0.0, samples_answers=True, token_advantages=True,
+    own_rules=True,
+)  # fmt: skip
 _RLPR_FILTER = StdFilter()
 _LEARNED_WEIGHTS = LearnedWeights()
 
@@ -153,6 +172,18 @@ METHODS: dict[str, Method] = {
         replace(_SINGLE_SAMPLE_BOUND, name="jlb-original"),  # arXiv 2503.19618, n = 1
         replace(  # arXiv 2503.19618, log (1/K) Σ_k Πc_k over the K traces of a prompt
             _SINGLE_SAMPLE_BOUND, name="jepo", centre="bound", answer_weight="posterior",
+        ),
+        replace(  # arXiv 2411.04282
+            _SINGLE_SAMPLE_BOUND, name="latro", shape=latro_reward,
+            trace_reference=TraceReference("initial", sees_answer=False),
+        ),
+        replace(  # arXiv 2601.19897, with a teacher that follows the policy at once
+            _SELF_DISTILLATION, name="sdft",
+            trace_reference=TraceReference("old", sees_answer=True),
+        ),
+        replace(  # siyan-zhao/OPSD, use_tinker_loss and fixed_teacher
+            _SELF_DISTILLATION, name="opsd",
+            trace_reference=TraceReference("initial", sees_answer=True),
         ),
         Method(  # thinkwee/NOVER
             "nover", REWARDS["mean-log-prob"], clip=False, shape=nover_reward, scale=None,

@@ -25,6 +25,9 @@ class GroupFacts:
     written: tuple[tuple[int, ...], ...]
     correct_K: Tensor | None = None  # bool: a checker's verdicts on the sampled answers
     trace_lengths_K: Tensor | None = None  # tokens of the traces without END
+    # log π_old − log π_reference of each trace's sampled tokens, nats, float64; empty for methods
+    # without a `trace_reference`
+    log_ratios: tuple[Tensor, ...] = ()
 
 
 Shape = Callable[[Tensor, GroupFacts], Tensor]
@@ -94,6 +97,24 @@ def nover_reward(mean_logp_K: Tensor, facts: GroupFacts) -> Tensor:
     rank_K = (not_lower_KK & counts_KK).double().sum(-1) / max(n, 1)
     efficiency_K = (better_KK & counts_KK).double().sum(-1) / max(n - 1, 1)
     return torch.where(valid_K, 1 + rank_K + efficiency_K, 0.0)
+
+
+def latro_reward(log_prob_K: Tensor, facts: GroupFacts, *, beta: float = 0.05) -> Tensor:
+    """Return LaTRO's rewards [K]: Σ log c − β·(log π(z) − log π_ref(z)).
+
+    Source: arXiv 2411.04282; β as in its experiments.
+    """
+    log_ratio_K = torch.stack([ratios.sum() for ratios in facts.log_ratios])
+    return log_prob_K - beta * log_ratio_K
+
+
+def teacher_gap(_: Tensor, facts: GroupFacts) -> Tensor:
+    """Return the mean token advantage of each trace [K], for metrics.
+
+    A token's advantage is log π_teacher − log π_old. The likelihood of the answer is not used.
+    """
+    gaps = [-ratios.mean() if len(ratios) else ratios.sum() for ratios in facts.log_ratios]
+    return torch.stack(gaps)
 
 
 def has_repeated_ngram(ids: Sequence[int], *, n: int = 10, times: int = 10) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nrt.config import Config
-from nrt.data import Markers, bare_row, null_row, sampled_answer_row, trace_row
+from nrt.data import Markers, bare_row, hinted_row, null_row, sampled_answer_row, trace_row
 from nrt.objective import Method
 from nrt.plan.counting import AttentionShape, TokenCost
 from nrt.scoring.packing import by_prompt, packed_batches
@@ -36,11 +36,13 @@ class GroupRows:
     initial: tuple[Row, ...]  # with the initial model
     difficulty: tuple[Row, ...]  # of one candidate, to choose prompts by difficulty
     null: int  # tokens of the null trace's row beyond the prompt, which is forwarded in any case
+    reference: tuple[Row, ...] = ()  # with the method's `trace_reference`
 
     def scoring_passes(self, config: Config) -> list[tuple[Row, ...]]:
         """Return the rows of each forward without gradient."""
         difficulty = [self.difficulty] * round(config.data.difficulty.pool)
-        return [rows for rows in (self.scored, self.initial, *difficulty) if rows]
+        passes = (self.scored, self.initial, self.reference, *difficulty)
+        return [rows for rows in passes if rows]
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,14 @@ def group_rows(
         answers = tuple(
             sampled_answer_row(pair, trace, pair.answer_ids, markers) for trace in traces
         )
-        return GroupRows((*with_null, *answers), answers, initial, candidate, null_tokens)
+        reference = _reference_rows(method, pair, answers)
+        scored = (*with_null, *answers)
+        return GroupRows(scored, answers, initial, candidate, null_tokens, reference)
+    reference = _reference_rows(method, pair, rows)
     in_first_update = prompt_index < config.batch // config.updates_per_rollout
     if in_first_update and _is_fused(config, method, with_null):
-        return GroupRows((), with_null, initial, candidate, null_tokens)
-    return GroupRows(with_null, rows, initial, candidate, null_tokens)
+        return GroupRows((), with_null, initial, candidate, null_tokens, reference)
+    return GroupRows(with_null, rows, initial, candidate, null_tokens, reference)
 
 
 def _trace(k: int, length: int) -> Trace:
@@ -116,6 +121,17 @@ def _initial_rows(config: Config, method: Method, pair: Pair, null: Row) -> tupl
         # the bare row under the initial model.
         rows += (bare_row(pair) if is_bare else null,)
     return rows
+
+
+def _reference_rows(method: Method, pair: Pair, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Return the rows that the method's second policy scores. y* in its prompt counts in full,
+    though the token that ends its turn may be left out.
+    """
+    if method.trace_reference is None:
+        return ()
+    if not method.trace_reference.sees_answer:
+        return rows
+    return tuple(hinted_row(row, pair.answer_ids, turn_ends=()) for row in rows)
 
 
 def _is_fused(config: Config, method: Method, rows: Sequence[Row]) -> bool:

@@ -85,6 +85,12 @@ METRICS: dict[str, Metric] = {
     "trace/entropy": Metric(
         "nats/token", "mean entropy of the distributions from which trace tokens were sampled"
     ),
+    "trace/log_ratio": Metric(
+        "nats/token",
+        "mean log π − log π_reference of the sampled tokens: with the initial model (`latro`) an "
+        "estimate of the KL divergence from it, with a teacher that has read y* (`sdft`, `opsd`) "
+        "minus the mean token advantage",
+    ),
     "answer/logp": Metric(
         "nats/token",
         "log-probability of y* after the sampled trace, under the policy that sampled it",
@@ -97,7 +103,8 @@ METRICS: dict[str, Metric] = {
     ),
     "answer/correct": Metric(
         "share",
-        "answers sampled after the traces that the checker marks correct (`rlvr`, `rlpr-original`)",
+        "answers sampled after the traces that the checker marks correct, for methods that sample "
+        "answers (`rlvr`, `rlpr-original`, `nover`, `sdft`, `opsd`)",
     ),
     "weights/<surprise>": Metric(
         "nats",

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nrt.data import bare_row, null_row, trace_row
+from nrt.data import bare_row, hinted_row, null_row, trace_row
 from nrt.trainer.groups import (
     BaselineScores,
     Group,
@@ -59,15 +59,17 @@ def sample_groups(
 def score_separate_rows(
     learner: Learner, groups: Sequence[SampledGroup], timer: PhaseTimer
 ) -> list[BaselineScores]:
-    """Score the reference answers that need rows of their own.
+    """Score what needs rows of its own.
 
-    These are the answers under the initial model, and after a baseline other than the null trace
-    under the policy. The usual baseline, that null trace, is scored with the traces: `scored_rows`.
+    These are the reference answers under the initial model, and after a baseline other than the
+    null trace under the policy; and the sampled tokens under the method's second policy. The usual
+    baseline, that null trace, is scored with the traces: `scored_rows`.
     """
     method, policy = learner.method, learner.policy
     pairs = [group.pair for group in groups]
     none: list[Tensor | None] = [None] * len(pairs)
     initial, base = none, none
+    references: Sequence[tuple[Tensor, ...] | None] = [None] * len(pairs)
     if method.samples:
         with timer("score"):
             if learner.initial_reference:
@@ -78,7 +80,12 @@ def score_separate_rows(
             elif from_initial or bare:
                 row_of = bare_row if bare else partial(null_row, markers=policy.markers)
                 base = _score_answers(policy, pairs, row_of, timer, initial=from_initial)
-    return [BaselineScores(*parts) for parts in zip(initial, base, strict=True)]
+            if method.trace_reference is not None:
+                under_initial = method.trace_reference.policy == "initial"
+                rows = [reference_rows(learner, group) for group in groups]
+                scored = _score_rows(learner, rows, timer, initial=under_initial)
+                references = [tuple(logp_N for logp_N, _ in group) for group in scored]
+    return [BaselineScores(*parts) for parts in zip(initial, base, references, strict=True)]
 
 
 def scored_rows(learner: Learner, group: SampledGroup) -> tuple[Row, ...]:
@@ -95,6 +102,15 @@ def trained_rows(learner: Learner, group: SampledGroup) -> tuple[Row, ...]:
     if not learner.method.samples_answers:
         return group.rows
     return rows_to_train(group.pair, group.traces, group.sampled_answers, learner.policy.markers)
+
+
+def reference_rows(learner: Learner, group: SampledGroup) -> tuple[Row, ...]:
+    """Return the trained rows as the method's second policy reads them: after `x`, or `x y*`."""
+    reference, rows = learner.method.trace_reference, trained_rows(learner, group)
+    if reference is None or not reference.sees_answer:
+        return rows
+    turn_ends = learner.policy.stop_ids
+    return tuple(hinted_row(row, group.pair.answer_ids, turn_ends) for row in rows)
 
 
 def score_groups(
@@ -153,6 +169,7 @@ def compute_group(
         sampled_answers=sampled.sampled_answers,
         noise=learner.noise,
         off_policy=policy.off_policy or not versions <= {None, policy.engine.version},
+        reference=baselines[g].reference or (),
     )
     return build_group(
         method,
@@ -184,12 +201,16 @@ def _sample_answers(
 
 
 def _score_rows(
-    learner: Learner, groups: Sequence[Sequence[Row]], timer: PhaseTimer
+    learner: Learner,
+    groups: Sequence[Sequence[Row]],
+    timer: PhaseTimer,
+    *,
+    initial: bool = False,
 ) -> list[list[TailScores]]:
-    """Score rows under the current weights, group by group."""
+    """Score rows under the current weights or the initial model, group by group."""
     rows = [row for group in groups for row in group]
     timer.forwarded += sum(len(row.ids) for row in rows)
-    scores = iter(learner.policy.score(rows))
+    scores = iter(learner.policy.score(rows, initial=initial))
     return [[next(scores) for _ in group] for group in groups]
 
 

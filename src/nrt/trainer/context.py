@@ -28,7 +28,10 @@ def check_context(
     if method.samples_answers or (valid is not None and config.heldout.checker):
         answer = config.max_answer_tokens
     trace = config.max_trace_tokens + 2 if method.samples else 0  # START and END
-    needed = prompt + trace + answer
+    hint = 0  # y* in the context of a teacher
+    if method.trace_reference is not None and method.trace_reference.sees_answer:
+        hint = data.pairs.longest_answer
+    needed = prompt + hint + trace + answer
     if limit is None or needed <= limit:
         return needed
     lengths = [f"prompts of up to {prompt}"]
@@ -37,6 +40,8 @@ def check_context(
         lengths.append(f"traces of up to {config.max_trace_tokens} with START and END")
         settings.append(f"max_trace_tokens={config.max_trace_tokens}")
     lengths.append(f"answers of up to {answer}")
+    if hint:
+        lengths.append(f"y* of up to {hint} in the teacher's prompt")
     settings.append(f"max_answer_tokens={config.max_answer_tokens}")
     raise InputError(
         f"rows can have {needed} tokens ({', '.join(lengths)}), and {config.model} has positions "

@@ -37,13 +37,14 @@ class SampledGroup:
 
 @dataclass(frozen=True)
 class BaselineScores:
-    """Log-probabilities [T] of the reference answer that are scored apart from the traces.
+    """Log-probabilities of one prompt that are scored apart from the traces.
 
     A field is None if the run does not need it.
     """
 
-    initial_T: Tensor | None  # in `x y*` under the initial model
-    base_T: Tensor | None  # after the method's baseline, unless that is the policy's null trace
+    initial_T: Tensor | None  # y* in `x y*` under the initial model
+    base_T: Tensor | None  # y* after the method's baseline, unless that is the policy's null trace
+    reference: tuple[Tensor, ...] | None  # the rows' tails under the method's `trace_reference`
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Group:
     sampled_answers: tuple[SampledAnswer, ...] = ()  # one a trace, if the method samples answers
     off_policy: bool = False  # sampled under earlier weights: π_old is what the sampler reported
     noise: float = NOISE["float32"]  # see `GroupScores.noise`
+    reference: tuple[Tensor, ...] = ()  # see `GroupScores.reference`
     # for metrics, not saved
     null_T: Tensor | None = None  # the answer's log-probabilities after the null trace [T]
     initial_T: Tensor | None = None  # the answer's in `x y*` under the initial model [T]
@@ -86,26 +88,36 @@ class Group:
         if self.credit is None:  # SFT has no π_old, advantage or null trace
             weights_T = torch.zeros(len(self.pair.answer_ids))
             return [RowCredit(0.0, weights_T, torch.zeros(len(row.tail_ids))) for row in self.rows]
-        reported = []
-        for logp, row, trace in zip(self.logp, self.rows, self.traces, strict=True):
-            reported.append(_reported_logp(logp, row, trace))
-        old = reported if self.off_policy else self.logp
-        weights_T = self.credit.weights_T
-        numbers = zip(
-            self.advantage_K.tolist(),
-            old,
-            self.credit.final_K.tolist(),
-            reported,
-            self.credit.beats_null_K.tolist(),
-            self.credit.posterior_K.tolist(),
-            strict=True,
-        )
-        return [
-            RowCredit(
-                advantage, weights_T, old_logp_N, reward, sampler_logp_N, beats_null, posterior
+        credit, token_advantages = self.credit, self._token_advantages()
+        row_credits = []
+        for k, (logp_N, row, trace) in enumerate(
+            zip(self.logp, self.rows, self.traces, strict=True)
+        ):
+            reported_N = _reported_logp(logp_N, row, trace)
+            row_credits.append(
+                RowCredit(
+                    advantage=credit.advantage_K[k].item(),
+                    weights_T=credit.weights_T,
+                    old_logp_N=reported_N if self.off_policy else logp_N,
+                    reward=credit.final_K[k].item(),
+                    sampler_logp_N=reported_N,
+                    beats_null=bool(credit.beats_null_K[k]),
+                    posterior=credit.posterior_K[k].item(),
+                    token_advantage_N=token_advantages[k],
+                )
             )
-            for advantage, old_logp_N, reward, sampler_logp_N, beats_null, posterior in numbers
-        ]
+        return row_credits
+
+    def _token_advantages(self) -> list[Tensor | None]:
+        """Return the advantages of each row's tail [tail], 0 where the policy sampled nothing."""
+        if self._credit.token_advantages is None:
+            return [None] * len(self.rows)
+        tails: list[Tensor | None] = []
+        for row, values in zip(self.rows, self._credit.token_advantages, strict=True):
+            tail_N = torch.zeros(len(row.tail_ids), dtype=torch.float64)
+            tail_N[row.action_mask] = values
+            tails.append(tail_N)
+        return tails
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,8 @@ class GroupScores:
     sampled_answers: tuple[SampledAnswer, ...] = ()
     off_policy: bool = False  # see `Group.off_policy`
     noise: float = NOISE["float32"]  # of the arithmetic behind the scores (`objective.NOISE`)
+    # log-prob of the same tails under the method's `trace_reference`; empty without one
+    reference: tuple[Tensor, ...] = ()
 
 
 def rows_to_train(
@@ -177,7 +191,7 @@ def build_group(
         method,
         scores.logp_KT,
         scores.base_T,
-        facts=_facts(scores),
+        facts=_facts(scores, rows),
         state=state,
         noise=scores.noise,
     )
@@ -192,6 +206,7 @@ def build_group(
         sampled_answers=scores.sampled_answers,
         off_policy=scores.off_policy,
         noise=scores.noise,
+        reference=scores.reference,
         null_T=null_T,
         initial_T=initial_T,
     )
@@ -211,21 +226,28 @@ def _reported_logp(logp_N: Tensor, row: Row, trace: Trace) -> Tensor:
     return reported
 
 
-def _facts(scores: GroupScores) -> GroupFacts:
+def _facts(scores: GroupScores, rows: Sequence[Row]) -> GroupFacts:
     traces, answers = scores.traces, scores.sampled_answers
-    lengths_K = torch.tensor([len(trace.ids) for trace in traces])
-    if not answers:
-        finished_K = torch.tensor([trace.finished for trace in traces])
-        written_K = tuple(trace.ids for trace in traces)
-        return GroupFacts(finished_K, written_K, trace_lengths_K=lengths_K)
-    finished, written = [], []
-    for trace, answer in zip(traces, answers, strict=True):
-        finished.append(trace.finished and answer.ended)
-        written.append((*trace.ids, *answer.ids))
+    finished = [trace.finished for trace in traces]
+    written = [trace.ids for trace in traces]
+    for k, answer in enumerate(answers):
+        finished[k] = finished[k] and answer.ended
+        written[k] = (*written[k], *answer.ids)
     verdicts = [answer.correct for answer in answers if answer.correct is not None]
     return GroupFacts(
         finished_K=torch.tensor(finished),
         written=tuple(written),
         correct_K=torch.tensor(verdicts) if verdicts else None,
-        trace_lengths_K=lengths_K,
+        trace_lengths_K=torch.tensor([len(trace.ids) for trace in traces]),
+        log_ratios=_log_ratios(scores, rows),
     )
+
+
+def _log_ratios(scores: GroupScores, rows: Sequence[Row]) -> tuple[Tensor, ...]:
+    """Return log π_old − log π_reference of each row's sampled tokens; none without a reference."""
+    if not scores.reference:
+        return ()
+    ratios = []
+    for (logp_N, _), reference_N, row in zip(scores.rows, scores.reference, rows, strict=True):
+        ratios.append((logp_N.double() - reference_N.double())[row.action_mask])
+    return tuple(ratios)

@@ -75,6 +75,8 @@ def rollout_metrics(method: Method, groups: Sequence[Group], timer: PhaseTimer) 
     initial = [group.initial_T for group in groups if group.initial_T is not None]
     if len(initial) == len(groups):
         metrics |= _initial_model_metrics(method, groups, initial)
+    if method.trace_reference is not None:
+        metrics["trace/log_ratio"] = _mean_log_ratio(groups)
     answers = [answer for group in groups for answer in group.sampled_answers]
     verdicts = [answer.correct for answer in answers if answer.correct is not None]
     if verdicts:
@@ -169,6 +171,16 @@ def _initial_model_metrics(
         "reward/gain_initial": fmean(gains),
         "answer/logp_initial": fmean(logp_T.double().mean().item() for logp_T in initial),
     }
+
+
+def _mean_log_ratio(groups: Sequence[Group]) -> float:
+    """Return the mean log π_old − log π_reference of sampled tokens; 0 if there are none."""
+    ratios = []
+    for group in groups:
+        for logp_N, reference_N, row in zip(group.logp, group.reference, group.rows, strict=True):
+            ratios.append((logp_N.double() - reference_N.double())[row.action_mask])
+    values = torch.cat(ratios)
+    return values.mean().item() if len(values) else 0.0
 
 
 def _sampler_metrics(method: Method, groups: Sequence[Group]) -> dict[str, float]:

@@ -56,10 +56,12 @@ def resolve_names(config: Config) -> ResolvedNames:
         _check_overlap(config, method)
     if method.samples_answers:
         _check_sampled_answers(config, method)
-    if method.base_policy == "initial" and not config.initial_reference:
+    if not config.initial_reference:
+        _check_without_initial_model(method)
+    if method.token_advantages and config.engine == "verl":
         raise InputError(
-            f"method {method.name} takes its baseline under the initial model; set "
-            "initial_reference=true"
+            f"method {method.name} has an advantage for each token, which engine=verl does not "
+            "carry to its workers; set engine=local"
         )
     if method.checks_answers and not config.heldout.checker:
         raise InputError(
@@ -73,6 +75,16 @@ def resolve_names(config: Config) -> ResolvedNames:
     if config.keep_best:
         _check_keep_best(config, config.keep_best.removeprefix("-"))
     return ResolvedNames(method, checker, observer)
+
+
+def _check_without_initial_model(method: Method) -> None:
+    """Raise InputError for a method that needs the initial model."""
+    reads_traces = method.trace_reference is not None and method.trace_reference.policy == "initial"
+    if method.base_policy == "initial" or reads_traces:
+        use = "scores its traces" if reads_traces else "takes its baseline"
+        raise InputError(
+            f"method {method.name} {use} under the initial model; set initial_reference=true"
+        )
 
 
 def _check_overlap(config: Config, method: Method) -> None:

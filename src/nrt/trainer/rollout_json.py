@@ -95,6 +95,7 @@ def group_to_json(group: Group) -> dict[str, Any]:
         "entropy": [entropy.tolist() for entropy in group.entropy],
         "answer": group.credit.logp_KT.tolist(),
         "base": group.credit.base_T.tolist(),
+        "reference": [logp.tolist() for logp in group.reference],
     }
 
 
@@ -126,4 +127,5 @@ def _scores_from_json(values: Mapping[str, Any]) -> GroupScores:
         logp_KT=torch.tensor(values["answer"]),
         base_T=torch.tensor(values["base"]),
         sampled_answers=tuple(answers),
+        reference=tuple(torch.tensor(logp) for logp in values.get("reference", [])),
     )
