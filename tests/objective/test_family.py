@@ -196,9 +196,31 @@ def test_self_distillation_by_hand(name):
     assert not packed.format_weight_N.any()
 
 
+def test_a_mean_that_is_not_finite_passes():
+    """The update is then skipped and kept, as with any reward that is not finite."""
+    rewards_K = torch.tensor([math.nan, 1.0])
+    assert group_advantage(rewards_K, 0.0, clip=False, scale="mean").isnan().all()
+
+
 def test_self_distillation_needs_a_teacher():
     with pytest.raises(ValueError, match="log_ratios"):
         group_credit(replace(METHODS["sdft"], shape=None), FOUR_LOGS_KT, BASE_T, facts=facts(()))
+
+
+@pytest.mark.parametrize("name", ["latro", "sdft"])
+def test_a_second_policy_must_have_scored_the_traces(name):
+    with pytest.raises(InputError, match=r"facts\.log_ratios"):
+        group_credit(METHODS[name], FOUR_LOGS_KT, BASE_T, facts=facts(()))
+
+
+def test_rules_that_exclude_one_another_are_refused_early():
+    for name in ("jepo", "maxrl", "rlvr"):
+        METHODS[name].check_rules()
+    with pytest.raises(InputError, match=r"unset objective\.baseline_clip"):
+        replace(METHODS["jepo"], clip=True).check_rules()
+    with pytest.raises(InputError, match="rewards of mean-log-prob are negative"):
+        replace(METHODS["mean-log-prob"], scale="mean").check_rules()
+    replace(METHODS["jlb"], scale="mean").check_rules()  # R' = max(0, R − R_base) is not negative
 
 
 @pytest.mark.parametrize("name", NOT_OFFERED)

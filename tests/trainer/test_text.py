@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import nrt
+from nrt.data import bare_row, hinted_row
 from nrt.errors import Interrupted
 from nrt.system.environment import cache_folder
 from nrt.trainer.entropies import model_entropies
@@ -103,6 +104,20 @@ def test_interrupted_and_resumed(text_config, tmp_path, at, method):
         nrt.train(text_config(run=run, **settings), listener=InterruptAt(5))
     shutil.rmtree(cache_folder() / "tokens")
     assert_same_run(whole, nrt.train(text_config(run=run, resume=run, **settings)))
+
+
+@pytest.mark.parametrize("method", ["rlp", "sdft"])
+def test_methods_of_the_field_on_documents(text_config, method):
+    """`rlp` trains traces only. A continuation ends no turn, so a teacher reads all of it."""
+    run = nrt.train(text_config(method=method, steps=2, eval_every=0))
+    last = run.metrics()[-1]
+    assert last["optim/grad_norm"] > 0
+    assert (last["loss/answer"], last["loss/format"]) == (0.0, 0.0)
+    parts = prepare(text_config(method=method))
+    pair = parts.data.pairs[0]
+    assert pair.answer_ids[-1] not in parts.learner.policy.stop_ids
+    hinted = hinted_row(bare_row(pair), pair.answer_ids, parts.learner.policy.stop_ids)
+    assert hinted.prompt_ids == (*pair.prompt_ids, *pair.answer_ids)
 
 
 def test_records_of_documents(text_config):

@@ -101,9 +101,9 @@ def nearly_equal(a: Tensor, b: Tensor, noise: float = NOISE["float32"]) -> Tenso
 
 
 def _positive_mean(gain_K: Tensor) -> Tensor:
-    """Return the mean []. Raises InputError unless it is positive."""
+    """Return the mean []. Raises InputError if it is not positive."""
     mean = gain_K.mean()
-    if not mean > 0:
+    if mean <= 0:  # a mean that is not finite passes: the update is then skipped, as for any reward
         raise InputError(
             f"scale=mean divides by the mean reward of a group, which is {mean.item():.4g} here; "
             "use it with a reward that is never negative, such as a probability or a verdict"

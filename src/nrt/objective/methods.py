@@ -28,6 +28,8 @@ from nrt.objective.rewards import (
     REWARDS,
     Mix,
     Reward,
+    log_prob,
+    mean_log_prob,
     spread_weights,
     weighted_log_prob,
     weighted_prob,
@@ -107,6 +109,20 @@ class Method:
             raise InputError(
                 f"method {self.name} uses {self.centre}, which needs K ≥ 2 traces per prompt; "
                 "set traces=2 or more"
+            )
+
+    def check_rules(self) -> None:
+        """Raise InputError for rules that exclude one another."""
+        if self.centre == "bound" and (self.clip or self.scale is not None):
+            raise InputError(
+                f"method {self.name} centres by the multi-sample bound, which reads rewards as "
+                "log-likelihoods; unset objective.baseline_clip and objective.scale"
+            )
+        negative = self.reward in (log_prob, mean_log_prob, weighted_log_prob)
+        if self.scale == "mean" and negative and not self.clip and self.shape is None:
+            raise InputError(
+                f"objective.scale=mean divides by the mean reward of a group, and the rewards of "
+                f"{self.name} are negative; use it with a probability or a verdict"
             )
 
 

@@ -104,7 +104,7 @@ def latro_reward(log_prob_K: Tensor, facts: GroupFacts, *, beta: float = 0.05) -
 
     Source: arXiv 2411.04282; β as in its experiments.
     """
-    log_ratio_K = torch.stack([ratios.sum() for ratios in facts.log_ratios])
+    log_ratio_K = torch.stack([ratios.sum() for ratios in _log_ratios(facts)])
     return log_prob_K - beta * log_ratio_K
 
 
@@ -113,8 +113,18 @@ def teacher_gap(_: Tensor, facts: GroupFacts) -> Tensor:
 
     A token's advantage is log π_teacher − log π_old. The likelihood of the answer is not used.
     """
-    gaps = [-ratios.mean() if len(ratios) else ratios.sum() for ratios in facts.log_ratios]
+    gaps = [-ratios.mean() if len(ratios) else ratios.sum() for ratios in _log_ratios(facts)]
     return torch.stack(gaps)
+
+
+def _log_ratios(facts: GroupFacts) -> tuple[Tensor, ...]:
+    """Return the group's log-ratios. Raises InputError if no second policy scored the traces."""
+    if not facts.log_ratios:
+        raise InputError(
+            "rewards from a second policy need facts.log_ratios; use them only in a method with a "
+            "trace_reference"
+        )
+    return facts.log_ratios
 
 
 def has_repeated_ngram(ids: Sequence[int], *, n: int = 10, times: int = 10) -> bool:

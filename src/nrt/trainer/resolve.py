@@ -46,6 +46,7 @@ def resolve_names(config: Config) -> ResolvedNames:
     method = resolve_method(config.method, config.objective)
     if method.samples:
         method.check_traces(config.traces)
+        method.check_rules()
     if method.own_rules and config.profile == "release":
         raise InputError(
             f"profile=release replaces a method's rules by the release's, and {method.name} has "
