@@ -193,8 +193,8 @@ def test_a_missing_engine_is_an_error_before_any_run_or_file(recipe, make_config
 
 @pytest.mark.parametrize("name", ["terms", "advantage", "sampling", "controls"])
 def test_packaged_variants_are_valid(name, tmp_path):
-    baseline, variants = read_variants(name)
-    assert baseline in variants
+    variants = read_variants(name)
+    assert variants.baseline in variants.variants
     make_study("miniature", [], methods="", variants=name, seeds=1, baseline="").check_settings(
         tmp_path
     )

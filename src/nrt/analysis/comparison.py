@@ -32,6 +32,34 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True)
+class Try:
+    """Settings that a search tried for a variant."""
+
+    settings: tuple[str, ...]
+    score: float | None  # mean of the measure over seeds and families; None: a run failed
+    minutes: float  # of its runs' steps
+
+
+@dataclass(frozen=True)
+class Search:
+    """The tries of every variant, on seeds that the comparison does not use."""
+
+    measure: str
+    seeds: tuple[int, ...]
+    tries: dict[str, tuple[Try, ...]]  # variant → the same number each
+
+    def best(self, variant: str) -> Try:
+        """Return the try with the highest score, of several the first.
+
+        Raises InputError if no try of the variant was finished.
+        """
+        tries = [each for each in self.tries[variant] if each.score is not None]
+        if not tries:
+            raise InputError(f"no try of {variant} was finished; see the logs in search/logs")
+        return max(tries, key=lambda each: each.score or 0.0)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All rows of a study, and its unfinished runs."""
 
@@ -39,6 +67,7 @@ class Comparison:
     measure: str
     rows: tuple[ComparisonRow, ...]
     missing: dict[str, str]  # run → why it is not in the table
+    search: Search | None = None  # for the variants' settings, before the runs
 
 
 def compare(
@@ -47,6 +76,7 @@ def compare(
     *,
     measure: str = "correct",
     missing: Mapping[str, str] | None = None,
+    search: Search | None = None,
 ) -> Comparison:
     """Compare runs by their last held-out evaluation.
 
@@ -82,7 +112,7 @@ def compare(
         for variant, by_seed in values.items()
         for name, members in members_of.items()
     ]
-    return Comparison(baseline, measure, tuple(rows), dict(missing or {}))
+    return Comparison(baseline, measure, tuple(rows), dict(missing or {}), search)
 
 
 def comparison_json(comparison: Comparison) -> str:
@@ -107,6 +137,8 @@ def comparison_markdown(comparison: Comparison) -> str:
         f"are paired by seed and question; the baseline `{baseline}` was written to study.yaml "
         "before the runs.\n"
     )
+    if comparison.search:
+        text += "\n## Search for settings\n\n" + _search_table(comparison.search)
     if comparison.missing:
         lines = [f"- `{run}`: {reason}\n" for run, reason in comparison.missing.items()]
         text += "\nNot in the table:\n\n" + "".join(lines)
@@ -125,6 +157,25 @@ def _table(
     head = f"| | {' | '.join(families)} |\n|{'---|' * (len(families) + 1)}\n"
     lines = [f"| `{variant}` | {' | '.join(cells)} |\n" for variant, cells in cells_of.items()]
     return head + "".join(lines)
+
+
+def _search_table(search: Search) -> str:
+    """Return a table with the chosen settings of each variant, all scores and the cost."""
+    seeds = ", ".join(map(str, search.seeds))
+    number = len(next(iter(search.tries.values())))
+    text = (
+        f"{number} tries for each, on seed {seeds}, which the tables above do not use. "
+        f"The best by {search.measure} is in the tables.\n\n"
+        "| | chosen | its score | scores of all tries | minutes of training |\n"
+        "|---|---|---|---|---|\n"
+    )
+    for variant, tries in search.tries.items():
+        best = search.best(variant)
+        scores = " ".join("failed" if t.score is None else f"{t.score:.3f}" for t in tries)
+        minutes = sum(each.minutes for each in tries)
+        chosen = " ".join(f"`{setting}`" for setting in best.settings)
+        text += f"| `{variant}` | {chosen} | {best.score:.3f} | {scores} | {minutes:.1f} |\n"
+    return text
 
 
 def values_by_family(records: Sequence[Record], measure: str) -> FamilyValues:

@@ -10,6 +10,7 @@ from rich.markdown import Markdown
 
 from nrt.analysis.comparison import (
     Comparison,
+    Search,
     compare,
     comparison_json,
     comparison_markdown,
@@ -28,6 +29,7 @@ from nrt.lab import RECIPES
 from nrt.lab.settings import prepare
 from nrt.run import Run, explain_unreadable_files, run_folder
 from nrt.study import RunOutcome, Study, open_study, run_study
+from nrt.study.search import Grid, parse_grid, read_search, search_study, with_best
 from nrt.study.study import read_study, read_variants, run_path
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.system.files import write_file
@@ -45,8 +47,12 @@ def compare_study(
     jobs: int = 1,
     study: str = "",
     measure: str = "correct",
+    sweep: Sequence[str] = (),
+    sweep_seeds: int = 1,
 ) -> Comparison:
     """Run a study and write its results into its folder.
+
+    With `sweep`, the settings of each variant are searched for first (`nrt.study.search`).
 
     Raises InputError for unknown names, before anything runs.
     """
@@ -54,6 +60,8 @@ def compare_study(
     plan = make_study(
         recipe, settings, methods=methods, variants=variants, seeds=seeds, baseline=baseline
     )
+    grids = make_grids(plan, variants, sweep)
+    tries = search_study(plan, grids, sweep_seeds) if grids else None
     name = study or f"compare-{Path(recipe).stem}"
 
     def own_settings(seed: int) -> list[str]:
@@ -66,9 +74,15 @@ def compare_study(
         console.print(line, highlight=False, soft_wrap=True)
 
     with explain_disk_errors(run_folder(name), "run the same command again"):
+        search = None
+        if tries:
+            searched = open_study(str(run_folder(name).absolute() / "search"), tries)
+            run_study(searched, jobs=jobs, report=report, prepare=own_settings)
+            search = read_search(searched, plan, grids, sweep_seeds, measure)
+            plan = with_best(plan, search)
         folder = open_study(name, plan)
         outcomes = run_study(folder, jobs=jobs, report=report, prepare=own_settings)
-        comparison = write_results(folder, outcomes, measure=measure)
+        comparison = write_results(folder, outcomes, measure=measure, search=search)
     console.print(Markdown(comparison_markdown(comparison)))
     files = "compare.md, compare.json, accuracy.png, dynamics.png, confidence.png"
     console.print(f"written to {folder}: {files}", soft_wrap=True)
@@ -88,7 +102,8 @@ def make_study(
     if bool(methods) == bool(variants):
         raise InputError("give either --methods a,b,c or --variants FILE")
     if variants:
-        default_baseline, settings_of_variants = read_variants(variants)
+        variant_set = read_variants(variants)
+        default_baseline, settings_of_variants = variant_set.baseline, variant_set.variants
     else:
         settings_of_variants = {name: (f"method={name}",) for name in methods.split(",")}
         has_sft = "sft" in settings_of_variants
@@ -96,8 +111,24 @@ def make_study(
     return Study(recipe, tuple(settings), settings_of_variants, seeds, baseline or default_baseline)
 
 
+def make_grids(study: Study, variants: str, sweep: Sequence[str]) -> dict[str, Grid]:
+    """Return the grid of each variant: that of `--sweep`, and that of the variants file over it.
+
+    Empty without `--sweep`: a file's grid alone starts no search.
+    """
+    if not sweep:
+        return {}
+    grid = parse_grid(sweep)
+    own = read_variants(variants).sweep if variants else {}
+    return {variant: {**grid, **own.get(variant, {})} for variant in study.variants}
+
+
 def write_results(
-    folder: Path, outcomes: Sequence[RunOutcome], *, measure: str = "correct"
+    folder: Path,
+    outcomes: Sequence[RunOutcome],
+    *,
+    measure: str = "correct",
+    search: Search | None = None,
 ) -> Comparison:
     """Write the tables and plots of the runs that are done."""
     # Everything is read before anything is written: a damaged file leaves the old results alone.
@@ -113,7 +144,7 @@ def write_results(
     for variant, seed in study.runs():
         if (variant, seed) in done:
             runs[variant][seed] = run_path(folder, variant, seed)
-    comparison = compare(runs, study.baseline, measure=measure, missing=missing)
+    comparison = compare(runs, study.baseline, measure=measure, missing=missing, search=search)
     dynamics = read_dynamics(runs)
     bins = _token_confidence(runs, study.baseline)
     write_file(folder / "compare.json", [comparison_json(comparison)])

@@ -48,6 +48,17 @@ def compare(
             help="Field of the held-out records to compare, such as correct, correct_null or logp."
         ),
     ] = "correct",
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE,VALUE",
+            help="Try these values for each method or variant first, and compare with the best. "
+            "Repeat it for all combinations of several settings.",
+        ),
+    ] = None,
+    sweep_seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each try, on seeds that the comparison has not.")
+    ] = 1,
 ) -> None:
     """Train several methods or variants and compare them, with confidence intervals.
 
@@ -69,6 +80,8 @@ def compare(
         jobs=jobs,
         study=study,
         measure=measure,
+        sweep=sweep or (),
+        sweep_seeds=sweep_seeds,
     )
     if comparison.missing:
         sys.exit(1)

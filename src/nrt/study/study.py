@@ -1,13 +1,13 @@
 """The variants, seeds and baseline of a study, written to study.yaml before any run starts.
 
 runs/<study>/  study.yaml   runs/<variant>-seed<k>/ (run folders)   logs/<variant>-seed<k>.log
-               compare.json   compare.md   *.png
+               compare.json   compare.md   *.png   search/ (a study: see `nrt.study.search`)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -44,8 +44,9 @@ class Study:
     recipe: str
     settings: tuple[str, ...]  # key=value, for all runs
     variants: Mapping[str, tuple[str, ...]]  # name → its own key=value settings
-    seeds: Annotated[int, Field(strict=True)]  # 0 … seeds − 1
+    seeds: Annotated[int, Field(strict=True)]  # number of runs of each variant
     baseline: str
+    first_seed: Annotated[int, Field(strict=True, ge=0)] = 0  # of `seeds` successive ones
 
     def __post_init__(self) -> None:
         if not 1 <= self.seeds <= MAX_SEEDS:
@@ -66,7 +67,8 @@ class Study:
 
         An interrupted study then has all variants with fewer seeds, not half of the variants.
         """
-        return [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        return [(variant, seed) for seed in seeds for variant in self.variants]
 
     def train_arguments(self, variant: str, seed: int, folder: Path) -> list[str]:
         """Return the arguments of `nrt train` for one run. Later settings override earlier ones."""
@@ -141,7 +143,7 @@ def open_study(name: str, study: Study) -> Path:
 
 def _extend(folder: Path, existing: Study, study: Study) -> Study:
     """Return the existing study with the variants and seeds of `study` added."""
-    for key in ("recipe", "settings", "baseline"):
+    for key in ("recipe", "settings", "baseline", "first_seed"):
         old, new = getattr(existing, key), getattr(study, key)
         if old != new:
             raise InputError(
@@ -154,12 +156,10 @@ def _extend(folder: Path, existing: Study, study: Study) -> Study:
                 f"{folder} has {variant} with {list(settings)!r:.200}; "
                 "give the variant another name"
             )
-    return Study(
-        study.recipe,
-        study.settings,
-        {**existing.variants, **study.variants},
-        max(existing.seeds, study.seeds),
-        study.baseline,
+    return replace(
+        study,
+        variants={**existing.variants, **study.variants},
+        seeds=max(existing.seeds, study.seeds),
     )
 
 
@@ -182,11 +182,20 @@ def read_study(folder: Path) -> Study:
         ) from None
 
 
-def read_variants(name: str) -> tuple[str, dict[str, tuple[str, ...]]]:
-    """Return (baseline, variants) of a packaged set or of a YAML file.
+@dataclass(frozen=True)
+class VariantSet:
+    """Variants to compare, from a file."""
+
+    baseline: str
+    variants: dict[str, tuple[str, ...]]  # name → its own key=value settings
+    sweep: dict[str, dict[str, tuple[str, ...]]]  # name → setting → values to try first
+
+
+def read_variants(name: str) -> VariantSet:
+    """Return a packaged set of variants, or that of a YAML file.
 
     The file holds `baseline: NAME` and `variants: {NAME: [key=value, …]}`. Without `baseline` the
-    first variant is it.
+    first variant is it. `sweep: {NAME: {KEY: [value, …]}}` is for `nrt compare --sweep`.
     """
     packaged = packaged_recipes("ablations")
     if name in packaged:
@@ -206,7 +215,22 @@ def read_variants(name: str) -> tuple[str, dict[str, tuple[str, ...]]]:
             f"{name} must hold `baseline: NAME` and `variants: {{NAME: [key=value, …]}}`"
         )
     variants = {str(variant): tuple(settings or ()) for variant, settings in variants.items()}
-    return str(values.get("baseline", next(iter(variants)))), variants
+    sweep = values.get("sweep") or {}
+    if not isinstance(sweep, dict) or not all(_is_grid(grid) for grid in sweep.values()):
+        raise InputError(f"{name}: sweep must hold {{NAME: {{KEY: [value, value, …]}}}}")
+    unknown = set(sweep) - set(variants)
+    if unknown:
+        raise unknown_name("variant in sweep", sorted(unknown)[0], variants)
+    grids = {}
+    for variant, grid in sweep.items():
+        grids[variant] = {key: tuple(map(str, tried)) for key, tried in grid.items()}
+    return VariantSet(str(values.get("baseline", next(iter(variants)))), variants, grids)
+
+
+def _is_grid(values: object) -> bool:
+    return isinstance(values, dict) and all(
+        isinstance(tried, list) and len(tried) > 1 for tried in values.values()
+    )
 
 
 def _are_settings(values: object) -> bool:
