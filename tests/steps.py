@@ -36,13 +36,16 @@ def collect(
             raise Stop
 
     hooks = StepHooks(checkpoint_here=stop_before_updates, traces_ready=sampled)
-    fused, engine.fused = engine.fused, False  # else the first update is made with the scores
+    can_fuse, engine.can_fuse = (
+        engine.can_fuse,
+        False,
+    )  # else the first update is made with the scores
     try:
         train_step(replace(learner, batch=batch), progress, draw, seed=seed, hooks=hooks)
     except Stop:
         pass
     finally:
-        engine.fused = fused
+        engine.can_fuse = can_fuse
     assert progress.pending
     return progress.pending.rollout
 
@@ -71,7 +74,7 @@ def gradient(learner: Learner, groups: Sequence[Group]) -> LossSums:
     """Compute the gradient of an update; it is left in the weights."""
     rows = [row for group in groups for row in group.rows]
     credits = [credit for group in groups for credit in group.row_credits()]
-    return local_engine(learner).gradient(
+    return local_engine(learner).compute_gradient(
         rows, credits, learner.method, denominator=denominator(learner, groups)
     )
 

@@ -47,7 +47,7 @@ def batch(prompts, traces=3):
 
 def gradient_of_batch(engine, prompts):
     rows, credits = batch(prompts)
-    return engine.gradient(rows, credits, METHODS["nrt-gm"], denominator=20.0 * len(rows))
+    return engine.compute_gradient(rows, credits, METHODS["nrt-gm"], denominator=20.0 * len(rows))
 
 
 def learn(
@@ -95,7 +95,7 @@ def learn(
             if master.grad is not None:
                 results[name] = full_tensor(master.grad).clone()
         assert len(results) == 2 + reference + len(engine.weights.masters)
-        stats = engine.update(sums)
+        stats = engine.optimizer_step(sums)
         names = ("total", "trace", "answer", "format", "ratio_mean", "grad_norm")
         results["stats"] = torch.tensor([getattr(stats, name) for name in names])
         assert stats.tokens == sum(len(row.ids) for row in rows)
@@ -174,7 +174,7 @@ def update_with_unused_parameter(parallel):
             processes=processes,
             parallel=parallel,
         )
-        engine.update(gradient_of_batch(engine, 1))
+        engine.optimizer_step(gradient_of_batch(engine, 1))
         with engine.weights.gathered_parameters():
             return model.unused.tolist()
 

@@ -35,7 +35,7 @@ def gradient(learner, groups, tokens_per_batch=10**6):
     engine.budget.tokens = tokens_per_batch
     rows = [row for group in groups for row in group.rows]
     credits = [credit for group in groups for credit in group.row_credits()]
-    sums = engine.gradient(
+    sums = engine.compute_gradient(
         rows, credits, learner.method, denominator=len(rows) * learner.loss_tokens
     )
     return torch.cat(
@@ -122,7 +122,7 @@ def test_the_first_of_two_updates_scores_its_own_rows(make_config, method):
     results = []
     for fused in (True, False):
         parts = prepare(make_config(traces=8, method=method, updates_per_rollout=2))
-        local_engine(parts).fused = fused
+        local_engine(parts).can_fuse = fused
         scored = []
         policy = parts.learner.policy
         score = policy.engine.score

@@ -5,7 +5,7 @@ import torch
 from nrt.data import trace_row
 from nrt.scoring.flex import make_mask_mod
 from nrt.scoring.prefix_attention import PrefixAttention
-from nrt.trainer.collect import compute_group, score_groups, score_separate_rows, scored_rows
+from nrt.trainer.collect import compute_group, score_baselines, score_groups, scored_rows
 from nrt.trainer.groups import SampledGroup
 from nrt.trainer.metrics import PhaseTimer
 from nrt.trainer.setup import prepare
@@ -42,7 +42,7 @@ def in_aligned_blocks(self, module, query, key, value, *, scale, window, softcap
 
 def groups_of(parts, drafts):
     learner, timer = parts.learner, PhaseTimer()
-    baselines = score_separate_rows(learner, drafts, timer)
+    baselines = score_baselines(learner, drafts, timer)
     scores = score_groups(learner, drafts, timer)
     return [
         compute_group(learner, None, drafts, baselines, g, *tails) for g, tails in enumerate(scores)

@@ -16,7 +16,7 @@ from nrt.scoring import Scorer
 from nrt.types import Row, TokenScores
 
 RowCreditor = Callable[[Sequence[int], TokenScores], Sequence[RowCredit | None]]
-"""(places of a micro-batch's rows, their scores) → credit of each row; None: not in the loss."""
+"""(indices of a micro-batch's rows, their scores) → credit of each row; None: not in the loss."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def add_gradient(
 
     Args:
         rows: the rows of the update.
-        batch: places of the micro-batch's rows among them.
+        batch: indices of the micro-batch's rows among them.
 
     Returns: the fields of `LossSums` except `tokens`, float64 [N_SUMS].
     """

@@ -27,7 +27,7 @@ class UpdateStats:
     ratio_clipped: float  # share of sampled tokens
     grad_norm: float  # before clipping
     lr: float
-    tokens: int  # of the rows, a shared prompt counted in each
+    tokens: int  # of the rows trained on, a shared prompt counted in each
     skipped: bool = False  # loss or gradient were not finite: no weight changed
 
 
@@ -44,7 +44,7 @@ class HasRowCredits(Protocol):
 G = TypeVar("G", bound=HasRowCredits)
 
 GroupCreditor = Callable[[int, Sequence[TailScores]], G]
-"""(place of a group, scores of its rows) → the credited group."""
+"""(index of a group, scores of its rows, detached and on the CPU) → the credited group."""
 
 
 class Engine(Protocol):
@@ -57,7 +57,7 @@ class Engine(Protocol):
 
     warn: Callable[[str], None]
     processes: ProcessGroup
-    fused: bool  # `score_and_train` can use one forward for both
+    can_fuse: bool  # `score_and_train` can use one forward for both
 
     @property
     def scorer_why(self) -> str:
@@ -74,7 +74,8 @@ class Engine(Protocol):
         ...
 
     def score(self, rows: Sequence[Row], *, initial: bool = False) -> TokenScores:
-        """Return log-probabilities and entropies of the rows' tails, without gradient.
+        """Return log-probabilities and entropies of the rows' tails: float32, nats, on the CPU,
+        without gradient.
 
         Args:
             initial: under the initial model instead of the current weights.
@@ -89,7 +90,10 @@ class Engine(Protocol):
         *,
         denominator: float,
     ) -> UpdateStats:
-        """Take one optimizer step on the rows."""
+        """Take one optimizer step on the rows.
+
+        No weight changes if the loss or the gradient is not finite (`UpdateStats.skipped`).
+        """
         ...
 
     def score_and_train(
@@ -109,7 +113,7 @@ class Engine(Protocol):
         Args:
             groups: the rows of each group.
             credit: called for each group, and again after a retry for memory, with the group's
-                place and the scores of its rows.
+                index and the scores of its rows.
             denominator: see `nrt_loss`.
 
         Returns: the credited groups, in order, and the statistics of the step.

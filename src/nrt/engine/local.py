@@ -52,7 +52,7 @@ class LocalEngine:
     budget: TokenBudget  # of a micro-batch
     max_grad_norm: float
     warn: Callable[[str], None] = print
-    fused: bool = True
+    can_fuse: bool = True
 
     def running(self, folder: Path) -> AbstractContextManager[None]:
         """Return a context that does nothing: the engine needs no other process."""
@@ -74,8 +74,8 @@ class LocalEngine:
         with gathered():
             scores = self.retry_out_of_memory(lambda: self.budget.fail_together(score_mine))
         tails: dict[int, TailScores] = {}
-        for places, part in self.processes.all_gather((mine, scores)):
-            tails |= zip(places, part.rows(), strict=True)
+        for indices, part in self.processes.all_gather((mine, scores)):
+            tails |= zip(indices, part.rows(), strict=True)
         logps, entropies = zip(*(tails[i] for i in range(len(rows))), strict=True)
         return TokenScores(torch.cat(logps), torch.cat(entropies), tuple(map(len, logps)))
 
@@ -89,9 +89,9 @@ class LocalEngine:
     ) -> UpdateStats:
         """Take one optimizer step on the rows."""
         sums = self.retry_out_of_memory(
-            lambda: self.gradient(rows, credits, method, denominator=denominator)
+            lambda: self.compute_gradient(rows, credits, method, denominator=denominator)
         )
-        return self.update(sums)
+        return self.optimizer_step(sums)
 
     def score_and_train(
         self,
@@ -105,13 +105,13 @@ class LocalEngine:
 
         def work() -> tuple[list[G], LossSums]:
             if self.keeps_groups_whole(groups):
-                return self._gradient_with_scoring(groups, credit, method, denominator)
-            return self._gradient_after_scoring(groups, credit, method, denominator)
+                return self._score_within_update(groups, credit, method, denominator)
+            return self._score_before_update(groups, credit, method, denominator)
 
         credited, sums = self.retry_out_of_memory(work)
-        return credited, self.update(sums)
+        return credited, self.optimizer_step(sums)
 
-    def gradient(
+    def compute_gradient(
         self,
         rows: Sequence[Row],
         credits: Sequence[RowCredit],
@@ -120,12 +120,12 @@ class LocalEngine:
         denominator: float,
     ) -> LossSums:
         """Compute the gradient of the rows' loss. It replaces the gradient that was there."""
-        sums = self._gradient(
+        sums = self._accumulate_gradient(
             rows, lambda batch, _: [credits[i] for i in batch], method, denominator
         )
         return replace(sums, tokens=sum(len(row.ids) for row in rows))
 
-    def update(self, sums: LossSums) -> UpdateStats:
+    def optimizer_step(self, sums: LossSums) -> UpdateStats:
         """Take one optimizer step along the current gradient, and free the gradient.
 
         No process takes it if the loss or the gradient is not finite in any of them.
@@ -198,7 +198,7 @@ class LocalEngine:
                 pieces += len({group_of_row[i] for i in batch})
         return pieces == len(groups)
 
-    def _gradient_with_scoring(
+    def _score_within_update(
         self,
         groups: Sequence[Sequence[Row]],
         credit: GroupCreditor[G],
@@ -221,7 +221,7 @@ class LocalEngine:
                 credits |= zip(members, credited[g].row_credits(), strict=False)
             return [credits[i] for i in batch]
 
-        sums = self._gradient(rows, credit_rows, method, denominator)
+        sums = self._accumulate_gradient(rows, credit_rows, method, denominator)
         gathered: dict[int, G] = {}
         for part in self.processes.all_gather(credited):
             gathered |= part
@@ -231,7 +231,7 @@ class LocalEngine:
             tokens += sum(len(row.ids) for row in group[: len(result.row_credits())])
         return all_credited, replace(sums, tokens=tokens)
 
-    def _gradient_after_scoring(
+    def _score_before_update(
         self,
         groups: Sequence[Sequence[Row]],
         credit: GroupCreditor[G],
@@ -241,9 +241,9 @@ class LocalEngine:
         """Score all rows first, then forward those that got a credit again, with gradient."""
         scores = self.score(_flat(groups)[0])
         credited, rows, credits = credit_scored_groups(groups, scores, credit)
-        return credited, self.gradient(rows, credits, method, denominator=denominator)
+        return credited, self.compute_gradient(rows, credits, method, denominator=denominator)
 
-    def _gradient(
+    def _accumulate_gradient(
         self, rows: Sequence[Row], credit_rows: RowCreditor, method: Method, denominator: float
     ) -> LossSums:
         """Accumulate the gradient over micro-batches and processes.
@@ -280,7 +280,7 @@ class LocalEngine:
         return TokenScores(scores.logp_N.cpu(), scores.entropy_N.cpu(), scores.lengths)
 
     def _shares(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Return the places of each process's rows. The rows of a prompt go to one process."""
+        """Return the indices of each process's rows. The rows of a prompt go to one process."""
         groups = list(by_prompt(rows).values())
         costs = []
         for group in groups:
@@ -289,12 +289,12 @@ class LocalEngine:
         return [sorted(i for g in share for i in groups[g]) for share in shares]
 
     def _batches(self, rows: Sequence[Row], share: Sequence[int]) -> list[list[int]]:
-        """Return the micro-batches of one process's rows, as places among all rows."""
+        """Return the micro-batches of one process's rows, as indices among all rows."""
         batches = self.scorer.batches([rows[i] for i in share], self.budget.tokens)
         return [[share[i] for i in batch] for batch in batches]
 
 
 def _flat(groups: Sequence[Sequence[Row]]) -> tuple[list[Row], list[int]]:
-    """Return all rows, and the place of each row's group."""
+    """Return all rows, and the index of each row's group."""
     rows = [row for group in groups for row in group]
     return rows, [g for g, group in enumerate(groups) for _ in group]

@@ -56,14 +56,13 @@ def sample_groups(
     return [SampledGroup(*parts) for parts in zip(pairs, traces, rows, answers, strict=True)]
 
 
-def score_separate_rows(
+def score_baselines(
     learner: Learner, groups: Sequence[SampledGroup], timer: PhaseTimer
 ) -> list[BaselineScores]:
-    """Score what needs rows of its own.
+    """Score what is not scored with the traces (`scored_rows`), without gradient.
 
     These are the reference answers under the initial model, and after a baseline other than the
-    null trace under the policy; and the sampled tokens under the method's second policy. The usual
-    baseline, that null trace, is scored with the traces: `scored_rows`.
+    policy's null trace; and the sampled tokens under the method's second policy.
     """
     method, policy = learner.method, learner.policy
     pairs = [group.pair for group in groups]

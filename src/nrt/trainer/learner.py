@@ -39,4 +39,4 @@ class Learner:
         """
         method = self.method
         same_rows = method.samples and method.keep is None and not method.samples_answers
-        return self.policy.engine.fused and same_rows
+        return self.policy.engine.can_fuse and same_rows

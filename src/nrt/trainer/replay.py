@@ -113,7 +113,9 @@ def _findings(parts: Parts, groups: Sequence[Group]) -> Iterator[str]:
         yield from _listed(_bad_values(groups, name))
     rows = [row for group in groups for row in group.rows]
     credits = [credit for group in groups for credit in group.row_credits()]
-    sums = engine.gradient(rows, credits, method, denominator=denominator(parts.learner, groups))
+    sums = engine.compute_gradient(
+        rows, credits, method, denominator=denominator(parts.learner, groups)
+    )
     for term in ("trace", "answer", "format", "total"):
         value = getattr(sums, term)
         if _not_finite(torch.tensor(value)):

@@ -15,8 +15,8 @@ from nrt.objective import ScoredGroup
 from nrt.trainer.collect import (
     compute_group,
     sample_groups,
+    score_baselines,
     score_groups,
-    score_separate_rows,
     scored_rows,
 )
 from nrt.trainer.difficulty import Draw, Selection
@@ -77,7 +77,7 @@ def train_step(
             hooks.traces_ready()
 
             # score: the usual baseline, the null trace, is scored with the traces
-            baselines = score_separate_rows(learner, sampled, timer)
+            baselines = score_baselines(learner, sampled, timer)
             fused = len(sampled) // learner.updates if learner.fused else 0
             scores = score_groups(learner, sampled[fused:], timer)
 

@@ -55,7 +55,7 @@ class VerlEngine:
     warn: Callable[[str], None] = print
     checkpoint: Path | None = None  # to resume from
     lr: float | None = None  # of the next update; None until verl has reported it
-    fused: bool = False
+    can_fuse: bool = False
     uses_trainer_model: bool = False
     version: int = 0
     processes: ProcessGroup = SINGLE_PROCESS
