@@ -58,6 +58,7 @@ def test_certain_prompts_are_replaced_by_those_that_follow() -> None:
     assert [pair.example.id for pair in chosen.pairs] == ["1", "3", "5", "6"]
     assert drawn == [(0, 4), (4, 2), (6, 1)]
     assert (chosen.offsets, chosen.drawn, chosen.certain) == ((1, 3, 5, 6), 7, 3)
+    assert chosen.forwarded == 7 * 1 + 4 * 2 + 3 * 1, "prompts, then answers"
 
 
 def test_certainty_everywhere_cannot_hold_up_a_run() -> None:

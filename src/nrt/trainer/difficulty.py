@@ -28,6 +28,7 @@ class Selection:
     offsets: tuple[int, ...]  # among the pairs that come next in the stream, ascending
     drawn: int  # pairs taken from the stream
     certain: int | None = None  # of these, with certain answers; None if that is not measured
+    forwarded: int = 0  # tokens of the rows that were scored to choose
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,12 @@ class ByDifficulty:
         pairs: list[Pair] = []
         surprisal: list[float] = []  # mean over the answer's tokens, nats
         certain: list[bool] = []
+        forwarded = 0
         for _ in range(MAX_DRAWS):
             candidates = list(draw(len(pairs), wanted - certain.count(False)))
-            scores = self.policy.score([self.row_of(pair) for pair in candidates])
+            rows = [self.row_of(pair) for pair in candidates]
+            forwarded += sum(len(row.ids) for row in rows)
+            scores = self.policy.score(rows)
             for pair, (logp, _) in zip(candidates, scores, strict=True):
                 logp_T = logp[-len(pair.answer_ids) :]
                 pairs.append(pair)
@@ -68,7 +72,8 @@ class ByDifficulty:
         key = self.settings.power * np.log(np.maximum(surprisal, 1e-9)) + noise
         order = sorted(range(len(pairs)), key=lambda i: (certain[i], -key[i]))
         offsets = tuple(sorted(order[:n]))
-        return Selection(tuple(pairs[i] for i in offsets), offsets, len(pairs), certain.count(True))
+        chosen = tuple(pairs[i] for i in offsets)
+        return Selection(chosen, offsets, len(pairs), certain.count(True), forwarded)
 
     def _is_certain(self, lowest_probability: float) -> bool:
         bound = self.settings.skip_above

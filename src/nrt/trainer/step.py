@@ -71,6 +71,7 @@ def train_step(
             with timer("score"):
                 draw_next = batch.continuing(draw)
                 selection = learner.select(draw_next, batch.missing, seed=round_seed)
+            timer.forwarded += selection.forwarded
             sampled = sample_groups(
                 learner, selection.pairs, timer, seed=round_seed, answer_seed=answer_seed
             )
