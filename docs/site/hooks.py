@@ -1,4 +1,4 @@
-"""What the site has besides docs/*.md: pages of the repository's root, files that pages link to, and the API.
+"""What the site has besides docs/*.md: pages of the repository's root, files that pages link to, and generated reference pages.
 
 All pages keep the links that work in a checkout; here they are turned into the site's own. A file outside docs/ that is linked becomes
 a page `source/PATH.md`. What the API shows is each module's `__all__`, or its public names; the last step checks that all are there.
@@ -16,6 +16,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from reference import commands_page, settings_page  # beside this file
 
 ROOT = Path(__file__).parents[2]
 ROOT_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
@@ -35,7 +36,8 @@ API = ["nrt", "nrt.config", "nrt.types", "nrt.errors", "nrt.objective", "nrt.dat
 
 def on_config(config: MkDocsConfig) -> None:
     assert config.nav is not None
-    config.nav.append({"API": [{name: f"api/{name}.md"} for name in API]})
+    reference = next(entry["Reference"] for entry in config.nav if "Reference" in entry)
+    reference.append({"Python": [{name: f"api/{name}.md"} for name in API]})
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -57,6 +59,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             _page_of(path),
             LINK.sub(lambda match, path=path: _link(match, path, set()), text),
         )
+    _put(files, config, "reference/commands.md", commands_page())
+    _put(files, config, "reference/settings.md", settings_page())
     for name in API:
         _put(files, config, f"api/{name}.md", _api_page(name))
     return files

@@ -1,4 +1,4 @@
-"""What kills and stress once broke, each by itself (docs/reliability.md, "What was found")."""
+"""What kills and stress once broke, each by itself (docs/robustness.md)."""
 
 import os
 import shutil

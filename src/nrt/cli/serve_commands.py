@@ -133,7 +133,7 @@ def rollout_server(
     """Serve vLLM rollouts to a trainer in another process or on another machine.
 
     Start the trainer with sampler=vllm and with this server's address in vllm.urls.
-    See docs/running.md.
+    See docs/vllm.md.
     """
     from nrt.config import build_config
     from nrt.rollout.server import RolloutServer, open_vllm

@@ -49,7 +49,7 @@ def train(
 
     Start:   nrt train gsm8k model=FOLDER data.train=FILE run=NAME
     Resume:  nrt train resume=NAME
-    For several GPUs see docs/running.md.
+    For several GPUs see docs/several-gpus.md.
     """
     from nrt.trainer import train as run_training
 

@@ -127,9 +127,9 @@ class Config(Section):
     `verl.actor_rollout_ref.rollout.name=sglang` (engine=verl)."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """Under torchrun: with `ddp` each process holds all weights, with `fsdp` a shard of them;
-    `auto`: ddp if it fits in memory (docs/running.md)."""
+    `auto`: ddp if it fits in memory (docs/several-gpus.md)."""
     sampler: Literal["hf", "vllm"] = "hf"
-    """Sampler of traces and answers: the trainer's own model, or vLLM (docs/running.md)."""
+    """Sampler of traces and answers: the trainer's own model, or vLLM (docs/vllm.md)."""
     sampler_rows: Positive = 512
     """Maximum number of sequences decoded together. Fewer need less memory for keys and values;
     only the speed depends on it."""

@@ -126,7 +126,7 @@ class ObjectiveConfig(Section):
     not end with END."""
     importance_cap: Annotated[float, Field(gt=0)] | None = None
     """Weigh the trace term of each sampled token by π_trainer/π_sampler, truncated at this value
-    (2.0 is usual); unset: no weights (docs/running.md)."""
+    (2.0 is usual); unset: no weights (docs/vllm.md)."""
     appended_end_acts: bool | None = None
     """Let an appended END take part in the trace term, as in the authors' release."""
     loss_tokens: Positive | None = None
@@ -147,7 +147,7 @@ class LoraConfig(Section):
 
 
 class VLLMConfig(Section):
-    """Settings of sampler=vllm (docs/running.md).
+    """Settings of sampler=vllm (docs/vllm.md).
 
     `dtype`, `memory`, `context` and `sleep` are for vLLM in the trainer's process; a rollout server
     has command-line options.
@@ -190,7 +190,7 @@ class HeldoutConfig(Section):
 
 
 class WatchConfig(Section):
-    """Thresholds of warnings, one warning per metric; 0 disables it (docs/reliability.md).
+    """Thresholds of warnings, one warning per metric; 0 disables it (docs/tuning.md).
 
     `length`, `entropy`, `beats_null` and `readout` warn when the mean over the last `steps` steps
     (readout: 5) falls below this share of the mean over the first `steps` steps of the run.
