@@ -10,7 +10,7 @@ The first command builds and evaluates the base model and writes the data. Run a
 the repository. DATA holds gsm8k/{train,test}.jsonl.gz and p3_t0_sample/p3_t0_sample.jsonl.gz. The
 base model reads half of GSM8K's training problems with their solutions, and most of P3's prompts
 with their completions. Training uses the remaining rows, of which it sees only questions and final
-answers. Results: docs/real-text.md and docs/raw-text.md.
+answers. Results: docs/real-text.md and docs/results/raw-text.md.
 """
 
 from __future__ import annotations
