@@ -151,14 +151,13 @@ def test_vllm_without_sleep_takes_half_of_it_all_the_time():
     assert awake.updating == awake.resident.total + awake.reserve + awake.update.total
 
 
-def test_help_and_documentation_name_every_gpu(capsys):
+def test_the_help_names_every_gpu(capsys):
+    """The documentation's page of commands is made from it."""
     with pytest.raises(SystemExit):
         app(["plan", "--help"], standalone_mode=True)
     printed = " ".join(re.findall(r"\w+", capsys.readouterr().out))
-    document = DOCUMENT.read_text(encoding="utf-8")
     for name in GPUS:
         assert f" {name} " in printed
-        assert f"`{name}`" in document
 
 
 def test_a_run_that_fits_leaves_seven_percent_free():
