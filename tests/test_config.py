@@ -1,5 +1,6 @@
 """Recipes, profiles and overrides become one valid config; invalid settings are named."""
 
+import re
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from nrt import config as module
 from nrt.config import (
     Config,
+    ObjectiveConfig,
     Section,
     build_config,
     dump_yaml,
@@ -21,6 +23,8 @@ from nrt.config import (
     parse_plain_yaml,
     parse_yaml,
 )
+from nrt.config.aliases import ALIASES
+from nrt.config.validation import annotation_of
 from nrt.errors import InputError
 from nrt.trainer.resolve import resolve_method
 
@@ -82,7 +86,9 @@ def test_the_command_line_may_choose_the_profile(tmp_path):
         (["stesp=3"], "unknown setting 'stesp'; did you mean 'steps'"),
         (["data.trian=x"], "unknown setting 'data.trian'; did you mean 'data.train'"),
         (["data.columns.questions=x"], "did you mean 'data.columns.question'"),
-        (["lr=1e-5"], "unknown setting 'lr'"),
+        (["lr=1e-5"], "unknown setting 'lr'; in nrt it is optimizer.lr"),
+        (["optimizer.learning_rate=1"], "'optimizer.learning_rate'; in nrt it is optimizer.lr"),
+        (["output_dir=x"], "unknown setting 'output_dir'; in nrt it is run"),
         (["steps=many"], "setting steps='many': input should be a valid integer"),
         (["steps=0"], "setting steps=0: input should be greater than or equal to 1"),
         (["batch=2.5"], "setting batch=2.5: input should be a valid integer"),
@@ -114,6 +120,65 @@ def test_the_command_line_may_choose_the_profile(tmp_path):
 def test_errors_name_the_setting(arguments, message):
     with pytest.raises(InputError, match=message):
         load_config("gsm8k", arguments)
+
+
+def test_settings_from_python_nest_and_win_over_the_command_lines_form(tmp_path):
+    """A mapping, a double underscore and a dot mean the same."""
+    expected = load_config("gsm8k", ["optimizer.lr=1e-5", "optimizer.warmup=2", "run=a/b"])
+    assert expected.optimizer.lr == 1e-5
+    for form in (
+        {"optimizer": {"lr": 1e-5, "warmup": 2}},
+        {"optimizer__lr": 1e-5, "optimizer__warmup": 2},
+        {"optimizer.lr": 1e-5, "optimizer": {"warmup": 2}},
+    ):
+        assert load_config("gsm8k", ["run=c"], run=Path("a/b"), **form) == expected
+
+
+def test_no_recipe_is_the_recipe_pairs():
+    assert load_config() == load_config("pairs")
+    assert load_config().data.columns == Config().data.columns, "no recipe fixes columns"
+    assert load_config("gsm8k").data.columns == Config().data.columns
+    assert load_config("llama-3.2-3b").data.columns == Config().data.columns
+
+
+@pytest.mark.parametrize("name", sorted(ALIASES))
+def test_names_of_other_libraries_lead_to_settings(name):
+    setting = re.match(r"[\w.]+", ALIASES[name])[0]
+    assert annotation_of(Config, setting) is not None
+    assert annotation_of(Config, name) is None
+    with pytest.raises(InputError, match=re.escape(f"in nrt it is {ALIASES[name]}")):
+        load_config("gsm8k", **{name: 1})
+
+
+def test_a_config_is_valid_however_it_is_made():
+    """Made directly, copied, or from a mapping: its profile is applied and all checks are done."""
+    assert Config() == build_config() == Config.model_validate({})
+    assert Config(profile="paper") == build_config({"profile": "paper"})
+    own = Config(objective=ObjectiveConfig(answer_coef=2.0))
+    assert own == build_config({"objective": {"answer_coef": 2.0}})
+    assert own.objective.signal_weight == 1.0, "of the profile"
+    for make in (
+        lambda **settings: Config(**settings),
+        lambda **settings: Config().model_copy(update=settings),
+        lambda **settings: build_config(settings),
+        lambda **settings: load_config("gsm8k", **settings),
+    ):
+        with pytest.raises(InputError, match="setting steps='ten': input should be a valid int"):
+            make(steps="ten")
+        with pytest.raises(InputError, match="unknown setting 'stesp'; did you mean 'steps'"):
+            make(stesp=3)
+        with pytest.raises(InputError, match="batch=10 cannot be split"):
+            make(batch=10, updates_per_rollout=4)
+        assert make(optimizer={"lr": 1e-6}).optimizer.lr == 1e-6
+    with pytest.raises(ValidationError):
+        Config().optimizer.model_copy(update={"lr": -1})
+    with pytest.raises(InputError, match="profile=recommended are part of this config already"):
+        Config().model_copy(update={"profile": "paper"})
+
+
+def test_a_runs_settings_are_complete():
+    """A stored config is not changed by a profile that has more settings than when it was made."""
+    assert parse_yaml("profile: recommended", "config.yaml").objective.signal_weight is None
 
 
 def test_unknown_recipe_names_the_nearest():

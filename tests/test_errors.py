@@ -16,3 +16,9 @@ def test_unknown_offers_nothing_where_nothing_is_near():
         str(unknown_name("method", "zzz", ["sft", "nrt-gm"]))
         == "unknown method 'zzz'. Known: nrt-gm, sft"
     )
+
+
+def test_a_long_table_is_not_listed():
+    error = unknown_name("setting", "name-7x", [f"name-{i}" for i in range(99)])
+    assert "did you mean 'name-7'? The closest of 99: " in str(error)
+    assert str(error).count("name-") == 12

@@ -58,8 +58,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_torch_error or any(message in str(error) for message in messages)
 
 
+MAX_NAMES = 10
+"""Most names that an error lists."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Return the error for a name that is not in a table, with the closest known name.
+
+    Of a long table the error lists the closest names.
 
     >>> str(unknown_name("method", "nrt-mg", ["nrt-gm", "sft"]))
     "unknown method 'nrt-mg'; did you mean 'nrt-gm'? Known: nrt-gm, sft"
@@ -67,4 +73,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     names = sorted(known)
     closest = get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"; did you mean '{closest[0]}'?" if closest else "."
-    return InputError(f"unknown {kind} '{name:.100}'{hint} Known: {', '.join(names)}")
+    if len(names) > MAX_NAMES:
+        nearest = get_close_matches(name, names, n=MAX_NAMES, cutoff=0.0)
+        listed = f"The closest of {len(names)}: {', '.join(nearest)}"
+    else:
+        listed = f"Known: {', '.join(names)}"
+    return InputError(f"unknown {kind} '{name:.100}'{hint} {listed}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nrt.cli.common import Settings, check_single_process, console, print_line
-from nrt.errors import InputError, NrtError
+from nrt.errors import NrtError
 from nrt.system.environment import rank_and_world_size
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def train(
     """Train a model, or resume a run.
 
     Start:   nrt train gsm8k model=FOLDER data.train=FILE run=NAME
+    The same with the recipe `pairs`, for any columns: nrt train model=FOLDER data.train=FILE
     Resume:  nrt train resume=NAME
     For several GPUs see docs/several-gpus.md.
     """
@@ -84,7 +85,7 @@ def train(
 
 
 def _training_config(settings: list[str]) -> Config:
-    """Return the config of RECIPE key=value …, or that of the run to resume with overrides."""
+    """Return the config of [RECIPE] key=value …, or that of the run to resume with overrides."""
     from nrt.config import build_config, load_config, parse_overrides
     from nrt.run import load_run, run_folder
 
@@ -96,9 +97,7 @@ def _training_config(settings: list[str]) -> Config:
     values = parse_overrides(overrides)
     resume = values.get("resume")
     if not resume:
-        raise InputError(
-            "no recipe given; write nrt train RECIPE key=value …, or nrt train resume=RUN"
-        )
+        return load_config(None, overrides)
     return build_config(load_run(run_folder(str(resume))).config.model_dump(mode="json"), values)
 
 

@@ -16,11 +16,11 @@ from nrt.config.layers import (
     build_config,
     dump_yaml,
     load_config,
-    merge_settings,
-    packaged_recipes,
+    nest_settings,
     parse_overrides,
     parse_yaml,
 )
+from nrt.config.recipes import merge_settings, packaged_recipes
 from nrt.config.safe_yaml import parse_plain_yaml, read_yaml_file
 from nrt.config.schema import AUTO_TOKENS_PER_BATCH, Config
 from nrt.config.sections import (
@@ -55,6 +55,7 @@ __all__ = [
     "dump_yaml",
     "load_config",
     "merge_settings",
+    "nest_settings",
     "packaged_recipes",
     "parse_overrides",
     "parse_plain_yaml",

@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 
+from nrt.config.recipes import SCHEMA_VERSION, merge_settings, packaged_recipes, parse_settings
 from nrt.config.safe_yaml import parse_plain_yaml, read_yaml_file
-from nrt.config.schema import SCHEMA_VERSION, Config
-from nrt.config.validation import annotation_of, validate
+from nrt.config.schema import Config
+from nrt.config.sections import COMPLETE
+from nrt.config.validation import annotation_of
 from nrt.errors import InputError, unknown_name
 
+NEUTRAL_RECIPE = "pairs"
+"""Recipe that is taken if none is named."""
 
-def load_config(recipe: str, overrides: Iterable[str] = ()) -> Config:
-    """Return the config of a recipe with `key=value` overrides.
 
-    `recipe` is the name of a packaged recipe or the path of a YAML file, such as a run's
-    config.yaml. Raises InputError for an unknown recipe, an unknown setting (with the nearest known
-    one) or a value of the wrong type.
+def load_config(
+    recipe: str | os.PathLike[str] | None = None, overrides: Iterable[str] = (), **settings: Any
+) -> Config:
+    """Return the config of a recipe with settings over it.
+
+    `load_config("gsm8k", steps=100, optimizer={"lr": 1e-5})`; in place of the mapping also
+    `optimizer__lr=1e-5`.
+
+    Args:
+        recipe: name of a packaged recipe, or path of a YAML file, such as a run's config.yaml;
+            None: the recipe `pairs`.
+        overrides: `key=value` texts, as on the command line.
+        settings: settings by name; they win over `overrides`.
+
+    Raises InputError for an unknown recipe, an unknown setting (with the nearest known one) or a
+    value of the wrong type.
     """
-    return build_config(_read_recipe(recipe), parse_overrides(overrides))
+    name = NEUTRAL_RECIPE if recipe is None else os.fspath(recipe)
+    return build_config(_read_recipe(name), parse_overrides(overrides), nest_settings(settings))
 
 
 def build_config(*layers: Mapping[str, Any]) -> Config:
-    """Merge layers over the profile that they name, and validate the result."""
+    """Merge layers, the later over the earlier ones and all over the profile that they name."""
     settings: dict[str, Any] = {}
     for layer in layers:
         settings = merge_settings(settings, layer)
-    profile = str(settings.get("profile", Config.model_fields["profile"].default))
-    return validate(merge_settings(_read_profile(profile), settings))
+    return Config.model_validate(settings)
 
 
 def dump_yaml(config: Config) -> str:
@@ -46,7 +60,7 @@ def parse_yaml(text: str, source: str) -> Config:
 
     Raises InputError if another version of the schema wrote it.
     """
-    return validate(_parse_settings(text, source))
+    return Config.model_validate(parse_settings(text, source), context=COMPLETE)
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
@@ -73,28 +87,26 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
-def merge_settings(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested mappings merged key by key; values of `upper` win.
+def nest_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of a Python call as nested settings.
 
-    >>> merge_settings({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
-    {'a': {'b': 3, 'c': 2}}
+    A double underscore separates a section from its setting, and so does a dot. No setting has a
+    double underscore in its own name. Paths become texts.
+
+    >>> nest_settings({"optimizer__lr": 1e-5, "data": {"columns.answer": "a"}, "run": Path("x")})
+    {'optimizer': {'lr': 1e-05}, 'data': {'columns': {'answer': 'a'}}, 'run': 'x'}
     """
-    merged = dict(lower)
-    for key, value in upper.items():
-        lower_value = merged.get(key)
-        if isinstance(lower_value, Mapping) and isinstance(value, Mapping):
-            merged[key] = merge_settings(lower_value, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def packaged_recipes(folder: str = "") -> dict[str, Traversable]:
-    """Return the packaged recipes by name; with folder="profiles" or "ablations", those instead."""
-    root = files("nrt") / "recipes"
-    if folder:
-        root = root / folder
-    return {Path(file.name).stem: file for file in root.iterdir() if file.name.endswith(".yaml")}
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        layer: Any = value
+        if isinstance(value, Mapping):
+            layer = nest_settings(value)
+        elif isinstance(value, os.PathLike):
+            layer = os.fspath(value)
+        for name in reversed(key.replace("__", ".").split(".")):
+            layer = {name: layer}
+        nested = merge_settings(nested, layer)
+    return nested
 
 
 def _read_recipe(recipe: str, upper_recipes: tuple[str, ...] = ()) -> Mapping[str, Any]:
@@ -119,37 +131,11 @@ def _read_layer(recipe: str) -> Mapping[str, Any]:
         path = Path(recipe)
         if not path.is_file():
             raise InputError(f"recipe {recipe}: no such file")
-        return _parse_settings(read_yaml_file(path), recipe)
+        return parse_settings(read_yaml_file(path), recipe)
     known = packaged_recipes()
     if recipe not in known:
         raise unknown_name("recipe", recipe, known)
-    return _parse_settings(known[recipe].read_text(encoding="utf-8"), recipe)
-
-
-def _read_profile(name: str) -> Mapping[str, Any]:
-    known = packaged_recipes("profiles")
-    if name not in known:
-        raise unknown_name("profile", name, known)
-    return _parse_settings(known[name].read_text(encoding="utf-8"), f"profile {name}")
-
-
-def _parse_settings(text: str, source: str) -> Mapping[str, Any]:
-    """Return the settings in a YAML text.
-
-    A run's config.yaml is a recipe too: its schema version is checked and removed.
-    """
-    settings = parse_plain_yaml(text, source)
-    if settings is None:
-        return {}
-    if not isinstance(settings, Mapping):
-        raise InputError(f"{source} must hold settings (key: value), not {type(settings).__name__}")
-    version = settings.get("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
-        raise InputError(
-            f"{source} has schema version {version!s:.20}, this nrt reads {SCHEMA_VERSION}; "
-            "install the nrt that wrote it"
-        )
-    return {key: value for key, value in settings.items() if key != "schema_version"}
+    return parse_settings(known[recipe].read_text(encoding="utf-8"), recipe)
 
 
 def _parse_value(text: str) -> Any:
@@ -173,7 +159,7 @@ def _parse_value(text: str) -> Any:
 
 def _takes_text(key: str, value: Any) -> bool:
     """Return True if the setting is a text, or may be one and the value is no list."""
-    annotation = annotation_of(key)
+    annotation = annotation_of(Config, key)
     if annotation in (str, str | None):
         return True
     return str in get_args(annotation) and not isinstance(value, list)

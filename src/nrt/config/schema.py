@@ -5,11 +5,20 @@ Tables are those of the paper, arXiv 2602.11549.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import (
+    AfterValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from nrt.config.data_sections import DataConfig
+from nrt.config.recipes import merge_settings, read_profile
 from nrt.config.sections import (
     Count,
     HeldoutConfig,
@@ -23,8 +32,8 @@ from nrt.config.sections import (
     VLLMConfig,
     WatchConfig,
 )
-
-SCHEMA_VERSION = 1
+from nrt.config.validation import check_combinations, check_keys, first_error
+from nrt.errors import InputError
 
 AUTO_TOKENS_PER_BATCH = 16384
 """Initial value of tokens_per_batch=auto, unless a CPU machine has memory for fewer tokens."""
@@ -38,7 +47,11 @@ class VerlSettings(dict[str, Any]):
 
 
 class Config(Section):
-    """All settings of a run."""
+    """All settings of a run. A config is valid, and its profile applied, however it is made.
+
+    Raises InputError for an unknown setting, a value of the wrong type, and values that exclude one
+    another.
+    """
 
     model: str | None = None
     """Folder, GGUF file or hub name of a Hugging Face causal language model."""
@@ -159,3 +172,39 @@ class Config(Section):
     def token_limit(self) -> int:
         """`tokens_per_batch` as a number, where nothing measures what `auto` fits."""
         return AUTO_TOKENS_PER_BATCH if self.tokens_per_batch == "auto" else self.tokens_per_batch
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with other settings, validated."""
+        if update and update.get("profile", self.profile) != self.profile:
+            raise InputError(
+                f"the values of profile={self.profile} are part of this config already; make a "
+                "config with the other profile: load_config(RECIPE, profile=…)"
+            )
+        return super().model_copy(update=update, deep=deep)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _complete_and_check(
+        cls, settings: Any, validate: ModelWrapValidatorHandler[Self], info: ValidationInfo
+    ) -> Self:
+        """Put the settings over those of their profile, unless they are complete, and check all."""
+        if isinstance(settings, Mapping):
+            check_keys(cls, settings)
+            if not (info.context or {}).get("complete"):
+                settings = _with_profile(settings)
+        try:
+            config = validate(settings)
+        except ValidationError as error:
+            raise first_error(cls, error) from None
+        check_combinations(config)
+        return config
+
+
+def _with_profile(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings over those of the profile that they name."""
+    plain = {}
+    for name, value in settings.items():
+        # of a section, what was set: its defaults must not hide the profile's values
+        plain[name] = value.model_dump(exclude_unset=True) if isinstance(value, Section) else value
+    profile = str(settings.get("profile", Config.model_fields["profile"].default))
+    return merge_settings(read_profile(profile), plain)

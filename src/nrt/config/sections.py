@@ -6,6 +6,7 @@ Equations and tables are those of the paper, arXiv 2602.11549.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -24,6 +25,10 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 """A list of names, written as `a,b` or as `[a, b]`."""
 
 
+COMPLETE = {"complete": True}
+"""Validation context for settings that no profile completes, such as those of a run."""
+
+
 class Section(BaseModel):
     """Base class of all sections: frozen, and an unknown key is an error."""
 
@@ -34,6 +39,14 @@ class Section(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,
     )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with other settings. Unlike pydantic's own, it is validated.
+
+        `deep` has no effect, since sections are frozen.
+        """
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate(values | dict(update or {}), context=COMPLETE)
 
 
 class MarkersConfig(Section):

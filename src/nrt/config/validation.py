@@ -1,6 +1,7 @@
-"""Validate nested settings; the first error becomes one InputError that names the setting.
+"""Checks of nested settings, and the InputError that names the setting of the first error.
 
-A misspelt key is reported with the nearest known key.
+A misspelt key is reported with the nearest known key, or with nrt's name for a setting that
+other libraries have too. `root` is the class of the config.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from nrt.config.schema import Config
+from nrt.config.aliases import ALIASES
 from nrt.config.sections import Section
 from nrt.errors import InputError, unknown_name
 from nrt.system.network import refuse_credentials
@@ -23,20 +24,9 @@ _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 200, 200, 100
 
 
-def validate(settings: Mapping[str, Any]) -> Config:
-    """Return the config of nested settings. Raises InputError for the first invalid one."""
-    _check_keys(Config, settings, prefix="")
-    try:
-        config = Config.model_validate(settings)
-    except ValidationError as error:
-        raise InputError(_first_error(error)) from None
-    _check_combinations(config)
-    return config
-
-
-def annotation_of(key: str) -> Any:
+def annotation_of(root: type[Section], key: str) -> Any:
     """Return the type of a setting by its dotted key; None if there is no such setting."""
-    section: type[Section] | None = Config
+    section: type[Section] | None = root
     annotation = None
     for name in key.split("."):
         if section is None or name not in section.model_fields:
@@ -46,23 +36,23 @@ def annotation_of(key: str) -> Any:
     return annotation
 
 
-def _first_error(error: ValidationError) -> str:
-    """Return the message for the setting of the first error.
+def first_error(root: type[Section], error: ValidationError) -> InputError:
+    """Return the error for the setting of the first error.
 
     pydantic reports one error for each branch of a union; those of the same setting are joined.
     """
     errors = error.errors()
-    key = _setting_key(errors[0]["loc"])
+    key = _setting_key(root, errors[0]["loc"])
     messages = []
     for detail in errors:
-        if _setting_key(detail["loc"]) == key:
+        if _setting_key(root, detail["loc"]) == key:
             message = detail["msg"]
             messages.append(message[0].lower() + message[1:])
     value = _SHORT.repr(errors[0]["input"])
-    return f"setting {key}={value}: {' or '.join(dict.fromkeys(messages))}"
+    return InputError(f"setting {key}={value}: {' or '.join(dict.fromkeys(messages))}")
 
 
-def _check_combinations(config: Config) -> None:
+def check_combinations(config: Any) -> None:
     """Raise InputError for values that are valid on their own but not together."""
     if config.traces < 1:
         raise InputError(
@@ -113,9 +103,9 @@ def _item_section(annotation: Any) -> type[Section] | None:
     return None
 
 
-def _setting_key(location: tuple[int | str, ...]) -> str:
+def _setting_key(root: type[Section], location: tuple[int | str, ...]) -> str:
     """Return the dotted key of an error location, without list indices and union branches."""
-    known = set(_known_keys(Config))
+    known = set(_known_keys(root))
     key = str(location[0])
     for part in location[1:]:
         longer_key = f"{key}.{part}"
@@ -134,18 +124,34 @@ def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
     return keys
 
 
-def _check_keys(section: type[Section], settings: Mapping[str, Any], prefix: str) -> None:
-    """Raise InputError for a key that the section does not have."""
+def check_keys(
+    root: type[Section],
+    settings: Mapping[str, Any],
+    *,
+    section: type[Section] | None = None,
+    prefix: str = "",
+) -> None:
+    """Raise InputError for a key that the section (default: the config) does not have."""
+    section = section or root
     for key, value in settings.items():
         if key not in section.model_fields:
-            known = {*_known_keys(Config), *_known_keys(section, prefix)}
-            raise unknown_name("setting", prefix + str(key), known)
+            raise _unknown_setting(root, section, str(key), prefix)
         annotation = section.model_fields[key].annotation
         inner = _section(annotation)
         if inner and isinstance(value, Mapping):
-            _check_keys(inner, value, f"{prefix}{key}.")
+            check_keys(root, value, section=inner, prefix=f"{prefix}{key}.")
         item_section = _item_section(annotation)
         if item_section and isinstance(value, list | tuple):
             for item in value:
                 if isinstance(item, Mapping):
-                    _check_keys(item_section, item, f"{prefix}{key}.")
+                    check_keys(root, item, section=item_section, prefix=f"{prefix}{key}.")
+
+
+def _unknown_setting(
+    root: type[Section], section: type[Section], key: str, prefix: str
+) -> InputError:
+    if key in ALIASES:
+        return InputError(f"unknown setting '{prefix}{key}'; in nrt it is {ALIASES[key]}")
+    return unknown_name(
+        "setting", prefix + key, {*_known_keys(root), *_known_keys(section, prefix)}
+    )
