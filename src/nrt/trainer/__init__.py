@@ -1,7 +1,9 @@
-"""Training: `train(config) -> Run`; `replay(file)` of a batch that it skipped."""
+"""Training: `train(config) -> Run`, callbacks, and `replay(file)` of a batch that it skipped."""
 
+from nrt.trainer.callbacks import Callback, Control
+from nrt.trainer.early_stopping import EarlyStopping
 from nrt.trainer.listener import Listener
 from nrt.trainer.replay import replay
 from nrt.trainer.start import train
 
-__all__ = ["Listener", "replay", "train"]
+__all__ = ["Callback", "Control", "EarlyStopping", "Listener", "replay", "train"]

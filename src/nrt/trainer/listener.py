@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Listener(Protocol):
-    """Receives the progress of a run, for example to display it.
+    """Display of a run: shows its phases and messages, and unlike a `Callback` controls nothing.
 
     `start` is called once, with the run's folder and the steps done and wanted. `phase` names what
     happens from now on: sampling, updating, evaluating, saving. `step` receives the metrics of a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,16 +11,23 @@ from typing import Any
 from nrt.config import Config
 from nrt.data.checkers import exact
 from nrt.errors import InputError, Interrupted, RunError
-from nrt.rollout import Request
 from nrt.run import Run, RunWriter
 from nrt.trainer import heldout
 from nrt.trainer.agreement import max_gap
+from nrt.trainer.callbacks import Callback, CallbackGroup, Control
 from nrt.trainer.checkpoint import point, prune, save_checkpoint
 from nrt.trainer.guard import report_skipped, skipped_in_a_row
 from nrt.trainer.listener import Listener
 from nrt.trainer.metrics import trace_record, update_metrics
-from nrt.trainer.progress import Progress, RolloutUpdates, improved, progress_json
+from nrt.trainer.progress import (
+    Progress,
+    RolloutUpdates,
+    advanced_state,
+    improved,
+    progress_json,
+)
 from nrt.trainer.readout import readout_metrics
+from nrt.trainer.requests import next_request, seed_of
 from nrt.trainer.setup import Parts
 from nrt.trainer.signals import Signals
 from nrt.trainer.start_warnings import warn_at_start
@@ -32,7 +39,7 @@ from nrt.types import Pair
 
 class Loop:
     """The steps of one run. Under torchrun every process runs the loop; only rank 0 writes and has
-    a listener.
+    a listener and callbacks.
     """
 
     def __init__(
@@ -43,11 +50,14 @@ class Loop:
         progress: Progress,
         listener: Listener,
         signals: Signals,
+        callbacks: Iterable[Callback] = (),
     ) -> None:
         self.config, self.parts, self.writer, self.progress = config, parts, writer, progress
         self.listener, self.signals = listener, signals
         self.folder = writer.path
         self.processes = parts.engine.processes
+        self.control = Control(progress.step, parts.steps)
+        self.callbacks = CallbackGroup(callbacks, self.control)
         self.last_checkpoint = progress.name if writer.resumed else ""
         self.current_step = progress.step  # written with warnings
         earlier = Run(writer.path).metrics() if writer.resumed else ()
@@ -59,7 +69,7 @@ class Loop:
         )
 
     def run(self) -> None:
-        """Run all steps that are left, and write the model."""
+        """Run the steps that are left, unless a callback stops the run, and write the model."""
         engine = self.parts.engine
         self.listener.start(self.folder, self.progress.step, self.parts.steps)
         for note in self.parts.notes:
@@ -67,18 +77,25 @@ class Loop:
         engine.warn = partial(self._warn, "out-of-memory")
         if self.parts.servers:
             self.parts.servers.warn = partial(self._warn, "rollout-server")
+        if self.processes.is_main:  # the others may be here before the folder is
+            self.callbacks("on_start", Run(self.folder))
         if self.writer.resumed:
             self._point_and_prune()
         else:
             warn_at_start(self.config, self.parts, self.writer, self.listener)
             self._evaluate_before_training()
-        while self.progress.step < self.parts.steps:
+        while self.progress.step < self.parts.steps and not self._asked("stop"):
             self._step()
+        if self.progress.step < self.parts.steps:
+            self._save()
+            self.listener.say(f"a callback stopped the run at step {self.progress.step}")
         self.listener.phase("saving")
         with engine.gathered_parameters():
             if self.processes.is_main:
                 self.parts.save_model(self.folder / "model")
         self.trackers.close()
+        if self.processes.is_main:
+            self.callbacks("on_end", Run(self.folder))
         self.processes.barrier()
 
     def _step(self) -> None:
@@ -98,21 +115,22 @@ class Loop:
             progress,
             step=progress.step + 1,
             position=progress.position + pending.rollout.drawn,
-            method_state=_advanced(progress, self.parts, pending),
+            method_state=advanced_state(progress, learner.method, pending.rollout),
             pending=None,
             skipped=progress.skipped + sum(update.skipped for update in pending.updates),
             in_a_row=skipped_in_a_row(progress.in_a_row, pending.updates),
         )
+        self.control.step = self.progress.step
         metrics = self._metrics(pending)
-        for group in pending.rollout.groups[: config.log_traces]:
-            record = trace_record(group, self.parts.chat.decode)
-            self.writer.trace({"step": self.progress.step, **record})
+        self._write_traces(pending)
         metrics["time/step"] = time.perf_counter() - start
+        self.callbacks("on_step", metrics)
         last = self.progress.step == self.parts.steps
-        if last or _due(self.progress.step, config.eval_every):
+        if self._asked("evaluate") or last or _due(self.progress.step, config.eval_every):
             metrics |= self._evaluate()
         self._write(metrics)
-        if self._is_best(metrics) or last or _due(self.progress.step, config.save_every):
+        due = self._asked("save") or last or _due(self.progress.step, config.save_every)
+        if self._is_best(metrics) or due:
             self._save()
 
     def _draw(self, offset: int, n: int) -> list[Pair]:
@@ -131,6 +149,20 @@ class Loop:
             position = progress.position + config.batch
             self.parts.prefetch.start(next_request(config, self.parts, progress.step + 1, position))
         self.listener.phase("updating")
+
+    def _asked(self, request: str) -> bool:
+        """Return whether a callback made the request, and clear it. Rank 0 decides for all."""
+        asked = self.processes.all_gather(request in self.control.requests)[0]
+        self.control.requests.discard(request)
+        return asked
+
+    def _write_traces(self, pending: RolloutUpdates) -> None:
+        records = []
+        for group in pending.rollout.groups[: self.config.log_traces]:
+            record = trace_record(group, self.parts.chat.decode)
+            records.append({"step": self.progress.step, **record})
+            self.writer.trace(records[-1])
+        self.callbacks("on_traces", records)
 
     def _metrics(self, pending: RolloutUpdates) -> dict[str, Any]:
         """Return the metrics of the step that has just been trained."""
@@ -172,9 +204,12 @@ class Loop:
         if self.parts.heldout is None:
             return {}
         self.listener.phase("evaluating")
-        records = self.parts.heldout(seed=seed_of(self.config.seed, -1 - self.progress.step))
-        self.writer.heldout(self.progress.step, heldout.as_json(records))
-        return heldout.summary(records)
+        step = self.progress.step
+        records = self.parts.heldout(seed=seed_of(self.config.seed, -1 - step))
+        rows, metrics = heldout.as_json(records), heldout.summary(records)
+        self.writer.heldout(step, rows)
+        self.callbacks("on_evaluate", {"step": step, **metrics}, rows)
+        return metrics
 
     def _write(self, metrics: dict[str, Any]) -> None:
         self.writer.metrics(metrics)
@@ -270,25 +305,5 @@ class Loop:
         self.listener.say(message)
 
 
-def next_request(config: Config, parts: Parts, step: int, position: int) -> Request:
-    """Return the request for traces of step `step + 1`, whose prompts start at `position`."""
-    seed = seed_of(config.seed, step + 1)
-    return parts.policy.trace_request(parts.draw(position, config.batch), config.traces, seed=seed)
-
-
-def seed_of(seed: int, step: int) -> int:
-    """Return the sampling seed of a step: no random state has to survive an interruption."""
-    return (seed * 1_000_003 + step * 7_919) % 2**63
-
-
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _advanced(progress: Progress, parts: Parts, pending: RolloutUpdates) -> Any:
-    """Return the method's state after a step. Statistics that are not finite leave it as it is."""
-    rule, state = parts.learner.method.state_rule, progress.method_state
-    statistics = pending.rollout.statistics
-    if rule is None or state is None or statistics is None or not statistics.isfinite().all():
-        return state
-    return rule.advance(state, statistics)

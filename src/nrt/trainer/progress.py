@@ -58,6 +58,14 @@ class Progress:
         return step_name(self.step, len(self.pending.updates) if self.pending else None)
 
 
+def advanced_state(progress: Progress, method: Method, rollout: Rollout) -> Tensor | None:
+    """Return the method's state after a step. Statistics that are not finite leave it as it is."""
+    rule, state, statistics = method.state_rule, progress.method_state, rollout.statistics
+    if rule is None or state is None or statistics is None or not statistics.isfinite().all():
+        return state
+    return rule.advance(state, statistics)
+
+
 def improved(
     best: Best | None, metric: str, checkpoint: str, metrics: Mapping[str, Any]
 ) -> Best | None:

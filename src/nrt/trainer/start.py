@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,21 +18,25 @@ from nrt.models import pick_device
 from nrt.run import NullWriter, Run, RunWriter, close_on_error, explain_unreadable_files, run_folder
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.trainer.agreement import PROMPTS, check_agreement
+from nrt.trainer.callbacks import Callback
 from nrt.trainer.checkpoint import load_checkpoint, newest_undamaged, set_damaged_aside
 from nrt.trainer.cluster_setup import prepare_cluster
 from nrt.trainer.listener import Listener, NullListener
-from nrt.trainer.loop import Loop, next_request
+from nrt.trainer.loop import Loop
 from nrt.trainer.progress import Progress, read_progress
+from nrt.trainer.requests import next_request
 from nrt.trainer.resolve import check_resumable, resolve_names
 from nrt.trainer.setup import Parts, prepare
 from nrt.trainer.signals import handle_signals
 
 
-def train(config: Config, *, listener: Listener | None = None) -> Run:
+def train(
+    config: Config, *, callbacks: Iterable[Callback] = (), listener: Listener | None = None
+) -> Run:
     """Train as the config says, and return the finished run.
 
     Under torchrun every process calls it; they train together, and only rank 0 writes files and has
-    a listener.
+    a listener and callbacks.
 
     Raises:
         InputError: config, data or model cannot be used. Nothing was written.
@@ -43,11 +47,13 @@ def train(config: Config, *, listener: Listener | None = None) -> Run:
     with process_group(pick_device(config.device)) as processes:
         if listener is None or not processes.is_main:
             listener = NullListener()
+        if not processes.is_main:
+            callbacks = ()
         if config.resume:
             run = _prepare_resumed(config, config.resume, processes)
         else:
             run = _prepare_new(config, processes)
-        return _train(config, run, listener)
+        return _train(config, run, listener, callbacks)
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,9 @@ class PreparedRun:
     cut: Callable[[], None] = lambda: None  # delete what a resumed run wrote after its checkpoint
 
 
-def _train(config: Config, run: PreparedRun, listener: Listener) -> Run:
+def _train(
+    config: Config, run: PreparedRun, listener: Listener, callbacks: Iterable[Callback]
+) -> Run:
     folder = run.writer.path
     with ExitStack() as stack:
         writer = stack.enter_context(run.writer)
@@ -84,7 +92,7 @@ def _train(config: Config, run: PreparedRun, listener: Listener) -> Run:
             writer.skipped(
                 "valid", [asdict(row) for row in run.parts.valid.bad] if run.parts.valid else []
             )
-        Loop(config, run.parts, writer, run.progress, listener, signals).run()
+        Loop(config, run.parts, writer, run.progress, listener, signals, callbacks).run()
     return Run(folder)
 
 
