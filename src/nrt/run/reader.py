@@ -1,14 +1,22 @@
-"""`Run` reads a run folder. This module does not import torch."""
+"""`Run` reads a run folder. This module does not import torch.
+
+The methods `load`, `report` and `export` of a run are for users; what they need is imported only
+when they are called.
+"""
 
 from __future__ import annotations
 
+import html
 import json
+import os
 import re
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nrt.config import Config, parse_yaml, read_yaml_file
-from nrt.errors import InputError
+from nrt.errors import InputError, unknown_name
+from nrt.run.frames import to_frame, trace_rows
 from nrt.run.layout import files_by_step, find_link, list_folder, run_folder, step_name
 from nrt.run.lines import (
     JUDGE_FIX,
@@ -21,7 +29,16 @@ from nrt.run.lines import (
 from nrt.system.files import read_bounded
 from nrt.system.manifest import find_damage
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 STEP = re.compile(rb'\{"step": (\d+)')
+SUMMARY = (
+    *("reward/gain", "reward/beats_null", "trace/length", "loss/total"),
+    *("heldout/accuracy", "heldout/gain"),
+)
+"""Metrics that a notebook shows of a run."""
+
 CHECKPOINT = re.compile(r"step-(\d+)(?:\+(\d+))?")
 
 
@@ -51,6 +68,27 @@ class Run:
                 f"{link} is a link, and nrt follows none inside a run folder; "
                 "put the file itself there, or remove it"
             )
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return a summary for notebooks: state, method, and the last value of some metrics."""
+        last: Record = {}
+        for record in self.metrics():
+            last.update({name: value for name, value in record.items() if value is not None})
+        rows = [
+            ("state", "finished" if self.is_finished else "in progress, or interrupted"),
+            ("steps", str(last.get("step", 0))),
+            ("method", self.config.method),
+            ("model", str(self.config.model)),
+            *((name, f"{last[name]:.4g}") for name in SUMMARY if name in last),
+        ]
+        cells = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            for name, value in rows
+        )
+        return f"<b>{html.escape(repr(self))}</b><table>{cells}</table>"
 
     @property
     def is_finished(self) -> bool:
@@ -194,3 +232,70 @@ class Run:
         if step is not None and (damage := find_damage(parent)):
             raise InputError(f"the checkpoint is damaged: {damage}; choose another one with --step")
         return folder
+
+    def frame(self, records: str = "metrics") -> DataFrame:
+        """Return records of the run as a pandas DataFrame.
+
+        Args:
+            records: `metrics`, one row per step; `traces`, one row per logged trace, with its
+                group's fields; or `heldout`, one row per question of each evaluation, with `step`.
+
+        Raises InputError for another name, and if pandas is not installed.
+        """
+        if records == "metrics":
+            return to_frame(self.metrics())
+        if records == "traces":
+            return to_frame(trace_rows(self.traces()))
+        if records == "heldout":
+            steps = self.heldout_steps()
+            return to_frame([{"step": step, **row} for step in steps for row in self.heldout(step)])
+        raise unknown_name("kind of records", records, ("metrics", "traces", "heldout"))
+
+    def load(
+        self, step: int | None = None, *, device: str = "auto", trust_remote_code: bool = False
+    ) -> tuple[Any, Any]:
+        """Load (model, tokenizer) with transformers.
+
+        Args:
+            step: step of the checkpoint to load; None: the trained model.
+            device: device of the model; `auto`: CUDA if available, else MPS, else the CPU.
+            trust_remote_code: run code that comes with the model.
+
+        Raises InputError if there is no such model.
+        """
+        import torch
+
+        from nrt.models import load_model, pick_device
+
+        return load_model(
+            str(self.model_of(step)),
+            dtype=getattr(torch, self.config.dtype),
+            device=pick_device(device),
+            trust_remote_code=trust_remote_code,
+        )
+
+    def report(self, file: str | os.PathLike[str] | None = None) -> Path:
+        """Write the HTML page of `nrt report` and return its path; None: report.html in the run.
+
+        Raises InputError if plotly is not installed, or if the page cannot be written.
+        """
+        from nrt.analysis.report.data import build_report
+        from nrt.analysis.report.page import write_page
+
+        page = self.path / "report.html" if file is None else Path(file)
+        write_page(build_report([self.path]), page)
+        return page
+
+    def export(self, folder: str | os.PathLike[str], step: int | None = None) -> Path:
+        """Copy the model to a new Hugging Face folder with a model card, as `nrt export`.
+
+        Args:
+            folder: the folder to write; must not exist yet.
+            step: step of the checkpoint to export; None: the trained model.
+
+        Returns the folder. Raises InputError if it exists, or if there is no such model.
+        """
+        from nrt.serving.export import export_run
+
+        export_run(self, Path(folder), step=step)
+        return Path(folder)
