@@ -22,7 +22,7 @@ LEVEL = {
     "engine": 3,
     "backends": 4, "eval": 4,
     "trainer": 5,
-    "study": 6, "plan": 6, "lab": 6,
+    "study": 6, "plan": 6, "lab": 6, "api": 6,
     "cli": 7, "__main__": 8,
 }  # fmt: skip
 """A module or package of nrt imports only from lower levels and from itself; level 0 also from level 0."""

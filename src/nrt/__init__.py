@@ -1,8 +1,8 @@
 """nrt: Native Reasoning Training (arXiv 2602.11549) from plain question–answer pairs.
 
     import nrt
-    run = nrt.train(nrt.load_config("gsm8k", ["model=…", "data.train=…"]))
-    run.metrics()[-1]["reward/gain"]
+    run = nrt.train("path/to/model", "train.jsonl", "valid.jsonl", steps=100)
+    run.frame("metrics")["reward/gain"]
 
 Public names are imported on first use, so that `import nrt` and `import nrt.config` load no torch.
 """
@@ -15,10 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nrt.api import resume, train
     from nrt.config import Config, load_config
     from nrt.errors import InputError, NrtError
+    from nrt.objective import Method
     from nrt.run import Run, load_run
-    from nrt.trainer import train
+    from nrt.trainer import Callback, Control, EarlyStopping
 
 try:
     __version__ = version("native-reasoning")
@@ -29,19 +31,41 @@ except PackageNotFoundError:  # a source tree that was not installed
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _MODULE_OF = {
+    "Callback": "nrt.trainer",
     "Config": "nrt.config",
+    "Control": "nrt.trainer",
+    "EarlyStopping": "nrt.trainer",
     "InputError": "nrt.errors",
+    "Method": "nrt.objective",
     "NrtError": "nrt.errors",
     "Run": "nrt.run",
     "load_config": "nrt.config",
     "load_run": "nrt.run",
-    "train": "nrt.trainer",
+    "resume": "nrt.api",
+    "train": "nrt.api",
 }
 
-__all__ = ["Config", "InputError", "NrtError", "Run", "load_config", "load_run", "train"]
+__all__ = [
+    "Callback",
+    "Config",
+    "Control",
+    "EarlyStopping",
+    "InputError",
+    "Method",
+    "NrtError",
+    "Run",
+    "load_config",
+    "load_run",
+    "resume",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'nrt' has no attribute '{name}'")
     return getattr(import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,7 @@ from playwright.sync_api import Error
 from rich.console import Console
 
 from nrt.analysis.report.serve import make_server
-from nrt.cli.live import LiveLine
+from nrt.api.live import LiveLine
 from nrt.lab.demo import run_demo
 from nrt.objective import REWARDS, group_advantage, token_signal, with_weight_norm
 from nrt.run import load_run

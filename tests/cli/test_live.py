@@ -2,7 +2,7 @@
 
 import pytest
 
-from nrt.cli.live import TimeLeft
+from nrt.api.live import TimeLeft
 
 
 def test_an_evaluation_before_the_first_step_does_not_change_the_rate():

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from nrt.cli.live import LiveLine
+from nrt.api.live import LiveLine
 from nrt.lab.demo import run_demo
 
 

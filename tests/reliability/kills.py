@@ -31,8 +31,8 @@ import yaml
 
 import nrt.analysis.report.data
 import nrt.analysis.report.page
+import nrt.api.live
 import nrt.cli.app
-import nrt.cli.live
 import nrt.cli.live_report
 import nrt.serving.export
 import nrt.trainer.setup

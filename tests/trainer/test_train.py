@@ -58,6 +58,14 @@ def test_a_run_leaves_a_whole_folder(make_config):
     assert nrt.load_run(run.path).config == run.config
 
 
+def test_a_run_without_a_name_takes_a_free_one(make_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = make_config(steps=1, **{"data.valid": None}).model_copy(update={"run": None})
+    paths = [nrt.train(config).path.as_posix() for _ in range(2)]
+    assert paths == ["runs/run", "runs/run-2"]
+    assert nrt.load_run("run-2").config.run == "run-2"
+
+
 def test_every_metric_is_documented(make_config):
     run = nrt.train(make_config())
     for record in run.metrics():
@@ -301,13 +309,12 @@ def test_the_trainers_own_sampler_agrees_with_the_scorer(make_config):
         assert record["reward/mean"] == pytest.approx(other["reward/mean"], rel=1e-3)
 
 
-def test_sampler_and_trainer_agree_at_another_temperature(make_config):
+def test_sampler_and_trainer_agree_at_another_temperature(make_config, tmp_path):
     """Entropy is that of the distribution from which traces are sampled: lower than at 1."""
     entropies = []
     for temperature in (1.0, 0.5):
-        config = make_config(
-            run=f"at-{temperature}", steps=2, temperature=temperature, sampler_tolerance=1e-5
-        )
+        settings = {"steps": 2, "temperature": temperature, "sampler_tolerance": 1e-5}
+        config = make_config(run=tmp_path / f"at-{temperature}", **settings)
         first, second = nrt.train(config).metrics()[1:]
         assert second["sampler/logp_gap_max"] < 1e-4
         assert first["ratio/mean"] == pytest.approx(1.0, abs=1e-5)

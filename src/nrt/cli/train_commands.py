@@ -115,7 +115,7 @@ def _own_settings(recipe: str, overrides: list[str]) -> list[str]:
 
 def _open_display(json_lines: bool) -> ResilientDisplay:
     """Return the progress display; training continues if standard output fails."""
-    from nrt.cli.live import JsonLines, LiveLine
+    from nrt.api.live import JsonLines, LiveLine
     from nrt.system.terminal import ResilientDisplay
 
     return ResilientDisplay(JsonLines() if json_lines else LiveLine(console()))

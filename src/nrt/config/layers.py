@@ -21,7 +21,7 @@ NEUTRAL_RECIPE = "pairs"
 
 
 def load_config(
-    recipe: str | os.PathLike[str] | None = None, overrides: Iterable[str] = (), **settings: Any
+    recipe: str | Path | None = None, overrides: Iterable[str] = (), **settings: Any
 ) -> Config:
     """Return the config of a recipe with settings over it.
 
@@ -37,7 +37,7 @@ def load_config(
     Raises InputError for an unknown recipe, an unknown setting (with the nearest known one) or a
     value of the wrong type.
     """
-    name = NEUTRAL_RECIPE if recipe is None else os.fspath(recipe)
+    name = NEUTRAL_RECIPE if recipe is None else str(recipe)
     return build_config(_read_recipe(name), parse_overrides(overrides), nest_settings(settings))
 
 

@@ -61,8 +61,9 @@ class Config(Section):
     """Named set of values under the recipe: recommended, paper or release (docs/methods.md)."""
     data: DataConfig = DataConfig()
     """Training and validation data."""
-    run: str = "run"
-    """Name of the run (a folder in runs/), or path of its folder."""
+    run: str | None = None
+    """Name of the run (a folder in runs/), or path of its folder; unset: the first of run, run-2, …
+    that is free."""
     resume: str | None = None
     """Run to resume from its last checkpoint."""
     seed: int = 0

@@ -102,6 +102,11 @@ def resolve_dotted(name: str, kind: str) -> Callable[..., Any]:
             "the module must be installed or in the working directory"
         ) from error
     function = getattr(module, function_name, None)
+    if not callable(function) and module_name == "__main__":
+        raise InputError(
+            f"{kind} '{name}' is a function of the script or notebook that started the run; resume "
+            "the run there, or move the function into a module"
+        )
     if not callable(function):
         functions = [name for name, value in vars(module).items() if callable(value)]
         raise unknown_name(f"{kind} in {module_name}", function_name, functions)

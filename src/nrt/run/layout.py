@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -25,6 +26,8 @@ KNOWN_ENTRIES = (
     "checkpoints",
     "model",
     BASE_FOLDER,
+    "data",
+    "initial",
 )
 """Files and folders that nrt reads in a run folder."""
 
@@ -48,6 +51,12 @@ def run_folder(name_or_path: str | Path) -> Path:
     path = Path(name_or_path).expanduser()
     is_name = isinstance(name_or_path, str) and name_or_path == path.name and name_or_path != ".."
     return Path("runs") / path if is_name else path
+
+
+def fresh_run_name() -> str:
+    """Return the first of run, run-2, run-3, … that is no folder in ./runs/ yet."""
+    names = (f"run-{number}" if number > 1 else "run" for number in itertools.count(1))
+    return next(name for name in names if not run_folder(name).exists())
 
 
 def step_name(step: int, updates: int | None = None) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 from functools import cached_property
 from pathlib import Path
@@ -274,7 +273,7 @@ class Run:
             trust_remote_code=trust_remote_code,
         )
 
-    def report(self, file: str | os.PathLike[str] | None = None) -> Path:
+    def report(self, file: str | Path | None = None) -> Path:
         """Write the HTML page of `nrt report` and return its path; None: report.html in the run.
 
         Raises InputError if plotly is not installed, or if the page cannot be written.
@@ -286,7 +285,7 @@ class Run:
         write_page(build_report([self.path]), page)
         return page
 
-    def export(self, folder: str | os.PathLike[str], step: int | None = None) -> Path:
+    def export(self, folder: str | Path, step: int | None = None) -> Path:
         """Copy the model to a new Hugging Face folder with a model card, as `nrt export`.
 
         Args:

@@ -15,7 +15,15 @@ from nrt.config import Config
 from nrt.distributed import ProcessGroup, process_group
 from nrt.errors import InputError
 from nrt.models import pick_device
-from nrt.run import NullWriter, Run, RunWriter, close_on_error, explain_unreadable_files, run_folder
+from nrt.run import (
+    NullWriter,
+    Run,
+    RunWriter,
+    close_on_error,
+    explain_unreadable_files,
+    fresh_run_name,
+    run_folder,
+)
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.trainer.agreement import PROMPTS, check_agreement
 from nrt.trainer.callbacks import Callback
@@ -52,6 +60,9 @@ def train(
         if config.resume:
             run = _prepare_resumed(config, config.resume, processes)
         else:
+            if config.run is None:
+                name = processes.all_gather(fresh_run_name())[0]  # rank 0 chooses for all
+                config = config.model_copy(update={"run": name})
             run = _prepare_new(config, processes)
         return _train(config, run, listener, callbacks)
 
@@ -97,7 +108,7 @@ def _train(
 
 
 def _prepare_new(config: Config, processes: ProcessGroup) -> PreparedRun:
-    folder = run_folder(config.run)
+    folder = run_folder(str(config.run))
     parts, progress = _from_the_beginning(config, processes)
     with explain_disk_errors(folder):
         if processes.is_main:

@@ -1,4 +1,4 @@
-"""Progress of a run on the command line: a live line for people, or JSON lines for programs.
+"""Progress of a run in text: a live line for people, or JSON lines for programs.
 
 `LiveLine` and `JsonLines` implement `nrt.trainer.listener.Listener`.
 """
@@ -31,8 +31,38 @@ FIELDS = (
 """Fields of the live line: (label, metric, format)."""
 
 
+class ProgressLine:
+    """Text of a run's progress: step, gain, trace length, entropy, tokens/s and time left."""
+
+    def __init__(self, path: Path, step: int, steps: int) -> None:
+        self.steps = steps
+        self.text = ""
+        self.current_phase = ""
+        self._time_left = TimeLeft(step, steps, Run(path).config.eval_every)
+
+    def phase(self, name: str) -> None:
+        self.current_phase = name
+        self._time_left.phase(name, time.monotonic())
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        self._time_left.step(int(metrics["step"]), time.monotonic())
+        cells = [f"step {int(metrics['step'])}/{self.steps}"]
+        for label, name, form in FIELDS:
+            if name not in metrics:
+                continue
+            if name == "loss/total" and "reward/gain" in metrics:
+                continue  # the loss is shown only for methods without a reward
+            cells.append(f"{label} {metrics[name]:{form}}")
+        if "speed/rollout" in metrics:
+            cells.append(f"{metrics['speed/rollout']:,.0f} tokens/s")
+        seconds = self._time_left.seconds()
+        if seconds is not None:
+            cells.append(f"{int(seconds // 60)}:{int(seconds % 60):02d} left")
+        self.text = "  ".join(cells)
+
+
 class LiveLine:
-    """Display of step, gain, trace length, entropy, tokens/s and time left.
+    """Display of a run's progress line.
 
     On a terminal the line is redrawn in place. Otherwise a line is printed for the first and the
     last step, and in between at most every `interval` seconds.
@@ -45,12 +75,10 @@ class LiveLine:
         if console.is_terminal:
             self.live = Live(console=console, refresh_per_second=8, transient=True)
         self.last_print = 0.0  # seconds of time.monotonic
-        self.text = ""
-        self.current_phase = ""
+        self.line: ProgressLine | None = None
 
     def start(self, path: Path, step: int, steps: int) -> None:
-        self.time_left = TimeLeft(step, steps, Run(path).config.eval_every)
-        self.steps = steps
+        self.line = ProgressLine(path, step, steps)
         self._print(f"run folder: {path}")
         if self.live:
             self.live.start()
@@ -59,47 +87,33 @@ class LiveLine:
         self._print(text)
 
     def phase(self, name: str) -> None:
-        self.current_phase = name
-        self.time_left.phase(name, time.monotonic())
-        self._draw()
+        assert self.line is not None
+        self.line.phase(name)
+        self._draw(self.line)
 
     def step(self, metrics: Mapping[str, float]) -> None:
+        assert self.line is not None
+        self.line.step(metrics)
         now = time.monotonic()
-        self.time_left.step(int(metrics["step"]), now)
-        self.text = self._line(metrics)
-        is_first_or_last = metrics["step"] in (0, self.steps)
+        is_first_or_last = metrics["step"] in (0, self.line.steps)
         if self.live is None and (now - self.last_print > self.interval or is_first_or_last):
-            self._print(self.text)
+            self._print(self.line.text)
             self.last_print = now
-        self._draw()
+        self._draw(self.line)
 
     def close(self) -> None:
         if self.live:
             self.live.stop()
-            self._print(self.text)
+            if self.line:
+                self._print(self.line.text)
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
 
-    def _draw(self) -> None:
+    def _draw(self, line: ProgressLine) -> None:
         if self.live:
-            text = Text(f"{self.text}  {self.current_phase}", style="default")
+            text = Text(f"{line.text}  {line.current_phase}", style="default")
             self.live.update(Spinner("dots", text))
-
-    def _line(self, metrics: Mapping[str, float]) -> str:
-        cells = [f"step {int(metrics['step'])}/{self.steps}"]
-        for label, name, form in FIELDS:
-            if name not in metrics:
-                continue
-            if name == "loss/total" and "reward/gain" in metrics:
-                continue  # the loss is shown only for methods without a reward
-            cells.append(f"{label} {metrics[name]:{form}}")
-        if "speed/rollout" in metrics:
-            cells.append(f"{metrics['speed/rollout']:,.0f} tokens/s")
-        seconds = self.time_left.seconds()
-        if seconds is not None:
-            cells.append(f"{int(seconds // 60)}:{int(seconds % 60):02d} left")
-        return "  ".join(cells)
 
 
 class TimeLeft:

@@ -1,0 +1,224 @@
+"""`nrt.train` and `nrt.resume`: training from Python, with objects where a config has names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nrt.api.display import Progress, open_display
+from nrt.api.names import checker_name, method_name
+from nrt.api.stored import DATA_FOLDER, MODEL_FOLDER, store_model, store_rows
+from nrt.config import Config, load_config, merge_settings, nest_settings
+from nrt.data.checkers import Checker
+from nrt.distributed import ProcessGroup, process_group
+from nrt.errors import InputError
+from nrt.models import pick_device
+from nrt.objective import METHODS, Method
+from nrt.run import Run, fresh_run_name, run_folder
+from nrt.system.disk_errors import explain_disk_errors
+from nrt.trainer import Callback, Listener
+from nrt.trainer import train as run_training
+
+
+def train(
+    model: Any,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    *,
+    recipe: str | Path | None = None,
+    processing_class: Any = None,
+    method: str | Method | None = None,
+    checker: str | Checker | None = None,
+    callbacks: Iterable[Callback] = (),
+    run: str | Path | None = None,
+    progress: Progress = "auto",
+    listener: Listener | None = None,
+    **settings: Any,
+) -> Run:
+    """Train a model on question–answer pairs and return the run.
+
+    `run = nrt.train("path/to/model", "train.jsonl", "valid.jsonl", steps=100)`. A loaded model is
+    not changed: `run.load()` gives the trained one.
+
+    Args:
+        model: folder or hub name of a causal language model, or a loaded one of transformers; or a
+            `Config`, which takes the place of a recipe.
+        train_dataset: path or `datasets` name, or rows: a `datasets` split, a pandas DataFrame, an
+            iterable of dicts. Rows are stored in the run folder.
+        eval_dataset: held-out rows, in the same forms; None: no held-out evaluation.
+        recipe: name or YAML file of a recipe; None: `pairs`.
+        processing_class: tokenizer of a loaded model.
+        method: name of a method, or a `Method` record, which also takes part in METHODS.
+        checker: name of a checker of held-out answers, or a function at the top level of a module.
+        callbacks: called with the results of the run; see `Callback`.
+        run: name of the run, a folder in runs/, or path of its folder; None: a free name.
+        progress: `auto` shows the progress in a notebook and on a terminal, True also in a log.
+        listener: display of the progress in place of nrt's own.
+        settings: settings by name, such as `steps=100` and `optimizer={"lr": 1e-5}`.
+
+    Raises:
+        InputError: config, data or model cannot be used. No run was made.
+        Interrupted: SIGINT or SIGTERM came, and a checkpoint was saved: see `resume`.
+    """
+    values = _settings_of(settings, method=method, checker=checker, run=run)
+    if isinstance(model, Config):
+        if recipe is not None or processing_class is not None:
+            raise InputError("recipe and processing_class do not go with a Config; leave them out")
+        base, model = model, None
+    else:
+        base = load_config(recipe)
+    paths, objects = _split(
+        {"model": model, "data.train": train_dataset, "data.valid": eval_dataset}
+    )
+    if processing_class is not None and "model" not in objects:
+        raise InputError(
+            "processing_class is the tokenizer of a loaded model, and model is a name; save the "
+            "tokenizer into the model's folder"
+        )
+    config = _changed(base, merge_settings(values, nest_settings(paths)))
+    if not objects:
+        return _run(config, callbacks, progress, listener)
+    if config.resume:
+        raise InputError("a run that is resumed has its model and data; pass neither")
+    with (
+        process_group(pick_device(config.device)) as processes,
+        _stored(config, objects, processing_class, processes) as stored,
+    ):
+        return _run(stored, callbacks, progress, listener)
+
+
+def resume(
+    run: str | Path | Run,
+    *,
+    steps: int | None = None,
+    callbacks: Iterable[Callback] = (),
+    progress: Progress = "auto",
+    **settings: Any,
+) -> Run:
+    """Continue a run from its last undamaged checkpoint, and return it.
+
+    A run that was interrupted becomes the run that was not. A run whose method was passed as a
+    record needs it again: `nrt.resume(run, method=METHOD)`.
+
+    Args:
+        run: the run, its name or its folder.
+        steps: steps that the run has when it ends; None: as before.
+        callbacks: called with the results of the run; the run does not store those that it had.
+        progress: as in `train`.
+        settings: settings to change. Most belong to the run and cannot change.
+
+    Raises InputError if there is no such run, and for a setting that cannot change.
+    """
+    earlier = run if isinstance(run, Run) else Run(run)
+    values = _settings_of(settings, steps=steps)
+    folder = os.path.join(os.curdir, earlier.path)  # a path, not a name; absolute ones stay
+    config = _changed(earlier.config, values | {"resume": folder})
+    if config.method not in METHODS and not config.plugins:
+        raise InputError(
+            f"{earlier.path} was trained with the method '{config.method}', which is defined in "
+            "Python; pass it again: nrt.resume(run, method=METHOD)"
+        )
+    return _run(config, callbacks, progress, None)
+
+
+def _run(
+    config: Config, callbacks: Iterable[Callback], progress: Progress, listener: Listener | None
+) -> Run:
+    if listener is not None:
+        return run_training(config, callbacks=callbacks, listener=listener)
+    display = open_display(progress)
+    try:
+        return run_training(config, callbacks=callbacks, listener=display)
+    finally:
+        if display:
+            display.close()
+
+
+def _settings_of(
+    settings: Mapping[str, Any],
+    *,
+    method: str | Method | None = None,
+    checker: str | Checker | None = None,
+    **others: Any,
+) -> dict[str, Any]:
+    """Return nested settings, with names in place of a method and a checker, without None."""
+    values = nest_settings(settings)
+    method = values.pop("method", None) if method is None else method
+    checker = values.pop("checker", None) if checker is None else checker
+    if method is not None:
+        values["method"] = method_name(method)
+    if checker is not None:
+        values = merge_settings(values, {"heldout": {"checker": checker_name(checker)}})
+    given = {name: value for name, value in others.items() if value is not None}
+    return merge_settings(values, nest_settings(given))
+
+
+def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
+    return config.model_copy(update=merge_settings(config.model_dump(), settings))
+
+
+def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what was passed by setting: paths and names, and objects."""
+    paths, objects = {}, {}
+    for setting, value in given.items():
+        if isinstance(value, str | os.PathLike):
+            paths[setting] = value
+        elif value is not None:
+            objects[setting] = value
+    return paths, objects
+
+
+@contextmanager
+def _stored(
+    config: Config, objects: Mapping[str, Any], processing_class: Any, processes: ProcessGroup
+) -> Iterator[Config]:
+    """Context with the config in which paths stand for the objects.
+
+    Rank 0 writes the objects into the run folder. If training ends before it has made a run there,
+    they are removed.
+    """
+    result: Config | InputError | None = None
+    if config.run is None:
+        name = processes.all_gather(fresh_run_name())[0]  # rank 0 chooses for all
+        config = config.model_copy(update={"run": name})
+    folder = run_folder(str(config.run))
+    try:
+        if processes.is_main:
+            try:
+                result = _store(config, objects, processing_class, folder)
+            except InputError as error:
+                result = error
+        result = processes.all_gather(result)[0]
+        if isinstance(result, InputError):
+            raise result
+        assert result is not None
+        yield result
+    finally:
+        if processes.is_main and not (folder / "config.yaml").exists():
+            for part in (DATA_FOLDER, MODEL_FOLDER):
+                shutil.rmtree(folder / part, ignore_errors=True)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _store(
+    config: Config, objects: Mapping[str, Any], processing_class: Any, folder: Path
+) -> Config:
+    if (folder / "config.yaml").exists():
+        raise InputError(
+            f"{folder} already holds a run; choose another name with run=NAME, or continue it with "
+            f"nrt.resume({str(folder)!r})"
+        )
+    settings: dict[str, Any] = {}
+    with explain_disk_errors(folder, "start the run again"):
+        if "model" in objects:
+            settings["model"] = store_model(objects["model"], processing_class, folder)
+        if "data.train" in objects:
+            settings["data.train"] = store_rows(objects["data.train"], folder, "train_dataset")
+        if "data.valid" in objects:
+            settings["data.valid"] = store_rows(objects["data.valid"], folder, "eval_dataset")
+    return _changed(config, nest_settings(settings))

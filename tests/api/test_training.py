@@ -1,0 +1,247 @@
+"""`nrt.train` and `nrt.resume` with objects: rows, a loaded model, a method, a checker."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+import nrt
+from nrt.errors import InputError, Interrupted
+from nrt.objective import METHODS
+from tests.tiny import tiny_model, tiny_tokenizer
+from tests.trainer.conftest import model_dir, pairs_file  # noqa: F401
+from tests.trainer.test_train import assert_same_run
+
+pandas = pytest.importorskip("pandas")
+
+SETTINGS = {
+    "steps": 3, "batch": 4, "traces": 3, "max_trace_tokens": 6, "max_answer_tokens": 24, "max_prompt_tokens": 64,
+    "eval_every": 2, "save_every": 2, "threads": 1, "optimizer": {"lr": 1e-2}, "heldout__rows": 4, "device": "cpu",
+    "progress": False,
+}  # fmt: skip
+
+NUMBERS = ("one", "two", "three", "four")
+ROWS = [
+    {"question": f"what is {a} plus {b} ?", "answer": f"the sum is {b}"}
+    for a in NUMBERS
+    for b in NUMBERS
+]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def loaded():
+    tokenizer = tiny_tokenizer()
+    return tiny_model(vocab_size=len(tokenizer)), tokenizer
+
+
+def same_answer(answer, reference):
+    return answer == reference
+
+
+class StopsWith(nrt.Callback):
+    """Sends this process a real SIGINT after step 2."""
+
+    def on_step(self, metrics, control):
+        if control.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_frame_and_a_loaded_model_resume_to_the_uninterrupted_run(loaded):
+    model, tokenizer = loaded
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    frame = pandas.DataFrame(ROWS)
+    given = {"processing_class": tokenizer, "checker": same_answer, **SETTINGS, "save_every": 0}
+    whole = nrt.train(model, frame, frame[:4], run="whole", **given)
+    with pytest.raises(Interrupted):
+        nrt.train(model, frame, frame[:4], run="cut", callbacks=[StopsWith()], **given)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    del model, frame, given
+    resumed = nrt.resume("cut", progress=False)
+    assert_same_run(resumed, whole)
+    assert whole.config.heldout.checker == f"{__name__}:same_answer"
+    assert [record["step"] for record in whole.metrics() if "heldout/accuracy" in record] == [
+        0,
+        2,
+        3,
+    ]
+
+
+@pytest.mark.parametrize("kind", ["list", "generator", "frame", "dataset"])
+def test_all_kinds_of_rows_are_the_file_with_these_rows(kind, loaded, tmp_path):
+    """The same bytes, so the same run; and the rows are stored in the run folder."""
+    from datasets import Dataset
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    data = {
+        "list": ROWS,
+        "generator": (row for row in ROWS),
+        "frame": pandas.DataFrame(ROWS),
+        "dataset": Dataset.from_list(ROWS),
+    }[kind]
+    run = nrt.train(loaded[0], data, processing_class=loaded[1], **SETTINGS, method="sft")
+    stored = run.path / str(run.config.data.train).removeprefix(f"{run.path}/")
+    assert stored.parent == run.path / "data"
+    assert stored.read_bytes() == file.read_bytes()
+    assert run.path.as_posix() == "runs/run"
+    from_file = nrt.train(run.config.model, file, **SETTINGS, method="sft")
+    assert from_file.path.as_posix() == "runs/run-2"
+    assert from_file.config.data.train == str(file)
+    assert (from_file.model_dir / "model.safetensors").read_bytes() == (run.model_dir / "model.safetensors").read_bytes()  # fmt: skip
+
+
+def test_values_of_a_frame_that_json_does_not_have(loaded, tmp_path):
+    import numpy as np
+
+    frame = pandas.DataFrame(
+        {
+            "question": ["what is one ?", "what is two ?"],
+            "answer": ["one", "two"],
+            "count": [1, None],
+            "list": [np.array([1, 2]), [0.5]],
+            "missing": [pandas.NA, pandas.NaT],
+        }
+    )
+    run = nrt.train(loaded[0], frame, processing_class=loaded[1], **SETTINGS, method="sft")
+    lines = (run.path / "data").glob("train-*.jsonl").__next__().read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"question": "what is one ?", "answer": "one", "count": 1, "list": [1, 2], "missing": None},
+        {"question": "what is two ?", "answer": "two", "count": None, "list": [0.5], "missing": None},
+    ]  # fmt: skip
+
+
+def test_a_method_of_ones_own(loaded):
+    model, tokenizer = loaded
+
+    def hardest(logp_KT, base_T):
+        return logp_KT.double().exp().min(-1).values
+
+    mine = replace(METHODS["nrt-gm"], name="mine", reward=hardest)
+    given = {"processing_class": tokenizer, **SETTINGS, "steps": 2}
+    try:
+        run = nrt.train(model, ROWS, method=mine, **given)
+        assert run.config.method == "mine"
+        del METHODS["mine"]  # as in another process
+        with pytest.raises(InputError, match=r"method 'mine', which is defined in Python; pass it"):
+            nrt.resume(run, steps=3)
+        assert nrt.resume(run, steps=3, method=mine, progress=False).metrics()[-1]["step"] == 3
+    finally:
+        METHODS.pop("mine", None)
+    with pytest.raises(InputError, match="has the name of nrt's own 'nrt-gm' and other rules"):
+        nrt.train(model, ROWS, method=replace(mine, name="nrt-gm"), **given)
+
+
+def test_a_config_as_the_first_argument(loaded):
+    model, tokenizer = loaded
+    first = nrt.train(model, ROWS, processing_class=tokenizer, **SETTINGS)
+    config = first.config.model_copy(update={"run": "again"})
+    assert_same_run(nrt.train(config, progress=False), first)
+    changed = nrt.train(config, run="third", steps=1, optimizer={"lr": 1e-3}, method="sft")
+    assert (changed.path.name, changed.config.steps) == ("third", 1)
+    assert (changed.config.optimizer.lr, changed.config.method) == (1e-3, "sft")
+    with pytest.raises(InputError, match="recipe and processing_class do not go with a Config"):
+        nrt.train(config, recipe="gsm8k")
+
+
+class Unfinished:
+    def __call__(self, answer, reference):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"train_dataset": [1]}, "train_dataset, row 1 is of type int, not dict"),
+        ({"train_dataset": ["a.jsonl"]}, "row 1 is of type str, not dict"),
+        ({"train_dataset": []}, "train_dataset has no rows"),
+        ({"train_dataset": 7}, "train_dataset is of type int; give a path"),
+        ({"train_dataset": {"train": ROWS}}, r"of type dict, with the keys train; give one split"),
+        ({"eval_dataset": [{"question": object()}]}, "eval_dataset, row 1, column 'question': a value of type object"),
+        ({"eval_dataset": [{"wrong": "a"}]}, r"eval-\w+\.jsonl.*no question and answer among the columns"),
+        ({"train_dataset": None}, "no training data given"),
+        ({"model": 3}, "model is of type int; give a folder"),
+        ({"processing_class": None}, "a loaded model needs its tokenizer: processing_class="),
+        ({"model": "tiny"}, "processing_class is the tokenizer of a loaded model"),
+        ({"checker": lambda a, b: True}, "is no function at the top level of a module"),
+        ({"checker": Unfinished()}, "is no function at the top level of a module"),
+        ({"checker": "exat"}, "unknown checker 'exat'; did you mean 'exact'"),
+        ({"method": "nrt-mg"}, "unknown method 'nrt-mg'; did you mean 'nrt-gm'"),
+        ({"learning_rate": 1}, r"unknown setting 'learning_rate'; in nrt it is optimizer\.lr"),
+        ({"progress": "bar"}, "progress='bar': give 'auto', True or False"),
+        ({"recipe": "gsm9k"}, "did you mean 'gsm8k'"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_and_leave_nothing(loaded, given, message, tmp_path):
+    model, tokenizer = loaded
+    whole = {
+        "model": model,
+        "train_dataset": ROWS,
+        "processing_class": tokenizer,
+        **SETTINGS,
+        **given,
+    }
+    with pytest.raises(InputError, match=message):
+        nrt.train(whole.pop("model"), whole.pop("train_dataset"), **whole)
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_a_run_is_not_overwritten(loaded):
+    model, tokenizer = loaded
+    given = {"processing_class": tokenizer, **SETTINGS, "run": "mine", "method": "sft"}
+    run = nrt.train(model, ROWS, **given)
+    before = sorted(run.path.rglob("*"))
+    with pytest.raises(InputError, match=r"already holds a run; .* nrt\.resume\('runs/mine'\)"):
+        nrt.train(model, ROWS[:8], **given)
+    assert sorted(run.path.rglob("*")) == before
+
+
+def test_a_loaded_model_with_adapters_is_refused(loaded):
+    peft = pytest.importorskip("peft")
+    model, tokenizer = loaded
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    adapted = peft.get_peft_model(tiny_model(vocab_size=len(tokenizer)), config)
+    model.add_adapter(config)
+    for given in (adapted, model):
+        with pytest.raises(InputError, match=r"has adapters; merge them"):
+            nrt.train(given, ROWS, processing_class=tokenizer, **SETTINGS)
+
+
+def test_resume_takes_a_run_a_path_and_more_steps(loaded):
+    model, tokenizer = loaded
+    run = nrt.train(model, ROWS, processing_class=tokenizer, run="mine", **SETTINGS)
+    for steps, name in ((4, run), (5, run.path), (6, "mine")):
+        assert nrt.resume(name, steps=steps, progress=False).metrics()[-1]["step"] == steps
+    with pytest.raises(InputError, match="the run to resume has batch=4, not 8"):
+        nrt.resume(run, batch=8, progress=False)
+    with pytest.raises(InputError, match="is not a run"):
+        nrt.resume("other")
+
+
+def test_two_processes_store_once(gang, tmp_path):
+    """Rank 0 reads the rows and chooses the name; both train on the stored file."""
+    paths = gang(train_on_rows, str(tmp_path))
+    assert paths == ["runs/run", "runs/run"]
+    run = nrt.load_run("run")
+    assert len(list((run.path / "data").iterdir())) == 1
+    assert run.metrics()[-1]["step"] == 1
+
+
+def train_on_rows(folder):
+    before = os.getcwd()
+    os.chdir(folder)
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(vocab_size=len(tokenizer))
+    settings = {**SETTINGS, "steps": 1, "progress": "auto"}
+    rows = (row for row in ROWS)
+    try:
+        return nrt.train(model, rows, processing_class=tokenizer, **settings).path.as_posix()
+    finally:
+        os.chdir(before)
