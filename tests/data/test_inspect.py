@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from nrt.cli.inspection import as_json, config_for
 from nrt.cli.inspection_view import plot_lengths, print_check
 from nrt.config import Config, build_config
 from nrt.data.stats import find_overlap, inspect
 from nrt.errors import InputError
+from nrt.system.terminal import Terminal
 from tests.data.cases import build_case
 from tests.data.test_tokens import FRAME, write
 
@@ -139,7 +139,7 @@ def test_text_without_a_token_is_counted(tokenizer: str, unknown: int, tmp_path:
 
 def test_text(config: Config) -> None:
     one, two = inspect(config, "train", CHAT), inspect(config, "valid", CHAT)
-    console = Console(width=200, record=True, file=io.StringIO())
+    console = Terminal(width=200, record=True, file=io.StringIO())
     print_check(console, config, [one, two], find_overlap(one, two))
     text = console.export_text()
     for expected in (

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from rich.console import Console
 
 from nrt.cli.inspection_view import print_check
 from nrt.config import RowsConfig, TextConfig, build_config
@@ -24,6 +23,7 @@ from nrt.data.checkers import contains, exact, is_right
 from nrt.data.stats import find_overlap, inspect
 from nrt.errors import InputError
 from nrt.run.layout import document_id
+from nrt.system.terminal import Terminal
 from nrt.types import Example, Message
 from tests.data.cases import MARKERS, build_case
 from tests.data.test_shared import mappings
@@ -47,7 +47,7 @@ def checked(tmp_path: Path, rows: list[Any] | Path, *, width: int = 100, **data:
     file = rows if isinstance(rows, Path) else write(tmp_path / "rows.jsonl", rows)
     config = build_config({"data": {"train": str(file), **data}})
     out = io.StringIO()
-    print_check(Console(file=out, width=width), config, [inspect(config, "train", CHAT)], None)
+    print_check(Terminal(file=out, width=width), config, [inspect(config, "train", CHAT)], None)
     return out.getvalue()
 
 

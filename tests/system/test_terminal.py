@@ -58,6 +58,20 @@ def test_no_text_reaches_the_terminal_as_control(terminal):
     assert ("\x1b[1m" in text) == terminal, "nrt's own styles remain"
 
 
+AS_IT_IS = "l100.jsonl:100: openai/gsm8k:train: 3:100:7 exp[lr] [/v1/push] [red]x[/red] :smiley:"
+
+
+def test_texts_are_no_markup_and_no_emoji():
+    out = io.StringIO()
+    console = Terminal(file=out, width=200)
+    table = Table(title=AS_IT_IS)
+    table.add_column(AS_IT_IS)
+    table.add_row(AS_IT_IS)
+    console.print(AS_IT_IS, style="bold")
+    console.print(table)
+    assert out.getvalue().count(AS_IT_IS) == 4
+
+
 def test_a_foreign_run_is_printed_without_control_characters(tmp_path, nrt_command):  # noqa: F811
     run = write_run(tmp_path / "run", extra=HOSTILE.replace("\x00", ""))
     status, out, err = nrt_command("report", str(run), "--text")

@@ -97,7 +97,7 @@ def _print_error(error: NrtError) -> None:
     else:
         label = "error"
     line = f"{label}: {error}"
-    Terminal(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+    Terminal(stderr=True).print(line, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

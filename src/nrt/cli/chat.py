@@ -78,7 +78,7 @@ class ChatSession:
         return self.chat.decode(tuple(token for token in ids if token not in hidden))
 
     def _print(self, text: str, style: str) -> None:
-        self.console.print(text, style=style, end="", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, style=style, end="", highlight=False, soft_wrap=True)
 
 
 def _new_seed() -> int:

@@ -70,7 +70,7 @@ def check(
         terminal = console()
         print_check(terminal, config, inspections, overlap)
         for row in rows:
-            terminal.print(str(row), markup=False, highlight=False, emoji=False, soft_wrap=True)
+            terminal.print(str(row), highlight=False, soft_wrap=True)
     bad_rows_are_errors = config.data.on_bad_row == "error"
     for inspection in inspections:
         if not inspection.kept or (inspection.bad and bad_rows_are_errors):

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from nrt.config import Config
 from nrt.data.stats import BadRowGroup, Inspection, LengthSummary, TrainValidOverlap
@@ -70,12 +70,12 @@ def _summary_table(inspection: Inspection) -> Table:
     table.add_column(overflow="fold")
     table.add_row("rows", f"{inspection.rows:,} usable, {inspection.bad_rows:,} not")
     columns = [f"{role} ← {_shorten(column)}" for role, column in inspection.columns.items()]
-    table.add_row("read", escape(", ".join(columns)) or "nothing")
+    table.add_row("read", ", ".join(columns) or "nothing")
     if inspection.other_columns:
         others = [
             f"{_shorten(name)} ({rows:,} rows)" for name, rows in inspection.other_columns.items()
         ]
-        table.add_row("not read", escape(_join_names(others)))
+        table.add_row("not read", _join_names(others))
     _add_faults(table, inspection)
     table.add_row(
         "duplicates",
@@ -90,12 +90,12 @@ def _summary_table(inspection: Inspection) -> Table:
 def _add_faults(table: Table, inspection: Inspection) -> None:
     for fault in inspection.bad[:MAX_FAULTS]:
         example = f"{_shorten(fault.message, 160)} ({_fault_rows(inspection, fault)})"
-        table.add_row("[red]unusable[/red]", f"{fault.rows:,} × {escape(example)}")
+        table.add_row(Text("unusable", style="red"), f"{fault.rows:,} × {example}")
     others = inspection.bad[MAX_FAULTS:]
     if others:
         rows = sum(fault.rows for fault in others)
         table.add_row(
-            "[red]unusable[/red]",
+            Text("unusable", style="red"),
             f"{rows:,} more rows, of {len(others):,} other kinds; --json lists them all",
         )
 
@@ -106,12 +106,12 @@ def _add_token_rows(table: Table, inspection: Inspection) -> None:
     )
     table.add_row(
         "control tokens",
-        f"{escape(control)}; read as plain text" if control else "none appears in a text",
+        f"{control}; read as plain text" if control else "none appears in a text",
     )
     if inspection.unknown:
         tokens = round(inspection.rows * (inspection.prompt.mean + inspection.answer.mean))
         table.add_row(
-            "[red]unknown tokens[/red]",
+            Text("unknown tokens", style="red"),
             f"{inspection.unknown:,} ({_percent(inspection.unknown, tokens)}): "
             "the model's vocabulary has no token for this text",
         )
@@ -137,10 +137,10 @@ def _length_table(inspection: Inspection) -> Table:
     return table
 
 
-def _rows_over_cap(lengths: LengthSummary, rows: int) -> str:
+def _rows_over_cap(lengths: LengthSummary, rows: int) -> Text:
     if not lengths.over:
-        return "0"
-    return f"[yellow]{lengths.over:,} ({_percent(lengths.over, rows)})[/yellow]"
+        return Text("0")
+    return Text(f"{lengths.over:,} ({_percent(lengths.over, rows)})", style="yellow")
 
 
 # --- stats ---
@@ -155,7 +155,7 @@ def source_table(inspection: Inspection, most: int | None = None) -> Table:
         table.add_column(name, justify="right")
     for name, source in islice(inspection.sources.items(), most):
         table.add_row(
-            escape(_shorten(name)) or "(none named)",
+            _shorten(name) or "(none named)",
             f"{source.rows:,}",
             f"{source.share:.2%}",
             f"{source.mean_prompt:,.1f}",
@@ -224,7 +224,7 @@ def _join_files(files: Sequence[str]) -> str:
     text = ", ".join(files)
     if len(files) > 3:
         text = f"{files[0]} … {files[-1]} ({len(files)} files)"
-    return escape(_shorten(text, 160))
+    return _shorten(text, 160)
 
 
 def _join_names(names: Sequence[str]) -> str:

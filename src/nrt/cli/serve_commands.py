@@ -30,6 +30,8 @@ def chat(
     ] = False,
 ) -> None:
     """Chat with a model: it prints its trace (dimmed), then its answer."""
+    from rich.text import Text
+
     from nrt.cli.chat import ChatSession, ChatSettings
 
     terminal = console()
@@ -41,7 +43,7 @@ def chat(
     terminal.print("Ask a question. An empty line or Ctrl-D ends the session.", style="dim")
     while True:
         try:
-            question = terminal.input("[bold]> [/bold]").strip()
+            question = terminal.input(Text("> ", style="bold")).strip()
         except (EOFError, KeyboardInterrupt):
             return
         if not question:

@@ -145,7 +145,7 @@ def replay(
     replay_update(
         file,
         checkpoint,
-        say=lambda text: terminal.print(text, markup=False, highlight=False, soft_wrap=True),
+        say=lambda text: terminal.print(text, highlight=False, soft_wrap=True),
     )
 
 

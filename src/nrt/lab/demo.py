@@ -202,7 +202,9 @@ def _prepare_pretrained(console: Console, model: str, *, seed: int, quick: bool)
 
 
 def _heading(console: Console, number: int, title: str, text: str) -> None:
-    console.print(f"[bold]{number}. {title}[/bold]{text}", highlight=False)
+    heading = Text(f"{number}. {title}", style="bold")
+    heading.append(text, style="not bold")
+    console.print(heading)
 
 
 def _train(config: Config, run: str | None, default_name: str, listener: Any) -> Run:

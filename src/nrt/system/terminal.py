@@ -24,7 +24,14 @@ DIRECTION_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "P
 
 
 class Terminal(Console):
-    """Console on which printed text cannot move the cursor or set colours or the window's title."""
+    """Console that prints texts as they are. Styled texts are `rich.text.Text`.
+
+    Texts of users, models and files must not be read as markup (`[lr]`) or emoji (`:100:`), and
+    cannot move the cursor or set colours or the window's title.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -132,4 +139,4 @@ class ResilientDisplay:
         except OutputError as error:
             self._display = None
             message = f"{error}; the run continues"
-            Terminal(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
+            Terminal(stderr=True).print(message, highlight=False, soft_wrap=True)
