@@ -103,7 +103,7 @@ def test_the_command_line_may_choose_the_profile(tmp_path):
             "input should be 'signal', 'reward', 'beats-null' or 'posterior' or .* a valid number",
         ),
         (["eval_every=-1"], "setting eval_every=-1"),
-        (["data=file"], "setting data='file': input should be a valid dictionary"),
+        (["data=file"], "setting data='file': data is a section of settings"),
         (["engine=horovod"], "setting engine='horovod': input should be 'local' or 'verl'"),
         (["profile=papre"], "unknown profile 'papre'; did you mean 'paper'"),
         (["profile=[1]"], "unknown profile"),

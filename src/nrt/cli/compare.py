@@ -24,6 +24,7 @@ from nrt.analysis.plots import (
     require_matplotlib,
 )
 from nrt.analysis.report.variants import matched_confidence
+from nrt.config import load_config
 from nrt.errors import InputError
 from nrt.lab import RECIPES
 from nrt.lab.settings import prepare
@@ -63,6 +64,8 @@ def compare_study(
     grids = make_grids(plan, variants, sweep)
     tries = search_study(plan, grids, sweep_seeds) if grids else None
     name = study or f"compare-{Path(recipe).stem}"
+    if recipe not in RECIPES:  # those bring their own questions
+        _check_measurable(plan, run_folder(name), measure)
 
     def own_settings(seed: int) -> list[str]:
         if recipe not in RECIPES:
@@ -121,6 +124,20 @@ def make_grids(study: Study, variants: str, sweep: Sequence[str]) -> dict[str, G
     grid = parse_grid(sweep)
     own = read_variants(variants).sweep if variants else {}
     return {variant: {**grid, **own.get(variant, {})} for variant in study.variants}
+
+
+def _check_measurable(study: Study, folder: Path, measure: str) -> None:
+    """Raise InputError if no run of the study would have held-out records with the measure."""
+    for variant in study.variants:
+        recipe, *settings = study.train_arguments(variant, 0, folder)
+        config = load_config(recipe, settings)
+        if not config.data.valid:
+            raise InputError("nrt compare scores held-out questions; set data.valid=FILE")
+        if measure.startswith("correct") and not config.heldout.checker:
+            raise InputError(
+                f"--measure {measure} needs a checker of answers; set heldout.checker=exact, "
+                "last-number or contains, or give --measure logp"
+            )
 
 
 def write_results(

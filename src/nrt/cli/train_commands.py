@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nrt.cli.common import Settings, check_single_process, console, print_line
-from nrt.errors import NrtError
+from nrt.errors import InputError, NrtError
 from nrt.system.environment import rank_and_world_size
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+# Unknown options arrive as settings, so that `--steps 3` gets an answer in nrt's own terms.
+@app.command(context_settings={"ignore_unknown_options": True})
 def train(
     settings: Settings,
     json_lines: Annotated[
@@ -89,6 +90,13 @@ def _training_config(settings: list[str]) -> Config:
     from nrt.config import build_config, load_config, parse_overrides
     from nrt.run import load_run, run_folder
 
+    for setting in settings:
+        if setting.startswith("-"):
+            name = setting.lstrip("-").partition("=")[0]
+            raise InputError(
+                f"{setting:.100} is no option of nrt train; settings have no dashes: write "
+                f"{name:.100}=VALUE. Options: --json, --report, --dry-run"
+            )
     recipe, overrides = "", settings
     if "=" not in settings[0]:
         recipe, overrides = settings[0], settings[1:]

@@ -43,12 +43,19 @@ def first_error(root: type[Section], error: ValidationError) -> InputError:
     """
     errors = error.errors()
     key = _setting_key(root, errors[0]["loc"])
+    value = _SHORT.repr(errors[0]["input"])
+    section = _section(annotation_of(root, key))
+    if section and not isinstance(errors[0]["input"], Mapping):
+        example = next(iter(section.model_fields))
+        return InputError(
+            f"setting {key}={value}: {key} is a section of settings; set one of them, such as "
+            f"{key}.{example}"
+        )
     messages = []
     for detail in errors:
         if _setting_key(root, detail["loc"]) == key:
             message = detail["msg"]
             messages.append(message[0].lower() + message[1:])
-    value = _SHORT.repr(errors[0]["input"])
     return InputError(f"setting {key}={value}: {' or '.join(dict.fromkeys(messages))}")
 
 

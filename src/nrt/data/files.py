@@ -64,6 +64,11 @@ def _file_table(file: Path, name: str) -> Table:
 def _folder_tables(path: str) -> list[Table]:
     """Return the files of known endings in a folder, without hidden files and folders."""
     folder = Path(path)
+    if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
+        raise InputError(
+            f"{path} was written by save_to_disk of datasets; write a file with "
+            "Dataset.to_parquet, or pass datasets.load_from_disk(…) to nrt.train"
+        )
     tables = []
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder)

@@ -120,6 +120,11 @@ def find_model(name: str) -> ModelSource:
     a model. Raises InputError if the model cannot be opened.
     """
     folder, markers, thinks = _find(name)
+    if not Path(folder).expanduser().exists():
+        try:
+            load_configs(folder)
+        except InputError as error:
+            raise InputError(f"there is no run {run_folder(name)}, and {error}") from error
     tokenizer = load_tokenizer(folder)
     vocabulary = tokenizer.get_vocab()
     if markers is None:

@@ -121,16 +121,22 @@ def set_damaged_aside(checkpoints: Sequence[Path], chosen: Path) -> None:
         folder.rename(aside)
 
 
-def prune(checkpoints: Sequence[Path], keep: int, best: Best | None = None) -> None:
-    """Delete all checkpoints of a sorted list but the `keep` latest and the best."""
+def point_and_prune(
+    checkpoints: Sequence[Path], latest: str, best: Best | None, *, keep: int
+) -> None:
+    """Write the names of the latest and the best checkpoint into `latest` and `best`, for people
+    and scripts, and delete all of a sorted list but the `keep` latest and the best.
+    """
+    parent = checkpoints[-1].parent
+    write_file(parent / "latest", [latest + "\n"])
+    if best:
+        write_file(parent / "best", [best.checkpoint + "\n"])
+    else:
+        # Of a metric that the run kept before a resume
+        (parent / "best").unlink(missing_ok=True)
     for folder in checkpoints[:-keep]:
         if best is None or folder.name != best.checkpoint:
             remove_folder(folder)
-
-
-def point(pointer: Path, name: str) -> None:
-    """Write a checkpoint's name into `checkpoints/latest` or `best`, for people and scripts."""
-    write_file(pointer, [name + "\n"])
 
 
 def _number(value: Any) -> Any:

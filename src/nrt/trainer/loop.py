@@ -15,7 +15,7 @@ from nrt.run import Run, RunWriter
 from nrt.trainer import heldout
 from nrt.trainer.agreement import max_gap
 from nrt.trainer.callbacks import Callback, CallbackGroup, Control
-from nrt.trainer.checkpoint import point, prune, save_checkpoint
+from nrt.trainer.checkpoint import point_and_prune, save_checkpoint
 from nrt.trainer.guard import report_skipped, skipped_in_a_row
 from nrt.trainer.listener import Listener
 from nrt.trainer.metrics import trace_record, update_metrics
@@ -272,19 +272,12 @@ class Loop:
         self._point_and_prune()
 
     def _point_and_prune(self) -> None:
-        """Update `latest` and `best`, and delete old checkpoints. A resumed run repeats it: it may
-        have been killed.
-        """
-        if not self.processes.is_main:
-            return
-        folder, best = self.folder / "checkpoints", self.progress.best
-        point(folder / "latest", self.last_checkpoint)
-        if best:
-            point(folder / "best", best.checkpoint)
-        else:
-            # Of a metric that the run kept before a resume
-            (folder / "best").unlink(missing_ok=True)
-        prune(Run(self.folder).checkpoints(), self.config.keep, best)
+        """Name the latest and the best checkpoint, and delete others; a killed run repeats it."""
+        if self.processes.is_main:
+            checkpoints = Run(self.folder).checkpoints()
+            point_and_prune(
+                checkpoints, self.last_checkpoint, self.progress.best, keep=self.config.keep
+            )
 
     def _handle_signals(self) -> None:
         """Save or stop in all processes if any of them received a signal."""

@@ -231,14 +231,25 @@ FREE_ON_RESUME = {
 
 def check_resumable(config: Config, before: Config) -> None:
     """Raise InputError if a run would resume with other settings than it began with."""
-    new, old = config.model_dump(), before.model_dump()
-    for key in new:
-        if key not in FREE_ON_RESUME and new[key] != old[key]:
+    new, old = config.model_dump(exclude=FREE_ON_RESUME), before.model_dump(exclude=FREE_ON_RESUME)
+    for key, value in _leaves(new).items():
+        old_value = _leaves(old).get(key)
+        if value != old_value:
             raise InputError(
-                f"the run to resume has {key}={old[key]!r}, not {new[key]!r}; `nrt train "
-                "resume=RUN` takes the run's "
-                "own settings"
+                f"the run to resume has {key}={old_value!r:.200}, not {value!r:.200}; leave the "
+                "setting out, or start a new run with it"
             )
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted names."""
+    leaves: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves
 
 
 def settings_of(config: Config) -> str:

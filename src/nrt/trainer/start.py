@@ -98,6 +98,10 @@ def _train(
             )
             writer.warn("damaged-checkpoint", message, run.progress.step)
             listener.say(message)
+        if run.progress.step >= run.parts.steps:
+            listener.say(
+                f"all {run.parts.steps} steps are done; to train further, resume with more steps"
+            )
         if not writer.resumed:
             writer.skipped("train", [asdict(row) for row in run.parts.data.bad])
             writer.skipped(
