@@ -70,6 +70,7 @@ QUICK = {
     "cli/common.py",
     "cli/data_commands.py",
     "cli/eval_commands.py",
+    "cli/list_commands.py",
     "cli/plan_commands.py",
     "cli/serve_commands.py",
     "cli/study_commands.py",

@@ -16,7 +16,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
-from reference import commands_page, settings_page  # beside this file
+from reference import commands_page  # beside this file
 
 ROOT = Path(__file__).parents[2]
 ROOT_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
@@ -60,7 +60,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             LINK.sub(lambda match, path=path: _link(match, path, set()), text),
         )
     _put(files, config, "reference/commands.md", commands_page())
-    _put(files, config, "reference/settings.md", settings_page())
     for name in API:
         _put(files, config, f"api/{name}.md", _api_page(name))
     return files

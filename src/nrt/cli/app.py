@@ -16,6 +16,7 @@ import typer
 from nrt.cli import (
     data_commands,
     eval_commands,
+    list_commands,
     plan_commands,
     serve_commands,
     study_commands,
@@ -26,7 +27,6 @@ from nrt.system.environment import rank_and_world_size
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Teach language models to reason from plain question–answer pairs (Native Reasoning "
     "Training).",
@@ -37,6 +37,7 @@ app.add_typer(plan_commands.app)
 app.add_typer(study_commands.app)
 app.add_typer(eval_commands.app)
 app.add_typer(serve_commands.app)
+app.add_typer(list_commands.app)
 app.add_typer(data_commands.app, name="data", help="Prepare and check data files.")
 
 

@@ -136,7 +136,9 @@ class Config(Section):
     """Number of machines in the cluster (engine=verl)."""
     gpus_per_node: Positive = 1
     """GPUs per machine, or processes with device=cpu (engine=verl)."""
-    verl: Annotated[dict[str, Any], AfterValidator(VerlSettings)] = VerlSettings()
+    verl: Annotated[dict[str, Any], AfterValidator(VerlSettings)] = Field(
+        default_factory=VerlSettings
+    )
     """Settings of verl's own config that replace the values set by nrt, such as
     `verl.actor_rollout_ref.rollout.name=sglang` (engine=verl)."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"

@@ -32,7 +32,7 @@ def annotation_of(root: type[Section], key: str) -> Any:
         if section is None or name not in section.model_fields:
             return None
         annotation = section.model_fields[name].annotation
-        section = _section(annotation)
+        section = section_of(annotation)
     return annotation
 
 
@@ -44,7 +44,7 @@ def first_error(root: type[Section], error: ValidationError) -> InputError:
     errors = error.errors()
     key = _setting_key(root, errors[0]["loc"])
     value = _SHORT.repr(errors[0]["input"])
-    section = _section(annotation_of(root, key))
+    section = section_of(annotation_of(root, key))
     if section and not isinstance(errors[0]["input"], Mapping):
         example = next(iter(section.model_fields))
         return InputError(
@@ -87,13 +87,13 @@ def check_combinations(config: Any) -> None:
             )
 
 
-def _section(annotation: Any) -> type[Section] | None:
+def section_of(annotation: Any) -> type[Section] | None:
     """Return the section that a setting is or, in a union, may be; None if it is no section."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     if get_origin(annotation) in (Union, pytypes.UnionType):
         for branch in get_args(annotation):
-            section = _section(branch)
+            section = section_of(branch)
             if section:
                 return section
     return None
@@ -102,7 +102,7 @@ def _section(annotation: Any) -> type[Section] | None:
 def _item_section(annotation: Any) -> type[Section] | None:
     """Return the section of the items, where a setting may be a list of sections."""
     if get_origin(annotation) is tuple:
-        return _section(get_args(annotation)[0])
+        return section_of(get_args(annotation)[0])
     for branch in get_args(annotation):
         section = _item_section(branch)
         if section:
@@ -125,7 +125,7 @@ def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        inner = _section(field.annotation)
+        inner = section_of(field.annotation)
         if inner:
             keys += _known_keys(inner, f"{prefix}{name}.")
     return keys
@@ -144,7 +144,7 @@ def check_keys(
         if key not in section.model_fields:
             raise _unknown_setting(root, section, str(key), prefix)
         annotation = section.model_fields[key].annotation
-        inner = _section(annotation)
+        inner = section_of(annotation)
         if inner and isinstance(value, Mapping):
             check_keys(root, value, section=inner, prefix=f"{prefix}{key}.")
         item_section = _item_section(annotation)
