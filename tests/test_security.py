@@ -68,6 +68,10 @@ STATED = {
     ),  # the program under test, from its own parent
     "exec": ("eval/confined/__main__.py",),  # the program under test, behind every layer
     "compile": ("eval/confined/__main__.py",),
+    "pandas": (
+        "run/frames.py",
+        "run/reader.py",
+    ),  # the class DataFrame, made of records that nrt has read
     "import_module": (
         "__init__.py",
         "lab/__init__.py",

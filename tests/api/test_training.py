@@ -66,6 +66,7 @@ def test_a_frame_and_a_loaded_model_resume_to_the_uninterrupted_run(loaded):
     del model, frame, given
     resumed = nrt.resume("cut", progress=False)
     assert_same_run(resumed, whole)
+    assert resumed.report().is_file()
     assert whole.config.heldout.checker == f"{__name__}:same_answer"
     assert [record["step"] for record in whole.metrics() if "heldout/accuracy" in record] == [
         0,
@@ -151,7 +152,19 @@ def test_a_config_as_the_first_argument(loaded):
         nrt.train(config, recipe="gsm8k")
 
 
-class Unfinished:
+def test_recipe_and_profile_are_those_of_load_config(loaded):
+    given = {**SETTINGS, "steps": 1, "profile": "paper", "method": "sft"}
+    data = {"answer": "whole"}
+    run = nrt.train(loaded[0], ROWS, processing_class=loaded[1], recipe="gsm8k", data=data, **given)
+    del given["progress"]
+    expected = nrt.load_config("gsm8k", data=data, **given)
+    same = {"run", "model", "data"}
+    assert run.config.model_dump(exclude=same) == expected.model_dump(exclude=same)
+    assert run.config.objective.weight_norm == "none", "of the profile"
+    assert run.config.data.answer == "whole"
+
+
+class CallableObject:
     def __call__(self, answer, reference):
         return True
 
@@ -171,7 +184,7 @@ class Unfinished:
         ({"processing_class": None}, "a loaded model needs its tokenizer: processing_class="),
         ({"model": "tiny"}, "processing_class is the tokenizer of a loaded model"),
         ({"checker": lambda a, b: True}, "is no function at the top level of a module"),
-        ({"checker": Unfinished()}, "is no function at the top level of a module"),
+        ({"checker": CallableObject()}, "is no function at the top level of a module"),
         ({"checker": "exat"}, "unknown checker 'exat'; did you mean 'exact'"),
         ({"method": "nrt-mg"}, "unknown method 'nrt-mg'; did you mean 'nrt-gm'"),
         ({"learning_rate": 1}, r"unknown setting 'learning_rate'; in nrt it is optimizer\.lr"),

@@ -126,3 +126,10 @@ def test_a_missing_function_names_the_nearest(working_directory):
         resolve_dotted("dotted_some:start", "checker")
     with pytest.raises(InputError, match="unknown checker in dotted_some 'LIMIT'"):
         resolve_dotted("dotted_some:LIMIT", "checker")
+
+
+def test_a_function_of_a_script_that_is_not_running():
+    with pytest.raises(
+        InputError, match=r"'__main__:mine' is a function of the script or notebook"
+    ):
+        resolve_checker("__main__:mine")

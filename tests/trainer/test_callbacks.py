@@ -113,6 +113,16 @@ def test_a_stopped_run_is_finished_and_resumes_to_the_uninterrupted_one(
     assert_same_run(run, whole)
 
 
+def test_a_run_that_samples_ahead_is_stopped_and_resumed(make_config, tmp_path):
+    """The traces that were sampled for the next step are in the checkpoint."""
+    settings = {"steps": 4, "save_every": 0, "keep": 9, "overlap": True}
+    whole = nrt.train(make_config(run=tmp_path / "whole", **settings))
+    name = str(tmp_path / "stopped")
+    run = nrt.train(make_config(run=name, **settings), callbacks=[Asks(step_2="stop")])
+    assert run.metrics()[-1]["step"] == 2
+    assert_same_run(nrt.train(make_config(run=name, resume=name, **settings)), whole)
+
+
 def test_an_error_names_the_callback_and_leaves_the_checkpoint(make_config):
     class Breaks(Callback):
         def on_step(self, metrics, control):

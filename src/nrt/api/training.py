@@ -52,7 +52,7 @@ def train(
         eval_dataset: held-out rows, in the same forms; None: no held-out evaluation.
         recipe: name or YAML file of a recipe; None: `pairs`.
         processing_class: tokenizer of a loaded model.
-        method: name of a method, or a `Method` record, which also takes part in METHODS.
+        method: name of a method, or a `Method` record, which is then entered in METHODS.
         checker: name of a checker of held-out answers, or a function at the top level of a module.
         callbacks: called with the results of the run; see `Callback`.
         run: name of the run, a folder in runs/, or path of its folder; None: a free name.
@@ -65,21 +65,23 @@ def train(
         Interrupted: SIGINT or SIGTERM came, and a checkpoint was saved: see `resume`.
     """
     values = _settings_of(settings, method=method, checker=checker, run=run)
-    if isinstance(model, Config):
-        if recipe is not None or processing_class is not None:
-            raise InputError("recipe and processing_class do not go with a Config; leave them out")
-        base, model = model, None
-    else:
-        base = load_config(recipe)
+    is_config = isinstance(model, Config)
     paths, objects = _split(
-        {"model": model, "data.train": train_dataset, "data.valid": eval_dataset}
+        {
+            "model": None if is_config else model,
+            "data.train": train_dataset,
+            "data.valid": eval_dataset,
+        }
     )
+    values = merge_settings(values, nest_settings(paths))
+    if is_config and (recipe is not None or processing_class is not None):
+        raise InputError("recipe and processing_class do not go with a Config; leave them out")
     if processing_class is not None and "model" not in objects:
         raise InputError(
             "processing_class is the tokenizer of a loaded model, and model is a name; save the "
             "tokenizer into the model's folder"
         )
-    config = _changed(base, merge_settings(values, nest_settings(paths)))
+    config = _changed(model, values) if is_config else load_config(recipe, **values)
     if not objects:
         return _run(config, callbacks, progress, listener)
     if config.resume:

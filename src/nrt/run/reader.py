@@ -1,7 +1,6 @@
 """`Run` reads a run folder. This module does not import torch.
 
-The methods `load`, `report` and `export` of a run are for users; what they need is imported only
-when they are called.
+`Run.load`, `report` and `export` are for users; they import what they need when they are called.
 """
 
 from __future__ import annotations

@@ -274,10 +274,8 @@ class Loop:
     def _point_and_prune(self) -> None:
         """Name the latest and the best checkpoint, and delete others; a killed run repeats it."""
         if self.processes.is_main:
-            checkpoints = Run(self.folder).checkpoints()
-            point_and_prune(
-                checkpoints, self.last_checkpoint, self.progress.best, keep=self.config.keep
-            )
+            checkpoints, best = Run(self.folder).checkpoints(), self.progress.best
+            point_and_prune(checkpoints, self.last_checkpoint, best, keep=self.config.keep)
 
     def _handle_signals(self) -> None:
         """Save or stop in all processes if any of them received a signal."""
