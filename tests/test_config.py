@@ -27,6 +27,7 @@ from nrt.config.aliases import ALIASES
 from nrt.config.validation import annotation_of
 from nrt.errors import InputError
 from nrt.trainer.resolve import resolve_method
+from nrt.trainer.setup import steps_of
 
 SECTIONS = [
     value
@@ -376,3 +377,16 @@ def test_an_address_with_a_password_is_refused_and_not_shown():
     with pytest.raises(InputError, match=message) as caught:
         build_config(settings)
     assert "secret" not in str(caught.value)
+
+
+def test_epochs_are_steps_of_the_rows():
+    """7 steps of 4 make one epoch of 31 rows, rounded down; `steps` goes before both."""
+    assert steps_of(Config(batch=4), 31) == 7
+    assert steps_of(Config(batch=4, epochs=2.5), 31) == 77 // 4
+    assert steps_of(Config(batch=4, epochs=0.01), 31) == 1
+    assert steps_of(Config(batch=4, steps=3), 31) == 3
+    with pytest.raises(InputError, match="both say how long to train"):
+        Config(steps=3, epochs=2)
+    with pytest.raises(InputError, match="one of them to null"):
+        load_config("miniature", ["epochs=2"])
+    assert load_config("miniature", ["epochs=2", "steps=null"]).epochs == 2

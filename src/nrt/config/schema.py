@@ -69,7 +69,9 @@ class Config(Section):
     seed: int = 0
     """Seed of the data order and of the sampled traces."""
     steps: Positive | None = None
-    """Number of rollout batches; unset: one epoch (Table 6)."""
+    """Number of rollout batches; unset: what `epochs` says."""
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Passes over the training rows, in place of `steps`; both unset: one (Table 6)."""
     batch: Positive = 256
     """B, prompts per step (Table 6)."""
     traces: int = 8

@@ -61,6 +61,11 @@ def first_error(root: type[Section], error: ValidationError) -> InputError:
 
 def check_combinations(config: Any) -> None:
     """Raise InputError for values that are valid on their own but not together."""
+    if config.steps is not None and config.epochs is not None:
+        raise InputError(
+            f"steps={config.steps} and epochs={config.epochs:g} both say how long to train; set "
+            "one of them to null"
+        )
     if config.traces < 1:
         raise InputError(
             f"traces={config.traces}: a group needs K ≥ 1 traces; set traces=8 as in the paper"

@@ -207,6 +207,7 @@ FREE_ON_RESUME = {
     "run",
     "resume",
     "steps",
+    "epochs",
     "eval_every",
     "save_every",
     "keep",

@@ -185,8 +185,8 @@ def assemble(
 
 
 def steps_of(config: Config, rows: int) -> int:
-    """Return the steps of a run: the setting, else one epoch."""
-    return config.steps or max(1, rows // config.batch)
+    """Return the steps of a run: the setting, else those of its epochs, rounded down."""
+    return config.steps or max(1, int((config.epochs or 1) * rows) // config.batch)
 
 
 def _check_processes(config: Config, processes: ProcessGroup) -> None:
