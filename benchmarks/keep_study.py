@@ -12,7 +12,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from nrt.run import Run
+from nrt.study.runs import is_finished
 
 TRACES = 40
 """Last lines of traces.jsonl that are kept."""
@@ -33,7 +33,7 @@ def main() -> None:
         if file.is_file():
             shutil.copy(file, arguments.folder / file.name)
     for path in sorted((arguments.study / "runs").iterdir()):
-        if Run(path).is_finished:
+        if is_finished(path):
             keep_run(path, arguments.folder / "runs" / path.name)
             print(path.name)
 
@@ -43,7 +43,7 @@ def keep_run(run: Path, target: Path) -> None:
     (target / "heldout").mkdir(parents=True, exist_ok=True)
     (target / "model").mkdir(exist_ok=True)
     config = (run / "config.yaml").read_text(encoding="utf-8")
-    config = config.replace(str(Path.home()), "~").replace(f"{Path.cwd()}/", "")
+    config = config.replace(f"{Path.cwd()}/", "").replace(str(Path.home()), "~")
     (target / "config.yaml").write_text(config, encoding="utf-8")
     shutil.copy(run / "metrics.jsonl", target)
     (target / "model" / "README.md").write_text(CARD, encoding="utf-8")

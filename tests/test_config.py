@@ -379,6 +379,14 @@ def test_an_address_with_a_password_is_refused_and_not_shown():
     assert "secret" not in str(caught.value)
 
 
+def test_a_copy_changes_only_what_it_names():
+    config = Config(optimizer={"lr": 1e-3, "warmup": 5})
+    copy = config.model_copy(update={"optimizer": {"lr": 2e-3}, "steps": 4})
+    assert (copy.optimizer.lr, copy.optimizer.warmup, copy.steps) == (2e-3, 5, 4)
+    with pytest.raises(InputError, match=r"optimizer\.lr=-1"):
+        config.model_copy(update={"optimizer": {"lr": -1}})
+
+
 def test_epochs_are_steps_of_the_rows():
     """7 steps of 4 make one epoch of 31 rows, rounded down; `steps` goes before both."""
     assert steps_of(Config(batch=4), 31) == 7

@@ -36,7 +36,7 @@ def documented(text):
 
 def test_every_public_name_is_here():
     errors = [name for name in nrt.__all__ if name.endswith("Error")]
-    assert sorted(nrt.__all__) == sorted([*FUNCTIONS, *CLASSES, *RECORDS, *errors])
+    assert sorted(nrt.__all__) == sorted([*FUNCTIONS, *CLASSES, *RECORDS, *errors, "Interrupted"])
     assert set(nrt.__all__) <= set(dir(nrt))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nrt.api import resume, train
     from nrt.config import Config, load_config
-    from nrt.errors import InputError, NrtError
+    from nrt.errors import InputError, Interrupted, NrtError
     from nrt.objective import Method
     from nrt.run import Run, load_run
     from nrt.trainer import Callback, Control, EarlyStopping
@@ -36,6 +36,7 @@ _MODULE_OF = {
     "Control": "nrt.trainer",
     "EarlyStopping": "nrt.trainer",
     "InputError": "nrt.errors",
+    "Interrupted": "nrt.errors",
     "Method": "nrt.objective",
     "NrtError": "nrt.errors",
     "Run": "nrt.run",
@@ -51,6 +52,7 @@ __all__ = [
     "Control",
     "EarlyStopping",
     "InputError",
+    "Interrupted",
     "Method",
     "NrtError",
     "Run",

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_all_kinds_of_rows_are_the_file_with_these_rows(kind, loaded, tmp_path):
     }[kind]
     run = nrt.train(loaded[0], data, processing_class=loaded[1], **SETTINGS, method="sft")
     stored = run.path / str(run.config.data.train).removeprefix(f"{run.path}/")
-    assert stored.parent == run.path / "data"
+    assert stored.parent == run.path.absolute() / "data"
     assert stored.read_bytes() == file.read_bytes()
     assert run.path.as_posix() == "runs/run"
     from_file = nrt.train(run.config.model, file, **SETTINGS, method="sft")
@@ -206,12 +207,53 @@ def test_mistakes_are_named_and_leave_nothing(loaded, given, message, tmp_path):
     assert not list((tmp_path / "runs").glob("*"))
 
 
+def test_a_failed_call_removes_only_what_it_wrote(loaded, tmp_path):
+    """The run's folder may be one that holds the user's own data."""
+    model, tokenizer = loaded
+    project = tmp_path / "project"
+    (project / "data").mkdir(parents=True)
+    (project / "data" / "mine.csv").write_text("question,answer")
+    given = {"processing_class": tokenizer, **SETTINGS, "run": project}
+    for wrong in ({"lora": {"rank": 4, "targets": "no_such"}}, {"eval_dataset": [{"wrong": "a"}]}):
+        with pytest.raises(InputError):
+            nrt.train(model, ROWS, **given, **wrong)
+        assert [path.name for path in project.rglob("*")] == ["data", "mine.csv"]
+    (project / "initial").mkdir()
+    with pytest.raises(InputError, match=r"initial exists, where nrt would save the loaded model"):
+        nrt.train(model, ROWS, **given)
+    assert sorted(path.name for path in project.rglob("*")) == ["data", "initial", "mine.csv"]
+
+
+def test_names_are_checked_before_anything_is_written(loaded, monkeypatch):
+    model, tokenizer = loaded
+
+    def never(*_):
+        raise AssertionError("a model was saved")
+
+    monkeypatch.setattr("nrt.api.training.store_model", never)
+    for wrong in ({"method": "nrt-mg"}, {"progress": "bar"}, {"traces": 1, "method": "jepo"}):
+        with pytest.raises(InputError):
+            nrt.train(model, ROWS, processing_class=tokenizer, **(SETTINGS | wrong))
+
+
+def test_a_path_is_a_path_and_a_name_a_run(loaded, tmp_path, monkeypatch):
+    """A run with stored rows resumes from another working folder."""
+    model, tokenizer = loaded
+    run = nrt.train(model, ROWS, processing_class=tokenizer, run=Path("out"), **SETTINGS)
+    assert run.path.absolute() == tmp_path / "out"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    again = nrt.resume(tmp_path / "out", steps=4, progress=False)
+    assert again.metrics()[-1]["step"] == 4
+
+
 def test_a_run_is_not_overwritten(loaded):
     model, tokenizer = loaded
     given = {"processing_class": tokenizer, **SETTINGS, "run": "mine", "method": "sft"}
     run = nrt.train(model, ROWS, **given)
     before = sorted(run.path.rglob("*"))
-    with pytest.raises(InputError, match=r"already holds a run; .* nrt\.resume\('runs/mine'\)"):
+    with pytest.raises(InputError, match=r"already holds a run; .* nrt\.resume\('.*/runs/mine'\)"):
         nrt.train(model, ROWS[:8], **given)
     assert sorted(run.path.rglob("*")) == before
 

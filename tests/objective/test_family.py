@@ -218,8 +218,18 @@ def test_rules_that_exclude_one_another_are_refused_early():
         METHODS[name].check_rules()
     with pytest.raises(InputError, match=r"unset objective\.baseline_clip"):
         replace(METHODS["jepo"], clip=True).check_rules()
-    with pytest.raises(InputError, match="rewards of mean-log-prob are negative"):
+    with pytest.raises(InputError, match="rewards of mean-log-prob can be negative"):
         replace(METHODS["mean-log-prob"], scale="mean").check_rules()
+    for name in ("latro", "sdft", "rlpr-original"):
+        with pytest.raises(InputError, match="can be negative"):
+            replace(METHODS[name], scale="mean").check_rules()
+
+
+def test_equal_rewards_are_divided_by_their_mean_too():
+    equal_K = torch.tensor([0.25, 0.25])
+    rules = {"clip": False, "centre": None, "scale": "mean"}
+    assert group_advantage(equal_K, 0.0, **rules).tolist() == [1.0, 1.0]
+    assert group_advantage(torch.zeros(2), 0.0, **rules).tolist() == [0.0, 0.0]
     replace(METHODS["jlb"], scale="mean").check_rules()  # R' = max(0, R − R_base) is not negative
 
 

@@ -2,16 +2,18 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
 from rich.console import Console
 
 from nrt.analysis.comparison import Search, Try
-from nrt.cli.compare import compare_study, make_grids, make_study
+from nrt.cli.compare import compare_study, make_grids, make_study, write_results
 from nrt.config import load_config
 from nrt.errors import InputError
-from nrt.study.search import FIRST_SEED, parse_grid, search_study, tries_of, with_best
+from nrt.study import RunOutcome
+from nrt.study.search import FIRST_SEED, check_chosen, parse_grid, search_study, tries_of, with_best
 from nrt.study.study import read_study, run_path
 from nrt.trainer import train
 from tests.study.test_compare import recipe  # noqa: F401
@@ -32,6 +34,21 @@ def test_all_combinations_on_seeds_of_their_own():
     seeds = {seed for _, seed in tries.runs()}
     assert seeds == {FIRST_SEED}
     assert seeds.isdisjoint(seed for _, seed in study.runs())
+
+
+def test_an_earlier_study_must_come_from_the_search():
+    """Found before the tries, not after them."""
+    study, grids = study_of("sft"), {"sft": parse_grid(["optimizer.lr=1e-5,3e-5"])}
+    check_chosen(
+        replace(study, variants={"sft": ("method=sft", "optimizer.lr=3e-5")}), study, grids
+    )
+    with pytest.raises(InputError, match="none of the tries; give another --study name"):
+        check_chosen(study, study, grids)
+
+
+def test_a_setting_is_named_once():
+    with pytest.raises(InputError, match="twice"):
+        parse_grid(["optimizer.lr=1e-5,3e-5", "optimizer.lr=1e-4,3e-4"])
 
 
 @pytest.mark.parametrize("text", ["optimizer.lr", "optimizer.lr=1e-5", "=1,2", "traces=4,,8"])
@@ -55,6 +72,10 @@ def test_every_variant_gets_equally_many_tries(tmp_path):
     file.write_text(yaml.safe_dump(values))
     grids = make_grids(study, str(file), ["optimizer.lr=1e-5,3e-5"])
     assert len(search_study(study, grids, seeds=1).variants) == 8
+    values["sweep"]["a"] = {"objective.signal_floor": [None, 0.1]}
+    file.write_text(yaml.safe_dump(values))
+    grids = make_grids(study, str(file), ["optimizer.lr=1e-5,3e-5"])
+    assert grids["a"]["objective.signal_floor"] == ("null", "0.1")
     values["sweep"] = {"c": {"batch": [8, 16]}}
     file.write_text(yaml.safe_dump(values))
     with pytest.raises(InputError, match="variant in sweep"):
@@ -110,3 +131,7 @@ def test_a_search_and_the_comparison_after_it(recipe, tmp_path):  # noqa: F811
     assert "2 tries for each, on seed 1000" in markdown
     assert "`optimizer.lr=1e-3`" in markdown
     assert run().rows == comparison.rows, "nothing is left to do"
+    failed = RunOutcome("sft--1", FIRST_SEED, status=1, seconds=0.0, error="why")
+    done = RunOutcome("sft", 0, status=0, seconds=1.0)
+    comparison = write_results(folder, [done], measure="logp", failed_tries=[failed])
+    assert comparison.missing == {"search: sft--1, seed 1000": "why"}

@@ -109,7 +109,15 @@ def test_a_stopped_run_is_finished_and_resumes_to_the_uninterrupted_one(
     assert run.is_finished
     assert [path.name for path in run.checkpoints()] == [f"step-{step:06d}"]
     assert run.metrics()[-1]["step"] == step
-    run = nrt.train(make_config(run=name, resume=name, **settings))
+    finished = []
+
+    class Looks(Callback):
+        def on_step(self, metrics, control):
+            finished.append(nrt.load_run(name).is_finished)
+
+    config = make_config(run=name, resume=name, **settings)
+    run = nrt.train(config, callbacks=[Looks()])
+    assert not any(finished), "the model of the stop is not that of the run"
     assert_same_run(run, whole)
 
 
@@ -182,17 +190,30 @@ def test_early_stopping_that_cannot_work(arguments, message):
         EarlyStopping(*arguments)
 
 
-def test_early_stopping_without_its_metric(make_config):
-    with pytest.raises(RunError, match=r"EarlyStopping\.on_start .* give an eval_dataset"):
-        nrt.train(make_config(**{"data.valid": None}), callbacks=[EarlyStopping()])
+@pytest.mark.parametrize(
+    ("callbacks", "settings", "message"),
+    [
+        ([EarlyStopping()], {"data.valid": None}, "give an eval_dataset"),
+        ([EarlyStopping()], {"heldout.checker": None}, "needs a checker of answers"),
+        (EarlyStopping(), {}, r"give a list, such as \[EarlyStopping\(\)\]"),
+        ([EarlyStopping], {}, "give objects of classes that derive from nrt.Callback"),
+        ([print], {}, "give objects of classes"),
+    ],
+)
+def test_callbacks_that_cannot_work_leave_no_run(
+    make_config, tmp_path, callbacks, settings, message
+):
+    run = tmp_path / "b"
+    with pytest.raises(InputError, match=message):
+        nrt.train(make_config(run=run, **settings), callbacks=callbacks)
+    assert not run.exists()
 
 
-def test_early_stopping_without_a_checker(make_config, tmp_path):
-    config = make_config(run=tmp_path / "b", **{"heldout.checker": None})
-    with pytest.raises(
-        RunError, match=r"no heldout/accuracy, it has heldout/logp.* need a checker"
-    ):
-        nrt.train(config, callbacks=[EarlyStopping()])
+def test_early_stopping_without_its_metric(make_config, tmp_path):
+    """A source that the evaluation does not have."""
+    config = make_config(run=tmp_path / "b")
+    with pytest.raises(RunError, match=r"no heldout/accuracy/other, it has heldout/"):
+        nrt.train(config, callbacks=[EarlyStopping("heldout/accuracy/other")])
 
 
 def test_two_processes_follow_rank_0(gang, model_dir, pairs_file, tmp_path):

@@ -261,7 +261,10 @@ def test_settings_that_cannot_be(make_config, settings, said):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_signal_saves_and_the_run_goes_on(make_config, tmp_path, n):
-    """At the next place where it can; what it leaves is that of the run without the signal, and it can be gone on from."""
+    """At the next place where it can, which is after the first update: that comes with the scores.
+
+    What it leaves is that of the run without the signal, and a resumed run continues from it.
+    """
     settings = {"updates_per_rollout": 2, "save_every": 0, "profile": "paper", "keep": 9}
     whole = nrt.train(make_config(run=str(tmp_path / "whole"), **settings))
     run = tmp_path / "run"
@@ -270,7 +273,7 @@ def test_a_signal_saves_and_the_run_goes_on(make_config, tmp_path, n):
     assert_same_run(whole, signalled)
     saved, last = signalled.checkpoints()
     assert last.name == "step-000003"
-    assert saved.name == f"step-{n - 1:06d}+0"
+    assert saved.name == f"step-{n - 1:06d}+1"
     shutil.rmtree(last)
     assert_same_run(whole, resume(make_config, run, **settings))
 

@@ -35,13 +35,13 @@ def eager_to_end(tmp_path_factory):
 def test_it_learns_to_write_end_and_is_served_as_it_was_trained(eager_to_end, pairs_file, tmp_path):
     """88 % of the first traces are stopped by eos. With eos kept in z, P(END | z) is never trained and stays near 0."""
     settings = {
-        "steps": 100,
-        "batch": 8,
+        "steps": 130,
+        "batch": 16,
         "traces": 4,
         "eval_every": 0,
         "save_every": 0,
         "heldout.rows": 16,
-        "optimizer.lr": 5e-3,
+        "optimizer.lr": 3e-3,  # with fewer prompts or a higher rate, some seeds need longer
     }
     run = nrt.train(tiny_config(eager_to_end, pairs_file, tmp_path / "run", **settings))
     first, last = run.metrics()[1], run.metrics()[-1]

@@ -15,10 +15,15 @@ Progress = bool | Literal["auto"]
 """`auto`: in a notebook and on a terminal; True: also as lines of a log; False: nowhere."""
 
 
-def open_display(progress: Progress) -> Display | None:
-    """Return the display for this process, or None. Raises InputError for another value."""
+def check_progress(progress: Progress) -> None:
+    """Raise InputError for another value."""
     if progress not in (True, False, "auto"):
         raise InputError(f"progress={progress!r}: give 'auto', True or False")
+
+
+def open_display(progress: Progress) -> Display | None:
+    """Return the display for this process, or None. Raises InputError for another value."""
+    check_progress(progress)
     rank, _ = rank_and_world_size()
     if rank:
         return None

@@ -8,9 +8,7 @@ from typing import Any
 from nrt.data.checkers import CHECKERS, Checker
 from nrt.errors import InputError
 from nrt.objective import METHODS, Method
-
-PACKAGED_METHODS = frozenset(METHODS)
-"""Names of nrt's own methods, which no other method may take."""
+from nrt.objective.methods import PACKAGED
 
 
 def method_name(method: str | Method) -> str:
@@ -20,7 +18,7 @@ def method_name(method: str | Method) -> str:
     """
     if not isinstance(method, Method):
         return method
-    if method.name in PACKAGED_METHODS and METHODS[method.name] != method:
+    if method.name in PACKAGED and METHODS[method.name] != method:
         raise InputError(
             f"the method passed has the name of nrt's own '{method.name}' and other rules; give it "
             "a name of its own: replace(method, name=…)"

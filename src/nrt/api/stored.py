@@ -74,7 +74,13 @@ def store_model(model: Any, processing_class: Any, run: Path) -> str:
         )
     if getattr(model, "is_quantized", False):
         raise InputError(
-            "the loaded model is quantised; give its folder or hub name, and set quantize=nf4"
+            "the loaded model is quantised; give its folder or hub name, and set quantize=nf4 and "
+            "lora.rank=16"
+        )
+    if not hasattr(processing_class, "chat_template"):
+        raise InputError(
+            f"processing_class is of type {type(processing_class).__name__}; give a tokenizer of "
+            "transformers, such as AutoTokenizer.from_pretrained(…)"
         )
     folder = run / MODEL_FOLDER
     folder.parent.mkdir(parents=True, exist_ok=True)

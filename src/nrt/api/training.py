@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nrt.api.display import Progress, open_display
+from nrt.api.display import Progress, check_progress, open_display
 from nrt.api.names import checker_name, method_name
 from nrt.api.stored import DATA_FOLDER, MODEL_FOLDER, store_model, store_rows
 from nrt.config import Config, load_config, merge_settings, nest_settings
@@ -22,10 +21,11 @@ from nrt.run import Run, fresh_run_name, run_folder
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.trainer import Callback, Listener
 from nrt.trainer import train as run_training
+from nrt.trainer.resolve import resolve_names
 
 
 def train(
-    model: Any,
+    model: Any = None,
     train_dataset: Any = None,
     eval_dataset: Any = None,
     *,
@@ -46,10 +46,10 @@ def train(
 
     Args:
         model: folder or hub name of a causal language model, or a loaded one of transformers; or a
-            `Config`, which takes the place of a recipe.
+            `Config`, which takes the place of a recipe. None: the recipe's model.
         train_dataset: path or `datasets` name, or rows: a `datasets` split, a pandas DataFrame, an
             iterable of dicts. Rows are stored in the run folder.
-        eval_dataset: held-out rows, in the same forms; None: no held-out evaluation.
+        eval_dataset: held-out rows, in the same forms; None: those of the recipe or Config, if any.
         recipe: name or YAML file of a recipe; None: `pairs`.
         processing_class: tokenizer of a loaded model.
         method: name of a method, or a `Method` record, which is then entered in METHODS.
@@ -86,6 +86,8 @@ def train(
         return _run(config, callbacks, progress, listener)
     if config.resume:
         raise InputError("a run that is resumed has its model and data; pass neither")
+    resolve_names(config)  # before anything is written
+    check_progress(progress)
     with (
         process_group(pick_device(config.device)) as processes,
         _stored(config, objects, processing_class, processes) as stored,
@@ -99,6 +101,7 @@ def resume(
     steps: int | None = None,
     callbacks: Iterable[Callback] = (),
     progress: Progress = "auto",
+    listener: Listener | None = None,
     **settings: Any,
 ) -> Run:
     """Continue a run from its last undamaged checkpoint, and return it.
@@ -111,6 +114,7 @@ def resume(
         steps: steps that the run has when it ends; None: as before.
         callbacks: called with the results of the run; the run does not store those that it had.
         progress: as in `train`.
+        listener: as in `train`.
         settings: settings to change. Most belong to the run and cannot change.
 
     Raises InputError if there is no such run, and for a setting that cannot change.
@@ -124,7 +128,7 @@ def resume(
             f"{earlier.path} was trained with the method '{config.method}', which is defined in "
             "Python; pass it again: nrt.resume(run, method=METHOD)"
         )
-    return _run(config, callbacks, progress, None)
+    return _run(config, callbacks, progress, listener)
 
 
 def _run(
@@ -181,13 +185,15 @@ def _stored(
     """Context with the config in which paths stand for the objects.
 
     Rank 0 writes the objects into the run folder. If training ends before it has made a run there,
-    they are removed.
+    what this call has written is removed.
     """
     result: Config | InputError | None = None
     if config.run is None:
         name = processes.all_gather(fresh_run_name())[0]  # rank 0 chooses for all
         config = config.model_copy(update={"run": name})
-    folder = run_folder(str(config.run))
+    folder = run_folder(str(config.run)).absolute()
+    parts = [folder / DATA_FOLDER, folder / MODEL_FOLDER]
+    before = {file for part in parts for file in (part, *part.glob("*")) if file.exists()}
     try:
         if processes.is_main:
             try:
@@ -201,10 +207,19 @@ def _stored(
         yield result
     finally:
         if processes.is_main and not (folder / "config.yaml").exists():
-            for part in (DATA_FOLDER, MODEL_FOLDER):
-                shutil.rmtree(folder / part, ignore_errors=True)
+            _remove_new(parts, before)
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _remove_new(parts: Iterable[Path], before: Set[Path]) -> None:
+    """Remove the folders `parts` as far as their content was not there before."""
+    for part in parts:
+        for file in part.glob("*"):
+            if file not in before:
+                file.unlink()
+        if part not in before and part.is_dir():
+            part.rmdir()
 
 
 def _store(
@@ -215,12 +230,17 @@ def _store(
             f"{folder} already holds a run; choose another name with run=NAME, or continue it with "
             f"nrt.resume({str(folder)!r})"
         )
+    if "model" in objects and (folder / MODEL_FOLDER).exists():
+        raise InputError(
+            f"{folder / MODEL_FOLDER} exists, where nrt would save the loaded model; choose "
+            "another name with run=NAME, or move the folder away"
+        )
     settings: dict[str, Any] = {}
     with explain_disk_errors(folder, "start the run again"):
-        if "model" in objects:
-            settings["model"] = store_model(objects["model"], processing_class, folder)
         if "data.train" in objects:
             settings["data.train"] = store_rows(objects["data.train"], folder, "train_dataset")
         if "data.valid" in objects:
             settings["data.valid"] = store_rows(objects["data.valid"], folder, "eval_dataset")
+        if "model" in objects:
+            settings["model"] = store_model(objects["model"], processing_class, folder)
     return _changed(config, nest_settings(settings))

@@ -30,7 +30,7 @@ from nrt.lab import RECIPES
 from nrt.lab.settings import prepare
 from nrt.run import Run, explain_unreadable_files, run_folder
 from nrt.study import RunOutcome, Study, open_study, run_study
-from nrt.study.search import Grid, parse_grid, read_search, search_study, with_best
+from nrt.study.search import Grid, check_chosen, parse_grid, read_search, search_study, with_best
 from nrt.study.study import read_study, read_variants, run_path
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.system.files import write_file
@@ -77,15 +77,20 @@ def compare_study(
         console.print(line, highlight=False, soft_wrap=True)
 
     with explain_disk_errors(run_folder(name), "run the same command again"):
-        search = None
+        search, failed = None, []
         if tries:
+            if (run_folder(name) / "study.yaml").is_file():
+                check_chosen(read_study(run_folder(name)), plan, grids)
             searched = open_study(str(run_folder(name).absolute() / "search"), tries)
-            run_study(searched, jobs=jobs, report=report, prepare=own_settings)
+            search_outcomes = run_study(searched, jobs=jobs, report=report, prepare=own_settings)
+            failed = [outcome for outcome in search_outcomes if outcome.status]
             search = read_search(searched, plan, grids, sweep_seeds, measure)
             plan = with_best(plan, search)
         folder = open_study(name, plan)
         outcomes = run_study(folder, jobs=jobs, report=report, prepare=own_settings)
-        comparison = write_results(folder, outcomes, measure=measure, search=search)
+        comparison = write_results(
+            folder, outcomes, measure=measure, search=search, failed_tries=failed
+        )
     console.print(Markdown(comparison_markdown(comparison)))
     files = "compare.md, compare.json, accuracy.png, dynamics.png, confidence.png"
     console.print(f"written to {folder}: {files}", soft_wrap=True)
@@ -146,6 +151,7 @@ def write_results(
     *,
     measure: str = "correct",
     search: Search | None = None,
+    failed_tries: Sequence[RunOutcome] = (),
 ) -> Comparison:
     """Write the tables and plots of the runs that are done."""
     # Everything is read before anything is written: a damaged file leaves the old results alone.
@@ -153,6 +159,8 @@ def write_results(
     missing: dict[str, str] = {}
     runs: dict[str, dict[int, Path]] = {variant: {} for variant in study.variants}
     done = set()
+    for outcome in failed_tries:
+        missing[f"search: {outcome.variant}, seed {outcome.seed}"] = outcome.error
     for outcome in outcomes:
         if outcome.status:
             missing[f"{outcome.variant}, seed {outcome.seed}"] = outcome.error

@@ -74,10 +74,13 @@ def methods() -> None:
             rule = "no traces"
         elif method.checks_answers:
             rule = "a checker's verdict on a sampled answer"
+        elif method.token_advantages:
+            rule = "no reward: tokens move towards the model with the answer in its context"
         else:
             rule = f"the reward {names.get(method.reward, 'of its own')}"
-        authors = ", with its own authors' rules" if method.own_rules else ""
-        print_line(f"{name:<{width}}  {rule}{authors}")
+            if method.own_rules:
+                rule += ", with its own authors' rules"
+        print_line(f"{name:<{width}}  {rule}")
 
 
 @app.command()

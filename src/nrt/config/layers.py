@@ -94,7 +94,7 @@ def nest_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     double underscore in its own name. Paths become texts.
 
     >>> nest_settings({"optimizer__lr": 1e-5, "data": {"columns.answer": "a"}, "run": Path("x")})
-    {'optimizer': {'lr': 1e-05}, 'data': {'columns': {'answer': 'a'}}, 'run': 'x'}
+    {'optimizer': {'lr': 1e-05}, 'data': {'columns': {'answer': 'a'}}, 'run': './x'}
     """
     nested: dict[str, Any] = {}
     for key, value in settings.items():
@@ -103,6 +103,9 @@ def nest_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
             layer = nest_settings(value)
         elif isinstance(value, os.PathLike):
             layer = os.fspath(value)
+            if key in ("run", "resume") and os.path.basename(layer) == layer:
+                # a name alone would be a folder in runs/
+                layer = os.path.join(os.curdir, layer)
         for name in reversed(key.replace("__", ".").split(".")):
             layer = {name: layer}
         nested = merge_settings(nested, layer)

@@ -41,12 +41,22 @@ class Section(BaseModel):
     )
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy with other settings. Unlike pydantic's own, it is validated.
+        """Return a copy with other settings. Unlike pydantic's own, it is validated, and a mapping
+        changes only the settings of a section that it names.
 
         `deep` has no effect, since sections are frozen.
         """
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self).model_validate(values | dict(update or {}), context=COMPLETE)
+        return type(self).model_validate(_merged(self, update or {}), context=COMPLETE)
+
+
+def _merged(current: Any, update: Any) -> Any:
+    """Return a section's settings with those of a mapping over them; other values are replaced."""
+    if not isinstance(current, Section) or not isinstance(update, Mapping):
+        return update
+    values = {name: getattr(current, name) for name in type(current).model_fields}
+    for name, value in update.items():
+        values[name] = _merged(values.get(name), value)
+    return values
 
 
 class MarkersConfig(Section):

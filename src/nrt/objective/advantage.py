@@ -78,7 +78,8 @@ def group_advantage(
         kept_K = gain_K = R_K
     all_equal = bool(nearly_equal(kept_K.max(), kept_K.min(), noise))
     if centre is None and (scale is None or all_equal):
-        return gain_K
+        mean = gain_K.mean()
+        return gain_K / mean if scale == "mean" and mean > 0 else gain_K
     if all_equal:
         return torch.zeros_like(gain_K)
     if scale == "std":

@@ -118,11 +118,13 @@ class Method:
                 f"method {self.name} centres by the multi-sample bound, which reads rewards as "
                 "log-likelihoods; unset objective.baseline_clip and objective.scale"
             )
-        negative = self.reward in (log_prob, mean_log_prob, weighted_log_prob)
-        if self.scale == "mean" and negative and not self.clip and self.shape is None:
+        negative = not self.clip and self.reward in (log_prob, mean_log_prob, weighted_log_prob)
+        if self.shape is not None:
+            negative = self.shape in (latro_reward, teacher_gap, rlpr_reward)
+        if self.scale == "mean" and negative:
             raise InputError(
                 f"objective.scale=mean divides by the mean reward of a group, and the rewards of "
-                f"{self.name} are negative; use it with a probability or a verdict"
+                f"{self.name} can be negative; use it with a probability or a verdict"
             )
 
 
@@ -233,6 +235,9 @@ METHODS: dict[str, Method] = {
     )
 }  # fmt: skip
 """Methods by name (docs/methods.md)."""
+
+PACKAGED = frozenset(METHODS)
+"""Names of nrt's own methods; METHODS may get others."""
 
 NOT_OFFERED: dict[str, str] = {
     "rlcsd": (

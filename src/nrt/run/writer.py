@@ -25,7 +25,14 @@ from nrt.run.lines import explain_unreadable_files, read_lines, to_line
 from nrt.run.reader import Run
 from nrt.system import lock
 from nrt.system.environment import describe_environment
-from nrt.system.files import TEXT_OPTIONS, open_to_append, remove_leftovers, sync, write_file
+from nrt.system.files import (
+    TEXT_OPTIONS,
+    open_to_append,
+    remove_folder,
+    remove_leftovers,
+    sync,
+    write_file,
+)
 
 
 class RunWriter:
@@ -61,7 +68,8 @@ class RunWriter:
             if existing:
                 raise InputError(
                     f"{path} already holds a run ({', '.join(existing)}); "
-                    f"choose another name with run=NAME, or resume it with resume={path}"
+                    f"choose another name with run=NAME, or continue it with resume={path} "
+                    f"(nrt.resume({str(path)!r}) in Python)"
                 )
             writer._remove_leftovers()
             write_file(path / "config.yaml", [dump_yaml(config)])
@@ -114,6 +122,11 @@ class RunWriter:
         for name in ("config.yaml", "environment.json"):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / BASE_FOLDER, ignore_errors=True)
+
+    def remove_model(self) -> None:
+        """Remove the model of an earlier end: a run that trains on is not finished."""
+        if (self.path / "model").is_dir():
+            remove_folder(self.path / "model")
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Append the metrics of a step.
@@ -226,6 +239,8 @@ class NullWriter(RunWriter):
         self.resumed = step is not None
 
     def discard(self) -> None: ...
+
+    def remove_model(self) -> None: ...
 
     def close(self) -> None: ...
 

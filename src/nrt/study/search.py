@@ -31,7 +31,7 @@ def parse_grid(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
     >>> parse_grid(["optimizer.lr=1e-5,3e-5"])
     {'optimizer.lr': ('1e-5', '3e-5')}
     """
-    grid = {}
+    grid: dict[str, tuple[str, ...]] = {}
     for text in texts:
         key, _, values = text.partition("=")
         tried = tuple(value.strip() for value in values.split(","))
@@ -40,6 +40,8 @@ def parse_grid(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
                 f"--sweep {text!r:.200}: give a setting and at least two values, such as "
                 "optimizer.lr=1e-5,3e-5"
             )
+        if key.strip() in grid:
+            raise InputError(f"--sweep names {key.strip()} twice; give all its values at once")
         grid[key.strip()] = tried
     return grid
 
@@ -92,6 +94,20 @@ def read_search(
             results.append(_result(settings, runs, measure))
         tries[variant] = tuple(results)
     return Search(measure, numbers, tries)
+
+
+def check_chosen(existing: Study, study: Study, grids: Mapping[str, Grid]) -> None:
+    """Raise InputError unless an existing study may have come from this search.
+
+    Its variants must have the settings of one of their tries.
+    """
+    for variant, settings in study.variants.items():
+        possible = [(*settings, *tried) for tried in tries_of(grids[variant])]
+        if variant in existing.variants and existing.variants[variant] not in possible:
+            raise InputError(
+                f"the study has {variant} with {list(existing.variants[variant])!r:.200}, which is "
+                "none of the tries; give another --study name"
+            )
 
 
 def with_best(study: Study, search: Search) -> Study:

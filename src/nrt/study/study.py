@@ -154,7 +154,7 @@ def _extend(folder: Path, existing: Study, study: Study) -> Study:
         if study.variants.get(variant, settings) != settings:
             raise InputError(
                 f"{folder} has {variant} with {list(settings)!r:.200}; "
-                "give the variant another name"
+                "give the variant or the study another name"
             )
     return replace(
         study,
@@ -223,8 +223,15 @@ def read_variants(name: str) -> VariantSet:
         raise unknown_name("variant in sweep", sorted(unknown)[0], variants)
     grids = {}
     for variant, grid in sweep.items():
-        grids[variant] = {key: tuple(map(str, tried)) for key, tried in grid.items()}
+        grids[variant] = {key: tuple(map(_as_text, tried)) for key, tried in grid.items()}
     return VariantSet(str(values.get("baseline", next(iter(variants)))), variants, grids)
+
+
+def _as_text(value: object) -> str:
+    """Return a YAML value as `key=value` settings write it."""
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
 
 
 def _is_grid(values: object) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from nrt.errors import RunError
+from nrt.config import Config
+from nrt.errors import InputError, RunError
 from nrt.run import Record, Run
 
 
@@ -48,6 +49,12 @@ class Callback:
     Unlike a `Listener`, which shows progress and messages, a callback receives results and control.
     """
 
+    def check(self, config: Config) -> None:
+        """Raise InputError if the callback cannot work in a run with this config.
+
+        Called before the run is made.
+        """
+
     def on_start(self, run: Run, control: Control) -> None:
         """Called once, before the first evaluation and step. Of a resumed run, `run` holds what is
         kept.
@@ -72,6 +79,21 @@ class Callback:
 
         Not called after an error or a signal.
         """
+
+
+def checked_callbacks(callbacks: Iterable[Callback], config: Config) -> tuple[Callback, ...]:
+    """Return the callbacks. Raises InputError for other objects, and as `Callback.check` does."""
+    if isinstance(callbacks, Callback):
+        raise InputError("callbacks is one callback; give a list, such as [EarlyStopping()]")
+    checked = tuple(callbacks)
+    for callback in checked:
+        if not isinstance(callback, Callback):
+            raise InputError(
+                f"callbacks holds {callback!r:.80}; give objects of classes that derive from "
+                "nrt.Callback"
+            )
+        callback.check(config)
+    return checked
 
 
 class CallbackGroup:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nrt.config import Config
 from nrt.errors import InputError
 from nrt.run import Record, Run
 from nrt.run.metrics import describe
@@ -44,9 +45,19 @@ class EarlyStopping(Callback):
             )
         self._best, self._waited = -math.inf, 0
 
+    def check(self, config: Config) -> None:
+        if not config.data.valid:
+            raise InputError(
+                "EarlyStopping has no held-out rows to evaluate on; give an eval_dataset "
+                "(data.valid)"
+            )
+        if self.metric.startswith("heldout/accuracy") and not config.heldout.checker:
+            raise InputError(
+                f"EarlyStopping: {self.metric} needs a checker of answers; give checker=exact, "
+                "last-number or contains (heldout.checker), or watch heldout/logp"
+            )
+
     def on_start(self, run: Run, control: Control) -> None:
-        if not run.config.data.valid:
-            raise InputError("no held-out rows to evaluate on; give an eval_dataset (data.valid)")
         self._best, self._waited = -math.inf, 0
         for record in run.metrics():
             if self.metric in record:

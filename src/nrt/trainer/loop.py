@@ -288,7 +288,8 @@ class Loop:
             self._save()
         if stop:
             raise Interrupted(
-                f"interrupted at step {self.progress.step}; continue with resume={self.folder}"
+                f"interrupted at step {self.progress.step}; continue with nrt train "
+                f"resume={self.folder}, or in Python nrt.resume({str(self.folder)!r})"
             )
 
     def _warn(self, kind: str, message: str, **details: Any) -> None:

@@ -26,7 +26,7 @@ from nrt.run import (
 )
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.trainer.agreement import PROMPTS, check_agreement
-from nrt.trainer.callbacks import Callback
+from nrt.trainer.callbacks import Callback, checked_callbacks
 from nrt.trainer.checkpoint import load_checkpoint, newest_undamaged, set_damaged_aside
 from nrt.trainer.cluster_setup import prepare_cluster
 from nrt.trainer.listener import Listener, NullListener
@@ -52,6 +52,7 @@ def train(
             then gives the run that was not interrupted.
     """
     resolve_names(config)
+    callbacks = checked_callbacks(callbacks, config)
     with process_group(pick_device(config.device)) as processes:
         if listener is None or not processes.is_main:
             listener = NullListener()
@@ -89,6 +90,8 @@ def _train(
         signals = stack.enter_context(handle_signals(config.save_signal))
         stack.enter_context(explain_disk_errors(folder))
         run.cut()
+        if writer.resumed and run.progress.step < run.parts.steps:
+            writer.remove_model()  # of an earlier stop; a model marks a finished run
         if config.resume and not writer.resumed:
             listener.say("the run has no checkpoint yet: it starts from the beginning")
         for damage in run.damages:
