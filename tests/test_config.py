@@ -380,7 +380,7 @@ def test_an_address_with_a_password_is_refused_and_not_shown():
 
 
 def test_a_copy_changes_only_what_it_names():
-    config = Config(optimizer={"lr": 1e-3, "warmup": 5})
+    config = build_config({"optimizer": {"lr": 1e-3, "warmup": 5}})
     copy = config.model_copy(update={"optimizer": {"lr": 2e-3}, "steps": 4})
     assert (copy.optimizer.lr, copy.optimizer.warmup, copy.steps) == (2e-3, 5, 4)
     with pytest.raises(InputError, match=r"optimizer\.lr=-1"):

@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -213,8 +214,12 @@ def test_a_failed_call_removes_only_what_it_wrote(loaded, tmp_path):
     project = tmp_path / "project"
     (project / "data").mkdir(parents=True)
     (project / "data" / "mine.csv").write_text("question,answer")
-    given = {"processing_class": tokenizer, **SETTINGS, "run": project}
-    for wrong in ({"lora": {"rank": 4, "targets": "no_such"}}, {"eval_dataset": [{"wrong": "a"}]}):
+    given: dict[str, Any] = {"processing_class": tokenizer, **SETTINGS, "run": project}
+    mistakes: list[dict[str, Any]] = [
+        {"lora": {"rank": 4, "targets": "no_such"}},
+        {"eval_dataset": [{"wrong": "a"}]},
+    ]
+    for wrong in mistakes:
         with pytest.raises(InputError):
             nrt.train(model, ROWS, **given, **wrong)
         assert [path.name for path in project.rglob("*")] == ["data", "mine.csv"]
@@ -232,8 +237,9 @@ def test_names_are_checked_before_anything_is_written(loaded, monkeypatch):
 
     monkeypatch.setattr("nrt.api.training.store_model", never)
     for wrong in ({"method": "nrt-mg"}, {"progress": "bar"}, {"traces": 1, "method": "jepo"}):
+        given: dict[str, Any] = SETTINGS | wrong
         with pytest.raises(InputError):
-            nrt.train(model, ROWS, processing_class=tokenizer, **(SETTINGS | wrong))
+            nrt.train(model, ROWS, processing_class=tokenizer, **given)
 
 
 def test_a_path_is_a_path_and_a_name_a_run(loaded, tmp_path, monkeypatch):
