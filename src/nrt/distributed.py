@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -81,6 +81,19 @@ class ProcessGroup:
             shares[least].append(i)
             loads[least] += costs[i]
         return [sorted(share) for share in shares]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Call `work` on rank 0 alone; all processes return its result, or raise its InputError."""
+        result: T | InputError | None = None
+        if self.is_main:
+            try:
+                result = work()
+            except InputError as error:
+                result = error
+        result = self.all_gather(result)[0]
+        if isinstance(result, InputError):
+            raise result
+        return cast(T, result)
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:

@@ -17,11 +17,12 @@ from nrt.distributed import ProcessGroup, process_group
 from nrt.errors import InputError
 from nrt.models import pick_device
 from nrt.objective import METHODS, Method
-from nrt.run import Run, fresh_run_name, run_folder
+from nrt.run import Run, run_folder
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.trainer import Callback, Listener
 from nrt.trainer import train as run_training
 from nrt.trainer.resolve import resolve_names
+from nrt.trainer.start import with_run_name
 
 
 def train(
@@ -187,24 +188,12 @@ def _stored(
     Rank 0 writes the objects into the run folder. If training ends before it has made a run there,
     what this call has written is removed.
     """
-    result: Config | InputError | None = None
-    if config.run is None:
-        name = processes.all_gather(fresh_run_name())[0]  # rank 0 chooses for all
-        config = config.model_copy(update={"run": name})
+    config = with_run_name(config, processes)
     folder = run_folder(str(config.run)).absolute()
     parts = [folder / DATA_FOLDER, folder / MODEL_FOLDER]
     before = {file for part in parts for file in (part, *part.glob("*")) if file.exists()}
     try:
-        if processes.is_main:
-            try:
-                result = _store(config, objects, processing_class, folder)
-            except InputError as error:
-                result = error
-        result = processes.all_gather(result)[0]
-        if isinstance(result, InputError):
-            raise result
-        assert result is not None
-        yield result
+        yield processes.on_main(lambda: _store(config, objects, processing_class, folder))
     finally:
         if processes.is_main and not (folder / "config.yaml").exists():
             _remove_new(parts, before)

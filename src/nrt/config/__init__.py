@@ -15,6 +15,7 @@ from nrt.config.data_sections import (
 from nrt.config.layers import (
     build_config,
     dump_yaml,
+    flat_settings,
     load_config,
     nest_settings,
     parse_overrides,
@@ -53,6 +54,7 @@ __all__ = [
     "WatchConfig",
     "build_config",
     "dump_yaml",
+    "flat_settings",
     "load_config",
     "merge_settings",
     "nest_settings",

@@ -112,6 +112,21 @@ def nest_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted names.
+
+    >>> flat_settings({"data": {"train": None}, "steps": 3})
+    {'data.train': None, 'steps': 3}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flat_settings(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
 def _read_recipe(recipe: str, upper_recipes: tuple[str, ...] = ()) -> Mapping[str, Any]:
     """Return the settings of a recipe over those of the recipe that its key `over` names.
 

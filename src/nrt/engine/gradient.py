@@ -21,9 +21,9 @@ RowCreditor = Callable[[Sequence[int], TokenScores], Sequence[RowCredit | None]]
 
 @dataclass(frozen=True)
 class LossSums:
-    """The loss, its terms, and sums over sampled tokens, of all rows of an update.
+    """The loss, its terms, and sums over tokens, of all rows of an update.
 
-    All but `tokens` are sums over micro-batches, in the order in which `add_gradient` returns them.
+    All are sums over micro-batches, in the order in which `add_gradient` returns them.
     """
 
     total: float
@@ -33,7 +33,7 @@ class LossSums:
     ratio: float
     clipped: float
     sampled: float
-    tokens: int = 0  # of the rows trained on, a shared prompt counted in each
+    tokens: float  # of the rows trained on, a shared prompt counted in each
 
     def stats(self, *, grad_norm: float, lr: float, skipped: bool) -> UpdateStats:
         """Return the statistics of the optimizer step."""
@@ -46,12 +46,12 @@ class LossSums:
             ratio_clipped=self.clipped / self.sampled if self.sampled else 0.0,
             grad_norm=grad_norm,
             lr=lr,
-            tokens=self.tokens,
+            tokens=int(self.tokens),
             skipped=skipped,
         )
 
 
-N_SUMS = len(fields(LossSums)) - 1
+N_SUMS = len(fields(LossSums))
 
 
 def add_gradient(
@@ -69,7 +69,7 @@ def add_gradient(
         rows: the rows of the update.
         batch: indices of the micro-batch's rows among them.
 
-    Returns: the fields of `LossSums` except `tokens`, float64 [N_SUMS].
+    Returns: the fields of `LossSums`, float64 [N_SUMS].
     """
     batch_rows = [rows[i] for i in batch]
     scores = weights.scores(scorer, batch_rows)
@@ -88,8 +88,9 @@ def add_gradient(
     loss.total.backward()
     total = loss.total.detach()
     terms = (total, loss.trace, loss.answer, loss.format, loss.ratio_sum, loss.clipped)
-    sampled = torch.tensor([loss.sampled], dtype=torch.float64)
-    return torch.cat([torch.stack([term.double() for term in terms]).cpu(), sampled])
+    tokens = sum(len(row.ids) for row in trained_rows)
+    counts = torch.tensor([loss.sampled, tokens], dtype=torch.float64)
+    return torch.cat([torch.stack([term.double() for term in terms]).cpu(), counts])
 
 
 def run_idle_pass(weights: Weights | ShardedWeights, scorer: Scorer, row: Row) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,10 +120,9 @@ class LocalEngine:
         denominator: float,
     ) -> LossSums:
         """Compute the gradient of the rows' loss. It replaces the gradient that was there."""
-        sums = self._accumulate_gradient(
+        return self._accumulate_gradient(
             rows, lambda batch, _: [credits[i] for i in batch], method, denominator
         )
-        return replace(sums, tokens=sum(len(row.ids) for row in rows))
 
     def optimizer_step(self, sums: LossSums) -> UpdateStats:
         """Take one optimizer step along the current gradient, and free the gradient.
@@ -225,11 +224,7 @@ class LocalEngine:
         gathered: dict[int, G] = {}
         for part in self.processes.all_gather(credited):
             gathered |= part
-        all_credited = [gathered[g] for g in range(len(groups))]
-        tokens = 0
-        for group, result in zip(groups, all_credited, strict=True):
-            tokens += sum(len(row.ids) for row in group[: len(result.row_credits())])
-        return all_credited, replace(sums, tokens=tokens)
+        return [gathered[g] for g in range(len(groups))], sums
 
     def _score_before_update(
         self,

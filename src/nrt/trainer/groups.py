@@ -239,15 +239,22 @@ def _facts(scores: GroupScores, rows: Sequence[Row]) -> GroupFacts:
         written=tuple(written),
         correct_K=torch.tensor(verdicts) if verdicts else None,
         trace_lengths_K=torch.tensor([len(trace.ids) for trace in traces]),
-        log_ratios=_log_ratios(scores, rows),
+        log_ratios=log_ratios([logp_N for logp_N, _ in scores.rows], scores.reference, rows),
     )
 
 
-def _log_ratios(scores: GroupScores, rows: Sequence[Row]) -> tuple[Tensor, ...]:
-    """Return log π_old − log π_reference of each row's sampled tokens; none without a reference."""
-    if not scores.reference:
+def log_ratios(
+    logps: Sequence[Tensor], reference: Sequence[Tensor], rows: Sequence[Row]
+) -> tuple[Tensor, ...]:
+    """Return log π_old − log π_reference of each row's sampled tokens, float64, nats; none without
+    a reference.
+
+    Args:
+        logps, reference: of the rows' tails.
+    """
+    if not reference:
         return ()
     ratios = []
-    for (logp_N, _), reference_N, row in zip(scores.rows, scores.reference, rows, strict=True):
+    for logp_N, reference_N, row in zip(logps, reference, rows, strict=True):
         ratios.append((logp_N.double() - reference_N.double())[row.action_mask])
     return tuple(ratios)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nrt.engine.interface import UpdateStats
 from nrt.objective import Method, mismatch
-from nrt.trainer.groups import Group
+from nrt.trainer.groups import Group, log_ratios
 from nrt.types import Role
 
 
@@ -175,10 +175,9 @@ def _initial_model_metrics(
 
 def _mean_log_ratio(groups: Sequence[Group]) -> float:
     """Return the mean log π_old − log π_reference of sampled tokens; 0 if there are none."""
-    ratios = []
+    ratios: list[Tensor] = []
     for group in groups:
-        for logp_N, reference_N, row in zip(group.logp, group.reference, group.rows, strict=True):
-            ratios.append((logp_N.double() - reference_N.double())[row.action_mask])
+        ratios += log_ratios(group.logp, group.reference, group.rows)
     values = torch.cat(ratios)
     return values.mean().item() if len(values) else 0.0
 

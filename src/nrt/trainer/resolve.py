@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from nrt.config import Config, ObjectiveConfig, dump_yaml
+from nrt.config import Config, ObjectiveConfig, dump_yaml, flat_settings
 from nrt.data import find_tables
 from nrt.data.checkers import Checker, resolve_checker, resolve_dotted
 from nrt.errors import InputError, unknown_name
@@ -233,24 +233,14 @@ FREE_ON_RESUME = {
 def check_resumable(config: Config, before: Config) -> None:
     """Raise InputError if a run would resume with other settings than it began with."""
     new, old = config.model_dump(exclude=FREE_ON_RESUME), before.model_dump(exclude=FREE_ON_RESUME)
-    for key, value in _leaves(new).items():
-        old_value = _leaves(old).get(key)
+    old_settings = flat_settings(old)
+    for key, value in flat_settings(new).items():
+        old_value = old_settings.get(key)
         if value != old_value:
             raise InputError(
                 f"the run to resume has {key}={old_value!r:.200}, not {value!r:.200}; leave the "
                 "setting out, or start a new run with it"
             )
-
-
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted names."""
-    leaves: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            leaves |= _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = value
-    return leaves
 
 
 def settings_of(config: Config) -> str:

@@ -61,11 +61,16 @@ def train(
         if config.resume:
             run = _prepare_resumed(config, config.resume, processes)
         else:
-            if config.run is None:
-                name = processes.all_gather(fresh_run_name())[0]  # rank 0 chooses for all
-                config = config.model_copy(update={"run": name})
+            config = with_run_name(config, processes)
             run = _prepare_new(config, processes)
         return _train(config, run, listener, callbacks)
+
+
+def with_run_name(config: Config, processes: ProcessGroup) -> Config:
+    """Return the config with a free name if its run has none; rank 0 chooses for all."""
+    if config.run is not None:
+        return config
+    return config.model_copy(update={"run": processes.all_gather(fresh_run_name())[0]})
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ def _from_checkpoint(
     checkpoints: list[Path],
     processes: ProcessGroup,
 ) -> PreparedRun:
-    checkpoint, damages = _newest_undamaged(checkpoints, processes)
+    checkpoint, damages = processes.on_main(lambda: newest_undamaged(checkpoints))
     parts = _prepare(config, processes, checkpoint)
     with _checkpoint_errors(checkpoint):
         state = load_checkpoint(checkpoint, parts.engine)
@@ -245,21 +250,6 @@ def _engine_running(run: PreparedRun, *, new: bool) -> Iterator[None]:
                 run.writer.discard()
             raise
         yield
-
-
-def _newest_undamaged(checkpoints: list[Path], processes: ProcessGroup) -> tuple[Path, list[str]]:
-    """Let rank 0 read the checkpoints; return its result or raise its error in all processes."""
-    result: tuple[Path, list[str]] | InputError | None = None
-    if processes.is_main:
-        try:
-            result = newest_undamaged(checkpoints)
-        except InputError as error:
-            result = error
-    result = processes.all_gather(result)[0]
-    if isinstance(result, InputError):
-        raise result
-    assert result is not None
-    return result
 
 
 def _check_sampler(parts: Parts, config: Config) -> None:

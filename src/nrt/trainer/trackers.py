@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nrt.config import flat_settings
 from nrt.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -90,18 +91,15 @@ def open_trackers(
     return TrackerGroup(opened)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+def flatten(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """Return nested settings under dotted names. Values of types that trackers lack become text.
 
     >>> flatten({"data": {"train": None}, "betas": (0.9, 0.95), "steps": 3})
     {'data.train': 'None', 'betas': '(0.9, 0.95)', 'steps': 3}
     """
     flat: dict[str, bool | int | float | str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    for key, value in flat_settings(values).items():
+        flat[key] = value if isinstance(value, (bool, int, float, str)) else str(value)
     return flat
 
 
