@@ -20,7 +20,7 @@ from nrt.lab.arithmetic import (
     word_problem,
     worked_examples,
 )
-from nrt.lab.settings import BASES, PRETRAINED, arithmetic_settings
+from nrt.lab.settings import ARITHMETIC, BASES, PRETRAINED, arithmetic_settings
 
 
 def test_by_hand():
@@ -106,7 +106,7 @@ def test_examples_show_work_and_the_pair_does_not():
 
 def files(seed):
     """Return (rows of training, rows of the test, heldout.rows) of recipe smollm2."""
-    settings = dict(text.split("=", 1) for text in arithmetic_settings(PRETRAINED["smollm2"], seed))
+    settings = dict(text.split("=", 1) for text in arithmetic_settings(ARITHMETIC["smollm2"], seed))
     texts = [Path(settings[key]).read_text() for key in ("data.train", "data.valid")]
     train, test = ([json.loads(line) for line in text.splitlines()] for text in texts)
     return train, test, int(settings["heldout.rows"])

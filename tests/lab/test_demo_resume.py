@@ -77,7 +77,7 @@ def test_the_whole_demo_of_a_pretrained_model(config, tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(demo, "prepare", lambda model, seed: settings)
     kinds = ArithmeticData(("kind-0", "kind-1"))
-    monkeypatch.setitem(demo.PRETRAINED, "smollm2", kinds)
+    monkeypatch.setitem(demo.ARITHMETIC, "smollm2", kinds)
     out = io.StringIO()
     run = demo.run_demo(Console(file=out, width=200), None, model="smollm2", quick=True)
     assert run.path.as_posix() == "runs/demo-smollm2"

@@ -98,3 +98,12 @@ def test_a_system_message_in_place_of_worked_examples(tmp_path, monkeypatch):
         assert len(with_examples) == 6
         assert [turn["role"] for turn in without] == ["system", "user", "assistant"]
         assert without[1:] == with_examples[-2:], "the same questions"
+
+
+def test_a_pretrained_model_on_the_users_own_pairs(tmp_path, monkeypatch):
+    """The recipe brings the model only; without data the run says what to give."""
+    assert prepare("smollm2-pairs", 0, ["model=m"]) == []
+    assert prepare("smollm2-pairs", 0, ["model=m", "data.train=d"]) == []
+    config = load_config("smollm2-pairs", ["model=m", "data.train=d"])
+    assert config.data.columns.messages is None
+    assert config.data.columns.question == "question"

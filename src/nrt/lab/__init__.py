@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 RECIPES = (
     *("miniature", "miniature-hard", "miniature-weak", "miniature-text"),
-    *("smollm2", "smollm2-zero-shot", "smollm2-addsub", "smollm2-hard"),
+    *("smollm2", "smollm2-zero-shot", "smollm2-addsub", "smollm2-hard", "smollm2-pairs"),
 )
-"""Recipes that need neither model nor data from the user: `lab.settings.prepare` makes them."""
+"""Recipes whose model `lab.settings.prepare` makes or fetches, and whose data, but for the last."""
 
 _MODULE_OF = {
     "BaseSettings": "base",

@@ -23,7 +23,7 @@ from nrt.errors import InputError, unknown_name
 from nrt.lab.base import BaseSettings, build_base
 from nrt.lab.evaluation import evaluate_base
 from nrt.lab.plain import plain_verdicts
-from nrt.lab.settings import PRETRAINED, data_settings, prepare
+from nrt.lab.settings import ARITHMETIC, data_settings, prepare
 from nrt.lab.world import FAMILIES, distinct_problems
 from nrt.models import load_model
 from nrt.run import Run, run_folder
@@ -64,7 +64,7 @@ def run_demo(
         families, shown = FAMILIES, ("sum", "bot")
         config = _prepare_miniature(console, seed=seed, quick=quick)
     else:
-        families = shown = PRETRAINED[model].families
+        families = shown = ARITHMETIC[model].families
         config = _prepare_pretrained(console, model, seed=seed, quick=quick)
     console.print()
     _heading(console, 2, "Native Reasoning Training", PAIRS_LINE)

@@ -1,4 +1,4 @@
-"""Model and data of each recipe that needs neither from the user."""
+"""Model and data of the recipes that bring them."""
 
 from __future__ import annotations
 
@@ -46,13 +46,16 @@ class ArithmeticData:
         return name if self.examples else f"{name}-zero-shot"
 
 
-PRETRAINED: dict[str, ArithmeticData] = {
+ARITHMETIC: dict[str, ArithmeticData] = {
     "smollm2": ArithmeticData(("count3", "add2")),
     "smollm2-zero-shot": ArithmeticData(("count3", "add2"), examples=False),
     "smollm2-addsub": ArithmeticData(("addsub2",)),
     "smollm2-hard": ArithmeticData(("count4", "add3")),
 }
-"""Recipe → its questions; the model is SmolLM2-135M-Instruct."""
+"""Recipe → its questions."""
+
+PRETRAINED = (*ARITHMETIC, "smollm2-pairs")
+"""Recipes whose model is SmolLM2-135M-Instruct; the data of the last are the user's."""
 
 ARITHMETIC_PAIRS = 400  # per family; some have fewer
 ARITHMETIC_TESTS = 32
@@ -96,8 +99,10 @@ def _build_base(recipe: str, seed: int, progress: Progress | None = None) -> Pat
 
 
 def _data_settings(recipe: str, seed: int) -> list[str]:
+    if recipe in ARITHMETIC:
+        return arithmetic_settings(ARITHMETIC[recipe], seed)
     if recipe in PRETRAINED:
-        return arithmetic_settings(PRETRAINED[recipe], seed)
+        return []
     settings = replace(BASES[recipe], seed=seed)
     return data_settings(settings, as_text=recipe == "miniature-text")
 
