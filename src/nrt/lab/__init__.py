@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 RECIPES = (
     *("miniature", "miniature-hard", "miniature-weak", "miniature-text"),
-    *("smollm2", "smollm2-zero-shot", "smollm2-addsub", "smollm2-hard", "smollm2-pairs"),
+    *("smollm2", "smollm2-zero-shot", "smollm2-addsub", "smollm2-hard", "smollm2-five"),
+    "smollm2-pairs",
 )
 """Recipes whose model `lab.settings.prepare` makes or fetches, and whose data, but for the last."""
 

@@ -106,6 +106,7 @@ FAMILIES: dict[str, Family] = {
         Chain("addsub2", steps=2, largest=7, subtracts=True, examples=((3, 6, -2), (5, -2, 4))),
         Counting("count4", kinds=4, largest=7, examples=((4, 2, 5, 1), (1, 5, 3, 2))),
         Chain("add3", steps=3, largest=7, examples=((3, 4, 1, 5), (6, 2, 5, 1))),
+        Counting("count5", kinds=5, largest=7, examples=((4, 2, 5, 1, 3), (1, 5, 3, 2, 6))),
         Chain("add4", steps=4, largest=7, examples=((3, 4, 1, 5, 2), (6, 2, 5, 1, 3))),
     )
 }

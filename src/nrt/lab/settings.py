@@ -51,6 +51,7 @@ ARITHMETIC: dict[str, ArithmeticData] = {
     "smollm2-zero-shot": ArithmeticData(("count3", "add2"), examples=False),
     "smollm2-addsub": ArithmeticData(("addsub2",)),
     "smollm2-hard": ArithmeticData(("count4", "add3")),
+    "smollm2-five": ArithmeticData(("count5", "add4")),
 }
 """Recipe → its questions."""
 
