@@ -232,9 +232,11 @@ def _reported_logp(logp_N: Tensor, row: Row, trace: Trace) -> Tensor:
 def _facts(scores: GroupScores, rows: Sequence[Row]) -> GroupFacts:
     traces, answers = scores.traces, scores.sampled_answers
     finished = [trace.finished for trace in traces]
+    truncated = [trace.capped for trace in traces]
     written = [trace.ids for trace in traces]
     for k, answer in enumerate(answers):
         finished[k] = finished[k] and answer.ended
+        truncated[k] = truncated[k] or not answer.ended
         written[k] = (*written[k], *answer.ids)
     verdicts = [answer.correct for answer in answers if answer.correct is not None]
     return GroupFacts(
@@ -242,6 +244,7 @@ def _facts(scores: GroupScores, rows: Sequence[Row]) -> GroupFacts:
         written=tuple(written),
         correct_K=torch.tensor(verdicts) if verdicts else None,
         trace_lengths_K=torch.tensor([len(trace.ids) for trace in traces]),
+        truncated_K=torch.tensor(truncated),
         log_ratios=log_ratios([logp_N for logp_N, _ in scores.rows], scores.reference, rows),
     )
 
