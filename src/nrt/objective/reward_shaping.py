@@ -25,11 +25,11 @@ class GroupFacts:
     written: tuple[tuple[int, ...], ...]
     correct_K: Tensor | None = None  # bool: a checker's verdicts on the sampled answers
     trace_lengths_K: Tensor | None = None  # tokens of the traces without END
-    # bool: the cap cut the trace, or the answer that the method sampled; None: it cut none
-    truncated_K: Tensor | None = None
     # log π_old − log π_reference of each trace's sampled tokens, nats, float64; empty for methods
     # without a `trace_reference`
     log_ratios: tuple[Tensor, ...] = ()
+    # bool: the cap cut the trace, or the answer that the method sampled; None: it cut none
+    truncated_K: Tensor | None = None
 
 
 Shape = Callable[[Tensor, GroupFacts], Tensor]
