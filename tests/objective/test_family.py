@@ -78,7 +78,10 @@ def test_the_mean_must_be_positive():
 
 
 def test_jepo_by_hand():
-    """The bound is log .25; without trace k it is log ((1 − R_k)/3): A_k = 4 log (.75/(1 − R_k))."""
+    """Eq. 7 of the paper: the bound is log .25, ṽ_k = log ((1 − R_k)/3), and the sums over k have no 1/K.
+
+    So A_k = 4 log (.75/(1 − R_k)); the gradient of the bound weighs answer k with 4 R_k/1.
+    """
     credit, advantage, answer = credit_and_streams("jepo", FOUR_KT)
     expected = [4 * math.log(0.75 / rest) for rest in (0.6, 0.7, 0.8, 0.9)]
     assert credit.advantage_K.tolist() == pytest.approx(expected)
@@ -143,6 +146,24 @@ def test_nover_by_hand():
     assert method.samples_answers
 
 
+def test_nover_leaves_truncated_answers_out_of_the_loss():
+    """R = 3, 0, 3/2, 0 with mean 9/8; the third and fourth traces count in it, and have A = 0.
+
+    The authors' config has mask_truncated_completions. Of the two finished traces the first is
+    shorter and better: 1 + 1 + 1 against 1 + 1/2 + 0.
+    """
+    logp_KT = torch.tensor([[-2.0], [-0.1], [-3.6], [-0.1]], dtype=torch.float64)
+    facts = GroupFacts(
+        torch.tensor([True, False, True, False]),
+        ((1,), (2,), (3,), (4,)),
+        trace_lengths_K=torch.tensor([10, 10, 100, 10]),
+        truncated_K=torch.tensor([False, False, True, True]),
+    )
+    credit = group_credit(METHODS["nover"], logp_KT, torch.tensor([-1.0]), facts=facts)
+    assert credit.final_K.tolist() == pytest.approx([3, 0, 3 / 2, 0])
+    assert credit.advantage_K.tolist() == pytest.approx([15 / 8, -9 / 8, 0, 0])
+
+
 def test_nover_on_empty_equal_and_single_traces():
     """Equal perplexities share the better rank; an empty trace has norm 1; alone there is no other."""
     written, none = ((), (), ()), torch.zeros(3, dtype=torch.bool)
@@ -170,6 +191,18 @@ def test_latro_by_hand():
     assert credit.final_K.tolist() == pytest.approx([-1, -3, -2, -8])
     assert credit.advantage_K.tolist() == pytest.approx([10 / 3, 2 / 3, 2, -6])
     assert (method.answer_weight, method.ratio, method.format_coef) == (1.0, "none", 0.0)
+
+
+def test_latro_penalises_traces_without_an_end():
+    """The authors' reward of a trace without a stop token is twice the mean, here 2 · (−3).
+
+    R = −1, −2, −6, −6 less .05 · (0, 20, −20, 40) = −1, −3, −5, −8, with mean −17/4.
+    """
+    truncated = replace(facts(LOG_RATIOS), truncated_K=torch.tensor([False, False, True, True]))
+    credit = group_credit(METHODS["latro"], FOUR_LOGS_KT, BASE_T, facts=truncated)
+    assert credit.reward_K.tolist() == [-1, -2, -3, -6]
+    assert credit.final_K.tolist() == pytest.approx([-1, -3, -5, -8])
+    assert credit.advantage_K.tolist() == pytest.approx([13 / 3, 5 / 3, -1, -5])
 
 
 @pytest.mark.parametrize("name", ["sdft", "opsd"])

@@ -53,14 +53,56 @@ def test_later_updates_score_first_and_train_without_the_null_trace():
     assert (sft.scored, sft.initial, packed_tokens(sft.trained)) == ((), (), 39)
 
 
-def test_a_second_policy_scores_the_trained_rows():
-    """`x START z END y*`; a teacher reads `x y* START z END ŷ` instead."""
+def test_a_second_policy_reads_up_to_the_last_sampled_token():
+    """`x START z`, in one call with `x y*`; a teacher reads `x y* START z END ŷ` instead.
+
+    Of a tail, all but the last token are forwarded: 20 of START and 20 trace tokens.
+    """
     config = build_config({"batch": 8, "initial_reference": False})
     latro = group_rows(config, METHODS["latro"], RowLengths(10, 20, 30))
-    assert packed_tokens(latro.reference) == 10 + 8 * 51
-    assert latro.reference in latro.scoring_passes(config)
+    assert packed_tokens(latro.initial) == 10 + 8 * 20
+    assert latro.initial in latro.scoring_passes(config)
+    with_bare = config.model_copy(update={"initial_reference": True})
+    shared = group_rows(with_bare, METHODS["latro"], RowLengths(10, 20, 30))
+    assert packed_tokens(shared.initial) == 10 + 29 + 8 * 20
     sdft = group_rows(config, METHODS["sdft"], RowLengths(10, 20, 30))
     assert packed_tokens(sdft.reference) == (10 + 30) + 8 * 51
+
+
+def test_sampled_answers_are_scored_with_the_update():
+    """nover: the rows with y* and the null trace first, then one pass over the sampled answers."""
+    config = build_config({"batch": 8, "initial_reference": False})
+    nover = group_rows(config, METHODS["nover"], RowLengths(10, 20, 30))
+    assert nover.scored == ()
+    assert packed_tokens(nover.answers) == 10 + 8 * 51 + 31
+    assert packed_tokens(nover.trained) == 10 + 8 * 51
+    dropping = group_rows(config, METHODS["rlpr-original"], RowLengths(10, 20, 30))
+    assert packed_tokens(dropping.scored) == 10 + 8 * 51
+
+
+COSTS = {
+    "nrt-ws-neg-log-p": 1.0,
+    "latro": 1.23,
+    "nover": 1.30,
+    "rlvr": 1.30,
+    "rlpr-original": 1.61,
+    "sdft": 1.62,
+    "opsd": 1.62,
+}
+"""docs/methods.md, "Cost"."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_costs_what_the_documentation_says(method):
+    """Forwarded tokens, those of an update three times, relative to `nrt-ws-neg-log-p`."""
+    config = build_config({"batch": 8, "traces": 8, "tokens_per_batch": 16384})
+
+    def cost(name):
+        tokens = count_tokens(config, METHODS[name], RowLengths(150, 300, 100))
+        return tokens.scored + 3 * tokens.trained
+
+    relative = cost(method) / cost("nrt-ws-neg-log-p")
+    assert round(relative, 2) == (0.07 if method == "sft" else COSTS.get(method, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ class Written:
     finished: bool
     reply: tuple[int, ...] | None = None
     reply_ended: bool = False
+    capped: bool = False  # the trace's length reached the cap
     correct: bool | None = None
 
 
@@ -181,7 +182,11 @@ def credit(
     if method == "mean-log-prob":
         R = logp.mean(1)
         return (R - R.mean()).tolist(), [torch.ones(T) for _ in range(K)]
-    if method in ("jlb-original", "log-prob", "latro"):  # latro: π is π_ref on the first rollout
+    if method == "latro":  # π is π_ref on the first rollout; capped traces get twice the mean
+        R = logp.sum(1)
+        cut = torch.tensor([w.capped for w in question.written])
+        return leave_one_out(torch.where(cut, 2 * R.mean(), R)), [torch.ones(T) for _ in range(K)]
+    if method in ("jlb-original", "log-prob"):
         return leave_one_out(logp.sum(1)), [torch.ones(T) for _ in range(K)]
     if method == "nover":  # 1 + rank + efficiency, 0 without the format; R − mean
         ppl, length = {}, {}
@@ -195,7 +200,9 @@ def credit(
             rank = sum(ppl[j] >= ppl[k] for j in ppl) / len(ppl)
             worse = [j for j in ppl if length[j] > length[k] and ppl[j] > ppl[k]]
             R[k] = 1 + rank + (len(worse) / (len(ppl) - 1) if len(ppl) > 1 else 0)
-        return [r - sum(R) / K for r in R], [torch.zeros(T) for _ in range(K)]
+        cut = [w.capped or not w.reply_ended for w in question.written]
+        A = [0.0 if cut[k] else R[k] - sum(R) / K for k in range(K)]
+        return A, [torch.zeros(T) for _ in range(K)]
     if method == "rlp":  # log p(y* | x, z) − log p_EMA(y* | x), here with 7 nats for the EMA's
         return leave_one_out(logp.sum(1) + 7.0), [torch.zeros(T) for _ in range(K)]
     if method == "jepo":  # log (1/K) Σ_j Π c_j; the loss divides by K, the bound does not

@@ -8,13 +8,17 @@ import pytest
 import torch
 
 import nrt
+from nrt.data import trace_row
 from nrt.errors import Interrupted
 from nrt.objective import METHODS
+from nrt.trainer.collect import compute_group, score_baselines, score_groups
+from nrt.trainer.groups import SampledAnswer, SampledGroup
+from nrt.trainer.metrics import PhaseTimer
 from nrt.trainer.resolve import resolve_names
 from nrt.trainer.setup import prepare
 from nrt.trainer.step import MAX_ROUNDS, update
-from nrt.types import Role
-from tests.steps import collect
+from nrt.types import Role, Trace
+from tests.steps import collect, step
 from tests.trainer.test_train import InterruptAt, assert_same_run
 
 BEYOND = [
@@ -167,7 +171,10 @@ def test_a_teacher_reads_the_answer_before_the_trace(make_config):
 
 
 def test_latro_pays_for_leaving_the_initial_model(make_config):
-    """The penalty is 0 on the first rollout, and .05 · Σ (log π − log π_initial) after some steps."""
+    """The penalty is 0 on the first rollout, and .05 · Σ (log π − log π_initial) after some steps.
+
+    A trace at the cap has twice the mean reward in place of its own.
+    """
     parts = prepare(make_config(method="latro", **{"optimizer.lr": 0.05}))
     policy = parts.learner.policy
     penalties = []
@@ -180,12 +187,48 @@ def test_latro_pays_for_leaving_the_initial_model(make_config):
             for row, logp, reference in zip(group.rows, group.logp, initial, strict=True):
                 gap_N = (logp - reference)[row.sampled_mask]
                 expected.append(0.05 * gap_N.double().sum())
-            penalty_K = group.credit.reward_K - group.credit.final_K
+            capped_K = torch.tensor([trace.capped for trace in group.traces])
+            reward_K = group.credit.reward_K
+            reward_K = torch.where(capped_K, 2 * reward_K.mean(), reward_K)
+            penalty_K = reward_K - group.credit.final_K
             torch.testing.assert_close(penalty_K, torch.stack(expected), rtol=1e-4, atol=1e-6)
             penalties.append(penalty_K.abs().max().item())
         update(parts.learner, rollout.groups)
     assert max(penalties[:4]) < 1e-6
     assert max(penalties[4:]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("nrt-gm", [("initial", 1)]),
+        ("latro", [("initial", 5)]),
+        ("nover", [("initial", 1), ("policy", 5)]),
+        ("sdft", [("initial", 1), ("policy", 4), ("policy", 5)]),
+        ("opsd", [("initial", 5), ("policy", 5)]),
+    ],
+)
+def test_what_is_forwarded_without_gradient(make_config, method, expected):
+    """Calls of the engine, in rows a prompt; K = 4. `x y*` is one row, the null trace another.
+
+    The second policy of `latro` reads no reference answer.
+    """
+    parts = prepare(make_config(method=method, traces=4))
+    engine, calls = parts.learner.policy.engine, []
+    score = engine.score
+
+    def record(rows, *, initial=False):
+        calls.append(("initial" if initial else "policy", rows))
+        return score(rows, initial=initial)
+
+    engine.score = record
+    step(parts.learner, parts.draw, 4, seed=1)
+    assert [(reader, len(rows) / 4) for reader, rows in calls] == expected
+    if method == "latro":
+        ((_, rows),) = calls
+        traces = [row for row in rows if Role.TRACE in row.tail_roles]
+        assert traces
+        assert not any(row.mask(Role.ANSWER).any() for row in traces)
 
 
 def test_what_a_second_reader_needs_is_said_early(make_config):
@@ -198,6 +241,60 @@ def test_what_a_second_reader_needs_is_said_early(make_config):
     prepare(make_config(method="nover", max_answer_tokens=44))
     with pytest.raises(nrt.InputError, match="in the teacher's prompt"):
         prepare(make_config(method="sdft", max_answer_tokens=44))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "sft"])
+def test_groups_of_one_question_do_not_mix(make_config, method):
+    """Two references of one question, and the same traces: each group has the credit that it has alone.
+
+    The groups share their prompt, so they are forwarded together.
+    """
+    settings = {"method": method, "traces": 4, "profile": "paper"}
+    parts = prepare(make_config(**settings, **{"heldout.checker": "exact"}))
+    learner, markers = parts.learner, parts.learner.policy.markers
+    first = parts.data.pairs[0]
+    pairs = [first, replace(first, answer_ids=(*first.answer_ids[1:-1], *first.answer_ids[-2:]))]
+    traces = tuple(Trace((5 + k, 7)[: k % 3], finished=k < 3) for k in range(4))
+    answers = tuple(SampledAnswer((8, 9 + k, 2), ended=True, correct=k == 1) for k in range(4))
+    drafts = []
+    for pair in pairs:
+        rows = tuple(trace_row(pair, trace, markers) for trace in traces)
+        drafts.append(
+            SampledGroup(pair, traces, rows, answers if learner.method.samples_answers else ())
+        )
+    together = groups_of(parts, drafts)
+    for draft, beside in zip(drafts, together, strict=True):
+        (alone,) = groups_of(parts, [draft])
+        assert alone.credit is not None
+        assert beside.credit is not None
+        assert beside.logp_KT.shape[1] == len(draft.pair.answer_ids)
+        for a, b in (
+            (alone.credit.final_K, beside.credit.final_K),
+            (alone.logp_KT, beside.logp_KT),
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(alone.advantage_K, beside.advantage_K, rtol=1e-3, atol=1e-4)
+        for a, b in zip(alone.row_credits(), beside.row_credits(), strict=True):
+            torch.testing.assert_close(a.weights_T, b.weights_T, rtol=1e-4, atol=1e-6)
+            assert a.posterior == pytest.approx(b.posterior, rel=1e-4)
+            if a.token_advantage_N is not None:
+                torch.testing.assert_close(
+                    a.token_advantage_N, b.token_advantage_N, rtol=1e-4, atol=1e-5
+                )
+    rewards = [group.credit.reward_K for group in together if group.credit]
+    assert not torch.allclose(*rewards, rtol=0.01, atol=0)
+
+
+def groups_of(parts, drafts):
+    """Score and credit groups whose traces are given."""
+    learner, timer = parts.learner, PhaseTimer()
+    memory = learner.method.state_rule
+    state = memory.initial() if memory else None
+    baselines = score_baselines(learner, drafts, timer)
+    scores = score_groups(learner, drafts, timer)
+    return [
+        compute_group(learner, state, drafts, baselines, g, tails) for g, tails in enumerate(scores)
+    ]
 
 
 def has_even_length(answer, reference):

@@ -45,7 +45,7 @@ def groups_of(parts, drafts):
     baselines = score_baselines(learner, drafts, timer)
     scores = score_groups(learner, drafts, timer)
     return [
-        compute_group(learner, None, drafts, baselines, g, *tails) for g, tails in enumerate(scores)
+        compute_group(learner, None, drafts, baselines, g, tails) for g, tails in enumerate(scores)
     ]
 
 

@@ -56,5 +56,5 @@ def question_of(group) -> reference.Question:
             if answer is None
             else {"reply": answer.ids, "reply_ended": answer.ended, "correct": answer.correct}
         )
-        written.append(reference.Written(trace.ids, trace.finished, **own))
+        written.append(reference.Written(trace.ids, trace.finished, capped=trace.capped, **own))
     return reference.Question(group.pair.prompt_ids, group.pair.answer_ids, tuple(written))

@@ -115,6 +115,20 @@ def hinted_row(row: Row, answer_ids: tuple[int, ...], turn_ends: Collection[int]
     return replace(row, prompt_ids=(*row.prompt_ids, *hint))
 
 
+def sampled_part(row: Row) -> Row:
+    """Return the row up to the last token that the policy sampled; at least its first tail token.
+
+    >>> roles = (Role.START, Role.TRACE, Role.END, Role.ANSWER)
+    >>> sampled_part(Row((5, 6), (1, 7, 2, 8), roles, end_sampled=True)).tail_ids
+    (1, 7, 2)
+    >>> sampled_part(Row((5, 6), (1, 7, 2, 8), roles, end_sampled=False)).tail_ids
+    (1, 7)
+    """
+    sampled = row.action_mask.nonzero()
+    stop = int(sampled[-1]) + 1 if len(sampled) else 1
+    return replace(row, tail_ids=row.tail_ids[:stop], tail_roles=row.tail_roles[:stop])
+
+
 def split_row(row: Row) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return (trace ids, answer ids): the inverse of `trace_row`.
 

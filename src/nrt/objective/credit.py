@@ -127,6 +127,8 @@ def group_credit(
         final_K = final_K + share * part_final_K
         advantage_K = advantage_K + share * part_advantage_K
         beats_null_K = _exceeds(*relative, noise)
+    if method.masks_truncated and facts is not None and facts.truncated_K is not None:
+        advantage_K = torch.where(facts.truncated_K, 0.0, advantage_K)
     if isinstance(method.reward, Mix):
         base = torch.tensor(base_reward, dtype=torch.float64)
         beats_null_K = _exceeds(reward_K, base, noise)

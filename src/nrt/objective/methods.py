@@ -70,6 +70,8 @@ class Method:
     centre: Centre | None = "mean"  # Eq. 10
     scale: Scale | None = "std"  # Eq. 10
     eps: float = 0.0  # added to the divisor
+    # A = 0 for traces that the cap cut, or whose sampled answer it cut; they count in the mean
+    masks_truncated: bool = False
     state_rule: StateRule | None = None  # state from one rollout to the next
     keep: Keep | None = None  # groups for which it returns False are dropped and replaced
     ratio: Literal["ppo", "cispo", "none"] = "ppo"
@@ -191,7 +193,7 @@ METHODS: dict[str, Method] = {
         replace(  # arXiv 2503.19618, log (1/K) Σ_k Πc_k over the K traces of a prompt
             _SINGLE_SAMPLE_BOUND, name="jepo", centre="bound", answer_weight="posterior",
         ),
-        replace(  # arXiv 2411.04282
+        replace(  # SalesforceAIResearch/LaTRO, arXiv 2411.04282
             _SINGLE_SAMPLE_BOUND, name="latro", shape=latro_reward,
             trace_reference=TraceReference("initial", sees_answer=False),
         ),
@@ -205,8 +207,8 @@ METHODS: dict[str, Method] = {
         ),
         Method(  # thinkwee/NOVER
             "nover", REWARDS["mean-log-prob"], clip=False, shape=nover_reward, scale=None,
-            ratio_clip=(0.1, 0.28), answer_weight=0.0, format_coef=0.0, keeps_end_token=True,
-            samples_answers=True, own_rules=True,
+            masks_truncated=True, ratio_clip=(0.1, 0.28), answer_weight=0.0, format_coef=0.0,
+            keeps_end_token=True, samples_answers=True, own_rules=True,
         ),
         replace(_SINGLE_SAMPLE_BOUND, name="log-prob"),  # arXiv 2602.03979, its headline
         # arXiv 2510.01265. Its EMA baseline is one number for the K traces of a prompt, so it

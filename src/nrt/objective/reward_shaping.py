@@ -28,6 +28,8 @@ class GroupFacts:
     # log π_old − log π_reference of each trace's sampled tokens, nats, float64; empty for methods
     # without a `trace_reference`
     log_ratios: tuple[Tensor, ...] = ()
+    # bool: the cap cut the trace, or the answer that the method sampled; None: it cut none
+    truncated_K: Tensor | None = None
 
 
 Shape = Callable[[Tensor, GroupFacts], Tensor]
@@ -100,11 +102,16 @@ def nover_reward(mean_logp_K: Tensor, facts: GroupFacts) -> Tensor:
 
 
 def latro_reward(log_prob_K: Tensor, facts: GroupFacts, *, beta: float = 0.05) -> Tensor:
-    """Return LaTRO's rewards [K]: Σ log c − β·(log π(z) − log π_ref(z)).
+    """Return LaTRO's rewards [K]: r − β·(log π(z) − log π_ref(z)) with r = Σ log c.
 
-    Source: arXiv 2411.04282; β as in its experiments.
+    A trace that the cap cut has r = 2·mean_j Σ log c_j in place of its own, a penalty because the
+    mean is negative. Deviation: the mean is over the group, the source's over a device's batch.
+
+    Source: SalesforceAIResearch/LaTRO, latro_trainer.py, kl_coef 0.05 and non_stop_penalty.
     """
     log_ratio_K = torch.stack([ratios.sum() for ratios in _log_ratios(facts)])
+    if facts.truncated_K is not None:
+        log_prob_K = torch.where(facts.truncated_K, 2 * log_prob_K.mean(), log_prob_K)
     return log_prob_K - beta * log_ratio_K
 
 

@@ -84,7 +84,7 @@ def make_cluster_plan(request: PlanRequest) -> ClusterPlan:
     traffic = _traffic_seconds(workload, layout, tokens, passes)
     # FSDP2's traffic runs beside the arithmetic; Megatron's, as verl sets it, takes turns with it
     combine = sum if layout.megatron else max
-    sent_rows = config.batch * (len(rows.scored) + len(rows.trained))
+    sent_rows = config.batch * (len(rows.scored) + len(rows.answers) + len(rows.trained))
     sent_tokens = tokens.scored + tokens.trained
     seconds = {
         "rollout": _rollout_seconds(workload, layout, memory_plan.serving, flops.rollout),
@@ -127,8 +127,8 @@ class Passes:
 def cluster_rows(config: Config, method: Method, lengths: RowLengths) -> GroupRows:
     """Return the rows of one prompt; verl always scores before it trains."""
     rows = work.group_rows(config, method, lengths)
-    if method.samples and not rows.scored:  # one pass, whose last row is the null trace
-        return replace(rows, scored=rows.trained, trained=rows.trained[:-1])
+    if method.samples and not rows.scored:  # one pass, whose last row may be the null trace
+        return replace(rows, scored=rows.trained, trained=rows.trained[: config.traces])
     return rows
 
 
@@ -154,7 +154,7 @@ def count_cluster_tokens(config: Config, method: Method, lengths: RowLengths) ->
         sampled=B * work.sampled_tokens(config, method, lengths),
         scored=scored,
         trained=trained,
-        null=B * len(rows.scored[config.traces].ids) if method.samples else 0,
+        null=B * len((rows.answers or rows.scored)[-1].ids) if method.samples else 0,
         unshared=scored + trained,
     )
 

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nrt.config import Config
-from nrt.data import Markers, bare_row, hinted_row, null_row, sampled_answer_row, trace_row
+from nrt.data import (
+    Markers,
+    bare_row,
+    hinted_row,
+    null_row,
+    sampled_answer_row,
+    sampled_part,
+    trace_row,
+)
 from nrt.objective import Method
 from nrt.plan.counting import AttentionShape, TokenCost
 from nrt.scoring.packing import by_prompt, packed_batches
@@ -33,15 +41,16 @@ class GroupRows:
 
     scored: tuple[Row, ...]  # without gradient before the updates; empty if one pass does both
     trained: tuple[Row, ...]  # with gradient
-    initial: tuple[Row, ...]  # with the initial model
+    initial: tuple[Row, ...]  # with the initial model, also those of its `trace_reference`
     difficulty: tuple[Row, ...]  # of one candidate, to choose prompts by difficulty
     null: int  # tokens of the null trace's row beyond the prompt, which is forwarded in any case
-    reference: tuple[Row, ...] = ()  # with the method's `trace_reference`
+    reference: tuple[Row, ...] = ()  # with a `trace_reference` that has the current weights
+    answers: tuple[Row, ...] = ()  # with y*, if the trained rows hold sampled answers
 
     def scoring_passes(self, config: Config) -> list[tuple[Row, ...]]:
         """Return the rows of each forward without gradient."""
         difficulty = [self.difficulty] * round(config.data.difficulty.pool)
-        passes = (self.scored, self.initial, self.reference, *difficulty)
+        passes = (self.scored, self.initial, self.reference, self.answers, *difficulty)
         return [rows for rows in passes if rows]
 
 
@@ -93,18 +102,20 @@ def group_rows(
     rows = tuple(trace_row(pair, trace, markers) for trace in traces)
     with_null = (*rows, null)
     null_tokens = len(null.tail_ids) - 1
+    trained, trained_first, answers = rows, with_null, ()
     if method.samples_answers:
-        answers = tuple(
+        trained = tuple(
             sampled_answer_row(pair, trace, pair.answer_ids, markers) for trace in traces
         )
-        reference = _reference_rows(method, pair, answers)
-        scored = (*with_null, *answers)
-        return GroupRows(scored, answers, initial, candidate, null_tokens, reference)
-    reference = _reference_rows(method, pair, rows)
+        trained_first, answers = trained, with_null
+    reference = _reference_rows(method, pair, trained)
+    if method.trace_reference is not None and method.trace_reference.policy == "initial":
+        initial, reference = (*initial, *reference), ()
+    beside = (initial, candidate, null_tokens, reference, answers)
     in_first_update = prompt_index < config.batch // config.updates_per_rollout
-    if in_first_update and _is_fused(config, method, with_null):
-        return GroupRows((), with_null, initial, candidate, null_tokens, reference)
-    return GroupRows(with_null, rows, initial, candidate, null_tokens, reference)
+    if in_first_update and _is_fused(config, method, trained_first):
+        return GroupRows((), trained_first, *beside)
+    return GroupRows(trained_first, trained, *beside)
 
 
 def _trace(k: int, length: int) -> Trace:
@@ -129,6 +140,7 @@ def _reference_rows(method: Method, pair: Pair, rows: tuple[Row, ...]) -> tuple[
     """
     if method.trace_reference is None:
         return ()
+    rows = tuple(sampled_part(row) for row in rows)
     if not method.trace_reference.sees_answer:
         return rows
     return tuple(hinted_row(row, pair.answer_ids, turn_ends=()) for row in rows)
@@ -139,9 +151,7 @@ def _is_fused(config: Config, method: Method, rows: Sequence[Row]) -> bool:
 
     The engine needs all rows of the group in one micro-batch for it.
     """
-    if method.keep is not None or method.samples_answers:
-        return False
-    return len(packed_batches(rows, config.token_limit)) == 1
+    return method.keep is None and len(packed_batches(rows, config.token_limit)) == 1
 
 
 def _batch_rows(config: Config, method: Method, lengths: RowLengths) -> list[tuple[int, GroupRows]]:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nrt.data import bare_row, hinted_row, null_row, trace_row
+from nrt.data import bare_row, hinted_row, null_row, sampled_part, trace_row
 from nrt.trainer.groups import (
     BaselineScores,
     Group,
@@ -59,39 +59,50 @@ def sample_groups(
 def score_baselines(
     learner: Learner, groups: Sequence[SampledGroup], timer: PhaseTimer
 ) -> list[BaselineScores]:
-    """Score what is not scored with the traces (`scored_rows`), without gradient.
+    """Score what is not scored with the trained rows (`scored_rows`), without gradient.
 
     These are the reference answers under the initial model, and after a baseline other than the
-    policy's null trace; and the sampled tokens under the method's second policy.
+    policy's null trace; the reference answers after the traces, if the trained rows hold sampled
+    ones; and the sampled tokens under the method's second policy.
     """
     method, policy = learner.method, learner.policy
+    if not method.samples:
+        return [BaselineScores(None, None, (), ()) for _ in groups]
     pairs = [group.pair for group in groups]
     none: list[Tensor | None] = [None] * len(pairs)
     initial, base = none, none
-    references: Sequence[tuple[Tensor, ...] | None] = [None] * len(pairs)
-    if method.samples:
-        with timer("score"):
-            if learner.initial_reference:
-                initial = _score_answers(policy, pairs, bare_row, timer, initial=True)
-            from_initial, bare = method.base_policy == "initial", method.base_layout == "bare"
-            if from_initial and bare and learner.initial_reference:
-                base = initial
-            elif from_initial or bare:
-                row_of = bare_row if bare else partial(null_row, markers=policy.markers)
-                base = _score_answers(policy, pairs, row_of, timer, initial=from_initial)
-            if method.trace_reference is not None:
-                under_initial = method.trace_reference.policy == "initial"
-                rows = [reference_rows(learner, group) for group in groups]
-                scored = _score_rows(learner, rows, timer, initial=under_initial)
-                references = [tuple(logp_N for logp_N, _ in group) for group in scored]
-    return [BaselineScores(*parts) for parts in zip(initial, base, references, strict=True)]
+    answers: list[list[TailScores]] = [[] for _ in groups]
+    with timer("score"):
+        under_initial, references = _score_second_policy(learner, groups, timer)
+        if learner.initial_reference:
+            initial = [_answer(pair, tail) for pair, tail in zip(pairs, under_initial, strict=True)]
+        from_initial, bare = method.base_policy == "initial", method.base_layout == "bare"
+        if from_initial and bare and learner.initial_reference:
+            base = initial
+        elif from_initial or bare:
+            row_of = bare_row if bare else partial(null_row, markers=policy.markers)
+            base = _score_answers(policy, pairs, row_of, timer, initial=from_initial)
+        if method.samples_answers:
+            answers = _score_rows(learner, [answer_rows(learner, g) for g in groups], timer)
+    return [BaselineScores(*p) for p in zip(initial, base, references, answers, strict=True)]
+
+
+def answer_rows(learner: Learner, group: SampledGroup) -> tuple[Row, ...]:
+    """Return the K rows with the reference answer, then the null trace's row: the rewards read
+    their scores.
+    """
+    return (*group.rows, null_row(group.pair, learner.policy.markers))
 
 
 def scored_rows(learner: Learner, group: SampledGroup) -> tuple[Row, ...]:
-    """Return the K rows with the reference answer, then the null trace's row. Empty for SFT."""
+    """Return the rows that are scored with the first update or before it: the K trained rows, then
+    the null trace's, unless the trained rows hold sampled answers. Empty for SFT.
+    """
     if not learner.method.samples:
         return ()
-    return (*group.rows, null_row(group.pair, learner.policy.markers))
+    if learner.method.samples_answers:
+        return trained_rows(learner, group)
+    return answer_rows(learner, group)
 
 
 def trained_rows(learner: Learner, group: SampledGroup) -> tuple[Row, ...]:
@@ -104,9 +115,14 @@ def trained_rows(learner: Learner, group: SampledGroup) -> tuple[Row, ...]:
 
 
 def reference_rows(learner: Learner, group: SampledGroup) -> tuple[Row, ...]:
-    """Return the trained rows as the method's second policy reads them: after `x`, or `x y*`."""
-    reference, rows = learner.method.trace_reference, trained_rows(learner, group)
-    if reference is None or not reference.sees_answer:
+    """Return the trained rows as the method's second policy reads them: up to their last sampled
+    token, after `x` or `x y*`. Empty without a second policy.
+    """
+    reference = learner.method.trace_reference
+    if reference is None:
+        return ()
+    rows = tuple(sampled_part(row) for row in trained_rows(learner, group))
+    if not reference.sees_answer:
         return rows
     turn_ends = learner.policy.stop_ids
     return tuple(hinted_row(row, group.pair.answer_ids, turn_ends) for row in rows)
@@ -114,18 +130,12 @@ def reference_rows(learner: Learner, group: SampledGroup) -> tuple[Row, ...]:
 
 def score_groups(
     learner: Learner, groups: Sequence[SampledGroup], timer: PhaseTimer
-) -> list[tuple[list[TailScores], list[TailScores]]]:
-    """Return, for each group, the scores of its `scored_rows` and of its `trained_rows`, without
-    gradient.
-    """
+) -> list[list[TailScores]]:
+    """Return the scores of each group's `scored_rows`, without gradient."""
     if not learner.method.samples or not groups:
-        return [([], []) for _ in groups]
+        return [[] for _ in groups]
     with timer("score"):
-        scored = _score_rows(learner, [scored_rows(learner, group) for group in groups], timer)
-        if not learner.method.samples_answers:
-            return [(tails, tails[:-1]) for tails in scored]
-        trained = _score_rows(learner, [trained_rows(learner, group) for group in groups], timer)
-    return list(zip(scored, trained, strict=True))
+        return _score_rows(learner, [scored_rows(learner, group) for group in groups], timer)
 
 
 def compute_group(
@@ -135,7 +145,6 @@ def compute_group(
     baselines: Sequence[BaselineScores],
     g: int,
     scored: Sequence[TailScores],
-    trained: Sequence[TailScores] | None = None,
 ) -> Group:
     """Compute rewards and advantages of group `g`.
 
@@ -146,29 +155,29 @@ def compute_group(
         state: the method's state.
         groups, baselines: those of the whole batch.
         scored: scores of the group's `scored_rows`.
-        trained: scores of its `trained_rows`; None if these are the scored rows but for the last.
     """
-    method, policy, sampled = learner.method, learner.policy, groups[g]
+    method, policy, sampled, beside = learner.method, learner.policy, groups[g], baselines[g]
     pair = sampled.pair
     if not method.samples:
         return sft_group(pair)
+    rows = answer_rows(learner, sampled)
+    answer_tails = beside.answers or scored
     first_tail: dict[tuple[int, ...], TailScores] = {}
-    rows = scored_rows(learner, sampled)
     shared = [
-        first_tail.setdefault(row.tail_ids, tail) for row, tail in zip(rows, scored, strict=True)
+        first_tail.setdefault(row.tail_ids, tail)
+        for row, tail in zip(rows, answer_tails, strict=True)
     ]
     null_T = _answer(pair, shared[-1])
     versions = {trace.version for trace in sampled.traces}
-    base_T = baselines[g].base_T
     scores = GroupScores(
         traces=sampled.traces,
-        rows=tuple(scored[:-1] if trained is None else trained),
+        rows=tuple(scored[: len(sampled.traces)]),
         logp_KT=torch.stack([_answer(pair, tail) for tail in shared[:-1]]),
-        base_T=null_T if base_T is None else base_T,
+        base_T=null_T if beside.base_T is None else beside.base_T,
         sampled_answers=sampled.sampled_answers,
         noise=learner.noise,
         off_policy=policy.off_policy or not versions <= {None, policy.engine.version},
-        reference=baselines[g].reference or (),
+        reference=beside.reference,
     )
     return build_group(
         method,
@@ -177,8 +186,33 @@ def compute_group(
         scores,
         state,
         null_T=null_T,
-        initial_T=baselines[g].initial_T,
+        initial_T=beside.initial_T,
     )
+
+
+def _score_second_policy(
+    learner: Learner, groups: Sequence[SampledGroup], timer: PhaseTimer
+) -> tuple[list[TailScores], list[tuple[Tensor, ...]]]:
+    """Return the scores of `x y*` under the initial model, one for each group, and the
+    log-probabilities of its `reference_rows` under the method's second policy.
+
+    The first list is empty if the run does not need it. Rows that the initial model reads go into
+    one call, so that they share their prompt.
+    """
+    reference = learner.method.trace_reference
+    rows = [reference_rows(learner, group) for group in groups]
+    n_bare = int(learner.initial_reference)
+    by_initial = [(bare_row(group.pair),) * n_bare for group in groups]
+    if reference is not None and reference.policy == "initial":
+        by_initial = [(*bare, *others) for bare, others in zip(by_initial, rows, strict=True)]
+    scored: list[list[TailScores]] = [[] for _ in groups]
+    if any(by_initial):
+        scored = _score_rows(learner, by_initial, timer, initial=True)
+    tails = [group[n_bare:] for group in scored]
+    if reference is not None and reference.policy == "old":
+        tails = _score_rows(learner, rows, timer)
+    answers = [group[0] for group in scored if n_bare]
+    return answers, [tuple(logp_N for logp_N, _ in group) for group in tails]
 
 
 def _sample_answers(

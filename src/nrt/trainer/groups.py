@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nrt.data import Markers, bare_row, sampled_answer_row, trace_row
 from nrt.objective import NOISE, GroupCredit, GroupFacts, Method, RowCredit, group_credit
-from nrt.types import Pair, Row, Trace
+from nrt.types import Pair, Row, TailScores, Trace
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,16 @@ class SampledGroup:
 
 @dataclass(frozen=True)
 class BaselineScores:
-    """Log-probabilities of one prompt that are scored apart from the traces.
+    """Log-probabilities of one prompt that are scored apart from the trained rows.
 
-    A field is None if the run does not need it.
+    A field is None or empty if the run does not need it.
     """
 
     initial_T: Tensor | None  # y* in `x y*` under the initial model
     base_T: Tensor | None  # y* after the method's baseline, unless that is the policy's null trace
-    reference: tuple[Tensor, ...] | None  # the rows' tails under the method's `trace_reference`
+    reference: tuple[Tensor, ...]  # the rows' tails under the method's `trace_reference`
+    # tails with y*, the null trace's last; for methods whose trained rows hold sampled answers
+    answers: Sequence[TailScores]
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ class GroupScores:
     sampled_answers: tuple[SampledAnswer, ...] = ()
     off_policy: bool = False  # see `Group.off_policy`
     noise: float = NOISE["float32"]  # of the arithmetic behind the scores (`objective.NOISE`)
-    # log-prob of the same tails under the method's `trace_reference`; empty without one
+    # log-prob of the same tails under the method's `trace_reference`, up to the last sampled token
+    # or longer; empty without one
     reference: tuple[Tensor, ...] = ()
 
 
@@ -229,9 +232,11 @@ def _reported_logp(logp_N: Tensor, row: Row, trace: Trace) -> Tensor:
 def _facts(scores: GroupScores, rows: Sequence[Row]) -> GroupFacts:
     traces, answers = scores.traces, scores.sampled_answers
     finished = [trace.finished for trace in traces]
+    truncated = [trace.capped for trace in traces]
     written = [trace.ids for trace in traces]
     for k, answer in enumerate(answers):
         finished[k] = finished[k] and answer.ended
+        truncated[k] = truncated[k] or not answer.ended
         written[k] = (*written[k], *answer.ids)
     verdicts = [answer.correct for answer in answers if answer.correct is not None]
     return GroupFacts(
@@ -239,6 +244,7 @@ def _facts(scores: GroupScores, rows: Sequence[Row]) -> GroupFacts:
         written=tuple(written),
         correct_K=torch.tensor(verdicts) if verdicts else None,
         trace_lengths_K=torch.tensor([len(trace.ids) for trace in traces]),
+        truncated_K=torch.tensor(truncated),
         log_ratios=log_ratios([logp_N for logp_N, _ in scores.rows], scores.reference, rows),
     )
 
@@ -250,11 +256,12 @@ def log_ratios(
     a reference.
 
     Args:
-        logps, reference: of the rows' tails.
+        logps, reference: of the rows' tails; `reference` may end at the last sampled token.
     """
     if not reference:
         return ()
     ratios = []
     for logp_N, reference_N, row in zip(logps, reference, rows, strict=True):
-        ratios.append((logp_N.double() - reference_N.double())[row.action_mask])
+        n = len(reference_N)
+        ratios.append((logp_N[:n].double() - reference_N.double())[row.action_mask[:n]])
     return tuple(ratios)

@@ -34,9 +34,8 @@ class Learner:
     def fused(self) -> bool:
         """True if one forward can serve the scores and the first update.
 
-        It can if the rows scored are the rows trained on: the method drops no group and samples no
-        answers. Rows of later updates are scored before the first, which changes the weights.
+        It can if the method samples traces and drops no group. Rows of later updates are scored
+        before the first, which changes the weights.
         """
         method = self.method
-        same_rows = method.samples and method.keep is None and not method.samples_answers
-        return self.policy.engine.can_fuse and same_rows
+        return self.policy.engine.can_fuse and method.samples and method.keep is None

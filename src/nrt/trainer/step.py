@@ -77,14 +77,14 @@ def train_step(
             )
             hooks.traces_ready()
 
-            # score: the usual baseline, the null trace, is scored with the traces
+            # score: apart from the trained rows; then these, with the null trace where it fits
             baselines = score_baselines(learner, sampled, timer)
             fused = len(sampled) // learner.updates if learner.fused else 0
             scores = score_groups(learner, sampled[fused:], timer)
 
             # advantages; those of the first `fused` groups within the forward of their update
             compute = partial(compute_group, learner, progress.method_state, sampled, baselines)
-            groups = [compute(g, *tails) for g, tails in enumerate(scores, start=fused)]
+            groups = [compute(g, tails) for g, tails in enumerate(scores, start=fused)]
             if fused:
                 first, stats = score_and_update(learner, sampled[:fused], compute, timer)
                 groups = [*first, *groups]
