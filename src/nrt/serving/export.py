@@ -95,11 +95,9 @@ def upload_model(folder: Path, name: str, message: str, *, tag: str | None = Non
 
 @contextmanager
 def _explain_hub_errors(failure: str) -> Iterator[None]:
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
     try:
         yield
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+    except Exception as error:  # the classes are those of whichever HTTP library the hub's uses
         raise RunError(
             f"{failure}: {first_line(error)}; log in with `hf auth login`, or try again"
         ) from error

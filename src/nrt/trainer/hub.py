@@ -12,6 +12,7 @@ from nrt.errors import InputError, RunError
 from nrt.run import Run, step_name
 from nrt.run.layout import UPLOAD_FOLDER
 from nrt.serving.export import check_repository, create_repository, upload_model, write_export
+from nrt.system.files import remove_leftovers
 
 
 class HubUploads:
@@ -43,6 +44,8 @@ class HubUploads:
                 self._run, model, self._copy, step=None if final else step, repo=self._repo
             )
         except (InputError, OSError) as error:
+            # a half-written copy may have filled the disk
+            remove_leftovers(self._run.path, name=UPLOAD_FOLDER, older_than=0)
             self.warn(f"hub: the model of step {step} cannot be copied for its upload: {error}")
             return
         self._upload = self._thread.submit(
