@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,19 +33,6 @@ class HubServer(ThreadingHTTPServer):
     def __exit__(self, *_: object) -> None:
         self.shutdown()
         self.server_close()
-
-    def nrt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `nrt` in its own process with this server as its hub."""
-        environment = {
-            **os.environ, "HF_ENDPOINT": self.address, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "NO_PROXY": "*",
-        }  # fmt: skip
-        return subprocess.run(
-            [sys.executable, "-m", "nrt", *arguments],
-            env=environment,
-            text=True,
-            capture_output=True,
-            check=False,
-        )
 
 
 class HubHandler(BaseHTTPRequestHandler):
