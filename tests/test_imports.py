@@ -18,8 +18,8 @@ ROOT = Path(errors.__file__).parent
 LEVEL = {
     "errors": 0, "config": 0, "types": 0, "system": 0,
     "objective": 1, "run": 1, "data": 1, "models": 1, "distributed": 1,
-    "rollout": 2, "scoring": 2, "serving": 2, "analysis": 2,
-    "engine": 3,
+    "rollout": 2, "scoring": 2, "analysis": 2,
+    "engine": 3, "serving": 3,
     "backends": 4, "eval": 4,
     "trainer": 5,
     "study": 6, "plan": 6, "lab": 6, "api": 6,

@@ -45,6 +45,7 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         ("train lr=1e-5", "unknown setting 'lr'; in nrt it is optimizer.lr"),
         ("train num_generations=4", "in nrt it is traces"),
         ("train report_to=wandb", "in nrt it is trackers"),
+        ("train push_to_hub=true", "in nrt it is hub.repo"),
         ("train stesp=4", "did you mean 'steps'?"),
         ("train --steps 3 model=tiny", "settings have no dashes: write steps=VALUE"),
         ("train pairs --lr=3", "settings have no dashes: write lr=VALUE"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 from huggingface_hub import ModelCard
 
+from nrt.analysis.stats import bootstrap, wilson
+from nrt.config import build_config
 from nrt.errors import InputError
-from nrt.run import load_run
+from nrt.run import RunWriter, load_run
+from nrt.serving.card import model_card
 from nrt.serving.export import check_repository, export_run
 from nrt.trainer import train
 from tests.cli.test_cli import nrt_command, small  # noqa: F401
@@ -36,13 +40,51 @@ def test_the_card_has_settings_and_measurements(run, tmp_path, pairs_file):  # n
     ):
         assert text in card.text, text
     rows = run.heldout(4)
-    accuracy = sum(row["correct"] for row in rows) / len(rows)
-    assert "step 0 (6 rows) | step 4 (6 rows)" in card.text
-    line = rf"accuracy, after its own trace \| share \| [\d.]+ \| {accuracy:.3f} \|"
+    right = sum(row["correct"] for row in rows)
+    assert "step 0 (6 rows) | step 4 (6 rows) | difference" in card.text
+    line = rf"accuracy, after its own trace \| share \| [\d., \[\]]+ \| {re.escape(str(wilson(right, 6)))} \|"
     assert re.search(line, card.text)
+    before = {row["id"]: row["logp"] for row in run.heldout(0)}
+    gain = bootstrap([[[row["logp"] - before[row["id"]] for row in rows]]])
+    line = f"after its own trace | nats per token | .* | {gain} |"
+    assert re.search(re.escape(line).replace(re.escape(".*"), ".*"), card.text)
     assert str(tmp_path) not in card.content
     export_run(run, tmp_path / "earlier", step=2)
     assert "step 2 (6 rows)" in (tmp_path / "earlier" / "README.md").read_text()
+
+
+def test_a_card_names_data_sets_of_the_hub_and_benchmarks(tmp_path):
+    run = tmp_path / "run"
+    config = build_config({"model": "some/base", "data": {"train": "openai/gsm8k:main:train"}})
+    with RunWriter.create(run, config) as writer:
+        writer.metrics({"step": 3, "data/epoch": 0.25})
+    (run / "eval").mkdir()
+    scores = [
+        {"benchmark": "gsm8k", "score": 0.5, "stderr": 0.01, "rows": 2500},
+        {"benchmark": "one", "score": 1.0, "stderr": None, "rows": 1},
+    ]
+    (run / "eval" / "eval.json").write_text(json.dumps({"scores": scores}))
+    card = ModelCard(model_card(load_run(run), "me/my-model"))
+    assert card.data.to_dict()["datasets"] == ["openai/gsm8k"]
+    line = "| training data | `openai/gsm8k:main:train`; 0.25 passes over its rows |"
+    assert line in card.text
+    assert "| gsm8k | 0.500 ± 0.020 | 2,500 |\n| one | 1.000 | 1 |" in card.text
+    assert "# my-model\n" in card.text
+    assert 'from_pretrained("me/my-model")' in card.text
+    assert "gsm8k | 0.5" not in model_card(load_run(run), "my-model", step=3)
+
+
+def test_rows_of_one_document_count_once(tmp_path):
+    """Two cuts of one document, with a mean of 2, and another document with 4."""
+    rows = [
+        {"id": "a:0@10", "logp": 1.0},
+        {"id": "a:0@20", "logp": 3.0},
+        {"id": "a:1@10", "logp": 4.0},
+    ]
+    with RunWriter.create(tmp_path / "run", build_config({"model": "some/base"})) as writer:
+        writer.heldout(0, rows)
+    card = model_card(load_run(tmp_path / "run"), "mine")
+    assert f"| nats per token | {bootstrap([[[2.0, 4.0]]])} |" in card
 
 
 def test_the_code_in_the_card_runs(run, tmp_path, capsys):
@@ -79,7 +121,7 @@ def test_a_failed_push_is_explained(nrt_command, small, tmp_path):  # noqa: F811
     assert "USER/NAME" in err
     status, _, err = nrt_command("export", "mine", "out", "--push", "me/my-model")
     assert status == 1
-    assert "out was written but not pushed to me/my-model" in err
+    assert "the repository me/my-model cannot be created" in err
     assert len(err.strip().splitlines()) == 1
     card = (tmp_path / "out" / "README.md").read_text()
     assert "# my-model" in card
@@ -88,6 +130,6 @@ def test_a_failed_push_is_explained(nrt_command, small, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize("name", ["model", "a/b/c", "", "me/..", "me/mine "])
 def test_repository_names(name):
-    check_repository("me/my-model_1.0")
-    with pytest.raises(InputError, match="USER/NAME"):
-        check_repository(name)
+    check_repository("me/my-model_1.0", "--push ")
+    with pytest.raises(InputError, match=r"--push .*USER/NAME"):
+        check_repository(name, "--push ")

@@ -149,6 +149,13 @@ def test_invalid_studies(recipe, overrides, message):
         make_study(recipe, [], **options)
 
 
+@pytest.mark.parametrize("setting", ["tracking.id=mine", "hub.repo=me/mine"])
+def test_what_belongs_to_one_run_is_refused(setting, recipe, tmp_path):
+    study = make_study(recipe, [setting], methods="sft", variants="", seeds=1, baseline="")
+    with pytest.raises(InputError, match=r"tracking\.id or hub\.repo, which belong to one run"):
+        study.check_settings(tmp_path)
+
+
 def test_a_misspelt_setting_is_an_error_before_any_run(recipe, tmp_path):
     with pytest.raises(InputError, match="did you mean 'steps'"):
         compare_study(

@@ -108,6 +108,13 @@ def test_the_early_filter_drops_some(make_config):
     assert any(record.get("group/filtered", 0) > 0 for record in metrics)
 
 
+def test_rank_0_alone_tracks(gang, make_config, tmp_path):
+    pytest.importorskip("tensorboard")
+    settings = {"batch": 3, "steps": 1, "trackers": ["tensorboard"]}
+    both = in_both(gang, make_config(run=str(tmp_path / "two"), parallel="ddp", **settings))
+    assert len(list((both.path / "tensorboard").iterdir())) == 1
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_goes_on_in_any_number_of_processes(gang, make_config, tmp_path, dtype):
     """One, two, two with parts, one: a step each."""

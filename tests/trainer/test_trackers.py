@@ -1,81 +1,285 @@
+"""Trackers in their own local forms: each test reads back what the tracker's library wrote."""
+
+import json
+import math
+import os
+import shutil
+import struct
 from importlib.util import find_spec
 
 import pytest
 
+from nrt import Callback
 from nrt.config import Config
 from nrt.errors import InputError
-from nrt.trainer.trackers import TRACKERS, TrackerGroup, check_trackers, flatten, open_trackers
+from nrt.run import Run
+from nrt.trainer import train
+from nrt.trainer.trackers import TRACKERS
+from nrt.trainer.tracking import Tracking, check_trackers, flatten, open_tracking, sample_table
 
-pytest.importorskip("accelerate", reason="trackers go through accelerate.tracking")
+tensorboard = pytest.mark.skipif(find_spec("tensorboard") is None, reason="needs tensorboard")
+STEPS = {"steps": 4, "save_every": 2, "eval_every": 0}
+SAMPLES = {"tracking": {"samples": 2}}
 
 
-def scalars(folder, name):
-    """(step, value) pairs of the event files."""
+def events(run):
+    """The event files of a run."""
     module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = module.EventAccumulator(str(folder))
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(name)]
+    accumulator = module.EventAccumulator(str(run / "tensorboard"))
+    accumulator.Reload()
+    return accumulator
 
 
-def test_tensorboard_gets_every_number(tmp_path):
-    pytest.importorskip("tensorboard")
-    tracker = open_trackers(["tensorboard"], "mine", tmp_path, Config().model_dump(mode="json"))
-    tracker.log({"step": 1, "reward/gain": 0.25, "trace/length": 12, "heldout/logp": None}, step=1)
-    tracker.log({"step": 2, "reward/gain": 0.5}, step=2)
-    tracker.close()
-    assert scalars(tmp_path / "tensorboard", "reward/gain") == [(1, 0.25), (2, 0.5)]
-    assert scalars(tmp_path / "tensorboard", "trace/length") == [(1, 12.0)]
+def scalars(run, name):
+    """(step, value) pairs of the event files."""
+    return [(event.step, event.value) for event in events(run).Scalars(name)]
 
 
-def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path):
-    pytest.importorskip("tensorboard")
-    for first, values in ((0, {1: 10.0, 2: 20.0, 3: 99.0}), (2, {3: 30.0, 4: 40.0})):
-        tracker = open_trackers(["tensorboard"], "mine", tmp_path, {}, step=first)
-        for step, value in values.items():
-            tracker.log({"reward/gain": value}, step=step)
-        tracker.close()
-    assert scalars(tmp_path / "tensorboard", "reward/gain") == [
-        (1, 10.0),
-        (2, 20.0),
-        (3, 30.0),
-        (4, 40.0),
+def of_metrics(run, name):
+    """(step, value) pairs of metrics.jsonl."""
+    return [(line["step"], line[name]) for line in Run(run).metrics() if name in line]
+
+
+class StopAt(Callback):
+    """Raises an error after a step, so that the run ends there as if it had crashed."""
+
+    def __init__(self, step):
+        self.last = step
+
+    def on_step(self, metrics, control):
+        if metrics["step"] == self.last:
+            raise ValueError("crash")
+
+
+def train_and_resume(make_config, run, **settings):
+    """Train until a crash after step 3, and from the checkpoint of step 2 to the end."""
+    from nrt.errors import RunError
+
+    with pytest.raises(RunError, match="crash"):
+        train(make_config(run=run, **STEPS, **settings), callbacks=[StopAt(4)])
+    return train(make_config(run=run, resume=str(run), **STEPS, **settings))
+
+
+@tensorboard
+def test_tensorboard_shows_what_the_run_folder_has(make_config, tmp_path):
+    run = tmp_path / "run"
+    train_and_resume(make_config, run, trackers=["tensorboard"], **SAMPLES)
+    for name in ("reward/gain", "loss/total"):
+        logged, expected = scalars(run, name), of_metrics(run, name)
+        assert [step for step, _ in logged] == [1, 2, 3, 4]
+        assert logged == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected]
+    assert scalars(run, "heldout/logp")[0][0] == 0
+    tables = events(run).Tensors("samples/text_summary")
+    assert [event.step for event in tables] == [2, 4]
+    text = tables[0].tensor_proto.string_val[0].decode()
+    group = Run(run).traces()[1]
+    assert text.startswith("| prompt | trace | reference | reward | gain |")
+    assert f"{group['traces'][0]['reward']:.4g}" in text
+    assert len(text.splitlines()) == 2 + len(group["traces"])
+
+
+@tensorboard
+def test_a_run_that_starts_again_hides_what_it_had(tmp_path):
+    """Without a checkpoint a resume begins at step 0."""
+    config = Config(trackers=("tensorboard",))
+    for values in ({0: 9.0, 1: 10.0, 2: 20.0}, {0: 1.0, 1: 2.0}):
+        with open_tracking(config, tmp_path, first=0) as tracking:
+            for step, value in values.items():
+                tracking.log({"step": step, "reward/gain": value})
+    assert scalars(tmp_path, "reward/gain") == [(0, 1.0), (1, 2.0)]
+
+
+@tensorboard
+def test_settings_are_in_tensorboard(tmp_path):
+    with open_tracking(Config(trackers=("tensorboard",), seed=7), tmp_path):
+        pass
+    content = b"".join(file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())
+    assert b"optimizer.lr" in content
+
+
+class ReplaceTensorBoard(Callback):
+    """After step 1 a file is where TensorBoard writes its folder."""
+
+    def on_evaluate(self, metrics, rows, control):
+        if metrics["step"] == 2:
+            folder = self.run / "tensorboard"
+            shutil.rmtree(folder)
+            folder.write_text("")
+
+    def on_start(self, run, control):
+        self.run = run.path
+
+
+@tensorboard
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_tracker_that_fails_does_not_end_the_run(make_config, tmp_path):
+    run = train(
+        make_config(run=tmp_path / "run", steps=4, trackers=["tensorboard"]),
+        callbacks=[ReplaceTensorBoard()],
+    )
+    assert [line["step"] for line in run.metrics()] == [0, 1, 2, 3, 4]
+    (warning,) = [record for record in run.warnings() if record["kind"] == "tracker"]
+    assert "tracker tensorboard failed" in warning["message"]
+    assert warning["step"] == 2
+
+
+@tensorboard
+def test_a_tracker_that_cannot_start_leaves_no_run(make_config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").write_text("a file where the folder should be")
+    config = make_config(run=tmp_path / "run", steps=1, trackers=["tensorboard"])
+    with pytest.raises(InputError, match=r"tracker tensorboard cannot start: .* leave it out"):
+        train(config)
+    (tmp_path / "run" / "tensorboard").unlink()
+    assert train(config).metrics()
+
+
+def offline_records(run):
+    """The records of each start of a run in wandb's offline files, in order of time."""
+    from wandb.proto import (  # pyright: ignore[reportMissingImports]
+        wandb_internal_pb2 as messages,
+    )
+
+    files = sorted(run.glob("wandb/offline-run-*/*.wandb"), key=os.path.getmtime)
+    starts = [log_records(file.read_bytes()) for file in files]
+    return [[messages.Record.FromString(record) for record in records] for records in starts]
+
+
+def log_records(data, block=32768):
+    """The records of a LevelDB log with a header of 7 bytes: https://github.com/google/leveldb/blob/main/doc/log_format.md"""
+    position, record, records = 7, b"", []
+    while position + 7 <= len(data):
+        left = block - position % block
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            records.append(record)
+            record = b""
+    return records
+
+
+def history(records):
+    """The logged values of one start, step by step; those of a table are under dotted names."""
+    lines = []
+    for record in records:
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            lines.append({".".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return lines
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="needs wandb")
+def test_wandb_offline(make_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = tmp_path / "run"
+    tracking = {"project": "sums", "group": "tests", "tags": ["a", "b"], "samples": 2}
+    train_and_resume(make_config, run, trackers=["wandb"], tracking=tracking)
+    starts = offline_records(run)
+    assert len(starts) == 2
+    headers = [
+        next(r.run for r in records if r.WhichOneof("record_type") == "run") for records in starts
     ]
+    run_id = json.loads((run / "tracking.json").read_text())["id"]
+    for header in headers:
+        assert (header.run_id, header.project, header.run_group) == (run_id, "sums", "tests")
+        assert (header.display_name, list(header.tags)) == ("run", ["a", "b"])
+        settings = {item.key: json.loads(item.value_json) for item in header.config.update}
+        assert settings["optimizer.lr"] == 0.01
+    logged = [{line["_step"]: line for line in history(records)} for records in starts]
+    assert set(logged[0]) >= {0, 1, 2, 3}
+    assert set(logged[1]) == {3, 4}
+    gains = dict(of_metrics(run, "reward/gain"))
+    assert logged[1][4]["reward/gain"] == pytest.approx(gains[4])
+    assert logged[0][2]["samples._type"] == "table-file"
+    tables = sorted(run.glob("wandb/*/files/media/table/samples_2_*.json"))
+    table = json.loads(tables[0].read_text())
+    assert table["columns"][:3] == ["prompt", "trace", "reference"]
+    assert table["data"][0][0] == Run(run).traces()[1]["prompt"]
+    exits = [
+        r.exit.exit_code
+        for records in starts
+        for r in records
+        if r.WhichOneof("record_type") == "exit"
+    ]
+    assert exits == [1, 0]
+
+
+@pytest.mark.skipif(find_spec("trackio") is None, reason="needs trackio")
+def test_trackio_local(make_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
+    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
+    from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
+
+    run = tmp_path / "run"
+    tracking = {"project": "sums", "group": "tests", "samples": 2, "id": "mine"}
+    train_and_resume(make_config, run, trackers=["trackio"], tracking=tracking)
+    assert capsys.readouterr().out == ""
+    assert SQLiteStorage.get_runs("sums") == ["run-mine"]
+    logs = SQLiteStorage.get_logs("sums", "run-mine")
+    gains = [(line["step"], line["reward/gain"]) for line in logs if "reward/gain" in line]
+    assert gains == [(step, pytest.approx(value)) for step, value in of_metrics(run, "reward/gain")]
+    assert [line["step"] for line in logs if "samples" in line] == [2, 4]
+    config = SQLiteStorage.get_run_config("sums", "run-mine")
+    assert config["optimizer.lr"] == 0.01
+
+
+def test_the_table_of_a_group_by_hand():
+    group = {
+        "prompt": "2 + 3 ?",
+        "answer": "so 5",
+        "answer_tokens": ["so", " 5"],
+        "base_reward": 0.25,
+        "traces": [{"text": "add", "reward": 0.75, "answer_logp": [math.log(0.5), math.log(0.25)]}],
+    }
+    table = sample_table([group])
+    assert table is not None
+    (row,) = table.rows
+    assert row[:4] == ("2 + 3 ?", "add", "so 5", 0.75)
+    assert row[4:7] == (0.5, pytest.approx(0.375), pytest.approx(0.25))
+    assert row[7] == " 5"
+    assert sample_table([{"prompt": "2 + 3 ?", "answer": "5"}]) is None  # SFT
 
 
 def test_no_trackers_do_nothing(tmp_path):
-    tracker = open_trackers([], "mine", tmp_path, {})
-    tracker.log({"reward/gain": 1.0}, step=1)
-    tracker.close()
+    with open_tracking(Config(), tmp_path) as tracking:
+        tracking.log({"step": 1, "reward/gain": 1.0})
+    tracking.close(failed=False)
+    Tracking().log({"step": 1})
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_tracker_names_the_nearest(tmp_path):
+def test_an_unknown_tracker_names_the_nearest():
     with pytest.raises(
         InputError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"
     ):
-        open_trackers(["tensorbord"], "mine", tmp_path, {})
+        check_trackers(["tensorbord"])
 
 
 @pytest.mark.parametrize("name", TRACKERS)
-def test_a_missing_package_says_what_to_install(name, tmp_path):
+def test_a_missing_package_says_what_to_install(name):
     if find_spec(name) is not None:
         check_trackers([name])
         return
     with pytest.raises(InputError, match=f"pip install {name}"):
-        open_trackers([name], "mine", tmp_path, {})
+        check_trackers([name])
 
 
-def test_a_tracker_that_cannot_start_says_why_and_what_to_do(tmp_path):
-    pytest.importorskip("tensorboard")
-    (tmp_path / "tensorboard").write_text("a file where the folder should be")
-    with pytest.raises(InputError, match=r"tracker tensorboard cannot start: .* leave it out"):
-        open_trackers(["tensorboard"], "mine", tmp_path, {})
+def test_a_table_needs_traces(make_config):
+    with pytest.raises(InputError, match=r"tracking\.samples=5 .* set log_traces=1"):
+        make_config(**{"tracking.samples": 5, "log_traces": 0})
 
 
-def test_closing_twice_is_harmless():
-    tracker = TrackerGroup()
-    tracker.close()
-    tracker.close()
+@tensorboard
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"id": 3}', '{"id": "a/b"}'])
+def test_a_damaged_id_is_refused(content, tmp_path):
+    (tmp_path / "tracking.json").write_text(content)
+    with pytest.raises(InputError, match=r"tracking\.json is damaged"):
+        open_tracking(Config(trackers=("tensorboard",)), tmp_path)
 
 
 def test_flatten_leaves_nothing_nested():

@@ -79,15 +79,16 @@ def export(
     For vLLM the folder has a plugin that separates the trace from the answer (docs/serving.md).
     """
     from nrt.run import load_run, run_folder
-    from nrt.serving.export import check_repository, export_run, push_to_hub
+    from nrt.serving.export import check_repository, create_repository, export_run, upload_model
 
     if push:
-        check_repository(push)
-    name = push.rpartition("/")[2] or None
-    source = export_run(load_run(run_folder(run)), folder, step=step, name=name)
+        check_repository(push, "--push ")
+    source = export_run(load_run(run_folder(run)), folder, step=step, repo=push or None)
     print_line(f"{source} → {folder}")
     if push:
-        print_line(push_to_hub(folder, push, private=not public))
+        address = create_repository(push, private=not public)
+        upload_model(folder, push, "Model trained with nrt")
+        print_line(address)
 
 
 @app.command(name="rollout-server")

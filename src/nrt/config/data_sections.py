@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from nrt.config.sections import Positive, Section
+
+DATASET = re.compile(r"([\w.-]+/[\w.-]+)(?::(?:([\w.-]+):)?(.+))?")
+"""org/name, org/name:split or org/name:config:split; a split may be a slice: train[:10%]."""
 
 
 class ColumnsConfig(Section):

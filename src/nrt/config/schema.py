@@ -32,6 +32,7 @@ from nrt.config.sections import (
     VLLMConfig,
     WatchConfig,
 )
+from nrt.config.service_sections import HubConfig, TrackingConfig
 from nrt.config.validation import check_combinations, check_keys, first_error
 from nrt.errors import InputError
 
@@ -164,8 +165,11 @@ class Config(Section):
     threads: Positive | None = None
     """CPU threads of torch; tiny models are fastest with 1."""
     trackers: Names = ()
-    """Trackers that also receive the metrics, through accelerate.tracking: tensorboard, wandb,
-    trackio."""
+    """Trackers that also receive the metrics: tensorboard, wandb, trackio (docs/trackers.md)."""
+    tracking: TrackingConfig = TrackingConfig()
+    """How the run appears in the trackers."""
+    hub: HubConfig = HubConfig()
+    """Upload of the model to the Hugging Face hub during training."""
     observer: str | None = None
     """Function for additional metrics, as `module:function`: (rollout, tokenizer) → dict."""
     plugins: Names = ()

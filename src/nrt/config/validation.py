@@ -81,6 +81,11 @@ def check_combinations(config: Any) -> None:
             f"quantize={config.quantize} freezes the quantised weights; "
             "set lora.rank=16 to train adapters"
         )
+    if config.tracking.samples and not config.log_traces:
+        raise InputError(
+            f"tracking.samples={config.tracking.samples} sends the traces that log_traces keeps, "
+            "and log_traces is 0; set log_traces=1"
+        )
     for url in config.vllm.urls:
         refuse_credentials("vllm.urls", url)
     for kind in ("train", "valid"):

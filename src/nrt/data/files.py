@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import glob
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nrt.config.data_sections import DATASET
 from nrt.data.formats import READERS, file_ending, find_reader
 from nrt.data.rows import Rows, TableRow
 from nrt.errors import InputError
 from nrt.system.files import file_sha256
-
-DATASET = re.compile(r"([\w.-]+/[\w.-]+)(?::(?:([\w.-]+):)?(.+))?")
-"""org/name, org/name:split or org/name:config:split; a split may be a slice: train[:10%]."""
 
 
 @dataclass(frozen=True)

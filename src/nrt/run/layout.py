@@ -15,9 +15,16 @@ APPENDED_FILES = ("metrics.jsonl", "traces.jsonl", "warnings.jsonl")
 BASE_FOLDER = "base"
 """With engine=verl: the initial model with its markers, if the given model has none."""
 
+TRACKING_FILE = "tracking.json"
+"""The run's id in its trackers."""
+
+UPLOAD_FOLDER = "upload"
+"""The model that is being uploaded to the hub."""
+
 KNOWN_ENTRIES = (
     "config.yaml",
     "environment.json",
+    TRACKING_FILE,
     *APPENDED_FILES,
     "heldout",
     "judge",
@@ -26,6 +33,7 @@ KNOWN_ENTRIES = (
     "checkpoints",
     "model",
     BASE_FOLDER,
+    UPLOAD_FOLDER,
     "data",
     "initial",
 )

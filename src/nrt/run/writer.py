@@ -15,6 +15,8 @@ from nrt.errors import InputError
 from nrt.run.layout import (
     APPENDED_FILES,
     BASE_FOLDER,
+    TRACKING_FILE,
+    UPLOAD_FOLDER,
     files_by_step,
     list_folder,
     run_folder,
@@ -111,15 +113,13 @@ class RunWriter:
             batch = re.match(r"step-(\d+)", file.name)
             if batch and int(batch[1]) > last:
                 file.unlink()
-        if step is None:
-            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         if config:
             write_file(self.path / "config.yaml", [dump_yaml(config)])
         self._describe_start(last if self.resumed else 0)
 
     def discard(self) -> None:
         """Remove a newly created run that could not start, so that its name is free again."""
-        for name in ("config.yaml", "environment.json"):
+        for name in ("config.yaml", "environment.json", TRACKING_FILE):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / BASE_FOLDER, ignore_errors=True)
 
@@ -207,6 +207,8 @@ class RunWriter:
             *APPENDED_FILES,
             "model",
             BASE_FOLDER,
+            TRACKING_FILE,
+            UPLOAD_FOLDER,
         ):
             remove_leftovers(self.path, name=name, older_than=0.0)
         for name in ("checkpoints", "heldout", "skipped"):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import yaml
 
+from nrt.analysis.stats import Interval, bootstrap, wilson
 from nrt.config import Config, parse_plain_yaml
+from nrt.config.data_sections import DATASET, SourceConfig
 from nrt.errors import InputError
-from nrt.run import Run
+from nrt.run import Record, Run, document_id
+from nrt.system.files import read_bounded
 
 CITATION = """@article{wang2026native,
   title   = {Native Reasoning Models: Training Language Models to Reason on Unverifiable Data},
@@ -30,7 +34,7 @@ def model_card(run: Run, name: str, step: int | None = None) -> str:
 
     Args:
         run: the run that trained the model.
-        name: title of the card.
+        name: title of the card, or USER/NAME of the model on the hub.
         step: step of the exported checkpoint; None: the final model.
     """
     base, license = _origin(run.config.model)
@@ -41,11 +45,14 @@ def model_card(run: Run, name: str, step: int | None = None) -> str:
     }
     if base and "/" in base:
         metadata["base_model"] = base
+    datasets = dict.fromkeys(filter(None, map(_hub_dataset, run.config.data.sources("train"))))
+    if datasets:
+        metadata["datasets"] = list(datasets)
     if license:
         metadata["license"] = license
     parts = [
         "---\n" + yaml.safe_dump(metadata, sort_keys=False) + "---",
-        f"# {name}",
+        f"# {name.rpartition('/')[2]}",
         _training(run, base, step),
     ]
     if not license:
@@ -54,8 +61,9 @@ def model_card(run: Run, name: str, step: int | None = None) -> str:
             "set `license` above before you publish."
         )
     parts += [
-        _usage(run.config),
+        _usage(run.config).replace("MODEL", name if "/" in name else "MODEL"),
         _measurements(run, step),
+        *_benchmarks(run, step),
         f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]
     return "\n\n".join(parts) + "\n"
@@ -79,6 +87,15 @@ def _origin(model: str | None) -> tuple[str | None, str | None]:
     return base if isinstance(base, str) else folder.absolute().name, metadata.get("license")
 
 
+def _hub_dataset(source: SourceConfig) -> str | None:
+    """Return the hub's name of a data set that is written with its split, as org/name:split.
+
+    `org/name` alone may as well be a folder of another machine.
+    """
+    match = DATASET.fullmatch(source.path)
+    return match[1] if match and ":" in source.path else None
+
+
 def _read_metadata(card: Path) -> Mapping[str, Any]:
     """Return the YAML metadata of a model card; empty if it has none or cannot be parsed."""
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
@@ -95,15 +112,21 @@ def _training(run: Run, base: str | None, step: int | None) -> str:
     """Return the introduction and the table of training settings."""
     config = run.config
     sft = config.method == "sft"
-    last_step = max((record["step"] for record in run.metrics()), default=0)
-    steps = last_step if step is None else step
+    passes = {line["step"]: line.get("data/epoch") for line in run.metrics()}
+    steps = max(passes, default=0) if step is None else step
     training = "supervised fine-tuning" if sft else "Native Reasoning Training (arXiv 2602.11549)"
     batch = f"{config.batch} prompts"
     if not sft:
         batch += f" with {config.traces} traces each"
     optimizer = config.optimizer
     caps = f"{config.max_prompt_tokens}, {config.max_trace_tokens}, {config.max_answer_tokens}"
-    data = ", ".join(f"`{Path(source.path).name}`" for source in config.data.sources("train"))
+    names = [
+        source.path if _hub_dataset(source) else Path(source.path).name
+        for source in config.data.sources("train")
+    ]
+    data = ", ".join(f"`{name}`" for name in names)
+    if passes.get(steps):
+        data += f"; {passes[steps]:.2g} passes over its rows"
     lines = [
         f"{base or 'A model'} after {training}, "
         "by nrt on question–answer pairs without reasoning traces.",
@@ -176,7 +199,7 @@ vllm serve MODEL --reasoning-parser-plugin MODEL/vllm_reasoning.py --reasoning-p
 ```"""
 
 
-def _unfinished(row: Mapping[str, Any]) -> bool | None:
+def _unfinished(row: Record) -> bool | None:
     finished = row.get("finished")
     return None if finished is None else not finished
 
@@ -201,7 +224,7 @@ MEASURES = (
 
 
 def _measurements(run: Run, step: int | None) -> str:
-    """Return the table of the evaluations before training and at `step`.
+    """Return the table of the evaluations before training and at `step`, and their difference.
 
     Without an evaluation at `step` the last one before it is shown; with None, the last one.
     """
@@ -211,23 +234,62 @@ def _measurements(run: Run, step: int | None) -> str:
     shown = sorted({steps[0], steps[-1]})
     rows = {at: run.heldout(at) for at in shown}
     headings = [f"step {at} ({len(rows[at]):,} rows)" for at in shown]
+    if len(shown) == 2:
+        headings.append("difference")
     lines = [
         "## Measured",
         "",
-        "On held-out rows of the run, in the evaluation of the training "
-        "(greedy unless the run's config says otherwise):",
+        "On held-out rows of the run, in the evaluation of the training (greedy unless the run's "
+        "config says otherwise), with 95 % intervals over questions; they say nothing about other "
+        "seeds of the training:",
         "",
         "| | unit | " + " | ".join(headings) + " |",
-        "|---" * (2 + len(shown)) + "|",
+        "|---" * (2 + len(headings)) + "|",
     ]
     for name, unit, value_of in MEASURES:
-        means = [_mean([value_of(row) for row in rows[at]]) for at in shown]
-        if any(mean is not None for mean in means):
-            cells = ["–" if mean is None else f"{mean:.3f}" for mean in means]
-            lines.append(f"| {name} | {unit} | " + " | ".join(cells) + " |")
+        values = [_by_question(rows[at], value_of) for at in shown]
+        if not any(values):
+            continue
+        cells = [str(_interval(list(each.values()))) if each else "–" for each in values]
+        if len(shown) == 2:
+            before, after = values
+            changes = [after[key] - before[key] for key in after if key in before]
+            cells.append(str(bootstrap([[changes]])) if changes else "–")
+        lines.append(f"| {name} | {unit} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _mean(values: Sequence[Any]) -> float | None:
-    known = [float(value) for value in values if value is not None]
-    return fmean(known) if known else None
+def _by_question(rows: Sequence[Record], value_of: Callable[[Record], Any]) -> dict[str, float]:
+    """Return the value of each question or document: the mean over its rows that have one."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        value = value_of(row)
+        if value is not None:
+            values.setdefault(document_id(str(row["id"])), []).append(float(value))
+    return {question: fmean(each) for question, each in values.items()}
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    """Return Wilson's interval of a share, and a bootstrap interval of any other mean."""
+    if set(values) <= {0.0, 1.0}:
+        return wilson(int(sum(values)), len(values))
+    return bootstrap([[values]])
+
+
+def _benchmarks(run: Run, step: int | None) -> list[str]:
+    """Return the table of `nrt eval`, which evaluates the final model; empty without one."""
+    file = run.path / "eval" / "eval.json"
+    if step is not None or not file.is_file():
+        return []
+    lines = [
+        "Benchmarks by `nrt eval`, with 95 % intervals (1.96 standard errors):",
+        "",
+        "| benchmark | score | rows |",
+        "|---|---|---|",
+    ]
+    for result in json.loads(read_bounded(file))["scores"]:
+        score = f"{result['score']:.3f}"
+        if result["stderr"] is not None:
+            score += f" ± {1.96 * result['stderr']:.3f}"
+        lines.append(f"| {result['benchmark']} | {score} | {result['rows']:,} |")
+    return ["\n".join(lines)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from nrt.system.files import atomic_folder, copy_plain_files
 VLLM_PLUGIN = "vllm_reasoning.py"
 
 
-def export_run(run: Run, folder: Path, *, step: int | None = None, name: str | None = None) -> Path:
+def export_run(run: Run, folder: Path, *, step: int | None = None, repo: str | None = None) -> Path:
     """Copy a run's model to `folder` and add README.md and vLLM's plugin.
 
     The folder appears only when it is complete. Returns the folder that the model was copied from.
@@ -26,24 +28,34 @@ def export_run(run: Run, folder: Path, *, step: int | None = None, name: str | N
         run: the run that trained the model.
         folder: a new folder.
         step: step of the checkpoint to export; None: the final model.
-        name: title of the model card; None: the name of the folder.
+        repo: USER/NAME under which the model will be on the hub, for the card; None: nowhere.
     """
     source = run.model_of(step)
     if folder.exists():
         raise InputError(f"{folder} exists already; give a new folder")
+    write_export(run, source, folder, step=step, repo=repo)
+    return source
+
+
+def write_export(
+    run: Run, source: Path, folder: Path, *, step: int | None, repo: str | None
+) -> None:
+    """Write the model in `source` as `export_run` does, without checking its hashes."""
     with explain_unreadable_files(run.path):
-        card = model_card(run, name or folder.absolute().name, step)
+        card = model_card(run, repo or folder.absolute().name, step)
     with atomic_folder(folder) as new_folder:
         copy_plain_files(source, new_folder)
         (new_folder / "README.md").write_text(card, encoding="utf-8")
         if run.config.method != "sft":
             with as_file(files("nrt") / "serving" / VLLM_PLUGIN) as plugin:
                 shutil.copy(plugin, new_folder / VLLM_PLUGIN)
-    return source
 
 
-def check_repository(name: str) -> None:
-    """Raise InputError unless the name is USER/NAME in the form that the hub accepts."""
+def check_repository(name: str, setting: str) -> None:
+    """Raise InputError unless the name is USER/NAME in the form that the hub accepts.
+
+    `setting` is what the error calls the name.
+    """
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -52,25 +64,40 @@ def check_repository(name: str) -> None:
     except HFValidationError:
         valid = False
     if not valid:
-        raise InputError(f"--push {name}: give USER/NAME, such as me/my-model")
+        raise InputError(f"{setting}{name}: give USER/NAME, such as me/my-model")
 
 
-def push_to_hub(folder: Path, name: str, *, private: bool = True) -> str:
-    """Upload the folder as a model of the Hugging Face hub and return its address.
+def create_repository(name: str, *, private: bool) -> str:
+    """Create a model repository on the Hugging Face hub, unless it exists; return its address.
 
     The login is that of `hf auth login` or $HF_TOKEN. Raises RunError with the hub's message if the
-    hub cannot be reached or refuses; the folder remains.
+    hub cannot be reached or refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    with _explain_hub_errors(f"the repository {name} cannot be created"):
+        return str(HfApi(library_name="nrt").create_repo(name, private=private, exist_ok=True))
+
+
+def upload_model(folder: Path, name: str, message: str, *, tag: str | None = None) -> None:
+    """Upload a folder to a model repository as one commit, and give the commit a tag if asked.
+
+    Raises RunError as `create_repository` does; the folder remains.
+    """
+    from huggingface_hub import HfApi
 
     api = HfApi(library_name="nrt")
+    with _explain_hub_errors(f"the model was not uploaded to {name}"):
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+        if tag:
+            api.create_tag(name, tag=tag, exist_ok=True)
+
+
+@contextmanager
+def _explain_hub_errors(failure: str) -> Iterator[None]:
     try:
-        address = api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Model trained with nrt")
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        yield
+    except Exception as error:  # the classes are those of whichever HTTP library the hub's uses
         raise RunError(
-            f"{folder} was written but not pushed to {name}: {first_line(error)}; "
-            "log in with `hf auth login`, or try again"
+            f"{failure}: {first_line(error)}; log in with `hf auth login`, or try again"
         ) from error
-    return str(address)

@@ -87,6 +87,12 @@ class Study:
             recipe, *settings = self.train_arguments(variant, 0, folder)
             config = load_config(recipe, settings)
             resolve_names(config)
+            if config.tracking.id or config.hub.repo:
+                raise InputError(
+                    f"variant {variant} sets tracking.id or hub.repo, which belong to one run; "
+                    "leave them out: tracking.group shows runs together, and nrt export --push "
+                    "uploads one of them"
+                )
             if config.engine == "verl":
                 check_supported(config)
                 check_installed(rollout_name(config))

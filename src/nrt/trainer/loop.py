@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 from nrt.config import Config
 from nrt.data.checkers import exact
 from nrt.errors import InputError, Interrupted, RunError
-from nrt.run import Run, RunWriter
+from nrt.run import Record, Run, RunWriter
 from nrt.trainer import heldout
 from nrt.trainer.agreement import max_gap
 from nrt.trainer.callbacks import Callback, CallbackGroup, Control
 from nrt.trainer.checkpoint import point_and_prune, save_checkpoint
 from nrt.trainer.guard import report_skipped, skipped_in_a_row
+from nrt.trainer.hub import HubUploads
 from nrt.trainer.listener import Listener
 from nrt.trainer.metrics import trace_record, update_metrics
 from nrt.trainer.progress import (
@@ -32,14 +33,14 @@ from nrt.trainer.setup import Parts
 from nrt.trainer.signals import Signals
 from nrt.trainer.start_warnings import warn_at_start
 from nrt.trainer.step import StepHooks, train_step
-from nrt.trainer.trackers import open_trackers
+from nrt.trainer.tracking import Tracking
 from nrt.trainer.watch import Watch
 from nrt.types import Pair
 
 
 class Loop:
     """The steps of one run. Under torchrun every process runs the loop; only rank 0 writes and has
-    a listener and callbacks.
+    a listener, callbacks, trackers and uploads to the hub.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Loop:
         listener: Listener,
         signals: Signals,
         callbacks: Iterable[Callback] = (),
+        tracking: Tracking | None = None,
+        hub: HubUploads | None = None,
     ) -> None:
         self.config, self.parts, self.writer, self.progress = config, parts, writer, progress
         self.listener, self.signals = listener, signals
@@ -62,11 +65,10 @@ class Loop:
         self.current_step = progress.step  # written with warnings
         earlier = Run(writer.path).metrics() if writer.resumed else ()
         self.watch = Watch(config.watch, earlier, max_gap=max_gap(config))
-        trackers = config.trackers if self.processes.is_main else ()
-        settings = config.model_dump(mode="json")
-        self.trackers = open_trackers(
-            trackers, self.folder.name, self.folder, settings, step=progress.step
-        )
+        self.tracking, self.hub = tracking or Tracking(), hub
+        self.tracking.warn = partial(self._warn, "tracker")
+        if self.hub:
+            self.hub.warn = partial(self._warn, "hub")
 
     def run(self) -> None:
         """Run the steps that are left, unless a callback stops the run, and write the model."""
@@ -93,10 +95,11 @@ class Loop:
         with engine.gathered_parameters():
             if self.processes.is_main:
                 self.parts.save_model(self.folder / "model")
-        self.trackers.close()
         if self.processes.is_main:
             self.callbacks("on_end", Run(self.folder))
         self.processes.barrier()
+        if self.hub:  # last, because it waits and no other process may wait for it
+            self.hub.push(self.folder / "model", self.progress.step, final=True)
 
     def _step(self) -> None:
         """Train one step, then report it, evaluate and save as the config says."""
@@ -122,16 +125,19 @@ class Loop:
         )
         self.control.step = self.progress.step
         metrics = self._metrics(pending)
-        self._write_traces(pending)
+        groups = self._write_traces(pending)
         metrics["time/step"] = time.perf_counter() - start
         self.callbacks("on_step", metrics)
         last = self.progress.step == self.parts.steps
         if self._asked("evaluate") or last or _due(self.progress.step, config.eval_every):
             metrics |= self._evaluate()
-        self._write(metrics)
+        self._write(metrics, groups)
         due = self._asked("save") or last or _due(self.progress.step, config.save_every)
         if self._is_best(metrics) or due:
             self._save()
+            if self.hub and config.hub.when == "save" and not last:
+                checkpoint = self.folder / "checkpoints" / self.progress.name
+                self.hub.push(checkpoint / "model", self.progress.step)
 
     def _draw(self, offset: int, n: int) -> list[Pair]:
         """Return the pairs that come next in the stream."""
@@ -156,13 +162,14 @@ class Loop:
         self.control.requests.discard(request)
         return asked
 
-    def _write_traces(self, pending: RolloutUpdates) -> None:
-        records = []
+    def _write_traces(self, pending: RolloutUpdates) -> list[Record]:
+        records: list[Record] = []
         for group in pending.rollout.groups[: self.config.log_traces]:
             record = trace_record(group, self.parts.chat.decode)
             records.append({"step": self.progress.step, **record})
             self.writer.trace(records[-1])
         self.callbacks("on_traces", records)
+        return records
 
     def _metrics(self, pending: RolloutUpdates) -> dict[str, Any]:
         """Return the metrics of the step that has just been trained."""
@@ -211,12 +218,11 @@ class Loop:
         self.callbacks("on_evaluate", {"step": step, **metrics}, rows)
         return metrics
 
-    def _write(self, metrics: dict[str, Any]) -> None:
+    def _write(self, metrics: dict[str, Any], groups: Sequence[Record] = ()) -> None:
         self.writer.metrics(metrics)
         for warning in self.watch.see(metrics):
             self._warn(warning.kind, warning.message, metric=warning.metric)
-        values = {name: value for name, value in metrics.items() if name != "step"}
-        self.trackers.log(values, metrics["step"])
+        self.tracking.log(metrics, groups)
         self.listener.step(metrics)
 
     def _stop_if_all_skipped(self, pending: RolloutUpdates) -> None:

@@ -19,8 +19,9 @@ from nrt.data.checkers import Checker, resolve_checker, resolve_dotted
 from nrt.errors import InputError, unknown_name
 from nrt.objective import METHODS, NOT_OFFERED, Method, with_weight_norm
 from nrt.run.metrics import describe
+from nrt.trainer.hub import check_hub
 from nrt.trainer.signals import check_signal
-from nrt.trainer.trackers import check_trackers
+from nrt.trainer.tracking import check_trackers
 
 Observer = Callable[[Any, Any], Mapping[str, float]]
 """(rollout, tokenizer) → further metrics of a step."""
@@ -72,6 +73,7 @@ def resolve_names(config: Config) -> ResolvedNames:
     checker = resolve_checker(config.heldout.checker) if config.heldout.checker else None
     observer = resolve_dotted(config.observer, "observer") if config.observer else None
     check_trackers(config.trackers)
+    check_hub(config)
     check_signal(config.save_signal)
     if config.keep_best:
         _check_keep_best(config, config.keep_best.removeprefix("-"))
@@ -217,6 +219,8 @@ FREE_ON_RESUME = {
     "watch",
     "log_traces",
     "trackers",
+    "tracking",
+    "hub",
     "threads",
     "device",
     "tokens_per_batch",

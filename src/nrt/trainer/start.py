@@ -29,6 +29,7 @@ from nrt.trainer.agreement import PROMPTS, check_agreement
 from nrt.trainer.callbacks import Callback, checked_callbacks
 from nrt.trainer.checkpoint import load_checkpoint, newest_undamaged, set_damaged_aside
 from nrt.trainer.cluster_setup import prepare_cluster
+from nrt.trainer.hub import HubUploads, open_hub
 from nrt.trainer.listener import Listener, NullListener
 from nrt.trainer.loop import Loop
 from nrt.trainer.progress import Progress, read_progress
@@ -36,6 +37,7 @@ from nrt.trainer.requests import next_request
 from nrt.trainer.resolve import check_resumable, resolve_names
 from nrt.trainer.setup import Parts, prepare
 from nrt.trainer.signals import handle_signals
+from nrt.trainer.tracking import Tracking, open_tracking
 
 
 def train(
@@ -91,7 +93,7 @@ def _train(
     folder = run.writer.path
     with ExitStack() as stack:
         writer = stack.enter_context(run.writer)
-        stack.enter_context(_engine_running(run, new=not config.resume))
+        tracking, hub = stack.enter_context(_services(config, run))
         signals = stack.enter_context(handle_signals(config.save_signal))
         stack.enter_context(explain_disk_errors(folder))
         run.cut()
@@ -115,7 +117,10 @@ def _train(
             writer.skipped(
                 "valid", [asdict(row) for row in run.parts.valid.bad] if run.parts.valid else []
             )
-        Loop(config, run.parts, writer, run.progress, listener, signals, callbacks).run()
+        loop = Loop(
+            config, run.parts, writer, run.progress, listener, signals, callbacks, tracking, hub
+        )
+        loop.run()
     return Run(folder)
 
 
@@ -240,16 +245,29 @@ def _prepare(config: Config, processes: ProcessGroup, checkpoint: Path | None = 
 
 
 @contextmanager
-def _engine_running(run: PreparedRun, *, new: bool) -> Iterator[None]:
-    """Run the engine's own processes. A new run whose engine cannot start leaves nothing behind."""
+def _services(
+    config: Config, run: PreparedRun
+) -> Iterator[tuple[Tracking | None, HubUploads | None]]:
+    """Run the engine's own processes, and on rank 0 the trackers and the uploads to the hub.
+
+    A new run leaves nothing behind if one of them cannot start.
+    """
+    folder = run.writer.path
+    tracking = hub = None
     with ExitStack() as stack:
         try:
-            stack.enter_context(run.parts.engine.running(run.writer.path))
+            stack.enter_context(run.parts.engine.running(folder))
+            if run.parts.engine.processes.is_main:
+                hub = open_hub(config, folder)
+                first = run.progress.step + 1 if run.checkpoint else 0
+                tracking = stack.enter_context(open_tracking(config, folder, first=first))
         except InputError:
-            if new:
+            if not config.resume:
                 run.writer.discard()
             raise
-        yield
+        if hub:
+            stack.enter_context(hub)
+        yield tracking, hub
 
 
 def _check_sampler(parts: Parts, config: Config) -> None:

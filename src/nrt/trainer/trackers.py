@@ -1,113 +1,164 @@
-"""Send metrics to TensorBoard, Weights & Biases or Trackio, through `accelerate.tracking`."""
+"""TensorBoard, Weights & Biases and Trackio, each called through its own library."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from importlib.util import find_spec
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from nrt.config import flat_settings
-from nrt.errors import InputError, unknown_name
-
-if TYPE_CHECKING:
-    from accelerate.tracking import GeneralTracker
-
-TRACKERS = ("tensorboard", "wandb", "trackio")
-PROJECT = "nrt"
-"""Name of the project under which wandb and trackio show runs."""
+SAMPLES = "samples"
+"""Name under which trackers show the table of traces."""
 
 
-class TrackerGroup:
-    """All open trackers of a run, or none."""
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as trackers know it."""
 
-    def __init__(self, trackers: Iterable[GeneralTracker] = ()) -> None:
-        self._trackers = list(trackers)
-
-    def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Send the numbers among `values`, without the step itself, texts and None."""
-        numbers = {
-            name: value
-            for name, value in values.items()
-            if isinstance(value, (int, float)) and name != "step"
-        }
-        for tracker in self._trackers:
-            tracker.log(numbers, step=step)
-
-    def close(self) -> None:
-        """Close the trackers; `log` then does nothing."""
-        for tracker in self._trackers:
-            tracker.finish()
-        self._trackers = []
+    name: str
+    id: str
+    folder: Path  # the run folder
+    first: int  # steps from this one on are logged now; higher than 0 if the run is resumed
+    settings: Mapping[str, bool | int | float | str]  # under dotted names
+    project: str
+    group: str | None
+    tags: tuple[str, ...]
 
 
-def check_trackers(names: Iterable[str]) -> None:
-    """Raise InputError for a tracker that is unknown or not installed. Imports no tracker."""
-    for name in names:
-        if name not in TRACKERS:
-            raise unknown_name("tracker", name, TRACKERS)
-        missing = [package for package in ("accelerate", name) if find_spec(package) is None]
-        if missing:
-            raise InputError(f"tracker {name} is not installed; pip install {' '.join(missing)}")
+@dataclass(frozen=True)
+class SampleTable:
+    """A table of texts and numbers, row by row."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | int | float]]
 
 
-def open_trackers(
-    names: Iterable[str],
-    run_name: str,
-    folder: str | Path,
-    config_values: Mapping[str, Any],
-    *,
-    step: int = 0,
-) -> TrackerGroup:
-    """Open trackers by name. Only one process may call this function.
+class Tracker(Protocol):
+    """One open tracker. Any exception of its library may leave the methods.
 
-    Args:
-        folder: the run folder; TensorBoard writes to `folder`/tensorboard.
-        config_values: settings of the run; may be nested.
-        step: last step of a resumed run; TensorBoard hides later steps.
-
-    Raises InputError as `check_trackers` does, and if a tracker cannot start.
+    `log` receives the numbers of a step and sometimes a table, once for each step. A resumed run
+    logs steps again that it lost, and a tracker that cannot replace their values keeps the earlier
+    ones, which are equal. `close` ends the tracker's run, `failed` after an exception.
     """
-    names = list(dict.fromkeys(names))
-    check_trackers(names)
-    if not names:
-        return TrackerGroup()
-    from accelerate import PartialState
 
-    # accelerate's logger needs it. With cpu=True it chooses no device and starts no process group.
-    PartialState(cpu=True)
-    opened: list[GeneralTracker] = []
-    for name in names:
-        tracker = _tracker(name, run_name, Path(folder), step)
-        try:
-            tracker.start()
-            tracker.store_init_configuration(flatten(config_values))
-        except Exception as error:  # not logged in, no network: each package has its own classes
-            TrackerGroup(opened).close()
-            raise InputError(
-                f"tracker {name} cannot start: {error}; fix that, or leave it out of trackers=[...]"
-            ) from error
-        opened.append(tracker)
-    return TrackerGroup(opened)
+    def log(self, step: int, numbers: Mapping[str, float], table: SampleTable | None) -> None: ...
+    def close(self, *, failed: bool) -> None: ...
 
 
-def flatten(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """Return nested settings under dotted names. Values of types that trackers lack become text.
+class TensorBoardTracker:
+    """Event files in `folder`/tensorboard, which each start of the run continues."""
 
-    >>> flatten({"data": {"train": None}, "betas": (0.9, 0.95), "steps": 3})
-    {'data.train': 'None', 'betas': '(0.9, 0.95)', 'steps': 3}
+    def __init__(self, run: TrackedRun) -> None:
+        from torch.utils.tensorboard.summary import hparams
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        # TensorBoard hides earlier events from `purge_step` on.
+        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.first)
+        for summary in hparams(dict(run.settings), {}):
+            self._writer.file_writer.add_summary(summary)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def log(self, step: int, numbers: Mapping[str, float], table: SampleTable | None) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        if table:
+            self._writer.add_text(SAMPLES, _markdown(table), step)
+        self._writer.flush()  # the writer's thread reports its failures here
+
+    def close(self, *, failed: bool) -> None:
+        self._writer.close()
+
+
+class WandbTracker:
+    """A run of Weights & Biases. $WANDB_MODE, $WANDB_ENTITY and the like apply."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        self._table = wandb.Table
+        self._run = wandb.init(
+            project=run.project,
+            name=run.name,
+            group=run.group,
+            tags=run.tags,
+            id=run.id,
+            resume="allow",
+            config=dict(run.settings),
+            allow_val_change=True,  # some settings may change when a run is resumed
+            dir=str(run.folder),
+            reinit="create_new",  # a run that the user opened stays open
+        )
+        self._first = self._run.step  # later ones are there already: wandb replaces none
+
+    def log(self, step: int, numbers: Mapping[str, float], table: SampleTable | None) -> None:
+        if step < self._first:
+            return
+        values: dict[str, Any] = dict(numbers)
+        if table:
+            rows = [list(row) for row in table.rows]
+            values[SAMPLES] = self._table(columns=list(table.columns), data=rows)
+        self._run.log(values, step=step, commit=True)
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+class TrackioTracker:
+    """A run of Trackio, local unless $TRACKIO_SPACE_ID or $TRACKIO_SERVER_URL says otherwise.
+
+    Trackio finds the run to resume by its name, which therefore holds the id.
     """
-    flat: dict[str, bool | int | float | str] = {}
-    for key, value in flat_settings(values).items():
-        flat[key] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return flat
+
+    def __init__(self, run: TrackedRun) -> None:
+        import trackio  # pyright: ignore[reportMissingImports]
+
+        self._table, self._finish = trackio.Table, trackio.finish
+        with redirect_stdout(sys.stderr):  # standard output is nrt's own
+            self._run = trackio.init(
+                project=run.project,
+                name=f"{run.name}-{run.id}",
+                group=run.group,
+                config=dict(run.settings),
+                resume="allow",
+                embed=False,
+            )
+        # There is no public name for the step after the last one; without it, points are doubled.
+        self._first = getattr(self._run, "_next_step", 0)
+
+    def log(self, step: int, numbers: Mapping[str, float], table: SampleTable | None) -> None:
+        if step < self._first:
+            return
+        values: dict[str, Any] = dict(numbers)
+        if table:
+            rows = [list(row) for row in table.rows]
+            values[SAMPLES] = self._table(columns=list(table.columns), data=rows)
+        self._run.log(values, step=step)
+
+    def close(self, *, failed: bool) -> None:
+        with redirect_stdout(sys.stderr):
+            self._finish()
 
 
-def _tracker(name: str, run_name: str, folder: Path, step: int) -> GeneralTracker:
-    from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
+TRACKERS: Mapping[str, Callable[[TrackedRun], Tracker]] = {
+    "tensorboard": TensorBoardTracker,
+    "wandb": WandbTracker,
+    "trackio": TrackioTracker,
+}
+"""Name, which is also that of the package to install → class."""
 
-    if name == "tensorboard":
-        return TensorBoardTracker("tensorboard", folder, purge_step=step + 1 if step else None)
-    if name == "wandb":
-        return WandBTracker(PROJECT, name=run_name, dir=str(folder))
-    return TrackioTracker(PROJECT, name=run_name)
+
+def _markdown(table: SampleTable) -> str:
+    """Return the table as Markdown, with one line for each row."""
+    lines = [table.columns, ["---"] * len(table.columns)]
+    for row in table.rows:
+        lines.append([f"{cell:.4g}" if isinstance(cell, float) else _cell(cell) for cell in row])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: str | int) -> str:
+    """Return a text as it is to be read: TensorBoard takes Markdown and HTML for what they are."""
+    text = str(value)
+    for character in "&<>|`*_[]\\":
+        text = text.replace(character, f"&#{ord(character)};")
+    return text.replace("\n", "<br>")
