@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nrt.cli.common import console, print_line
-from nrt.errors import InputError
+from nrt.errors import InputError, install_hint
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -148,7 +148,7 @@ def tulu(
     Writes train.parquet, valid.parquet and manifest.json; see docs/tulu.md.
     """
     if find_spec("pyarrow") is None:
-        raise InputError("parquet files need pyarrow; pip install 'native-reasoning[data]'")
+        raise InputError(f"parquet files need pyarrow; {install_hint('data')}")
     from nrt.data.mixture import fetch_mixture
     from nrt.data.tulu import DrawRequest, check_output, draw_subset
 

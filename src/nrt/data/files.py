@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nrt.data.formats import READERS, file_ending, find_reader
 from nrt.data.rows import Rows, TableRow
-from nrt.errors import InputError
+from nrt.errors import InputError, install_hint
 from nrt.system.files import file_sha256
 
 DATASET = re.compile(r"([\w.-]+/[\w.-]+)(?::(?:([\w.-]+):)?(.+))?")
@@ -103,7 +103,7 @@ def _dataset_table(path: str, name: str, config: str | None, split: str) -> Tabl
     except ImportError:
         raise InputError(
             f"{full_name}: no such file; to read it as a dataset of the hub, "
-            "pip install 'native-reasoning[data]'"
+            + install_hint("data")
         ) from None
     try:
         rows = datasets.load_dataset(name, config, split=split)

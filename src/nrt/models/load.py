@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from nrt.errors import InputError, first_line
+from nrt.errors import InputError, first_line, install_hint
 
 REQUIRED_ARGUMENTS = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
 """Arguments that a model's forward must accept.
@@ -177,7 +177,7 @@ def _from_pretrained_arguments(name: str) -> tuple[str, dict[str, str]]:
     if absent:
         raise InputError(
             f"model {name}: reading a GGUF file needs {' and '.join(absent)}; "
-            "pip install 'native-reasoning[gguf]'"
+            + install_hint("gguf")
         )
     return str(path.parent), {"gguf_file": path.name}
 
@@ -193,9 +193,7 @@ def _quantization_arguments(
     if kind is None:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(
-            f"quantize={kind} needs bitsandbytes: pip install 'native-reasoning[lora]'"
-        )
+        raise InputError(f"quantize={kind} needs bitsandbytes; {install_hint('lora')}")
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=kind,
