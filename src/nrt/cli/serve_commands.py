@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nrt.cli.common import console, print_line
+from nrt.cli.common import console, print_line, print_next
 
 app = typer.Typer()
 
@@ -88,6 +88,7 @@ def export(
     print_line(f"{source} → {folder}")
     if push:
         print_line(push_to_hub(folder, push, private=not public))
+    print_next("chat", str(folder))
 
 
 @app.command(name="rollout-server")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nrt.data.formats import READERS, file_ending, find_reader
+from nrt.data.formats import KNOWN_ENDINGS, file_ending, find_reader
 from nrt.data.rows import Rows, TableRow
 from nrt.errors import InputError, install_hint
 from nrt.system.files import file_sha256
@@ -56,7 +56,7 @@ def _file_table(file: Path, name: str) -> Table:
     if reader is None:
         raise InputError(
             f"{file}: the ending '{file_ending(file)}' is unknown; "
-            f"known endings: {', '.join(READERS)}"
+            f"known endings: {KNOWN_ENDINGS}; convert the file"
         )
     return Table(name, str(file), lambda key: reader(file, key), lambda: file_sha256(file))
 
@@ -76,9 +76,7 @@ def _folder_tables(path: str) -> list[Table]:
         if file.is_file() and find_reader(file) and not is_hidden:
             tables.append(_file_table(file, name.as_posix()))
     if not tables:
-        raise InputError(
-            f"{path} is a folder without data files; known endings: {', '.join(READERS)}"
-        )
+        raise InputError(f"{path} is a folder without data files; known endings: {KNOWN_ENDINGS}")
     return tables
 
 

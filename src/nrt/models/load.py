@@ -27,6 +27,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from nrt.errors import InputError, first_line, install_hint
 
+MODEL_FORMS = "give a folder written by save_pretrained, a hub name or a .gguf file"
+"""What a model can be, for messages."""
+
 REQUIRED_ARGUMENTS = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
 """Arguments that a model's forward must accept.
 
@@ -226,7 +229,8 @@ def _load_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
                 f"model {name} cannot be read as GGUF: {reason}; is the file complete?"
             ) from error
         raise InputError(
-            f"model {name} is neither a folder nor a model on the hub: {first_line(error)}"
+            f"model {name} is neither a folder nor a model on the hub: "
+            f"{first_line(error).rstrip('.')}; {MODEL_FORMS}"
         ) from error
 
 
@@ -239,7 +243,9 @@ def _check_folder(name: str) -> None:
             f"model {name}: the folder has no config.json; give a folder written by save_pretrained"
         )
     if not path.is_dir() and looks_like_path:
-        raise InputError(f"model {name}: no such folder")
+        raise InputError(f"model {name}: no such folder; {MODEL_FORMS}")
+    if path.is_file():
+        raise InputError(f"model {name} is a file; {MODEL_FORMS}")
 
 
 def _check_causal(name: str, config: PreTrainedConfig, trust_remote_code: bool) -> None:
