@@ -37,7 +37,10 @@ COMPARE = (
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
-    """command("train", …) → (exit status, standard output, standard error), in a folder of its own with a model and pairs."""
+    """Return a function that runs `nrt` in a folder with a model, pairs and files with mistakes.
+
+    It maps arguments to (exit status, standard output, standard error).
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").symlink_to(model_dir)
     (tmp_path / "pairs.jsonl").write_bytes(pairs_file.read_bytes())

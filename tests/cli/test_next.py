@@ -84,7 +84,7 @@ def test_reports_of_several_runs_and_of_one_in_progress(next_of, tmp_path):
     assert next_of("nrt report one two") == "nrt report one two --serve"
     assert next_of("nrt report one") == "nrt chat one"
     shutil.rmtree(tmp_path / "runs" / "one" / "model")
-    assert next_of("nrt report one") == "nrt report one --serve", "training goes on"
+    assert next_of("nrt report one") == "nrt report one --serve", "it is still training"
 
 
 def test_a_study_is_reported(next_of, tmp_path):
