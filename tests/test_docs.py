@@ -38,6 +38,43 @@ def test_links_lead_somewhere(doc):
         assert (doc.parent / target).exists(), f"{doc.name} links to {target}"
 
 
+GENERATED = {"settings.md", "metrics.md", "reference/commands.md"}
+MOST_WORDS = 20_000
+
+
+def written_pages():
+    """Files of the pages outside Results that are written by hand; the changelog is a list of changes."""
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
+    results = re.search(r"^  - Results:\n(?:      .*\n)+", nav, re.MULTILINE)
+    assert results
+    names = re.findall(r"([\w/-]+\.md)$", nav.replace(results[0], ""), re.MULTILINE)
+    roots = {
+        "index.md": "README.md",
+        "contributing.md": "CONTRIBUTING.md",
+        "security.md": "SECURITY.md",
+    }
+    names = [name for name in names if name not in GENERATED | {"changelog.md"}]
+    return [ROOT / roots.get(name, f"docs/{name}") for name in names]
+
+
+def test_the_pages_are_short():
+    words = {page.name: len(page.read_text(encoding="utf-8").split()) for page in written_pages()}
+    assert len(words) > 25
+    longest = sorted(words.items(), key=lambda item: -item[1])[:5]
+    assert sum(words.values()) <= MOST_WORDS, f"shorten the pages; the longest: {longest}"
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
+
+
+@pytest.mark.parametrize(
+    "page", [*written_pages(), *(ROOT / "docs" / name for name in ("settings.md", "metrics.md"))],
+    ids=lambda page: page.name,
+)  # fmt: skip
+def test_a_page_opens_with_an_example(page):
+    """A command, a snippet or a picture."""
+    opening = page.read_text(encoding="utf-8").splitlines()[:10]
+    assert any(line.startswith(("```", "    ", "![")) for line in opening)
+
+
 def test_one_version():
     """pyproject.toml has it; CITATION.cff the same; the changelog's newest release is it, or all is yet unreleased."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][

@@ -1,4 +1,10 @@
+import re
+import tomllib
+from pathlib import Path
+
 from nrt.errors import InputError, NrtError, RunError, unknown_name
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_exit_status_tells_the_users_mistake_from_a_failed_run():
@@ -22,3 +28,15 @@ def test_a_long_table_is_not_listed():
     error = unknown_name("setting", "name-7x", [f"name-{i}" for i in range(99)])
     assert "did you mean 'name-7'? The closest of 99: " in str(error)
     assert str(error).count("name-") == 12
+
+
+def test_messages_name_extras_that_exist_and_never_the_unpublished_package():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    named = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert "native-reasoning[" not in text, file
+        named.update(re.findall(r"install_hint\([\"'](\w+)[\"']\)", text))
+    assert {"gguf", "lora", "report"} <= named <= extras.keys()

@@ -58,6 +58,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_torch_error or any(message in str(error) for message in messages)
 
 
+def install_hint(extra: str) -> str:
+    """Return how to install an optional dependency group of nrt, which is not on PyPI.
+
+    >>> install_hint("gguf")
+    "in the folder of nrt's clone run pip install -e '.[gguf]'"
+    """
+    return f"in the folder of nrt's clone run pip install -e '.[{extra}]'"
+
+
 MAX_NAMES = 10
 """Most names that an error lists."""
 

@@ -383,7 +383,7 @@ def test_a_page_that_cannot_be_written(folder, tmp_path):
 def test_without_plotly_the_error_names_the_extra(folder, monkeypatch):
     report = build_report([folder])
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(InputError, match=r"pip install 'native-reasoning\[report\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '.\[report\]'"):
         render_page(report)
 
 

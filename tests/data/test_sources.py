@@ -425,7 +425,7 @@ LINE = b'{"question": "a", "answer": "b"}\n'
         (
             "x.md",
             LINE,
-            ": the ending '.md' is unknown; known endings: .jsonl, .json, .csv, .txt, .jsonl.gz",
+            ": the ending '.md' is unknown; known endings: .jsonl, .json, .csv, .txt (each also with .gz",
         ),
         ("x.txt", LINE, ":1: no question and answer among the columns text"),
         ("x.parquet.gz", LINE, ": the ending '.parquet.gz' is unknown"),

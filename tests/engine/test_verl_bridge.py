@@ -103,7 +103,7 @@ def test_dry_run_prints_the_overrides(capsys, monkeypatch):
 
 @pytest.mark.skipif(importlib.util.find_spec("verl") is not None, reason="verl is installed")
 def test_verl_is_not_installed():
-    message = r"^engine=verl needs verl, .*pip install 'native-reasoning\[verl\]'$"
+    message = r"^engine=verl needs verl, .*pip install -e '.\[verl\]'$"
     with pytest.raises(InputError, match=message):
         check_installed()
 

@@ -348,7 +348,9 @@ def test_words() -> None:
 @pytest.mark.parametrize("name", ["langdetect", "immutabledict", "nltk"])
 def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=rf"{name}; pip install 'native-reasoning\[eval\]'"):
+    with pytest.raises(
+        InputError, match=rf"{name}; in the folder of nrt's clone run pip install -e '.\[eval\]'"
+    ):
         ifeval_checks.__wrapped__()
 
 

@@ -594,7 +594,7 @@ def test_runs_without_traces_are_rejected_before_the_first_request(serve, tmp_pa
 
 def test_a_missing_client_names_the_extra_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(InputError, match=r"pip install 'native-reasoning\[judge\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '.\[judge\]'"):
         judge(make_run(tmp_path / "a"), "http://127.0.0.1:9/v1")
 
 

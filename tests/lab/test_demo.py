@@ -26,8 +26,7 @@ def test_quick_demo(tmp_path, monkeypatch):
         "bot",
         "recall",
         "step 3/3",
-        "Run folder: runs/demo",
-        "nrt chat runs/demo/model",
+        "done: runs/demo",
     ):
         assert part in text
     assert [record["step"] for record in run.metrics()] == [0, 1, 2, 3]

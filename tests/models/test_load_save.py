@@ -195,5 +195,7 @@ def test_a_gguf_file_without_the_packages_that_read_it(tmp_path, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "gguf" else find(name)
     )
-    with pytest.raises(InputError, match=r"needs gguf; pip install 'native-reasoning\[gguf\]'"):
+    with pytest.raises(
+        InputError, match=r"needs gguf; in the folder of nrt's clone run pip install -e '.\[gguf\]'"
+    ):
         load_model(str(file), dtype=torch.float32, device="cpu")

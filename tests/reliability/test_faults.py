@@ -1,4 +1,4 @@
-"""What kills and stress once broke, each by itself (docs/robustness.md)."""
+"""What kills and stress once broke, each by itself (docs/results/reliability.md)."""
 
 import os
 import shutil

@@ -270,6 +270,7 @@ def test_long_rows_are_dropped_and_counted(make_config, tmp_path):
         "data.columns.source": None,
         "max_answer_tokens": 5,
         "steps": 1,
+        "batch": 2,  # rows that are left
     }
     run = nrt.train(make_config(run=str(tmp_path / "drop"), **settings))
     assert [(w["kind"], w["count"]) for w in run.warnings()] == [

@@ -13,7 +13,7 @@ from typing import Any
 
 from nrt.analysis.comparison import Comparison
 from nrt.analysis.confidence import EntropyBin
-from nrt.errors import InputError, unknown_name
+from nrt.errors import InputError, install_hint, unknown_name
 from nrt.run import Run, explain_unreadable_files
 from nrt.system.files import atomic_file
 
@@ -211,7 +211,7 @@ def require_matplotlib() -> Any:
     try:
         import matplotlib
     except ModuleNotFoundError:
-        raise InputError("plots need matplotlib: pip install 'native-reasoning[plots]'") from None
+        raise InputError(f"plots need matplotlib; {install_hint('plots')}") from None
     matplotlib.use("Agg")
     return matplotlib
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +36,33 @@ def console() -> Terminal:
 def print_line(text: str) -> None:
     """Print a line that is never wrapped, so that paths in it can be copied."""
     console().print(text, highlight=False, soft_wrap=True)
+
+
+def print_next(*arguments: str, pattern: str = "", processes: int = 1) -> None:
+    """Print `next: nrt …`, the command that usually follows, quoted for a shell.
+
+    Args:
+        pattern: appended unquoted, for the shell to expand.
+        processes: more than one: the command starts them with torchrun.
+    """
+    called = Path(sys.argv[0])
+    # `make demo` calls .venv/bin/nrt, and a shell without that environment finds no `nrt`.
+    program = str(called) if called.name == "nrt" and not shutil.which("nrt") else "nrt"
+    launcher = [program]
+    if processes > 1:
+        launcher = f"torchrun --standalone --nproc_per_node {processes} -m nrt".split()
+    print_line(f"next: {shlex.join([*launcher, *arguments])}{pattern}")
+
+
+def run_argument(folder: Path) -> str:
+    """Return what names a run on the command line: its bare name if it is in ./runs/.
+
+    >>> run_argument(Path("runs/first")), run_argument(Path("first"))
+    ('first', './first')
+    """
+    if folder.parent == Path("runs"):
+        return folder.name
+    return str(folder) if os.sep in str(folder) else f"./{folder}"
 
 
 def check_single_process(command: str) -> None:

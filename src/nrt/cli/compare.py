@@ -63,7 +63,7 @@ def compare_study(
     )
     grids = make_grids(plan, variants, sweep)
     tries = search_study(plan, grids, sweep_seeds) if grids else None
-    name = study or f"compare-{Path(recipe).stem}"
+    name = study or default_study(recipe)
     if recipe not in RECIPES or "data.train" in parse_overrides(settings):
         _check_measurable(plan, run_folder(name), measure)
 
@@ -95,6 +95,11 @@ def compare_study(
     files = "compare.md, compare.json, accuracy.png, dynamics.png, confidence.png"
     console.print(f"written to {folder}: {files}", soft_wrap=True)
     return comparison
+
+
+def default_study(recipe: str) -> str:
+    """Return the name of a study that the command line does not name."""
+    return f"compare-{Path(recipe).stem}"
 
 
 def make_study(

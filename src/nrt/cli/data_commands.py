@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nrt.cli.common import console, print_line
-from nrt.errors import InputError
+from nrt.cli.common import console, print_line, print_next
+from nrt.errors import InputError, install_hint
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,7 +55,7 @@ def check(
     Exit status 1: training would refuse the data.
     It does if a row cannot be used and data.on_bad_row is not skip, or if no row can be used.
     """
-    from nrt.cli.inspection import as_json, config_for, inspect_all, marker_rows
+    from nrt.cli.inspection import as_json, config_for, inspect_all, marker_rows, train_arguments
     from nrt.cli.inspection_view import print_check
 
     config = config_for(recipe, files)
@@ -75,6 +75,8 @@ def check(
     for inspection in inspections:
         if not inspection.kept or (inspection.bad and bad_rows_are_errors):
             raise typer.Exit(1)
+    if not json_output:
+        print_next("train", *train_arguments(recipe, files))
 
 
 @app.command()
@@ -148,7 +150,7 @@ def tulu(
     Writes train.parquet, valid.parquet and manifest.json; see docs/tulu.md.
     """
     if find_spec("pyarrow") is None:
-        raise InputError("parquet files need pyarrow; pip install 'native-reasoning[data]'")
+        raise InputError(f"parquet files need pyarrow; {install_hint('data')}")
     from nrt.data.mixture import fetch_mixture
     from nrt.data.tulu import DrawRequest, check_output, draw_subset
 
@@ -169,6 +171,10 @@ def tulu(
     for reason, rows in manifest.left_out.items():
         terminal.print(f"left out: {rows} rows, {reason}", highlight=False)
     print_line(f"written: {output}")
+    data = [f"data.train={output / 'train.parquet'}"]
+    if valid:
+        data.append(f"data.valid={output / 'valid.parquet'}")
+    print_next("train", "paper", "model=MODEL", *data)
 
 
 def _composition_table(manifest: Manifest) -> Table:

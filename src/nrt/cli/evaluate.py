@@ -27,6 +27,7 @@ from nrt.analysis.benchmarks import (
     score_table,
     thinking_table,
 )
+from nrt.cli.common import print_next, run_argument
 from nrt.errors import InputError, Interrupted
 from nrt.eval.asking import Backend, ask_missing, fingerprint
 from nrt.eval.harness import Decoding, Record
@@ -85,15 +86,25 @@ def evaluate_models(
     console.print(Markdown(score_table(scores, TITLES, NINE)))
     if len(records) > 1:
         console.print(Markdown(difference_table(records, TITLES)))
+    runs = [run_argument(run) for source in sources if (run := run_of(source))]
+    if runs and not output:  # the report reads only RUN/eval
+        print_next("report", *runs)
+    else:
+        print_next("chat", models[0])
     return scores
 
 
 def eval_folder(source: ModelSource) -> Path:
     """Return RUN/eval for the model of a run, and evals/NAME for other models."""
+    run = run_of(source)
+    return run / "eval" if run else Path("evals") / source.name.strip("/.").replace("/", "--")
+
+
+def run_of(source: ModelSource) -> Path | None:
+    """Return the run folder that the model is the trained model of, or None."""
     folder = Path(source.folder)
-    if folder.name == "model" and (folder.parent / "config.yaml").is_file():
-        return folder.parent / "eval"
-    return Path("evals") / source.name.strip("/.").replace("/", "--")
+    is_of_run = folder.name == "model" and (folder.parent / "config.yaml").is_file()
+    return folder.parent if is_of_run else None
 
 
 def write_rows(folder: Path, plan: EvalPlan, replies: ReplyStore) -> list[Record]:

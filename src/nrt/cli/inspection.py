@@ -39,6 +39,23 @@ def config_for(recipe: str, arguments: Sequence[str]) -> Config:
     return build_config(config.model_dump(), {"data": {"train": files}})
 
 
+def train_arguments(recipe: str, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of `nrt train` for the data that were checked with these arguments.
+
+    >>> train_arguments("", ["train.jsonl", "data.valid=valid.jsonl"])
+    ['model=MODEL', 'data.train=train.jsonl', 'data.valid=valid.jsonl']
+    """
+    settings = [text for text in arguments if _is_setting(text)]
+    files = [text for text in arguments if not _is_setting(text)]
+    parts = [recipe] if recipe else []
+    if not any(setting.startswith("model=") for setting in settings):
+        parts.append("model=MODEL")
+    if files:
+        names = files[0] if len(files) == 1 else f"[{','.join(files)}]"
+        parts.append(f"data.train={names}")
+    return [*parts, *settings]
+
+
 def _is_setting(text: str) -> bool:
     key, separator, _ = text.partition("=")
     return bool(separator) and key.split(".")[0] in Config.model_fields

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from nrt.config import Config
 from nrt.data.stats import BadRowGroup, Inspection, LengthSummary, TrainValidOverlap
-from nrt.errors import InputError
+from nrt.errors import InputError, install_hint
 from nrt.system.files import atomic_file
 
 MAX_FAULTS = 4
@@ -178,9 +178,7 @@ def plot_lengths(inspections: Sequence[Inspection], file: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError(
-            "the histogram needs matplotlib; pip install 'native-reasoning[plots]'"
-        ) from None
+        raise InputError(f"the histogram needs matplotlib; {install_hint('plots')}") from None
     figure = Figure(figsize=(7, 2.6 * len(inspections)), layout="constrained")
     axes = figure.subplots(len(inspections), 2, squeeze=False)
     for (prompt_axis, answer_axis), inspection in zip(axes, inspections, strict=True):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from json import dumps
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nrt.cli.common import Settings, console
+from nrt.cli.common import Settings, console, print_next
 from nrt.errors import InputError
+
+if TYPE_CHECKING:
+    from nrt.config import Config
 
 app = typer.Typer()
 
@@ -121,9 +124,29 @@ def plan(
             print(dumps(cluster_json(cluster_report)))
         else:
             print_cluster(console(), cluster_report)
+            if cluster_report.plan.fits:
+                print_next("train", *_train_arguments(settings, config))
         return
     report = plan_run(config, gpus=gpus or 1, parallel=parallel, **options)
     if json_output:
         print(dumps(plan_json(report)))
     else:
         print_plan(console(), report)
+        changes = [step.change for step in report.advice]
+        if parallel:
+            changes.insert(0, f"parallel={parallel}")
+        if report.plan.fits or (report.advice and report.advice[-1].fits):
+            print_next("train", *_train_arguments(settings, config), *changes, processes=gpus or 1)
+
+
+def _train_arguments(settings: list[str], config: Config) -> list[str]:
+    """Return the arguments of `nrt train` for a plan's settings, with what a plan does not need."""
+    from nrt.plan.meta_model import BUILT_IN
+
+    arguments = list(settings)
+    for index, text in enumerate(settings):
+        if text.startswith("model=") and text.removeprefix("model=").lower() in BUILT_IN:
+            arguments[index] = "model=MODEL"  # a config built into the plan, no model to load
+    if config.data.train is None:
+        arguments.append("data.train=FILE")
+    return arguments

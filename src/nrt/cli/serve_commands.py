@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nrt.cli.common import console, print_line
+from nrt.cli.common import console, print_line, print_next
 
 app = typer.Typer()
 
@@ -89,6 +89,7 @@ def export(
         address = create_repository(push, private=not public)
         upload_model(folder, push, "Model trained with nrt")
         print_line(address)
+    print_next("chat", str(folder))
 
 
 @app.command(name="rollout-server")

@@ -8,7 +8,13 @@ from typing import Annotated
 
 import typer
 
-from nrt.cli.common import Settings, check_single_process, console, print_line
+from nrt.cli.common import (
+    Settings,
+    check_single_process,
+    console,
+    print_line,
+    print_next,
+)
 
 app = typer.Typer()
 
@@ -66,7 +72,8 @@ def compare(
     Repeat the command to run or resume what is missing.
     Exit status 1: a run failed.
     """
-    from nrt.cli.compare import compare_study
+    from nrt.cli.compare import compare_study, default_study
+    from nrt.run import run_folder
 
     check_single_process("compare")
     comparison = compare_study(
@@ -85,6 +92,8 @@ def compare(
     )
     if comparison.missing:
         sys.exit(1)
+    folder = run_folder(study or default_study(settings[0]))
+    print_next("report", str(folder / "runs"), pattern="/*")
 
 
 @app.command()
@@ -129,7 +138,7 @@ def report(
     from nrt.analysis.report.page import write_page
     from nrt.analysis.report.serve import make_server
     from nrt.analysis.report.text import print_report
-    from nrt.run import run_folder
+    from nrt.run import load_run, run_folder
 
     if text:
         print_report(build_report(runs), console())
@@ -146,6 +155,10 @@ def report(
             file = run_folder(runs[0]) / "report.html"
         write_page(build_report(runs), file)
         print_line(f"written: {file}")
+        if len(runs) == 1 and load_run(run_folder(runs[0])).is_finished:
+            print_next("chat", runs[0])
+        else:
+            print_next("report", *runs, "--serve")
 
 
 @app.command()

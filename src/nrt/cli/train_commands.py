@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nrt.cli.common import Settings, check_single_process, console, print_line
+from nrt.cli.common import (
+    Settings,
+    check_single_process,
+    console,
+    print_line,
+    print_next,
+    run_argument,
+)
 from nrt.errors import InputError, NrtError
 from nrt.system.environment import rank_and_world_size
 
@@ -83,6 +90,7 @@ def train(
         report_listener.write()
     if not json_lines:
         print_line(f"done: {run.path}")
+        print_next("chat" if report else "report", run_argument(run.path))
 
 
 def _training_config(settings: list[str]) -> Config:
@@ -100,10 +108,14 @@ def _training_config(settings: list[str]) -> Config:
     recipe, overrides = "", settings
     if "=" not in settings[0]:
         recipe, overrides = settings[0], settings[1:]
-    if recipe:
-        return load_config(recipe, [*_own_settings(recipe, overrides), *overrides])
     values = parse_overrides(overrides)
     resume = values.get("resume")
+    if recipe and resume:
+        raise InputError(
+            f"a resumed run keeps its own recipe; leave out {recipe}: nrt train resume={resume}"
+        )
+    if recipe:
+        return load_config(recipe, [*_own_settings(recipe, overrides), *overrides])
     if not resume:
         return load_config(None, overrides)
     return build_config(load_run(run_folder(str(resume))).config.model_dump(mode="json"), values)
@@ -192,6 +204,7 @@ def demo(
         from nrt.analysis.report.page import write_page
 
         write_page(build_report([result.path]), page)
-        terminal.print(f"Look at it: {page}", highlight=False, soft_wrap=True)
+        print_line(f"written: {page}")
     except NrtError as error:  # plotly is an extra
-        terminal.print(f"No page: {error}", highlight=False, soft_wrap=True)
+        print_line(f"no report: {error}")
+    print_next("chat", run_argument(result.path))

@@ -148,7 +148,9 @@ def _read_layer(recipe: str) -> Mapping[str, Any]:
     if recipe.endswith((".yaml", ".yml")):
         path = Path(recipe)
         if not path.is_file():
-            raise InputError(f"recipe {recipe}: no such file")
+            raise InputError(
+                f"recipe {recipe}: no such file; give a YAML file, or a recipe of `nrt recipes`"
+            )
         return parse_settings(read_yaml_file(path), recipe)
     known = packaged_recipes()
     if recipe not in known:

@@ -252,10 +252,10 @@ def _guess_pair(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, tu
         if all(is_template(name) or name in row for name in names):
             return candidate
     if not (columns.question or columns.answer):
-        raise InputError(
-            f"no question and answer among the columns {column_names(row)}; "
-            "set data.columns.question and .answer, or .messages"
-        )
+        fix = "set data.columns.question and .answer, or .messages"
+        if len(row) == 1 and any(delimiter in next(iter(row)) for delimiter in ";\t"):
+            fix = "separate the columns of a CSV file by commas"
+        raise InputError(f"no question and answer among the columns {column_names(row)}; {fix}")
     return candidates[0]  # reading the row reports the named column that is missing
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nrt.config.data_sections import DATASET
-from nrt.data.formats import READERS, file_ending, find_reader
+from nrt.data.formats import KNOWN_ENDINGS, file_ending, find_reader
 from nrt.data.rows import Rows, TableRow
-from nrt.errors import InputError
+from nrt.errors import InputError, install_hint
 from nrt.system.files import file_sha256
 
 
@@ -53,7 +53,7 @@ def _file_table(file: Path, name: str) -> Table:
     if reader is None:
         raise InputError(
             f"{file}: the ending '{file_ending(file)}' is unknown; "
-            f"known endings: {', '.join(READERS)}"
+            f"known endings: {KNOWN_ENDINGS}; convert the file"
         )
     return Table(name, str(file), lambda key: reader(file, key), lambda: file_sha256(file))
 
@@ -73,9 +73,7 @@ def _folder_tables(path: str) -> list[Table]:
         if file.is_file() and find_reader(file) and not is_hidden:
             tables.append(_file_table(file, name.as_posix()))
     if not tables:
-        raise InputError(
-            f"{path} is a folder without data files; known endings: {', '.join(READERS)}"
-        )
+        raise InputError(f"{path} is a folder without data files; known endings: {KNOWN_ENDINGS}")
     return tables
 
 
@@ -100,7 +98,7 @@ def _dataset_table(path: str, name: str, config: str | None, split: str) -> Tabl
     except ImportError:
         raise InputError(
             f"{full_name}: no such file; to read it as a dataset of the hub, "
-            "pip install 'native-reasoning[data]'"
+            + install_hint("data")
         ) from None
     try:
         rows = datasets.load_dataset(name, config, split=split)

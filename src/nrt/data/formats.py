@@ -216,3 +216,6 @@ READERS: Mapping[str, Reader] = {
     ".parquet": _read_parquet,
 }
 """Readers by file ending, in lower case."""
+
+KNOWN_ENDINGS = f"{', '.join(_TEXT_READERS)} (each also with .gz or .zst), .parquet"
+"""Readable file endings, for messages."""

@@ -10,7 +10,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from nrt.config import OptimizerConfig
-from nrt.errors import InputError
+from nrt.errors import InputError, install_hint
 
 
 def make_optimizer(config: OptimizerConfig, masters: Sequence[Tensor]) -> Optimizer:
@@ -38,8 +38,7 @@ def make_optimizer(config: OptimizerConfig, masters: Sequence[Tensor]) -> Optimi
         from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
     except ImportError as error:
         raise InputError(
-            f"optimizer.name={config.name} needs bitsandbytes ({error}): "
-            "pip install 'native-reasoning[lora]'"
+            f"optimizer.name={config.name} needs bitsandbytes ({error}); {install_hint('lora')}"
         ) from None
     optimizer_class = PagedAdamW8bit if config.name == "paged-adamw-8bit" else AdamW8bit
     return optimizer_class(masters, **settings)

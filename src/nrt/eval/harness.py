@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nrt.errors import InputError
+from nrt.errors import InputError, install_hint
 from nrt.eval.questions import EvalQuestion, ReplyStore, as_messages
 from nrt.eval.tasks import Doc
 
@@ -210,8 +210,7 @@ def _task_manager() -> Callable[..., Any]:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise InputError(
-            f"benchmarks need lm-evaluation-harness ({error}); install it with: "
-            f"{Path(sys.executable).name} -m pip install 'native-reasoning[eval]'"
+            f"benchmarks need lm-evaluation-harness ({error}); {install_hint('eval')}"
         ) from None
     if not hasattr(utils.env.from_string, "cache_info"):
         # Without this cache lm-eval compiles every template again for every row and example.

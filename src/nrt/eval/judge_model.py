@@ -15,7 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from nrt.errors import InputError, RunError
+from nrt.errors import InputError, RunError, install_hint
 from nrt.system.network import parse_http_url
 from nrt.types import Example, Message, Pair
 
@@ -82,7 +82,7 @@ def open_judge(
         from openai import OpenAI
     except ModuleNotFoundError:
         raise InputError(
-            "a judge behind a URL needs the openai client: pip install 'native-reasoning[judge]'"
+            f"a judge behind a URL needs the openai client; {install_hint('judge')}"
         ) from None
     # Servers can have different models under one name ("default"), so the address is part of it.
     identity = f"{address.scheme}://{address.netloc}{address.path.rstrip('/')} {model}"

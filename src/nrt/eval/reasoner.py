@@ -120,7 +120,8 @@ def find_model(name: str) -> ModelSource:
     a model. Raises InputError if the model cannot be opened.
     """
     folder, markers, thinks = _find(name)
-    if not Path(folder).expanduser().exists():
+    path = Path(folder).expanduser()
+    if not path.is_dir() and not (path.is_file() and path.suffix == ".gguf"):
         try:
             load_configs(folder)
         except InputError as error:

@@ -14,7 +14,7 @@ from itertools import zip_longest
 from types import SimpleNamespace
 from typing import Any
 
-from nrt.errors import InputError
+from nrt.errors import InputError, install_hint
 
 ABBREVIATIONS = frozenset(
     """
@@ -133,6 +133,6 @@ def _nltk() -> Any:
         import nltk.data
     except ModuleNotFoundError as error:
         raise InputError(
-            f"IFEval's checks need the package {error.name}; pip install 'native-reasoning[eval]'"
+            f"IFEval's checks need the package {error.name}; {install_hint('eval')}"
         ) from None
     return nltk

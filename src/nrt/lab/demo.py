@@ -75,8 +75,7 @@ def run_demo(
         console.print("(a few steps only: this shows that everything runs, not that it learns)")
     print_accuracy(console, result, families)
     print_traces(console, result, shown)
-    console.print(f"\nRun folder: {result.path}", highlight=False, soft_wrap=True)
-    console.print(f"Ask it:     nrt chat {result.model_dir}", highlight=False, soft_wrap=True)
+    console.print(f"\ndone: {result.path}", highlight=False, soft_wrap=True)
     return result
 
 

@@ -25,7 +25,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from nrt.errors import InputError, first_line
+from nrt.errors import InputError, first_line, install_hint
+
+MODEL_FORMS = "give a folder written by save_pretrained, a hub name or a .gguf file"
+"""What a model can be, for messages."""
 
 REQUIRED_ARGUMENTS = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
 """Arguments that a model's forward must accept.
@@ -177,7 +180,7 @@ def _from_pretrained_arguments(name: str) -> tuple[str, dict[str, str]]:
     if absent:
         raise InputError(
             f"model {name}: reading a GGUF file needs {' and '.join(absent)}; "
-            "pip install 'native-reasoning[gguf]'"
+            + install_hint("gguf")
         )
     return str(path.parent), {"gguf_file": path.name}
 
@@ -193,9 +196,7 @@ def _quantization_arguments(
     if kind is None:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(
-            f"quantize={kind} needs bitsandbytes: pip install 'native-reasoning[lora]'"
-        )
+        raise InputError(f"quantize={kind} needs bitsandbytes; {install_hint('lora')}")
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=kind,
@@ -228,7 +229,8 @@ def _load_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
                 f"model {name} cannot be read as GGUF: {reason}; is the file complete?"
             ) from error
         raise InputError(
-            f"model {name} is neither a folder nor a model on the hub: {first_line(error)}"
+            f"model {name} is neither a folder nor a model on the hub: "
+            f"{first_line(error).rstrip('.')}; {MODEL_FORMS}"
         ) from error
 
 
@@ -241,7 +243,9 @@ def _check_folder(name: str) -> None:
             f"model {name}: the folder has no config.json; give a folder written by save_pretrained"
         )
     if not path.is_dir() and looks_like_path:
-        raise InputError(f"model {name}: no such folder")
+        raise InputError(f"model {name}: no such folder; {MODEL_FORMS}")
+    if path.is_file():
+        raise InputError(f"model {name} is a file; {MODEL_FORMS}")
 
 
 def _check_causal(name: str, config: PreTrainedConfig, trust_remote_code: bool) -> None:

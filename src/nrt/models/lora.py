@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from nrt.errors import InputError, first_line
+from nrt.errors import InputError, first_line, install_hint
 
 ROW_PREFIX = "trained_row_"
 """Prefix of the parameter names of trained rows; the token id follows."""
@@ -132,9 +132,7 @@ def _import_peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise InputError(
-            f"lora.rank needs peft ({error}): pip install 'native-reasoning[lora]'"
-        ) from None
+        raise InputError(f"lora.rank needs peft ({error}); {install_hint('lora')}") from None
     return peft
 
 

@@ -242,6 +242,7 @@ PACKAGED = frozenset(METHODS)
 """Names of nrt's own methods; METHODS may get others."""
 
 NOT_OFFERED: dict[str, str] = {
+    "grpo": "its reward is a verifier's; set method=rlvr, which is GRPO on a checker's verdict",
     "rlcsd": (
         "its second teacher reads a wrong solution, and question-answer pairs have none; a "
         "checker would have to find one among the model's own answers (arXiv 2606.11709)"

@@ -237,7 +237,8 @@ def _import_vllm() -> Any:
         import vllm  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
-            f"this needs vLLM ({error}); install it beside nrt, or use hf instead of vllm"
+            f"sampling with vllm needs the package vllm ({error}); pip install vllm "
+            "(docs/vllm.md), or choose hf instead of vllm"
         ) from None
     return vllm
 

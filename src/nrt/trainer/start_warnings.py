@@ -10,7 +10,7 @@ from nrt.trainer.setup import Parts
 
 
 def warn_at_start(config: Config, parts: Parts, writer: RunWriter, listener: Listener) -> None:
-    """Write the warnings of a new run. Only the one about padded rows is also displayed."""
+    """Write the warnings of a new run. Those about padded rows and the batch are also displayed."""
     if parts.padded_by_surprise:
         text = "prompts are forwarded once for each trace, which takes several times as long"
         message = f"{parts.notes[0]}: {text}"
@@ -18,6 +18,12 @@ def warn_at_start(config: Config, parts: Parts, writer: RunWriter, listener: Lis
         listener.say(message)
     _warn_about_data(config, parts.data, writer)
     method = parts.learner.method
+    rows = len(parts.data.pairs)
+    if config.batch > rows:
+        message = f"batch={config.batch} prompts repeat within a step: the data have {rows} rows; "
+        message += f"set batch={rows} or fewer"
+        writer.warn("repeated-prompts", message, 0, count=rows)
+        listener.say(message)
     if method.samples and config.traces == 1 and method.centre == "mean":
         message = "K = 1: a group of one has no advantage, only answers and markers are trained"
         writer.warn("single-trace", message, 0)

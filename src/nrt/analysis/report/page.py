@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 
 from nrt.analysis.report.data import Report
 from nrt.analysis.report.selection import compact_json
-from nrt.errors import InputError
+from nrt.errors import InputError, install_hint
 from nrt.system.files import write_file
 
 SCRIPTS = (
@@ -77,7 +77,5 @@ def plotly_script() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ModuleNotFoundError:
-        raise InputError(
-            "the report's charts need plotly: pip install 'native-reasoning[report]'"
-        ) from None
+        raise InputError(f"the report's charts need plotly; {install_hint('report')}") from None
     return get_plotlyjs()

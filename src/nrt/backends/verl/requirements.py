@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from nrt.errors import InputError
+from nrt.errors import InputError, install_hint
 
 FIRST_VERSION, END_VERSION = (0, 9), (0, 10)
 """verl from the first version, below the second.
@@ -45,12 +45,12 @@ def check_installed(rollout: str | None = None) -> None:
         installed = version("verl")
     except PackageNotFoundError:
         raise InputError(
-            "engine=verl needs verl, which is not installed; pip install 'native-reasoning[verl]'"
+            f"engine=verl needs verl, which is not installed; {install_hint('verl')}"
         ) from None
     if not FIRST_VERSION <= _minor_version(installed) < END_VERSION:
         raise InputError(
             f"engine=verl needs verl>=0.9,<0.10, and verl {installed} is installed; "
-            "pip install 'native-reasoning[verl]'"
+            + install_hint("verl")
         )
     packages = dict(PACKAGE_OF_MODULE)
     if rollout in ROLLOUT_PACKAGES:
