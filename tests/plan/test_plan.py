@@ -160,6 +160,15 @@ def test_the_help_names_every_gpu(capsys):
         assert f" {name} " in printed
 
 
+def test_gpus_have_the_memory_that_torch_reports():
+    """Less than the data sheet says, in GiB: the driver keeps some, with ECC on GDDR more."""
+    sizes = {"t4": 16, "l4": 24, "a10g": 24, "a6000": 48, "rtx3090": 24, "rtx4090": 24}
+    sizes |= {"rtx5090": 32, "l40s": 48, "a100": 80, "h100": 80, "h200": 141, "b200": 180}
+    assert sizes.keys() == GPUS.keys()
+    for name, size in sizes.items():
+        assert 0.9 * size < GPUS[name].memory / 2**30 < size, name
+
+
 def test_a_run_that_fits_leaves_seven_percent_free():
     plan = vllm_plan()
     assert plan.fits
