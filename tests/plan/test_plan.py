@@ -123,7 +123,7 @@ def test_a_run_that_no_setting_makes_fit():
 
 
 def vllm_plan(gpu: str = "h100", **settings):
-    defaults = {"model": "llama-3.2-1b", "batch": 16, "sampler": "vllm"}
+    defaults = {"model": "llama-3.2-1b", "batch": 64, "sampler": "vllm"}
     defaults["gradient_checkpointing"] = True
     return make_plan(request_for(gpu, **defaults | settings))
 
@@ -137,6 +137,17 @@ def test_vllm_takes_what_the_trainer_leaves():
     assert rollout.taken == pytest.approx(rollout.share * plan.capacity, abs=1)
     assert 0.98 * plan.usable < plan.memory.sampling <= plan.usable
     assert plan.memory.updating == vllm_plan(sampler="hf").memory.updating
+
+
+def test_vllm_takes_no_more_than_it_needs():
+    """128 rows of at most 8,194 tokens of 32 KiB: 32 GiB of keys and values, in blocks of 16."""
+    plan = vllm_plan(batch=16)
+    rollout = plan.memory.rollout
+    assert isinstance(rollout, VllmMemory)
+    spare, rounding = 1, 0.01 * plan.capacity / 2**30
+    assert 32 + spare <= rollout.cache / 2**30 <= 32.1 + spare + rounding
+    assert rollout.rows == 128
+    assert plan.memory.sampling < 0.8 * plan.usable
 
 
 def test_vllm_without_sleep_takes_half_of_it_all_the_time():
