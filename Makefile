@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Tiny models run fastest on one thread; two that contend for cores are several times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo demo-real test lint types test-fast test-slow test-browser test-real test-vllm test-verl docs dist bench bench-step clean
+.PHONY: help setup demo demo-real test lint types test-fast test-slow test-browser test-lowest test-real test-vllm test-verl docs dist bench bench-step clean
 
 help:
 	@echo "make demo       a tiny model learns to reason, in minutes"
@@ -13,6 +13,7 @@ help:
 	@echo "make test       ruff, pyright and the default tests"
 	@echo "make test-slow  the miniature's study on three seeds"
 	@echo "make test-browser  the report's page in a real Chromium"
+	@echo "make test-lowest  the default tests with the lowest versions that pyproject.toml admits, in an environment of their own"
 	@echo "make test-real  a pretrained model (SmolLM2-135M, downloaded once) through everything a user does"
 	@echo "make test-vllm  the real vLLM on a CPU, in an environment of its own"
 	@echo "make test-verl  engine=verl on two workers of a local Ray, in an environment of its own"
@@ -62,6 +63,16 @@ test-slow: .venv/.dev
 test-browser: .venv/.dev
 	command -v chromium >/dev/null || { apt-get update && apt-get install -y chromium; }
 	$(BIN)/python -m pytest -m browser
+
+# The lowest release of each direct dependency, but for torch: TORCH says which, since older CPU builds may not be at hand.
+.venv-lowest/.done: pyproject.toml constraints-lowest.txt
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[data,eval,gguf,judge,lora,plots,report,trackers]' pytest pytest-xdist hypothesis ipykernel nbclient
+	touch $@
+
+test-lowest: .venv-lowest/.done
+	.venv-lowest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 # vLLM's pins are its own. What it brings for images and sound does not fit this torch, and is not used.
 .venv-vllm/.done: pyproject.toml constraints-vllm.txt
@@ -115,4 +126,4 @@ bench-step: .venv/.dev
 	$(BIN)/python -m benchmarks.step
 
 clean:
-	rm -rf .venv .venv-vllm .venv-verl build dist
+	rm -rf .venv .venv-lowest .venv-vllm .venv-verl build dist

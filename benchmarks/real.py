@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.common import Bar, finish, interleave, say
 from nrt.config import build_config
+from nrt.engine.samplers import ShardedSampler
 from nrt.lab.arithmetic import FAMILIES, draw_problems, messages, worked_examples
 from nrt.models import load_model
 from nrt.rollout import HFSampler
@@ -50,8 +51,9 @@ def main() -> None:
         )
         engine, sampler = padded.learner.policy.engine, padded.learner.policy.sampler
         engine.scorer = PaddedScorer(0)
-        assert isinstance(sampler, HFSampler)
-        own = replace(sampler, share=False)
+        assert isinstance(sampler, ShardedSampler)
+        assert isinstance(sampler.sampler, HFSampler)
+        own = replace(sampler, sampler=replace(sampler.sampler, share=False))
         padded = replace(padded, learner=with_sampler(padded.learner, own))
         timings = interleave(Steps("shared", shared), Steps("padded", padded), pairs)
         record = timings.record("shared", "padded")

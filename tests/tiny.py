@@ -73,6 +73,8 @@ def tiny_model(
     """A float32 causal LM in eval mode. `architecture` is a key of `ARCHITECTURES` or any model type; `changes` go over its config."""
     values = {**_SHAPE, **ARCHITECTURES.get(architecture, {"model_type": architecture}), **changes}
     config = AutoConfig.for_model(values.pop("model_type"), **values)
+    if not attention and values.get("attn_logit_softcapping"):
+        attention = "eager"  # as in `load_model`
     if attention:
         config._attn_implementation = attention
     with torch.random.fork_rng():

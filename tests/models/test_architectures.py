@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import transformers
+from packaging.version import Version
 
 from nrt.scoring.choice import PACKED_MODEL_TYPES
 from tests.models.architectures import try_model_type
@@ -10,6 +12,9 @@ from tests.models.architectures import try_model_type
 LINES = Path(__file__).with_name("architectures.tsv").read_text(encoding="utf-8").splitlines()
 TABLE = dict(line.split("\t") for line in LINES)
 """Model type → how nrt trains it (`Outcome.treatment`)."""
+
+OF_THE_TABLE = Version(transformers.__version__) >= Version("5.23")
+"""Earlier releases lack some types, and treat others differently; their numbers must agree too."""
 
 BUILT = [kind for kind, treatment in TABLE.items() if treatment != "not built"]
 QUICK = {
@@ -31,7 +36,10 @@ KINDS = [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_trained_as_the_table_says(kind):
     outcome = try_model_type(kind)
-    assert outcome.treatment == TABLE[kind], outcome.reason
+    if OF_THE_TABLE:
+        assert outcome.treatment == TABLE[kind], outcome.reason
+    elif outcome.treatment == "not built":
+        pytest.skip(outcome.reason)
     assert outcome.gap <= TOLERANCES.get(kind, TOLERANCE)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from tokenizers import AddedToken
 from transformers import AutoConfig
 
@@ -81,7 +83,7 @@ def test_adapters_on_a_mixture_of_experts_can_be_merged():
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (("gate",), "is a MixtralTopKRouter"),
+        (("gate",), "MixtralTopKRouter"),
         (("q_proj", "lm_head"), "lm_head is a table"),
         (("embed_tokens",), "embed_tokens is a table"),
     ],
@@ -174,6 +176,10 @@ def test_tags_around_a_turn_open_no_trace():
 # --- caches and windows ---
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="earlier releases cache what DeepSeek's attention reads, so its prompts are shared",
+)
 def test_latent_attention_is_sampled_without_sharing(tmp_path, files):
     """DeepSeek's cache holds other tensors than its attention reads, so prompts cannot be shared.
 

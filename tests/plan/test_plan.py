@@ -165,7 +165,7 @@ def test_a_run_that_no_setting_makes_fit():
 
 
 def vllm_plan(gpu: str = "h100", **settings):
-    defaults = {"model": "llama-3.2-1b", "batch": 16, "sampler": "vllm"}
+    defaults = {"model": "llama-3.2-1b", "batch": 64, "sampler": "vllm"}
     defaults["gradient_checkpointing"] = True
     return make_plan(request_for(gpu, **defaults | settings))
 
@@ -179,6 +179,17 @@ def test_vllm_takes_what_the_trainer_leaves():
     assert rollout.taken == pytest.approx(rollout.share * plan.capacity, abs=1)
     assert 0.98 * plan.usable < plan.memory.sampling <= plan.usable
     assert plan.memory.updating == vllm_plan(sampler="hf").memory.updating
+
+
+def test_vllm_takes_no_more_than_it_needs():
+    """128 rows of at most 8,194 tokens of 32 KiB: 32 GiB of keys and values, in blocks of 16."""
+    plan = vllm_plan(batch=16)
+    rollout = plan.memory.rollout
+    assert isinstance(rollout, VllmMemory)
+    spare, rounding = 1, 0.01 * plan.capacity / 2**30
+    assert 32 + spare <= rollout.cache / 2**30 <= 32.1 + spare + rounding
+    assert rollout.rows == 128
+    assert plan.memory.sampling < 0.8 * plan.usable
 
 
 def test_vllm_without_sleep_takes_half_of_it_all_the_time():
@@ -200,6 +211,15 @@ def test_the_help_names_every_gpu(capsys):
     printed = " ".join(re.findall(r"\w+", capsys.readouterr().out))
     for name in GPUS:
         assert f" {name} " in printed
+
+
+def test_gpus_have_the_memory_that_torch_reports():
+    """Less than the data sheet says, in GiB: the driver keeps some, with ECC on GDDR more."""
+    sizes = {"t4": 16, "l4": 24, "a10g": 24, "a6000": 48, "rtx3090": 24, "rtx4090": 24}
+    sizes |= {"rtx5090": 32, "l40s": 48, "a100": 80, "h100": 80, "h200": 141, "b200": 180}
+    assert sizes.keys() == GPUS.keys()
+    for name, size in sizes.items():
+        assert 0.9 * size < GPUS[name].memory / 2**30 < size, name
 
 
 def test_a_run_that_fits_leaves_seven_percent_free():

@@ -34,6 +34,9 @@ def planned() -> list[tuple[str, str, str]]:
 def test_headers_have_the_verdict_of_the_plan(capsys, name, command, verdict):
     app(shlex.split(command)[1:] + ["--json"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out)["verdict"] == verdict
+    peak, memory = map(float, re.findall(r"([\d.]+) (?:of|GiB)", verdict)[:2])
+    fits = verdict.startswith("fits")
+    assert fits == (peak <= 0.93 * memory + 0.1), "7 % stay free in every phase; 0.1 is rounding"
 
 
 def test_recipes_for_real_models_have_a_verdict():

@@ -1,5 +1,7 @@
 """One-step-off: traces sampled during the update before, with the sampler's log-probabilities as π_old."""
 
+import json
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from nrt.trainer.rollout_json import rollout_from_json, rollout_to_json
 from nrt.trainer.setup import prepare
 from tests.steps import collect, local_engine
 from tests.tiny import PAD, tiny_model
+from tests.trainer.test_several import assert_like, in_both, run
 from tests.trainer.test_train import InterruptAt, assert_same_run
 
 REQUEST = {"n": 2, "stop_ids": frozenset({2}), "cap": 9}
@@ -104,6 +107,38 @@ def test_interrupted_anywhere_and_resumed(make_config, tmp_path, updates):
         with pytest.raises(Interrupted):
             nrt.train(make_config(run=str(run), **settings), listener=InterruptAt(n))
         assert_same_run(whole, nrt.train(make_config(run=str(run), resume=str(run), **settings)))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "settings", [{"batch": 3}, {"batch": 1}, {"batch": 6, "updates_per_rollout": 2}], ids=str
+)
+def test_in_two_processes_as_in_one(gang, make_config, tmp_path, settings, parallel):
+    """Also with a process that has no prompt to sample for."""
+    settings = {"overlap": True, "log_traces": 9, "heldout.rows": 5, **settings}
+    one = nrt.load_run(run(make_config(run=str(tmp_path / "one"), **settings)))
+    assert one.metrics()[2]["sampler/logp_gap"] > 1e-3  # behind: of the second rollout on
+    two = in_both(gang, make_config(run=str(tmp_path / "two"), parallel=parallel, **settings))
+    assert_like(two, one)
+
+
+@pytest.mark.parametrize(("n", "parallel"), [(3, "ddp"), (5, "ddp"), (5, "fsdp")])
+def test_several_interrupted_and_resumed(gang, make_config, tmp_path, n, parallel):
+    """The checkpoint has what all processes sampled ahead, so one process can go on with it."""
+    settings = {"overlap": True, "save_every": 0, "batch": 3, "parallel": parallel}
+    settings |= {"log_traces": 9, "updates_per_rollout": 1}
+    whole = in_both(gang, make_config(run=str(tmp_path / "whole"), **settings))
+    for name, train in {"two": lambda config: in_both(gang, config), "one": run}.items():
+        cut = str(tmp_path / name)
+        assert in_both(gang, make_config(run=cut, **settings), n) == "interrupted"
+        (checkpoint,) = nrt.load_run(cut).checkpoints()
+        ahead = json.loads((checkpoint / "state.json").read_text())["ahead"]
+        assert len(ahead["samples"]) == 3
+        resumed = train(make_config(run=cut, resume=cut, **settings))
+        if name == "two" and parallel == "ddp":
+            assert_same_run(whole, resumed)
+        else:
+            assert_like(nrt.load_run(resumed) if name == "one" else resumed, whole)
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,11 @@ class StandIn(HFSampler):
     It refuses what would fail, or not fit, on a GPU.
     """
 
-    uses_trainer_model = False  # pyright: ignore[reportAssignmentType]
     events: list[str] = []  # noqa: RUF012 - of the only run of a test
 
     def __init__(self, folder, *, rows, **settings):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-        super().__init__(model, pad_id=0, max_rows=rows)
+        super().__init__(model, pad_id=0, max_rows=rows, uses_trainer_model=False)
         self.events[:] = ["start"]
 
     def load_weights(self, weights, version=None):

@@ -72,10 +72,14 @@ def test_sampled_ahead(config_of, tmp_path):
     assert_same_run(whole, nrt.train(config_of(run=cut, resume=cut, **settings)))
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_several_processes_have_one_that_speaks_to_the_server(gang, config_of, tmp_path, parallel):
-    one = nrt.train(config_of(run=str(tmp_path / "one")))
-    assert_like(in_both(gang, config_of(run=str(tmp_path / "two"), parallel=parallel)), one)
+def test_several_processes_have_one_that_speaks_to_the_server(
+    gang, config_of, tmp_path, parallel, overlap
+):
+    one = nrt.train(config_of(run=str(tmp_path / "one"), overlap=overlap))
+    config = config_of(run=str(tmp_path / "two"), parallel=parallel, overlap=overlap)
+    assert_like(in_both(gang, config), one)
 
 
 @pytest.mark.parametrize("strict", [True, False])

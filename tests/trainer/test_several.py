@@ -185,22 +185,3 @@ def test_interrupted_and_resumed(gang, make_config, tmp_path, parallel, n):
         assert_like(nrt.load_run(run(make_config(run=cut, resume=cut, **settings))), whole)
     else:
         assert_same_run(in_both(gang, make_config(run=cut, resume=cut, **settings)), whole)
-
-
-def refuse(config):
-    try:
-        nrt.train(config)
-    except nrt.InputError as error:
-        return str(error)
-
-
-def test_what_several_cannot_do_is_said_early(gang, make_config, tmp_path):
-    config = make_config(overlap=True)
-    assert (
-        gang(refuse, config)
-        == [
-            "overlap=true samples in one process only; set overlap=false, or start nrt without torchrun"
-        ]
-        * 2
-    )
-    assert not (tmp_path / "run").exists()

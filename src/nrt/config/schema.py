@@ -91,7 +91,7 @@ class Config(Section):
     """Optimizer updates per step, each on batch / updates_per_rollout prompts (Table 6: 4)."""
     overlap: bool = False
     """Sample the traces of the next step during the update, under the weights before it
-    (docs/performance.md). Needs memory for one more model."""
+    (docs/performance.md). With sampler=hf each process needs memory for one more model."""
     tokens_per_batch: Positive | Literal["auto"] = "auto"
     """Maximum tokens in one forward pass; larger updates accumulate gradients. `auto`: 16384,
     halved once if memory runs out; on a CPU at most the tokens that fit in a quarter of the

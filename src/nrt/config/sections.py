@@ -183,7 +183,8 @@ class VLLMConfig(Section):
     """Type of vLLM's weights; unset: the setting `dtype`."""
     memory: Annotated[float, Field(gt=0, lt=1)] | None = None
     """On a GPU the share of its memory that vLLM uses, weights included; unset: what the trainer
-    leaves. On a CPU the share of the machine's memory for keys and values; unset: 0.1."""
+    leaves, or what vLLM needs if that is less. On a CPU the share of the machine's memory for keys
+    and values; unset: 0.1."""
     context: Positive | None = None
     """Maximum sequence length in tokens; unset: prompt, trace and answer at their caps, or the
     model's limit."""

@@ -38,12 +38,19 @@ class ShardedSampler:
 
     def sample(self, request: Request) -> list[list[Sample]]:
         """See `Sampler.sample`."""
-        size, prompts = self.processes.size, len(request.prompts)
-        mine = range(self.processes.rank, prompts, size)
         with self.gathered_parameters() if self.uses_trainer_model else nullcontext():
-            samples = self.sampler.sample(replace(request, only=mine)) if mine else []
-        parts = self.processes.all_gather(samples)
-        return [parts[b % size][b // size] for b in range(prompts)]
+            samples = self.sample_share(request)
+        return self.merge(samples)
+
+    def sample_share(self, request: Request) -> list[list[Sample]]:
+        """Sample this process's share of the prompts."""
+        mine = range(self.processes.rank, len(request.prompts), self.processes.size)
+        return self.sampler.sample(replace(request, only=mine)) if mine else []
+
+    def merge(self, samples: list[list[Sample]]) -> list[list[Sample]]:
+        """Return all samples from those of each process's share."""
+        parts, size = self.processes.all_gather(samples), self.processes.size
+        return [parts[b % size][b // size] for b in range(sum(map(len, parts)))]
 
     def sleep(self) -> None:
         """See `Sampler.sleep`."""
@@ -72,7 +79,14 @@ class RankZeroSampler:
 
     def sample(self, request: Request) -> list[list[Sample]]:
         """See `Sampler.sample`."""
-        samples = self.sampler.sample(request) if self.processes.is_main else []
+        return self.merge(self.sample_share(request))
+
+    def sample_share(self, request: Request) -> list[list[Sample]]:
+        """Sample all prompts on rank 0, none elsewhere."""
+        return self.sampler.sample(request) if self.processes.is_main else []
+
+    def merge(self, samples: list[list[Sample]]) -> list[list[Sample]]:
+        """Return the samples of rank 0."""
         return self.processes.all_gather(samples)[0]
 
     def sleep(self) -> None:

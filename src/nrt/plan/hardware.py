@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nrt.errors import unknown_name
-from nrt.rollout.vllm import MARGIN
+from nrt.rollout.vllm_memory import MARGIN
 from nrt.system.environment import machine_memory
 
 GIB = 2**30

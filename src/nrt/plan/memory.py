@@ -27,14 +27,15 @@ from nrt.plan.resident import (
     weight_bytes,
 )
 from nrt.plan.work import RowLengths, largest_micro_batch, packed_tokens
-from nrt.rollout.vllm import vllm_memory_share
+from nrt.rollout.vllm_memory import (
+    vllm_memory_share,
+    vllm_needed_bytes,
+    vllm_working_bytes,
+)
 from nrt.scoring.token_logprobs import TILE
 
 CONTEXT_BYTES = 2**30
 """CUDA context and kernels of a process."""
-
-VLLM_TOKENS = 16_384
-"""Maximum tokens of one forward of vLLM on large GPUs (its max_num_batched_tokens)."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _rollout_memory(workload: Workload, gathered: int) -> RolloutMemory:
         cache=rows * config.max_trace_tokens * workload.token.cache_bytes(width),
         prompts=prompt_cache,
         prefill=int(1.5 * prompt_cache) + 4 * prompts * opening * _widest_layer(model) * width,
-        distribution=rows * vocabulary * (width + 4 + 4 + 8),
+        distribution=rows * vocabulary * (4 + 4 + 4 + 8),
         gathered=gathered,
     )
 
@@ -135,15 +136,16 @@ def _vllm_memory(workload: Workload, stays: ResidentMemory, gathered: int) -> Vl
     width = BYTES[config.vllm.dtype or config.dtype]
     sleeps = gpu.device_type == "cuda" and config.vllm.sleep > 0 and not config.overlap
     rows = min(config.sampler_rows, workload.prompts * config.traces)
-    vocabulary, hidden = model.get_output_embeddings().weight.shape
     weights = width * sum(p.numel() for p in model.parameters())
-    activations = width * VLLM_TOKENS * (2 * _widest_layer(model) + 4 * hidden)
-    working = activations + 8 * rows * vocabulary
+    working = vllm_working_bytes(model.config, rows=rows, width=width)
     if gpu.device_type == "cpu":
         share, cache = 0.0, int((config.vllm.memory or 0.1) * gpu.memory)
     else:
         used = stays.total - (stays.gradients if sleeps else 0) + CONTEXT_BYTES
-        left = max(0.0, vllm_memory_share(used, gpu.memory, sleeps=sleeps))
+        needed = vllm_needed_bytes(
+            model.config, config, weights=weights, width=width, prompts=workload.prompts
+        )
+        left = max(0.0, vllm_memory_share(used, gpu.memory, sleeps=sleeps, needed=needed))
         share = config.vllm.memory or left
         cache = int(share * gpu.memory) - weights - working
     per_token = workload.token.cache_bytes(width)

@@ -12,7 +12,6 @@ from nrt.plan.counting import count_token
 from nrt.plan.hardware import Accelerator
 from nrt.plan.memory import (
     CONTEXT_BYTES,
-    VLLM_TOKENS,
     Workload,
     plan_memory,
     samples_elsewhere,
@@ -21,7 +20,7 @@ from nrt.plan.memory_parts import MemoryPlan
 from nrt.plan.meta_model import meta_model
 from nrt.plan.resident import BYTES, Parallel, choose_parallel, weight_bytes
 from nrt.plan.work import PhaseValues, RowLengths, StepTokens, count_flops, count_tokens
-from nrt.rollout.vllm import MARGIN
+from nrt.rollout.vllm_memory import MARGIN, VLLM_TOKENS
 from nrt.trainer.resolve import import_plugin, resolve_method
 from nrt.trainer.setup import steps_of
 
@@ -216,7 +215,7 @@ def _assumptions(request: PlanRequest, method: Method, parallel: Parallel) -> li
     elif config.sampler == "vllm":
         lines.append(
             f"sampler vllm: weights, activations of {VLLM_TOKENS:,} tokens and logits of all rows; "
-            "the rest of its share is keys and values"
+            "the rest of its share, at most what all rows need, is keys and values"
         )
     if config.quantize:
         lines.append("nf4: .516 bytes a number of frozen matrices; no time for unpacking them")

@@ -19,6 +19,7 @@ from nrt.models import has_adapters
 from nrt.models.attention import has_installed_attention
 from nrt.rollout.base import Request, cut
 from nrt.rollout.drawing import banned_ids, cdf_type, choose_tokens, distribution, uniform_numbers
+from nrt.rollout.float32_head import float32_logits
 from nrt.rollout.kv_cache import Decoder
 from nrt.rollout.shared_prefix import SharedDecoder
 from nrt.types import Sample
@@ -40,7 +41,7 @@ one of a single token.
 
 @dataclass(frozen=True)
 class HFSampler:
-    """Samples with the trainer's own module.
+    """Samples with the trainer's own module, or with a copy of it.
 
     Rows are decoded in lock step, at most `max_rows` at a time. Each prompt is forwarded once. Its
     traces share its keys and values where the model has nrt's attention installed, else each trace
@@ -55,10 +56,7 @@ class HFSampler:
     pad_id: int  # any id of the vocabulary: nothing attends to it
     max_rows: int = 512
     share: bool = True  # keep a prompt's keys and values once for all traces, if possible
-
-    @property
-    def uses_trainer_model(self) -> bool:
-        return True
+    uses_trainer_model: bool = True  # False for a copy
 
     def load_weights(
         self, weights: Iterable[tuple[str, Tensor]], version: int | None = None
@@ -90,7 +88,7 @@ class HFSampler:
         samples: dict[int, Sample] = {}
         # Similar lengths need less padding, and rows with a common part belong together
         order = sorted(range(len(prompts)), key=lambda row: prompts[row].sort_key)
-        with _eval_mode(self.model), torch.no_grad():
+        with _eval_mode(self.model), float32_logits(self.model), torch.no_grad():
             for first in range(0, len(order), self.max_rows):
                 rows = order[first : first + self.max_rows]
                 uniforms = None if uniforms_RC is None else uniforms_RC[rows]
@@ -106,7 +104,7 @@ class HFSampler:
         """Yield the ids of one sample of the request's only prompt, each as soon as it is drawn."""
         (prompt,) = request.prompts
         uniforms_C = None if request.greedy else uniform_numbers(request)[0]
-        with _eval_mode(self.model):
+        with _eval_mode(self.model), float32_logits(self.model):
             decoder = self._decoder([prompt], request.cap)
             banned = banned_ids(request, decoder.logits_RV.device)
             for step in range(request.cap):

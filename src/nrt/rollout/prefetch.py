@@ -4,7 +4,7 @@ updates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -14,24 +14,40 @@ from torch import Tensor
 from nrt.rollout.base import Request, Sampler
 from nrt.types import Sample
 
+Samples = list[list[Sample]]
+
 
 class PrefetchSampler:
     """Samples in another thread: `start` begins a request, and `sample` with the same request
     returns its result.
 
     The sampler inside needs weights of its own, since it reads them while the trainer's weights
-    change.
+    change. Under torchrun all processes make the same calls.
     """
 
     uses_trainer_model = False
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        *,
+        sample_share: Callable[[Request], Samples] | None = None,
+        merge: Callable[[Samples], Samples] | None = None,
+    ) -> None:
+        """Start no request yet.
+
+        Args:
+            sample_share: called in the thread; samples this process's share of a request. It must
+                not communicate with other processes, whose order of calls two threads would mix.
+            merge: called in the caller's thread; returns the samples of a request from the shares
+                of all processes.
+        """
         self._sampler = sampler
-        threads = torch.get_num_threads()  # a new thread would use one thread for each core
-        self._thread = ThreadPoolExecutor(
-            1, "rollout", initializer=lambda: torch.set_num_threads(threads)
-        )
-        self._started: tuple[Request, Future[list[list[Sample]]]] | None = None
+        self._sample_share = sample_share or sampler.sample
+        self._merge = merge or (lambda samples: samples)
+        self._thread = ThreadPoolExecutor(1, "rollout", initializer=_as_in_this_thread())
+        self._started: tuple[Request, Future[Samples]] | None = None
+        self._merged: Samples | None = None  # result of `_started`
 
     def load_weights(
         self, weights: Iterable[tuple[str, Tensor]], version: int | None = None
@@ -47,23 +63,23 @@ class PrefetchSampler:
         """Return the samples that `start` began for the same request, else sample now."""
         self._wait()
         if self._started and self._started[0] == request:
-            _, future = self._started
-            self._started = None
-            return future.result()
+            samples = self._result()
+            self._started = self._merged = None
+            return samples
         return self._sampler.sample(request)
 
     def start(self, request: Request) -> None:
         """Start to sample with the weights loaded last; drop the samples of an earlier `start`."""
         self._wait()
-        self._started = (request, self._thread.submit(self._sampler.sample, request))
+        self._started = (request, self._thread.submit(self._sample_share, request))
+        self._merged = None
 
     def state(self) -> dict[str, Any] | None:
         """Wait for the samples of `start`, and return them as JSON."""
         if self._started is None:
             return None
-        request, future = self._started
-        samples = [[_to_json(sample) for sample in group] for group in future.result()]
-        return {"seed": request.seed, "samples": samples}
+        samples = [[_to_json(sample) for sample in group] for group in self._result()]
+        return {"seed": self._started[0].seed, "samples": samples}
 
     def restore(self, request: Request, state: Mapping[str, Any]) -> None:
         """Make `state`, as `state()` returned it, the result of `request`.
@@ -72,13 +88,37 @@ class PrefetchSampler:
         """
         if state["seed"] != request.seed or len(state["samples"]) != len(request.prompts):
             raise ValueError("these samples were drawn for another request")
-        future: Future[list[list[Sample]]] = Future()
-        future.set_result([[_from_json(sample) for sample in group] for group in state["samples"]])
+        future: Future[Samples] = Future()
+        future.set_result([])
         self._started = (request, future)
+        self._merged = [[_from_json(sample) for sample in group] for group in state["samples"]]
+
+    def _result(self) -> Samples:
+        """Return the samples of the started request."""
+        assert self._started is not None
+        if self._merged is None:
+            self._merged = self._merge(self._started[1].result())
+        return self._merged
 
     def _wait(self) -> None:
         if self._started:
             self._started[1].exception()  # `sample` raises it
+
+
+def _as_in_this_thread() -> Callable[[], None]:
+    """Return a function that gives another thread this thread's number of threads and its GPU.
+
+    A new thread would use one thread for each core, and the node's first GPU.
+    """
+    threads = torch.get_num_threads()
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def initialize() -> None:
+        torch.set_num_threads(threads)
+        if gpu is not None:
+            torch.cuda.set_device(gpu)
+
+    return initialize
 
 
 def _to_json(sample: Sample) -> dict[str, Any]:

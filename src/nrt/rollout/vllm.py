@@ -7,7 +7,6 @@ without conversion to text.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,11 +21,6 @@ from nrt.types import Row, Sample
 
 BANNED_BIAS = -100.0
 """Logit bias of a banned token: the lowest that vLLM accepts, e^-100 of its probability."""
-
-MARGIN = 0.07
-"""Share of a GPU's memory that is left free: for gaps between the allocators' blocks, and for what
-stays while vLLM sleeps, such as CUDA graphs and NCCL's buffers.
-"""
 
 
 class VLLMSampler:
@@ -56,8 +50,8 @@ class VLLMSampler:
             context: maximum tokens of a sequence. None: the model's own.
             rows: maximum number of sequences that are decoded together.
             memory: on a GPU the share of its memory that vLLM takes, weights included (None: 0.9;
-                beside a trainer see `vllm_memory_share`). Without a GPU the share of the machine's
-                memory for keys and values only (None: 0.1).
+                beside a trainer see `nrt.rollout.vllm_memory`). Without a GPU the share of the
+                machine's memory for keys and values only (None: 0.1).
             dummy: the folder has only a configuration, and `load_weights` provides the weights.
             sleep: what `sleep` releases if the platform can (a GPU can, a CPU cannot). 1: keys and
                 values, and it moves the weights to the machine's memory. 2: the weights too, which
@@ -176,18 +170,6 @@ class VLLMSampler:
         return Sample(
             tuple(completion.token_ids), tuple(completion.logprobs.logprobs), self.version
         )
-
-
-def vllm_memory_share(used: int, total: int, *, sleeps: bool) -> float:
-    """Return the share of a GPU's `total` bytes for vLLM beside a trainer that keeps `used` bytes.
-
-    vLLM gets the remaining memory if it sleeps during updates, else half of it.
-
-    >>> vllm_memory_share(50, 100, sleeps=True), vllm_memory_share(50, 100, sleeps=False)
-    (0.43, 0.21)
-    """
-    left = (1 - MARGIN) * total - used
-    return math.floor(100 * (left if sleeps else left / 2) / total) / 100
 
 
 def sampling_params(request: Request, place: int) -> Any:

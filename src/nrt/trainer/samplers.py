@@ -4,6 +4,7 @@ shared by processes.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +19,12 @@ from nrt.engine.local import LocalEngine
 from nrt.engine.optimizer import state_bytes
 from nrt.engine.samplers import RankZeroSampler, ShardedSampler
 from nrt.errors import InputError
-from nrt.models import position_limit, save_config
+from nrt.models import save_config
 from nrt.models.attention import has_installed_attention
 from nrt.objective import Method
 from nrt.rollout import HFSampler, PrefetchSampler, RemoteSampler, Sampler
 from nrt.rollout.probe import sharing_fault
+from nrt.rollout.vllm_memory import vllm_context, vllm_memory_share, vllm_needed_bytes
 from nrt.types import Row
 
 
@@ -45,32 +47,30 @@ def build_samplers(
         share_prompts: keep a prompt's keys and values once for all of its traces (sampler=hf).
     """
     if config.sampler == "hf" or not method.samples:
-        sampler = HFSampler(engine.model, pad_id, config.sampler_rows, share_prompts)
+        own = HFSampler(engine.model, pad_id, config.sampler_rows, share_prompts)
+        sampler = ShardedSampler(own, engine.processes, engine.gathered_parameters)
+        if not config.overlap:
+            return Samplers(sampler, sampler)
         # Sampling goes on while the trainer's weights change, so it needs a copy of them
-        if config.overlap:
-            prefetch = PrefetchSampler(replace(sampler, model=frozen_copy(engine.model)))
-            return Samplers(prefetch, sampler, prefetch)
-        return _for_all(ShardedSampler, sampler, engine)
+        with engine.gathered_parameters():
+            copied = replace(own, model=frozen_copy(engine.model), uses_trainer_model=False)
+        prefetch = _prefetch(replace(sampler, sampler=copied))
+        return Samplers(prefetch, sampler, prefetch)
     servers = None
     if config.vllm.urls:
         servers = RemoteSampler(config.vllm.urls, strict=config.vllm.strict, wait=config.vllm.wait)
-    sampler = servers or start_vllm(engine, config)
-    if config.overlap:
-        prefetch = PrefetchSampler(sampler)
-        return Samplers(prefetch, prefetch, prefetch, servers)
-    return _for_all(RankZeroSampler if servers else ShardedSampler, sampler, engine, servers)
+        sampler = RankZeroSampler(servers, engine.processes, engine.gathered_parameters)
+    else:
+        vllm = start_vllm(engine, config)
+        sampler = ShardedSampler(vllm, engine.processes, engine.gathered_parameters)
+    if not config.overlap:
+        return Samplers(sampler, sampler, servers=servers)
+    prefetch = _prefetch(sampler)
+    return Samplers(prefetch, prefetch, prefetch, servers)
 
 
-def _for_all(
-    shared: type[ShardedSampler | RankZeroSampler],
-    sampler: Sampler,
-    engine: LocalEngine,
-    servers: RemoteSampler | None = None,
-) -> Samplers:
-    """Return the sampler for training and evaluation, shared by all processes."""
-    if engine.processes.size > 1:
-        sampler = shared(sampler, engine.processes, engine.gathered_parameters)
-    return Samplers(sampler, sampler, servers=servers)
+def _prefetch(sampler: ShardedSampler | RankZeroSampler) -> PrefetchSampler:
+    return PrefetchSampler(sampler, sample_share=sampler.sample_share, merge=sampler.merge)
 
 
 def prompt_sharing_fault(
@@ -111,7 +111,7 @@ def start_vllm(engine: LocalEngine, config: Config) -> Sampler:
         sampler = VLLMSampler(
             folder,
             dtype=settings.dtype or config.dtype,
-            context=settings.context or _context(engine.model, config),
+            context=vllm_context(engine.model.config, config),
             rows=config.sampler_rows,
             memory=memory,
             dummy=True,
@@ -131,17 +131,24 @@ def bytes_to_come(engine: LocalEngine, optimizer: str, *, gradients: bool) -> in
 
 
 def _memory_share(engine: LocalEngine, config: Config, *, sleeps: bool) -> float:
-    """Return vLLM's share of this GPU's memory: what the trainer leaves free when vLLM is awake."""
-    from nrt.rollout.vllm import vllm_memory_share
-
+    """Return vLLM's share of this GPU's memory: what the trainer leaves free when vLLM is awake, or
+    what vLLM needs if that is less.
+    """
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     used = total - free + bytes_to_come(engine, config.optimizer.name, gradients=not sleeps)
-    share = vllm_memory_share(used, total, sleeps=sleeps)
-    whole = sum(p.numel() for p in engine.model.parameters())
+    whole = sum(_numbers(p) for p in engine.model.parameters())
     trained = sum(p.numel() for p in engine.weights.masters.values())
-    dtype = getattr(torch, config.vllm.dtype or config.dtype)
-    weights = max(whole, trained) * dtype.itemsize
+    width = getattr(torch, config.vllm.dtype or config.dtype).itemsize
+    weights = max(whole, trained) * width
+    needed = vllm_needed_bytes(
+        engine.model.config,
+        config,
+        weights=weights,
+        width=width,
+        prompts=-(-config.batch // engine.processes.size),
+    )
+    share = vllm_memory_share(used, total, sleeps=sleeps, needed=needed)
     if share * total < weights:
         raise InputError(
             f"the trainer leaves vLLM {share * total / 2**30:.1f} GiB of this GPU, and its weights "
@@ -153,8 +160,7 @@ def _memory_share(engine: LocalEngine, config: Config, *, sleeps: bool) -> float
     return share
 
 
-def _context(model: Any, config: Config) -> int:
-    """Return the tokens that all caps take together, bounded by the model's positions."""
-    caps = config.max_prompt_tokens + config.max_trace_tokens + config.max_answer_tokens
-    needed = caps + 2  # START and END
-    return min(needed, position_limit(model.config) or needed)
+def _numbers(parameter: Any) -> int:
+    """Return the numbers of a parameter; one in 4 bits has fewer elements, which hold several."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)

@@ -19,7 +19,6 @@ from nrt.distributed import SINGLE_PROCESS, ProcessGroup
 from nrt.engine.build import build_engine
 from nrt.engine.interface import Engine
 from nrt.engine.local import LocalEngine
-from nrt.errors import InputError
 from nrt.models import save_model
 from nrt.objective import NOISE, Method
 from nrt.rollout import PrefetchSampler, RemoteSampler, Sampler
@@ -85,7 +84,6 @@ def prepare(
     """
     names = resolve_names(config)
     method = names.method
-    _check_processes(config, processes)
     if config.threads:
         torch.set_num_threads(config.threads)
     loaded = load_model_and_data(config, checkpoint, processes)
@@ -187,15 +185,6 @@ def assemble(
 def steps_of(config: Config, rows: int) -> int:
     """Return the steps of a run: the setting, else those of its epochs, rounded down."""
     return config.steps or max(1, int((config.epochs or 1) * rows) // config.batch)
-
-
-def _check_processes(config: Config, processes: ProcessGroup) -> None:
-    """Raise InputError under torchrun: traces are sampled ahead in one process only."""
-    if config.overlap and processes.size > 1:
-        raise InputError(
-            "overlap=true samples in one process only; set overlap=false, or start nrt without "
-            "torchrun"
-        )
 
 
 def _notes(
