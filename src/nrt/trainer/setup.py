@@ -203,6 +203,10 @@ def _notes(
 ) -> tuple[str, ...]:
     """Return how rows are forwarded and sampled, in words."""
     notes = [engine.scorer_why]
+    if engine.recomputed:
+        by_need = engine.recompute_by_need
+        every = "gradient checkpointing: the layers of all micro-batches are recomputed"
+        notes.append(by_need.description if by_need else every)
     if sampling_fault:
         notes.append(sampling_fault)
     notes += map(str, marker_rows)
