@@ -99,6 +99,9 @@ class Config(Section):
     """Store only the inputs of the layers and recompute the rest in the backward pass: less memory,
     about a third more time. `auto`: on CUDA only micro-batches that do not fit into free memory
     otherwise, on a CPU none, with 4-bit weights and with engine=verl all."""
+    compile: bool | Literal["auto"] = "auto"
+    """Run decoder layers through torch.compile where rows are scored: fewer passes over the
+    activations. `auto`: on CUDA, if a first comparison finds the same numbers."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Values that replace those of the method."""
     optimizer: OptimizerConfig = OptimizerConfig()

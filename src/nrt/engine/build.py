@@ -13,6 +13,7 @@ from torch import nn
 
 from nrt.config import OptimizerConfig
 from nrt.distributed import SINGLE_PROCESS, ProcessGroup
+from nrt.engine.compiled import CompiledChoice, CompileSetting, choose_compiled
 from nrt.engine.fsdp import (
     ShardedParameters,
     ShardedWeights,
@@ -50,6 +51,7 @@ def build_engine(
     parallel: Literal["auto", "ddp", "fsdp"] = "auto",
     probe: Sequence[Row] = (),
     packed: bool | None = None,
+    compile_layers: CompileSetting = False,
 ) -> LocalEngine:
     """Build the engine of a model that is to be trained.
 
@@ -60,8 +62,10 @@ def build_engine(
         parallel: each process holds all weights ("ddp") or a shard ("fsdp").
         probe: rows on which the scorers are compared.
         packed: the scorer that a resumed run began with; None: choose.
+        compile_layers: run decoder layers compiled (`choose_compiled`).
 
-    Raises InputError for a model without layers to recompute, or one that cannot be sharded.
+    Raises InputError for a model without layers to recompute, one that cannot be sharded, and one
+    that cannot be compiled although it is to be.
     """
     device = next(model.parameters()).device
     is_quantized = getattr(model, "is_quantized", False)
@@ -75,7 +79,10 @@ def build_engine(
     sharded = _is_sharded(model, reference, processes, parallel)
     counted = model_on_meta(model) if recompute == "auto" else None
     gathered = gathered_bytes(model, model.dtype) if sharded else 0
-    weights, choice = _place_weights(model, processes, choose, pad_id, sharded=sharded)
+    check = partial(choose_compiled, model, compile_layers, probe, processes=processes)
+    weights, choice, compiled = _place_weights(
+        model, processes, choose, check, pad_id, sharded=sharded
+    )
     by_need = None
     if counted is not None and choice.packed:  # padded rows are not counted: all are recomputed
         memory_left = partial(_memory_left, weights, device, gathered)
@@ -94,6 +101,7 @@ def build_engine(
         weights=weights,
         recomputed=layers_of(weights.module) if recompute else (),
         recompute_by_need=by_need,
+        compiled=compiled,
         optimizer=optimizer,
         scheduler=make_schedule(config, optimizer, updates),
         budget=_token_budget(
@@ -161,16 +169,22 @@ def _place_weights(
     model: nn.Module,
     processes: ProcessGroup,
     choose: Callable[..., ScorerChoice],
+    choose_compile: Callable[[ScorerChoice], CompiledChoice],
     pad_id: int,
     *,
     sharded: bool,
-) -> tuple[Weights | ShardedWeights, ScorerChoice]:
-    """Give each process all weights or a shard. Returns (weights, the model's scorer)."""
+) -> tuple[Weights | ShardedWeights, ScorerChoice, CompiledChoice]:
+    """Give each process all weights or a shard.
+
+    Returns (weights, the model's scorer, whether its layers run compiled).
+    """
     if sharded:
-        choice = choose(model, pad_id)  # while the model still has its weights
-        return ShardedWeights(model, processes), choice
+        choice = choose(model, pad_id)  # both while the model still has its weights
+        compiled = choose_compile(choice)
+        return ShardedWeights(model, processes), choice, compiled
     weights = Weights(model, processes)
-    return weights, choose(model, pad_id, weights.gradient_of)
+    choice = choose(model, pad_id, weights.gradient_of)
+    return weights, choice, choose_compile(choice)
 
 
 def _gathered_reference(

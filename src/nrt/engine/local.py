@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from nrt.distributed import ProcessGroup
+from nrt.engine.compiled import NOT_COMPILED, CompiledChoice
 from nrt.engine.fsdp import ShardedWeights, full_tensor
 from nrt.engine.gradient import N_SUMS, LossSums, RowCreditor, add_gradient, run_idle_pass
 from nrt.engine.interface import G, GroupCreditor, UpdateStats, credit_scored_groups
@@ -53,6 +54,7 @@ class LocalEngine:
     budget: TokenBudget  # of a micro-batch
     max_grad_norm: float
     recompute_by_need: RecomputeByNeed | None = None  # None: recompute in all micro-batches
+    compiled: CompiledChoice = NOT_COMPILED
     warn: Callable[[str], None] = print
     can_fuse: bool = True
 
@@ -265,7 +267,8 @@ class LocalEngine:
                     run_idle_pass(self.weights, self.scorer, shortest)
             return sums
 
-        sums = self.budget.fail_together(accumulate)
+        with self.compiled.layers_of(self.weights.module):
+            sums = self.budget.fail_together(accumulate)
         self.weights.all_reduce_gradients()
         self.processes.all_reduce([sums])
         return LossSums(*sums.tolist())
@@ -281,7 +284,8 @@ class LocalEngine:
         """Score rows in this process; results are on the CPU."""
         if not rows:
             return TokenScores(torch.empty(0), torch.empty(0), ())
-        scores = score_all(self.scorer, model, rows, self.budget.tokens)
+        with self.compiled.layers_of(model):
+            scores = score_all(self.scorer, model, rows, self.budget.tokens)
         return TokenScores(scores.logp_N.cpu(), scores.entropy_N.cpu(), scores.lengths)
 
     def _shares(self, rows: Sequence[Row]) -> list[list[int]]:
