@@ -131,6 +131,7 @@ def learn_compiled(*arguments, **settings):
         return learn(*arguments, compiled=True, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's own code while it traces
 @pytest.mark.parametrize("parallel", KINDS)
 def test_compiled_and_recomputed_layers(gang, parallel):
