@@ -30,10 +30,10 @@ from benchmarks.common import RESULTS, Shape, make_learner, seconds, write
 from benchmarks.memory import update
 from benchmarks.scoring import rows_of
 from nrt.config import Config, build_config
+from nrt.engine.counting import count_update
 from nrt.engine.weights import layers_of
 from nrt.errors import InputError
 from nrt.plan import PlanRequest, RowLengths, accelerator, make_plan
-from nrt.plan.counting import count_update
 from nrt.plan.hardware import GPUS
 from nrt.plan.meta_model import BUILT_IN, meta_model
 from nrt.scoring import choose_scorer, token_logprobs

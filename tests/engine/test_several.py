@@ -3,6 +3,7 @@
 Each process holds all weights ("ddp") or a shard ("fsdp").
 """
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -60,6 +61,7 @@ def learn(
     padded=False,
     checkpointing=False,
     reference=False,
+    compiled=False,
 ):
     """Return scores, gradient, statistics and new weights of one update."""
     with process_group(CPU) as processes:
@@ -78,7 +80,9 @@ def learn(
             gradient_checkpointing=checkpointing,
             processes=processes,
             parallel=parallel,
+            compile_layers=compiled,
         )
+        assert engine.compiled.is_on == compiled
         assert isinstance(engine.weights, ShardedWeights) == (
             parallel == "fsdp" and processes.size > 1
         )
@@ -118,6 +122,23 @@ def check(gang, *arguments, tolerance=1e-5, **settings):
     for name in first:
         assert torch.equal(first[name], second[name]), name  # bit for bit
     assert_same(first, expected, tolerance)
+
+
+def learn_compiled(*arguments, **settings):
+    """`learn` with compiled layers, but without kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+        return learn(*arguments, compiled=True, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's own code while it traces
+@pytest.mark.parametrize("parallel", KINDS)
+def test_compiled_and_recomputed_layers(gang, parallel):
+    settings = {"parallel": parallel, "tokens": 20, "checkpointing": True}
+    expected = learn("llama", 3, **settings)
+    first, _ = gang(call, learn_compiled, ("llama", 3), settings)
+    assert_same(first, expected)
 
 
 def call(function, arguments, settings):

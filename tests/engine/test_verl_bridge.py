@@ -55,16 +55,18 @@ def test_megatron_is_one_setting():
         "verl.model_engine=megatron",
         "verl.actor_rollout_ref.actor.megatron.tensor_model_parallel_size=8",
         "dtype=bfloat16",
+        "gradient_checkpointing=false",
     )["actor_rollout_ref"]["actor"]
     assert actor["strategy"] == "megatron"
     assert "fsdp_config" not in actor
     assert "override_transformer_config" not in actor["megatron"]
     with pytest.raises(InputError, match="dtype=bfloat16"):
         overrides_of("verl.model_engine=megatron")
-    recomputed = overrides_of(
-        "verl.model_engine=megatron", "dtype=bfloat16", "gradient_checkpointing=true"
-    )["actor_rollout_ref"]["actor"]["megatron"]
-    assert recomputed["override_transformer_config"]["recompute_granularity"] == "full"
+    for setting in ("true", "auto"):
+        recomputed = overrides_of(
+            "verl.model_engine=megatron", "dtype=bfloat16", f"gradient_checkpointing={setting}"
+        )["actor_rollout_ref"]["actor"]["megatron"]
+        assert recomputed["override_transformer_config"]["recompute_granularity"] == "full"
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Shape, draw, llama, make_learner
 from nrt.config import Config, build_config
+from nrt.engine import counting
+from nrt.engine.counting import count_token, count_update
+from nrt.engine.meter import Meter
 from nrt.engine.weights import Weights, layers_of, recomputing
 from nrt.lab.base import BaseSettings, build_model
 from nrt.models import AdapterConfig, add_adapters
 from nrt.objective import METHODS
-from nrt.plan import PlanRequest, RowLengths, counting, make_plan
-from nrt.plan.counting import count_token, count_update
+from nrt.plan import PlanRequest, RowLengths, make_plan
 from nrt.plan.hardware import accelerator
 from nrt.plan.memory_parts import RolloutMemory
 from nrt.plan.meta_model import meta_model
-from nrt.plan.meter import Meter
 from nrt.plan.resident import resident
 from nrt.plan.work import count_flops, count_tokens, largest_micro_batch
 from nrt.rollout.shared_prefix import SharedDecoder
@@ -153,7 +154,14 @@ def test_adapters_are_counted_as_the_engine_has_them(described, dtype):
     by_size = sorted(model.parameters(), key=torch.numel)  # trained rows are views of larger tables
     storages = {p.untyped_storage().data_ptr(): p for p in by_size}
     assert planned.weights == size(storages.values())
-    flops = count_flops(config, METHOD, caps(config), count_token(empty), frozen_head=True)
+    flops = count_flops(
+        config,
+        METHOD,
+        caps(config),
+        count_token(empty),
+        recomputes=lambda tokens: False,
+        frozen_head=True,
+    )
     gradients = record_gradient(engine)
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         run_step(learner, config)
@@ -322,9 +330,16 @@ FORMULAS = {
 def test_flops_are_those_that_torch_counts(described, name, settings):
     """A whole step within 1 %: sampling, the initial model, one pass with its backward."""
     model, config = described(name, **SHORT, **settings)
-    planned = count_flops(config, METHOD, caps(config), count_token(meta_model(config)))
+    recompute = config.gradient_checkpointing is True
+    planned = count_flops(
+        config,
+        METHOD,
+        caps(config),
+        count_token(meta_model(config)),
+        recomputes=lambda tokens: recompute,
+    )
     learner = learner_of(model, config)
-    if config.gradient_checkpointing:
+    if recompute:
         local_engine(learner).recomputed = layers_of(model)
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         run_step(learner, config)

@@ -17,7 +17,8 @@ from nrt.plan import PlanRequest, RowLengths, accelerator, advise, make_plan
 from nrt.plan.hardware import GPUS
 from nrt.plan.memory_parts import VllmMemory
 from nrt.plan.meta_model import BUILT_IN, meta_model
-from nrt.plan.work import count_tokens, group_rows, packed_tokens
+from nrt.plan.work import count_tokens, group_rows
+from nrt.scoring.packing import packed_tokens
 
 METHOD = METHODS["nrt-ws-neg-log-p"]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "planning.md"
@@ -136,6 +137,7 @@ def test_a_model_is_sharded_if_a_replica_takes_too_much():
 
 def test_advice_adds_up_and_ends_with_a_run_that_fits():
     settings = {"batch": 256, "updates_per_rollout": 4, "overlap": True}
+    settings["gradient_checkpointing"] = False
     request = request_for("h200", model="llama-3.2-3b", dtype="float32", **settings)
     plan = make_plan(request)
     advice = advise(request, plan)

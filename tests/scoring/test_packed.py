@@ -17,8 +17,8 @@ from torch.nn.attention import flex_attention as flex_module
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import PreTrainedModel
 
+from nrt.engine.meter import Meter
 from nrt.errors import InputError
-from nrt.plan.meter import Meter
 from nrt.scoring import (
     PackedScorer,
     PaddedScorer,

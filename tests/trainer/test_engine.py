@@ -2,18 +2,20 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
 
 from nrt.config import OptimizerConfig
+from nrt.engine import compiled
 from nrt.engine.build import build_engine
 from nrt.engine.weights import Weights, recomputing
 from nrt.errors import InputError
 from nrt.run import Run
 from nrt.scoring import PackedScorer
 from nrt.trainer import train
-from nrt.trainer.checkpoint import load_checkpoint, save_checkpoint
+from nrt.trainer.checkpoint import load_checkpoint, save_checkpoint, saved_choices
 from nrt.trainer.setup import prepare
 from nrt.trainer.step import update
 from tests.steps import collect, local_engine, record_gradient, step
@@ -293,3 +295,26 @@ def test_the_run_warns_of_it(make_config, tmp_path, monkeypatch):
     run = train(make_config(run=str(tmp_path / "small"), traces=8, **{"heldout.rows": 2}))
     assert [w["kind"] for w in Run(run.path).warnings()].count("out-of-memory") == 1
     shutil.rmtree(run.path)
+
+
+def test_a_run_whose_layers_cannot_be_compiled_goes_on_with_a_warning(make_config, monkeypatch):
+    def fail(graph, inputs):
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(compiled, "AUTO_DEVICES", ("cpu",))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
+    compiled._compiled.cache_clear()
+    torch._dynamo.reset()
+    run = train(make_config(steps=1, save_every=1))
+    compiled._compiled.cache_clear()
+    (warning,) = [w for w in run.warnings() if w["kind"] == "not-compiled"]
+    assert "cannot be compiled here: Failed to find C compiler." in warning["message"]
+    assert run.metrics()[-1]["step"] == 1
+
+
+def test_a_resumed_run_compiles_only_what_it_compiled_before(make_config, monkeypatch):
+    run = train(make_config(steps=1, save_every=1))
+    monkeypatch.setattr(compiled, "AUTO_DEVICES", ("cpu",))
+    checkpoint = run.path / "checkpoints" / "step-000001"
+    assert saved_choices(checkpoint)["compiled"] is False
+    assert not local_engine(prepare(make_config(), checkpoint=checkpoint)).compiled.is_on

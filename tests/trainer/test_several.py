@@ -112,6 +112,7 @@ def test_rank_0_alone_tracks(gang, make_config, tmp_path):
     pytest.importorskip("tensorboard")
     settings = {"batch": 3, "steps": 1, "trackers": ["tensorboard"]}
     both = in_both(gang, make_config(run=str(tmp_path / "two"), parallel="ddp", **settings))
+    assert both != "interrupted"
     assert len(list((both.path / "tensorboard").iterdir())) == 1
 
 

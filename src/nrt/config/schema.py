@@ -96,9 +96,13 @@ class Config(Section):
     """Maximum tokens in one forward pass; larger updates accumulate gradients. `auto`: 16384,
     halved once if memory runs out; on a CPU at most the tokens that fit in a quarter of the
     machine's memory."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Store only the inputs of the layers and recompute the rest in the backward pass: less memory,
-    about a third more time."""
+    about a third more time. `auto`: on CUDA only micro-batches that do not fit into free memory
+    otherwise, on a CPU none, with 4-bit weights and with engine=verl all."""
+    compile: bool | Literal["auto"] = "auto"
+    """Run decoder layers through torch.compile where rows are scored: fewer passes over the
+    activations. `auto`: on CUDA, if a first comparison finds the same numbers."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Values that replace those of the method."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -181,6 +185,11 @@ class Config(Section):
     def token_limit(self) -> int:
         """`tokens_per_batch` as a number, where nothing measures what `auto` fits."""
         return AUTO_TOKENS_PER_BATCH if self.tokens_per_batch == "auto" else self.tokens_per_batch
+
+    @property
+    def cluster_recomputes(self) -> bool:
+        """`gradient_checkpointing` with engine=verl, where no component measures free memory."""
+        return self.gradient_checkpointing is not False
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy with other settings, validated."""

@@ -8,14 +8,28 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from nrt.config import OptimizerConfig
 from nrt.distributed import SINGLE_PROCESS, ProcessGroup
-from nrt.engine.fsdp import ShardedParameters, ShardedWeights, replica_fits
+from nrt.engine.compiled import CompiledChoice, CompileSetting, choose_compiled
+from nrt.engine.fsdp import (
+    ShardedParameters,
+    ShardedWeights,
+    gathered_bytes,
+    local_part,
+    replica_fits,
+)
 from nrt.engine.local import LocalEngine
-from nrt.engine.memory import TokenBudget, auto_tokens
+from nrt.engine.memory import TokenBudget, auto_tokens, free_gpu_memory
 from nrt.engine.optimizer import make_optimizer, make_schedule
+from nrt.engine.recompute import (
+    Setting,
+    model_on_meta,
+    recompute_by_need,
+    resolve_setting,
+)
 from nrt.engine.weights import Weights, layers_of
 from nrt.errors import InputError
 from nrt.models import has_adapters, initial_weights
@@ -32,11 +46,12 @@ def build_engine(
     updates: int,
     tokens_per_batch: int | Literal["auto"],
     reference: nn.Module | None = None,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: Setting = False,
     processes: ProcessGroup = SINGLE_PROCESS,
     parallel: Literal["auto", "ddp", "fsdp"] = "auto",
     probe: Sequence[Row] = (),
     packed: bool | None = None,
+    compile_layers: CompileSetting = False,
 ) -> LocalEngine:
     """Build the engine of a model that is to be trained.
 
@@ -47,19 +62,31 @@ def build_engine(
         parallel: each process holds all weights ("ddp") or a shard ("fsdp").
         probe: rows on which the scorers are compared.
         packed: the scorer that a resumed run began with; None: choose.
+        compile_layers: run decoder layers compiled (`choose_compiled`).
 
-    Raises InputError for a model without layers to recompute, or one that cannot be sharded.
+    Raises InputError for a model without layers to recompute, one that cannot be sharded, and one
+    that cannot be compiled although it is to be.
     """
-    _check_supported(
-        model, gradient_checkpointing=gradient_checkpointing, sharded=parallel == "fsdp"
-    )
+    device = next(model.parameters()).device
+    is_quantized = getattr(model, "is_quantized", False)
+    recompute = resolve_setting(gradient_checkpointing, device.type, quantized=is_quantized)
+    _check_supported(model, recompute=recompute, sharded=parallel == "fsdp")
     _broadcast(model, reference, processes)
     if packed is None:
         choose = partial(choose_scorer, rows=probe)
     else:
         choose = partial(same_choice, packed=packed)
     sharded = _is_sharded(model, reference, processes, parallel)
-    weights, choice = _place_weights(model, processes, choose, pad_id, sharded=sharded)
+    counted = model_on_meta(model) if recompute == "auto" else None
+    gathered = gathered_bytes(model, model.dtype) if sharded else 0
+    check = partial(choose_compiled, model, compile_layers, probe, processes=processes)
+    weights, choice, compiled = _place_weights(
+        model, processes, choose, check, pad_id, sharded=sharded
+    )
+    by_need = None
+    if counted is not None and choice.packed:  # padded rows are not counted: all are recomputed
+        memory_left = partial(_memory_left, weights, device, gathered)
+        by_need = recompute_by_need(counted, device.type, memory_left)
     gathered_reference = _gathered_reference(model, reference, processes, sharded=sharded)
     if reference is not None and choice.packed:
         install_attention(reference)  # it has the same architecture
@@ -72,14 +99,16 @@ def build_engine(
         scorer=choice.scorer,
         scorer_choice=choice,
         weights=weights,
-        recomputed=layers_of(weights.module) if gradient_checkpointing else (),
+        recomputed=layers_of(weights.module) if recompute else (),
+        recompute_by_need=by_need,
+        compiled=compiled,
         optimizer=optimizer,
         scheduler=make_schedule(config, optimizer, updates),
         budget=_token_budget(
             model,
             tokens_per_batch,
             processes,
-            recompute=gradient_checkpointing,
+            recompute=recompute is True,
             lockstep=weights.lockstep,
         ),
         max_grad_norm=config.max_grad_norm,
@@ -91,9 +120,20 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).requires_grad_(False)
 
 
-def _check_supported(model: nn.Module, *, gradient_checkpointing: bool, sharded: bool) -> None:
+def _memory_left(weights: Weights | ShardedWeights, device: torch.device, gathered: int) -> int:
+    """Return the bytes that a micro-batch's activations may take on a GPU.
+
+    Args:
+        gathered: bytes that FSDP will gather for it.
+    """
+    masters = weights.masters.values()
+    gradients = sum(local_part(master).nbytes for master in masters if master.grad is None)
+    return free_gpu_memory(device) - gradients - gathered
+
+
+def _check_supported(model: nn.Module, *, recompute: Setting, sharded: bool) -> None:
     """Raise InputError for settings that the model does not allow."""
-    if gradient_checkpointing and not layers_of(model):
+    if recompute is True and not layers_of(model):
         raise InputError(
             f"{type(model).__name__} has no layers that can be recomputed; set "
             "gradient_checkpointing=false"
@@ -129,16 +169,22 @@ def _place_weights(
     model: nn.Module,
     processes: ProcessGroup,
     choose: Callable[..., ScorerChoice],
+    choose_compile: Callable[[ScorerChoice], CompiledChoice],
     pad_id: int,
     *,
     sharded: bool,
-) -> tuple[Weights | ShardedWeights, ScorerChoice]:
-    """Give each process all weights or a shard. Returns (weights, the model's scorer)."""
+) -> tuple[Weights | ShardedWeights, ScorerChoice, CompiledChoice]:
+    """Give each process all weights or a shard.
+
+    Returns (weights, the model's scorer, whether its layers run compiled).
+    """
     if sharded:
-        choice = choose(model, pad_id)  # while the model still has its weights
-        return ShardedWeights(model, processes), choice
+        choice = choose(model, pad_id)  # both while the model still has its weights
+        compiled = choose_compile(choice)
+        return ShardedWeights(model, processes), choice, compiled
     weights = Weights(model, processes)
-    return weights, choose(model, pad_id, weights.gradient_of)
+    choice = choose(model, pad_id, weights.gradient_of)
+    return weights, choice, choose_compile(choice)
 
 
 def _gathered_reference(

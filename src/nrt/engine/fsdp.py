@@ -60,6 +60,19 @@ def replica_bytes(model: nn.Module, reference: nn.Module | None) -> int:
     return total
 
 
+def gathered_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Return what FSDP2 gathers during an update in a dtype.
+
+    Two layers are gathered, the one that runs and the next, and the gradient of one. Embeddings and
+    head stay gathered throughout a pass.
+    """
+    layers = layers_of(model)
+    layer = max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0)
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    outside = sum(p.numel() for p in model.parameters() if id(p) not in inside)
+    return dtype.itemsize * (2 * layer + outside) + 4 * (layer + outside)
+
+
 class ShardedParameters:
     """Parameters of a model, sharded over the processes by their first dimension.
 

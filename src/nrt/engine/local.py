@@ -19,17 +19,19 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from nrt.distributed import ProcessGroup
+from nrt.engine.compiled import NOT_COMPILED, CompiledChoice
 from nrt.engine.fsdp import ShardedWeights, full_tensor
 from nrt.engine.gradient import N_SUMS, LossSums, RowCreditor, add_gradient, run_idle_pass
 from nrt.engine.interface import G, GroupCreditor, UpdateStats, credit_scored_groups
 from nrt.engine.memory import TokenBudget
+from nrt.engine.recompute import RecomputeByNeed
 from nrt.engine.state import collect_state, restore_state, write_state
 from nrt.engine.weights import Weights, recomputing
 from nrt.errors import InputError
 from nrt.models import has_adapters, merged_parameters
 from nrt.objective import Method, RowCredit
 from nrt.scoring import Scorer, ScorerChoice, score_all
-from nrt.scoring.packing import by_prompt
+from nrt.scoring.packing import by_prompt, packed_tokens
 from nrt.types import Row, TailScores, TokenScores
 
 T = TypeVar("T")
@@ -51,6 +53,8 @@ class LocalEngine:
     scheduler: LRScheduler
     budget: TokenBudget  # of a micro-batch
     max_grad_norm: float
+    recompute_by_need: RecomputeByNeed | None = None  # None: recompute in all micro-batches
+    compiled: CompiledChoice = NOT_COMPILED
     warn: Callable[[str], None] = print
     can_fuse: bool = True
 
@@ -252,26 +256,36 @@ class LocalEngine:
         def accumulate() -> Tensor:
             self.weights.zero_grad()
             sums = torch.zeros(N_SUMS, dtype=torch.float64)
-            with recomputing(self.recomputed):
-                for batch in mine:
+            for batch in mine:
+                with recomputing(self._recomputed([rows[i] for i in batch])):
                     sums += add_gradient(
                         self.weights, self.scorer, rows, batch, credit_rows, method, denominator
                     )
-                for _ in range(idle):
-                    shortest = min(rows, key=lambda row: len(row.ids))
+            for _ in range(idle):
+                shortest = min(rows, key=lambda row: len(row.ids))
+                with recomputing(self.recomputed):
                     run_idle_pass(self.weights, self.scorer, shortest)
             return sums
 
-        sums = self.budget.fail_together(accumulate)
+        with self.compiled.layers_of(self.weights.module):
+            sums = self.budget.fail_together(accumulate)
         self.weights.all_reduce_gradients()
         self.processes.all_reduce([sums])
         return LossSums(*sums.tolist())
+
+    def _recomputed(self, rows: Sequence[Row]) -> Sequence[nn.Module]:
+        """Return the layers to recompute in a micro-batch: all, or none if it fits without."""
+        by_need = self.recompute_by_need
+        if by_need is None or self.budget.halved:  # memory ran out once
+            return self.recomputed
+        return self.recomputed if by_need(packed_tokens(rows)) else ()
 
     def _score(self, model: nn.Module, rows: Sequence[Row]) -> TokenScores:
         """Score rows in this process; results are on the CPU."""
         if not rows:
             return TokenScores(torch.empty(0), torch.empty(0), ())
-        scores = score_all(self.scorer, model, rows, self.budget.tokens)
+        with self.compiled.layers_of(model):
+            scores = score_all(self.scorer, model, rows, self.budget.tokens)
         return TokenScores(scores.logp_N.cpu(), scores.entropy_N.cpu(), scores.lengths)
 
     def _shares(self, rows: Sequence[Row]) -> list[list[int]]:

@@ -15,6 +15,7 @@ import torch
 from nrt.config import AUTO_TOKENS_PER_BATCH
 from nrt.distributed import ProcessGroup
 from nrt.errors import InputError, RunError, is_out_of_memory
+from nrt.rollout.vllm_memory import MARGIN
 from nrt.system.environment import machine_memory
 
 T = TypeVar("T")
@@ -89,6 +90,13 @@ class TokenBudget:
         if self.processes.any(bool(message)):
             raise torch.OutOfMemoryError(message or "out of memory in another process")
         return cast(T, result)
+
+
+def free_gpu_memory(device: torch.device) -> int:
+    """Return the bytes of a GPU that a process may still allocate; `MARGIN` of it stays free."""
+    free, total = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + cached - int(MARGIN * total)
 
 
 def auto_tokens(model: Any, device: torch.device, *, recompute: bool = False) -> int:

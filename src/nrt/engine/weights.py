@@ -8,9 +8,10 @@ updates them, in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +106,10 @@ class Weights:
 
     def _move_gradient(self, parameter: Tensor) -> None:
         """Add the gradient of a lower-precision parameter to that of its master."""
-        if parameter.grad is not None:
-            self.gradient_of(parameter).add_(parameter.grad.float())
+        gradient = parameter.grad
+        if gradient is not None:
+            # A dense one is converted while it is added; torch cannot do so with a sparse one.
+            self.gradient_of(parameter).add_(gradient.float() if gradient.is_sparse else gradient)
             parameter.grad = None
 
 
@@ -122,15 +125,30 @@ def recomputing(layers: Sequence[nn.Module]) -> Iterator[None]:
     They keep only their inputs; the backward computes the rest again. transformers' own switch
     needs training mode, in which layers such as OPT's and Falcon's would apply dropout.
     """
+
+    def checkpointed(layer: nn.Module) -> Callable[..., Any]:
+        return partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+    with replaced_forwards(layers, checkpointed):
+        yield
+
+
+@contextmanager
+def replaced_forwards(
+    layers: Sequence[nn.Module], replacement: Callable[[nn.Module], Callable[..., Any]]
+) -> Iterator[None]:
+    """Context in which `replacement(layer)` is the forward of each layer; it can be nested."""
+    previous = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = partial(
-            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
-        )
+        layer.forward = replacement(layer)
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward  # the instance's attribute, which hid the method of the class
+        for layer, forward in zip(layers, previous, strict=True):
+            if forward is None:
+                del layer.forward  # the instance's attribute, which hid the method of the class
+            else:
+                layer.forward = forward
 
 
 def _gradient(master: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ def forward_arguments(attention: AttentionFunction, device: torch.device) -> dic
     return {"nrt_attention": attention, "attention_mask": empty_mask, "use_cache": False}
 
 
+@torch.compiler.disable
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -121,6 +122,8 @@ def attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Compute the attention of one layer; transformers calls this function.
+
+    Compiled layers leave it out: it depends on the layout of the rows, and has its own kernels.
 
     [R, H, T, D] queries → [R, T, H, D], contiguous, since some models flatten it with `view`.
     """

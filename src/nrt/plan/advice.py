@@ -112,7 +112,7 @@ def _sampler_rows(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
 
 
 def _recompute(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
-    if plan.memory.updating > plan.usable and not request.config.gradient_checkpointing:
+    if plan.memory.updating > plan.usable and request.config.gradient_checkpointing is False:
         price = "a third more time for an update"
         change = "gradient_checkpointing=true"
         yield _suggest(request, change, price, gradient_checkpointing=True)

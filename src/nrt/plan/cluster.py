@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from nrt.config import Config
+from nrt.engine.counting import TokenCost, count_update
+from nrt.engine.fsdp import gathered_bytes
 from nrt.engine.weights import layers_of
 from nrt.errors import InputError
 from nrt.objective import Method
 from nrt.plan import memory, resident, work
 from nrt.plan.cluster_layout import Layout, layout_of
-from nrt.plan.counting import TokenCost, count_update
 from nrt.plan.memory import Workload
 from nrt.plan.memory_parts import ClusterMemory, Serving
 from nrt.plan.planning import PlanRequest, decoding_steps, make_workload, reading_seconds
@@ -78,7 +79,7 @@ def make_cluster_plan(request: PlanRequest) -> ClusterPlan:
     scored = [deal(part, layout, config) for part in rows.scoring_passes(config)]
     passes = {"scoring": scored, "update": [trained]}
     tokens = count_cluster_tokens(config, workload.method, workload.lengths)
-    flops = _flops(workload, rows, recompute=config.gradient_checkpointing)
+    flops = _flops(workload, rows, recompute=config.cluster_recomputes)
     memory_plan = _memory(workload, layout, trained.at_once)
     arithmetic = _arithmetic_seconds(workload, layout, flops, passes)
     traffic = _traffic_seconds(workload, layout, tokens, passes)
@@ -190,7 +191,7 @@ def _memory(workload: Workload, layout: Layout, at_once: int) -> ClusterMemory:
     moments = stays.optimizer + (stays.masters if layout.megatron else 0)
     groups = [work.group_rows(config, workload.method, workload.lengths, i) for i in range(at_once)]
     rows = tuple(max(group.trained, key=lambda row: len(row.ids)) for group in groups)
-    again, device_type = config.gradient_checkpointing, workload.gpu.device_type
+    again, device_type = config.cluster_recomputes, workload.gpu.device_type
     update = count_update(model, rows, recompute=again, device_type=device_type)
     logits = _tokens(rows) * resident.vocabulary_size(model) * (4 if layout.megatron else width)
     parts = layout.tensor * layout.context
@@ -201,7 +202,7 @@ def _memory(workload: Workload, layout: Layout, at_once: int) -> ClusterMemory:
         activations=update.kept // parts,
         passing=(update.peak - update.kept) // parts,
         logits=logits // parts,
-        gathered=0 if layout.megatron else resident.gathered_bytes(model, config),
+        gathered=0 if layout.megatron else gathered_bytes(model, model.dtype),
         reserve=memory.reserved_bytes(workload.gpu, processes=2),
     )
 
@@ -253,7 +254,7 @@ def _traffic_seconds(
         }
     layers, hidden = len(layers_of(model)), model.config.get_text_config().hidden_size
     per_token = 8 * layers / layout.pipeline * hidden / layout.context / layout.ranks
-    directions = 2 + config.gradient_checkpointing  # forward, backward, recomputed forward
+    directions = 2 + config.cluster_recomputes  # forward, backward, recomputed forward
     reduced = 6 * resident.stage_parameters(model, layout) * updates
     pushed = 2 * numbers  # bfloat16: over the pipeline, then over tensor parallelism
     return {

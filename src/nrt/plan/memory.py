@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nrt.config import Config
+from nrt.engine.counting import TokenCost, count_update
+from nrt.engine.fsdp import gathered_bytes
+from nrt.engine.recompute import activation_cost, resolve_setting
 from nrt.engine.weights import layers_of
 from nrt.objective import Method
-from nrt.plan.counting import TokenCost, count_update
 from nrt.plan.hardware import Accelerator
 from nrt.plan.memory_parts import (
     MemoryPlan,
@@ -21,17 +23,17 @@ from nrt.plan.resident import (
     BYTES,
     Parallel,
     frozen_matrices,
-    gathered_bytes,
     resident,
     vocabulary_size,
     weight_bytes,
 )
-from nrt.plan.work import RowLengths, largest_micro_batch, packed_tokens
+from nrt.plan.work import RowLengths, largest_micro_batch
 from nrt.rollout.vllm_memory import (
     vllm_memory_share,
     vllm_needed_bytes,
     vllm_working_bytes,
 )
+from nrt.scoring.packing import packed_tokens
 from nrt.scoring.token_logprobs import TILE
 
 CONTEXT_BYTES = 2**30
@@ -62,7 +64,6 @@ def plan_memory(workload: Workload, parallel: Parallel) -> MemoryPlan:
     reserve = reserved_bytes(workload.gpu, processes=1)
     stays = resident(model, config, workload.method, gpus=workload.gpus, parallel=parallel)
     sharded = parallel == "fsdp" and workload.gpus > 1
-    update = _step_memory(workload, sharded)
     gathered = weight_bytes(model, config) if sharded else 0
     rollout = None
     if workload.method.samples and not samples_elsewhere(config):
@@ -72,6 +73,9 @@ def plan_memory(workload: Workload, parallel: Parallel) -> MemoryPlan:
             rollout = _vllm_memory(workload, stays, gathered)
             if rollout.stays:
                 stays = replace(stays, sampler=rollout.taken)
+    overlapping = rollout.total if rollout and config.overlap else 0
+    left = workload.gpu.usable - stays.total - reserve - overlapping
+    update = _step_memory(workload, left, sharded=sharded)
     return MemoryPlan(
         stays,
         rollout,
@@ -162,14 +166,18 @@ def _vllm_memory(workload: Workload, stays: ResidentMemory, gathered: int) -> Vl
     )
 
 
-def _step_memory(workload: Workload, sharded: bool) -> StepMemory:
+def _step_memory(workload: Workload, left: int, *, sharded: bool) -> StepMemory:
+    """Return the memory of the largest micro-batch, for which `left` bytes are free."""
     model, config, device_type = workload.model, workload.config, workload.gpu.device_type
     prompts = max(1, workload.prompts // config.updates_per_rollout)
     rows = tuple(largest_micro_batch(config, workload.method, workload.lengths, prompts))
     plain = count_update(model, rows, recompute=False, device_type=device_type)
     recomputed = count_update(model, rows, recompute=True, device_type=device_type)
-    applicable = recomputed if config.gradient_checkpointing else plain
+    gathered = gathered_bytes(model, model.dtype) if sharded else 0
     tokens, tails = packed_tokens(rows), [len(row.tail_ids) for row in rows]
+    recompute_above = _recompute_above(workload, left - gathered)
+    recompute = recompute_above is not None and tokens > recompute_above
+    applicable = recomputed if recompute else plain
     null = sum(tail - 1 for tail in tails if tail < max(tails)) if workload.method.samples else 0
     # a 4-bit matrix is unpacked while it is used
     unpacked = BYTES[config.dtype] * max(frozen_matrices(model).values()) if config.quantize else 0
@@ -180,9 +188,21 @@ def _step_memory(workload: Workload, sharded: bool) -> StepMemory:
         null=applicable.kept * null // tokens,
         tiles=2 * 4 * min(TILE[device_type], sum(tails) * vocabulary_size(model)),
         passing=applicable.peak - applicable.kept + unpacked,
-        gathered=gathered_bytes(model, config) if sharded else 0,
-        recompute=config.gradient_checkpointing,
+        gathered=gathered,
+        recompute=recompute,
+        recompute_above=recompute_above,
     )
+
+
+def _recompute_above(workload: Workload, left: int) -> int | None:
+    """Return the tokens above which the engine recomputes a micro-batch; None: never."""
+    config, device_type = workload.config, workload.gpu.device_type
+    setting = resolve_setting(
+        config.gradient_checkpointing, device_type, quantized=config.quantize is not None
+    )
+    if setting == "auto":
+        return activation_cost(workload.model, device_type).tokens_that_fit(left)
+    return 0 if setting else None
 
 
 def _widest_layer(model: Any) -> int:

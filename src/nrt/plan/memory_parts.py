@@ -65,13 +65,19 @@ class StepMemory:
     """Memory of one micro-batch's forward and backward, beyond what is resident."""
 
     tokens: int  # forwarded in the largest micro-batch
-    kept: int  # for the backward, without gradient_checkpointing
-    kept_recomputed: int  # with gradient_checkpointing
+    kept: int  # for the backward, without recomputation
+    kept_recomputed: int  # with recomputation
     null: int  # the null traces' part of the applicable one of these two
     tiles: int  # logits of the head, a part of `passing`
     passing: int  # maximum beyond `kept`: gradients of activations, logits, recomputed activations
     gathered: int  # fsdp: gathered parameters and gradients while a layer runs
-    recompute: bool
+    recompute: bool  # this micro-batch
+    recompute_above: int | None  # tokens of a micro-batch; None: never
+
+    def recomputes(self, tokens: int) -> bool:
+        """True if the engine recomputes a micro-batch of so many tokens; none exceeds `tokens`."""
+        above = self.recompute_above
+        return above is not None and min(tokens, self.tokens) > above
 
     @property
     def activations(self) -> int:

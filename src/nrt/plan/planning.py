@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nrt.config import Config
+from nrt.engine.counting import count_token
 from nrt.errors import InputError
 from nrt.objective import Method
-from nrt.plan.counting import count_token
 from nrt.plan.hardware import Accelerator
 from nrt.plan.memory import (
     CONTEXT_BYTES,
@@ -118,7 +118,14 @@ def make_plan(request: PlanRequest) -> Plan:
     parallel = request.parallel or choose_parallel(model, config, method, gpus, gpu)
     memory = plan_memory(workload, parallel)
     frozen_head = not model.get_output_embeddings().weight.requires_grad
-    flops = count_flops(config, method, lengths, workload.token, frozen_head=frozen_head)
+    flops = count_flops(
+        config,
+        method,
+        lengths,
+        workload.token,
+        recomputes=memory.update.recomputes,
+        frozen_head=frozen_head,
+    )
     rate = gpu.peak_flops(config.dtype) * gpu.mfu * gpus
     rollout = _rollout_seconds(workload, memory, flops.rollout)
     seconds = PhaseValues(rollout, flops.scoring / rate, flops.update / rate)

@@ -115,19 +115,6 @@ def vocabulary_size(model: Any) -> int:
     return model.get_output_embeddings().weight.shape[0]
 
 
-def gathered_bytes(model: Any, config: Config) -> int:
-    """Return what FSDP2 gathers during an update.
-
-    Two layers are gathered, the one that runs and the next, and the gradient of one. Embeddings and
-    head stay gathered throughout a pass.
-    """
-    layers = layers_of(model)
-    layer = max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0)
-    inside = {id(p) for layer in layers for p in layer.parameters()}
-    outside = sum(p.numel() for p in model.parameters() if id(p) not in inside)
-    return BYTES[config.dtype] * (2 * layer + outside) + 4 * (layer + outside)
-
-
 def shard_sizes(parameters: Iterable[Tensor], shards: int, rank: int = 0) -> list[int]:
     """Return the numbers of each parameter in one of FSDP2's shards.
 

@@ -71,7 +71,11 @@ def print_run(console: Console, request: PlanRequest, step_seconds: float) -> No
 def _add_activations(table: Table, update: StepMemory) -> None:
     """Add what an update keeps for its backward, with and without recomputation."""
     plain = f"{update.tokens:,} tokens a micro-batch"
-    recomputed = "gradient_checkpointing=true"
+    recomputed = ""
+    if update.recompute_above:
+        recomputed = f"micro-batches of more than {update.recompute_above:,} tokens"
+    elif update.recompute:
+        recomputed = "all micro-batches"
     if update.recompute:
         recomputed += "  ← this run"
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from nrt.config import Config
@@ -15,9 +15,9 @@ from nrt.data import (
     sampled_part,
     trace_row,
 )
+from nrt.engine.counting import AttentionShape, TokenCost
 from nrt.objective import Method
-from nrt.plan.counting import AttentionShape, TokenCost
-from nrt.scoring.packing import by_prompt, packed_batches
+from nrt.scoring.packing import packed_batches, packed_tokens
 from nrt.types import Example, Message, Pair, Row, Trace
 
 
@@ -224,25 +224,26 @@ def count_flops(
     lengths: RowLengths,
     token: TokenCost,
     *,
+    recomputes: Callable[[int], bool],
     frozen_head: bool = False,
 ) -> PhaseValues:
     """Return the floating-point operations of one step.
 
     Forward and backward of attention take 3.5 times its forward. Those of the head take 4 times,
     since its logits are computed again, and 3 times if it is frozen.
+
+    Args:
+        recomputes: tokens of a micro-batch → True if its layers are recomputed.
     """
-    again = config.gradient_checkpointing
     scoring = update = 0.0
     for count, rows in _batch_rows(config, method, lengths):
-        passes = rows.scoring_passes(config)
-        scoring += count * sum(_pass_flops(part, config, token) for part in passes)
-        update += count * _pass_flops(
-            rows.trained,
-            config,
-            with_backward(token, again),
-            attention=3.5 + again,
-            head=4 - frozen_head,
-        )
+        for part in rows.scoring_passes(config):
+            scoring += count * sum(_batch_flops(batch, token) for batch in _batches(part, config))
+        for batch in _batches(rows.trained, config):
+            tokens = packed_tokens(batch)
+            again = recomputes(tokens * max(1, config.token_limit // tokens))
+            cost = with_backward(token, again)
+            update += count * _batch_flops(batch, cost, attention=3.5 + again, head=4 - frozen_head)
     rollout = config.batch * rollout_flops(config, method, lengths, token)
     return PhaseValues(rollout, scoring, update)
 
@@ -251,14 +252,6 @@ def with_backward(token: TokenCost, recompute: bool) -> TokenCost:
     """Return the cost of a token whose layers also run backward."""
     flops = token.flops + token.backward_flops + recompute * token.recompute_flops
     return replace(token, flops=flops)
-
-
-def packed_tokens(rows: Sequence[Row]) -> int:
-    """Return the tokens of rows that are forwarded together."""
-    total = 0
-    for prompt, members in by_prompt(rows).items():
-        total += len(prompt) + sum(len(rows[i].tail_ids) - 1 for i in members)
-    return total
 
 
 def _batches(rows: Sequence[Row], config: Config) -> list[list[Row]]:
@@ -271,23 +264,15 @@ def _forwarded_tokens(rows: Sequence[Row], config: Config) -> int:
     return sum(packed_tokens(batch) for batch in _batches(rows, config))
 
 
-def _pass_flops(
-    rows: Sequence[Row],
-    config: Config,
-    token: TokenCost,
-    *,
-    attention: float = 1,
-    head: float = 1,
+def _batch_flops(
+    batch: Sequence[Row], token: TokenCost, *, attention: float = 1, head: float = 1
 ) -> float:
     """Return the operations of one prompt's rows; the factors count backward and recomputation."""
-    total = 0.0
-    for batch in _batches(rows, config):
-        prompt = len(batch[0].prompt_ids)
-        spans = [(0, prompt), *((prompt, prompt + len(row.tail_ids) - 1) for row in batch)]
-        predicted = sum(len(row.tail_ids) for row in batch)
-        total += token.flops * packed_tokens(batch) + head * token.head_flops * predicted
-        total += attention * attention_flops(token, spans)
-    return total
+    prompt = len(batch[0].prompt_ids)
+    spans = [(0, prompt), *((prompt, prompt + len(row.tail_ids) - 1) for row in batch)]
+    predicted = sum(len(row.tail_ids) for row in batch)
+    layers = token.flops * packed_tokens(batch) + attention * attention_flops(token, spans)
+    return layers + head * token.head_flops * predicted
 
 
 def rollout_flops(config: Config, method: Method, lengths: RowLengths, token: TokenCost) -> float:

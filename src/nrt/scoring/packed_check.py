@@ -99,7 +99,7 @@ def check_packed(
         install_attention(model)
         attention = PrefixAttention(lay_out(rows, device))
         try:
-            scores, packed_d = _embedding_gradient(model, lambda: score_packed(model, attention))
+            scores, packed_d = embedding_gradient(model, lambda: score_packed(model, attention))
         except FORWARD_ERRORS as error:
             if is_out_of_memory(error):
                 raise
@@ -121,7 +121,7 @@ def check_packed(
             f"allowed ({NOISE_MULTIPLE:g} times its own noise of {noise:.1e}, "
             f"at least {MIN_TOLERANCE[dtype]:g})"
         )
-    gradient_difference = _relative_difference(packed_d, padded_d)
+    gradient_difference = relative_difference(packed_d, padded_d)
     allowed = max(10 * MIN_TOLERANCE[dtype], NOISE_MULTIPLE * gradient_noise)
     if not gradient_difference <= allowed:  # also true of NaN
         raise UnsupportedAttention(
@@ -146,21 +146,21 @@ def _check_calls(model: Any, attention: PrefixAttention) -> None:
 def _padded_gradient(
     padded: PaddedScorer, model: nn.Module, rows: Sequence[Row]
 ) -> tuple[Tensor, float]:
-    """Return (`_embedding_gradient` of the padded scorer, its noise).
+    """Return (`embedding_gradient` of the padded scorer, its noise).
 
     The noise is the difference between all rows together and in two parts, as a share of the
     largest number.
     """
-    _, together_d = _embedding_gradient(model, lambda: padded(model, rows))
+    _, together_d = embedding_gradient(model, lambda: padded(model, rows))
     parts_d = []
     for part in (rows[::2], rows[1::2]):
         if part:
-            _, part_d = _embedding_gradient(model, partial(padded, model, part))
+            _, part_d = embedding_gradient(model, partial(padded, model, part))
             parts_d.append(part_d)
-    return together_d, _relative_difference(torch.stack(parts_d).sum(0), together_d)
+    return together_d, relative_difference(torch.stack(parts_d).sum(0), together_d)
 
 
-def _embedding_gradient(model: Any, score: Callable[[], TokenScores]) -> tuple[TokenScores, Tensor]:
+def embedding_gradient(model: Any, score: Callable[[], TokenScores]) -> tuple[TokenScores, Tensor]:
     """Return (scores, gradient of their summed log-probabilities [d]).
 
     The gradient is that of the embeddings' output, summed over tokens: the sum is the same for any
@@ -182,7 +182,7 @@ def _embedding_gradient(model: Any, score: Callable[[], TokenScores]) -> tuple[T
     return scores, gradient.float().flatten(0, -2).sum(0)
 
 
-def _relative_difference(a: Tensor, b: Tensor) -> float:
+def relative_difference(a: Tensor, b: Tensor) -> float:
     """Return the largest difference as a share of the largest absolute value of `b`."""
     largest = b.abs().max().item()
     return (a - b).abs().max().item() / largest if largest else 0.0

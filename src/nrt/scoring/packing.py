@@ -166,6 +166,14 @@ def packed_batches(rows: Sequence[Row], tokens_per_batch: int) -> list[list[int]
     return batches
 
 
+def packed_tokens(rows: Sequence[Row]) -> int:
+    """Return the tokens of rows that are forwarded together."""
+    total = 0
+    for prompt, members in by_prompt(rows).items():
+        total += len(prompt) + sum(len(rows[i].tail_ids) - 1 for i in members)
+    return total
+
+
 def by_prompt(rows: Sequence[Row]) -> dict[tuple[int, ...], list[int]]:
     """Return the indices of the rows of each prompt, both in order of appearance."""
     members: dict[tuple[int, ...], list[int]] = {}

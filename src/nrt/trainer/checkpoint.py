@@ -74,8 +74,9 @@ def load_checkpoint(folder: Path, engine: Engine) -> dict[str, Any]:
 
 
 def saved_choices(checkpoint: Path | None) -> dict[str, bool]:
-    """Return how the run in `checkpoint` scores ("packed") and samples ("share"). Empty for a new
-    run.
+    """Return how the run in `checkpoint` scores ("packed", "compiled") and samples ("share").
+
+    Empty for a new run.
 
     A probe under other weights could choose otherwise, and the resumed run would not equal the
     uninterrupted one.
@@ -89,9 +90,8 @@ def saved_choices(checkpoint: Path | None) -> dict[str, bool]:
     choices = state.get("ways") if isinstance(state, dict) else None
     if not isinstance(choices, dict):
         return {}
-    return {
-        name: choices[name] for name in ("packed", "share") if isinstance(choices.get(name), bool)
-    }
+    names = ("packed", "share", "compiled")
+    return {name: choices[name] for name in names if isinstance(choices.get(name), bool)}
 
 
 def newest_undamaged(checkpoints: Sequence[Path]) -> tuple[Path, list[str]]:

@@ -17,6 +17,7 @@ from nrt.data import Chat, LoadedPairs, Markers, Pairs, RowOrder, bare_row, null
 from nrt.data.checkers import Checker, is_right
 from nrt.distributed import SINGLE_PROCESS, ProcessGroup
 from nrt.engine.build import build_engine
+from nrt.engine.compiled import COMPILED
 from nrt.engine.interface import Engine
 from nrt.engine.local import LocalEngine
 from nrt.models import save_model
@@ -56,6 +57,7 @@ class Parts:
     # Choices that a resumed run repeats (`saved_choices`)
     resolved: Mapping[str, bool] = field(default_factory=dict)
     padded_by_surprise: bool = False  # padded rows, where this model type usually shares prompts
+    compile_fault: str = ""  # why layers do not run compiled, where they usually do
 
     @property
     def engine(self) -> Engine:
@@ -109,6 +111,7 @@ def prepare(
         parallel=config.parallel,
         probe=probe,
         packed=saved.get("packed"),
+        compile_layers=config.compile if not saved or saved.get("compiled") else False,
     )
     fault = "" if "share" in saved else prompt_sharing_fault(config, method, engine, pad_id, probe)
     share = saved.get("share", not fault)
@@ -125,7 +128,12 @@ def prepare(
         steps=steps,
         save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
         padded_by_surprise=engine.scorer_choice.surprising,
-        resolved={"packed": engine.scorer_choice.packed, "share": share},
+        compile_fault=engine.compiled.fault,
+        resolved={
+            "packed": engine.scorer_choice.packed,
+            "share": share,
+            "compiled": engine.compiled.is_on,
+        },
         notes=_notes(engine, fault, loaded.marker_rows),
     )
 
@@ -144,6 +152,7 @@ def assemble(
     save_model: Callable[[Path], None],
     notes: tuple[str, ...] = (),
     padded_by_surprise: bool = False,
+    compile_fault: str = "",
     resolved: Mapping[str, bool] | None = None,
 ) -> Parts:
     """Build the parts of a run around an engine and its samplers, local or on a cluster."""
@@ -178,6 +187,7 @@ def assemble(
         servers=samplers.servers,
         notes=notes,
         padded_by_surprise=padded_by_surprise,
+        compile_fault=compile_fault,
         resolved=resolved or {},
     )
 
@@ -192,6 +202,12 @@ def _notes(
 ) -> tuple[str, ...]:
     """Return how rows are forwarded and sampled, in words."""
     notes = [engine.scorer_why]
+    if engine.compiled.is_on:
+        notes.append(COMPILED)
+    if engine.recomputed:
+        by_need = engine.recompute_by_need
+        every = "gradient checkpointing: the layers of all micro-batches are recomputed"
+        notes.append(by_need.description if by_need else every)
     if sampling_fault:
         notes.append(sampling_fault)
     notes += map(str, marker_rows)

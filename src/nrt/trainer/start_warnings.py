@@ -16,6 +16,10 @@ def warn_at_start(config: Config, parts: Parts, writer: RunWriter, listener: Lis
         message = f"{parts.notes[0]}: {text}"
         writer.warn("padded-rows", message, 0)
         listener.say(message)
+    if parts.compile_fault:
+        message = f"{parts.compile_fault}; layers run uncompiled, which is slower on a GPU"
+        writer.warn("not-compiled", message, 0)
+        listener.say(message)
     _warn_about_data(config, parts.data, writer)
     method = parts.learner.method
     rows = len(parts.data.pairs)

@@ -130,7 +130,7 @@ def verl_overrides(
                 "path": model,
                 "trust_remote_code": config.trust_remote_code,
                 "use_remove_padding": not cpu,
-                "enable_gradient_checkpointing": config.gradient_checkpointing,
+                "enable_gradient_checkpointing": config.cluster_recomputes,
             },
             "actor": _actor(config, updates=updates, reference=reference),
             # with Megatron, verl forwards the initial model in bfloat16
@@ -252,7 +252,7 @@ def _megatron(config: Config) -> dict[str, Any]:
     if config.dtype != "bfloat16":
         raise InputError("verl's Megatron engine trains in bfloat16; set dtype=bfloat16")
     megatron: dict[str, Any] = {}
-    if config.gradient_checkpointing:
+    if config.cluster_recomputes:
         # Megatron ignores enable_gradient_checkpointing of the model
         megatron["override_transformer_config"] = {
             "recompute_granularity": "full",

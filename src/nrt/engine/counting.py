@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nrt.engine.meter import Meter
 from nrt.engine.weights import Weights, layers_of, recomputing
 from nrt.models.attention import forward_arguments
-from nrt.plan.meter import Meter
 from nrt.scoring.packed import score_packed
 from nrt.scoring.packing import lay_out
 from nrt.scoring.prefix_attention import PrefixAttention
@@ -112,9 +112,9 @@ def count_update(
     weights = _weights_with_gradients(model)
 
     def measure(*, head: bool) -> UpdateMemory:
-        attention, meter = _MetaAttention.for_rows(rows), Meter()
+        attention, meter = MetaAttention.for_rows(rows), Meter()
         recomputed = layers_of(model) if recompute else ()
-        with meter, _cut_at_embeddings(model), recomputing(recomputed):
+        with meter, cut_at_embeddings(model), recomputing(recomputed):
             if head:
                 loss = score_packed(model, attention, weights.gradient_of).logp_N.sum()
             else:
@@ -208,15 +208,15 @@ def _first_layers(layers: nn.ModuleList, count: int) -> Iterator[None]:
 def _run_layers(model: Any) -> tuple[Meter, list[AttentionShape]]:
     """Forward PROBE_TOKENS through the layers, and backward if gradients are enabled."""
     row = Row((0,) * PROBE_TOKENS, (0,), (), end_sampled=False)
-    attention = _MetaAttention.for_rows([row])
-    with Meter() as meter, _cut_at_embeddings(model):
+    attention = MetaAttention.for_rows([row])
+    with Meter() as meter, cut_at_embeddings(model):
         hidden = _forward_layers(model, attention)
         if hidden.requires_grad:
             hidden.sum().backward()
     return meter, attention.shapes
 
 
-def _forward_layers(model: Any, attention: _MetaAttention) -> Tensor:
+def _forward_layers(model: Any, attention: MetaAttention) -> Tensor:
     layout = attention.layout
     arguments = forward_arguments(attention, layout.ids_F.device)
     ids, positions = layout.ids_F[None], layout.positions_F[None]
@@ -225,7 +225,7 @@ def _forward_layers(model: Any, attention: _MetaAttention) -> Tensor:
 
 
 @contextmanager
-def _cut_at_embeddings(model: Any) -> Iterator[None]:
+def cut_at_embeddings(model: Any) -> Iterator[None]:
     """End the gradient at the output of the embeddings.
 
     It has as many bytes as the scorer's sparse gradient, which meta tensors do not support.
@@ -252,7 +252,7 @@ def _weights_with_gradients(model: Any) -> Weights:
 
 
 @dataclass(frozen=True)
-class _MetaAttention(PrefixAttention):
+class MetaAttention(PrefixAttention):
     """Attention without arithmetic that keeps what fused kernels keep.
 
     These are queries, keys, values, outputs and log-sum-exps.
@@ -261,7 +261,7 @@ class _MetaAttention(PrefixAttention):
     shapes: list[AttentionShape] = field(default_factory=list)  # of the layers that called
 
     @classmethod
-    def for_rows(cls, rows: Sequence[Row]) -> _MetaAttention:
+    def for_rows(cls, rows: Sequence[Row]) -> MetaAttention:
         return cls(lay_out(rows, "meta"))
 
     def __call__(
