@@ -134,6 +134,7 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         ("train pairs resume=first", "a resumed run keeps its own recipe; leave out pairs: nrt train resume=first"),
         # other commands
         (f"{COMPARE} --methods sft --seeds 0", "--seeds 0: give at least 1 and at most 1,000"),
+        ("compare smollm2-pairs model=tiny data.train=pairs.jsonl --methods sft", "nrt compare scores held-out questions; set data.valid=FILE"),
         ("plan pairs model=tiny --gpu h1000", "unknown GPU 'h1000'; did you mean 'h100'?"),
         ("eval tiny --benchmarks gsm9k", "unknown benchmark 'gsm9k'; did you mean 'gsm8k'?"),
         ("eval tiny --benchmarks gsm8k --data empty", "empty has no file of gsm8k: expected gsm8k/test.jsonl"),

@@ -101,6 +101,7 @@ def test_a_study_is_reported(next_of, tmp_path):
     [
         ("model=tiny data.train=pairs.jsonl", "nrt train pairs model=tiny data.train=pairs.jsonl"),
         ("model=llama-3.2-1b", "nrt train pairs model=MODEL data.train=FILE"),
+        ("model=tiny --gpus 16", None),
         (
             "model=tiny --gpus 2",
             "torchrun --standalone --nproc_per_node 2 -m nrt train pairs model=tiny "
@@ -110,6 +111,13 @@ def test_a_study_is_reported(next_of, tmp_path):
 )
 def test_plan(next_of, arguments, hint):
     assert next_of(f"nrt plan pairs {arguments} --trace 100") == hint
+
+
+def test_recipes_that_bring_model_or_data_are_not_asked_for_them(next_of):
+    check = next_of("nrt data check pairs.jsonl --recipe smollm2-pairs")
+    assert check == "nrt train smollm2-pairs data.train=pairs.jsonl"
+    plan = next_of("nrt plan smollm2 model=tiny --trace 10")
+    assert plan == "nrt train smollm2 model=tiny"
 
 
 def test_a_plan_that_needs_changes_names_them_and_they_fit(next_of):

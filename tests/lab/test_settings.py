@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken
 
 from nrt.config import MarkersConfig, load_config
-from nrt.data import Chat, load_pairs
+from nrt.data import Chat, load_pairs, read_examples
 from nrt.lab.base import build_tokenizer
 from nrt.lab.settings import BASES, data_settings, prepare
 from nrt.lab.world import ADD_WEIGHTS, WEIGHTS
@@ -104,6 +104,8 @@ def test_a_pretrained_model_on_the_users_own_pairs(tmp_path, monkeypatch):
     """The recipe brings the model only; without data the run says what to give."""
     assert prepare("smollm2-pairs", 0, ["model=m"]) == []
     assert prepare("smollm2-pairs", 0, ["model=m", "data.train=d"]) == []
-    config = load_config("smollm2-pairs", ["model=m", "data.train=d"])
-    assert config.data.columns.messages is None
-    assert config.data.columns.question == "question"
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "Why?", "completion": "So."}\n', encoding="utf-8")
+    config = load_config("smollm2-pairs", ["model=m", f"data.train={file}"])
+    (example,) = read_examples(str(file), config.data)
+    assert (example.messages[-1].content, example.answer) == ("Why?", "So.")

@@ -24,7 +24,7 @@ from nrt.analysis.plots import (
     require_matplotlib,
 )
 from nrt.analysis.report.variants import matched_confidence
-from nrt.config import load_config, parse_overrides
+from nrt.config import load_config
 from nrt.errors import InputError
 from nrt.lab import RECIPES
 from nrt.lab.settings import prepare
@@ -64,7 +64,7 @@ def compare_study(
     grids = make_grids(plan, variants, sweep)
     tries = search_study(plan, grids, sweep_seeds) if grids else None
     name = study or default_study(recipe)
-    if recipe not in RECIPES or "data.train" in parse_overrides(settings):
+    if recipe not in RECIPES or any(text.startswith("data.train=") for text in settings):
         _check_measurable(plan, run_folder(name), measure)
 
     def own_settings(seed: int) -> list[str]:

@@ -13,6 +13,7 @@ from nrt.config import Config, build_config, load_config, parse_overrides
 from nrt.data import Chat, ensure_template, load_pairs
 from nrt.data.stats import Inspection, TrainValidOverlap, find_overlap, inspect
 from nrt.errors import InputError
+from nrt.lab import RECIPES
 from nrt.models import (
     MarkerRow,
     add_marker_tokens,
@@ -48,7 +49,8 @@ def train_arguments(recipe: str, arguments: Sequence[str]) -> list[str]:
     settings = [text for text in arguments if _is_setting(text)]
     files = [text for text in arguments if not _is_setting(text)]
     parts = [recipe] if recipe else []
-    if not any(setting.startswith("model=") for setting in settings):
+    named = any(setting.startswith("model=") for setting in settings)
+    if not named and recipe not in RECIPES and load_config(recipe or None).model is None:
         parts.append("model=MODEL")
     if files:
         names = files[0] if len(files) == 1 else f"[{','.join(files)}]"

@@ -9,11 +9,15 @@ import typer
 
 from nrt.cli.common import Settings, console, print_next
 from nrt.errors import InputError
+from nrt.lab import RECIPES
 
 if TYPE_CHECKING:
     from nrt.config import Config
 
 app = typer.Typer()
+
+GPUS_OF_A_NODE = 8
+"""With more GPUs a run needs several nodes, which one torchrun does not start."""
 
 GpuCount = Annotated[
     int | None,
@@ -135,7 +139,8 @@ def plan(
         changes = [step.change for step in report.advice]
         if parallel:
             changes.insert(0, f"parallel={parallel}")
-        if report.plan.fits or (report.advice and report.advice[-1].fits):
+        fits = report.plan.fits or (report.advice and report.advice[-1].fits)
+        if fits and (gpus or 1) <= GPUS_OF_A_NODE:
             print_next("train", *_train_arguments(settings, config), *changes, processes=gpus or 1)
 
 
@@ -147,6 +152,6 @@ def _train_arguments(settings: list[str], config: Config) -> list[str]:
     for index, text in enumerate(settings):
         if text.startswith("model=") and text.removeprefix("model=").lower() in BUILT_IN:
             arguments[index] = "model=MODEL"  # a config built into the plan, no model to load
-    if config.data.train is None:
+    if config.data.train is None and settings[0] not in RECIPES:
         arguments.append("data.train=FILE")
     return arguments
