@@ -50,6 +50,11 @@ def test_what_the_setting_means(setting, device, quantized, meaning):
     assert resolve_setting(setting, device, quantized=quantized) == meaning
 
 
+def test_beside_a_sampler_in_another_thread_all_is_recomputed():
+    assert resolve_setting("auto", "cuda", quantized=False, beside_sampler=True) is True
+    assert resolve_setting("auto", "cpu", quantized=False, beside_sampler=True) is False
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
 def test_the_line_is_close_to_the_count_of_rows_and_not_below_it(architecture):
     """Rows of 5,000 tokens, of which the line counts prompts as predicted, too."""

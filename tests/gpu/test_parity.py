@@ -10,7 +10,9 @@ import torch
 
 from nrt.config import OptimizerConfig
 from nrt.engine.build import build_engine
+from nrt.engine.weights import layers_of, recomputing
 from nrt.rollout import HFSampler, Request
+from nrt.rollout.float32_head import _matmul
 from nrt.scoring import PackedScorer, PaddedScorer, choose_scorer
 from tests.scoring.test_packed import GROUPS, gradients, grouped
 from tests.tiny import PAD, row, tiny_model
@@ -81,3 +83,41 @@ def test_bfloat16_with_masters_and_recomputed_activations() -> None:
         master.grad is not None and master.grad.dtype == torch.float32
         for master in engine.weights.masters.values()
     )
+
+
+def test_compiled_layers_and_recomputation_by_need_keep_the_gradient() -> None:
+    """The defaults of a run. One micro-batch is recomputed, the other is not."""
+    rows = grouped(1, GROUPS)
+    found = []
+    for setting in (False, "auto"):
+        model = tiny_model("llama", **SIZES).cuda()
+        engine = build_engine(
+            model,
+            OptimizerConfig(),
+            pad_id=PAD,
+            updates=1,
+            tokens_per_batch=4096,
+            gradient_checkpointing=setting,
+            compile_layers=setting,
+        )
+        assert engine.compiled.is_on == bool(setting), engine.compiled.fault
+        for tokens in (1, 10**9) if setting else (1,):
+            if setting:
+                assert engine.recompute_by_need is not None
+                assert engine.recompute_by_need(tokens) == (tokens > 1)
+            with (
+                engine.compiled.layers_of(model),
+                recomputing(layers_of(model) if tokens > 1 else ()),
+            ):
+                scores = engine.scorer(model, rows)
+                found.append(gradients(model, scores.logp_N.sum()))
+    for other in found[1:]:
+        for name, gradient in found[0].items():
+            scale = gradient.abs().max().item()
+            torch.testing.assert_close(other[name], gradient, atol=1e-4 * scale, rtol=0, msg=name)
+
+
+def test_float32_logits_of_a_bfloat16_head() -> None:
+    torch.manual_seed(0)
+    a, b = (torch.randn(64, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    torch.testing.assert_close(_matmul(a, b), a.float() @ b.float(), atol=1e-4, rtol=1e-4)

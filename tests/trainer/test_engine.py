@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from nrt.config import OptimizerConfig
+from nrt.distributed import SINGLE_PROCESS
 from nrt.engine import compiled
 from nrt.engine.build import build_engine
+from nrt.engine.memory import TokenBudget, free_gpu_memory
 from nrt.engine.weights import Weights, recomputing
 from nrt.errors import InputError
 from nrt.run import Run
@@ -310,6 +312,52 @@ def test_a_run_whose_layers_cannot_be_compiled_goes_on_with_a_warning(make_confi
     (warning,) = [w for w in run.warnings() if w["kind"] == "not-compiled"]
     assert "cannot be compiled here: Failed to find C compiler." in warning["message"]
     assert run.metrics()[-1]["step"] == 1
+
+
+def test_a_resumed_run_compiles_what_it_compiled_before(make_config, monkeypatch):
+    """Even if a comparison under the trained weights would decide otherwise."""
+    monkeypatch.setattr(compiled, "AUTO_DEVICES", ("cpu",))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled._compiled.cache_clear()
+    run = train(make_config(steps=1, save_every=1))
+    monkeypatch.setattr(compiled, "relative_difference", lambda a, b: float("nan"))
+    assert not local_engine(prepare(make_config())).compiled.is_on
+    checkpoint = run.path / "checkpoints" / "step-000001"
+    assert local_engine(prepare(make_config(), checkpoint=checkpoint)).compiled.is_on
+    compiled._compiled.cache_clear()
+
+
+def test_when_memory_runs_out_layers_are_recomputed_before_batches_are_halved():
+    budget = TokenBudget(
+        100, may_halve=True, may_recompute=True, processes=SINGLE_PROCESS, lockstep=False
+    )
+    tried, warnings = [], []
+
+    def work():
+        tried.append((budget.recomputes_all, budget.tokens))
+        if len(tried) < 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return "done"
+
+    assert budget.retry(work, reset=lambda: None, warn=warnings.append) == "done"
+    assert tried == [(False, 100), (True, 100), (True, 50)]
+    assert [text.split(":")[1].split(" from")[0] for text in warnings] == [
+        " all micro-batches are recomputed",
+        " tokens_per_batch is 50",
+    ]
+
+
+def test_free_memory_of_a_gpu_by_hand(monkeypatch):
+    """Of 100 GiB, 7 are for others and gaps. torch has 40, of which 30 are in use."""
+    gib = 2**30
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 40 * gib)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30 * gib)
+    free = {59: 62, 55: 62, 50: 60}  # others hold 1 (the context), 5 or 10 GiB
+    for reported, expected in free.items():
+        monkeypatch.setattr(
+            torch.cuda, "mem_get_info", lambda device, n=reported: (n * gib, 100 * gib)
+        )
+        assert round(free_gpu_memory(torch.device("cuda")) / gib, 6) == expected
 
 
 def test_a_resumed_run_compiles_only_what_it_compiled_before(make_config, monkeypatch):

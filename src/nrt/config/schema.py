@@ -99,7 +99,8 @@ class Config(Section):
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Store only the inputs of the layers and recompute the rest in the backward pass: less memory,
     about a third more time. `auto`: on CUDA only micro-batches that do not fit into free memory
-    otherwise, on a CPU none, with 4-bit weights and with engine=verl all."""
+    otherwise; all with 4-bit weights, padded rows, models whose memory cannot be counted,
+    overlap=true with sampler=hf, and engine=verl; none on a CPU."""
     compile: bool | Literal["auto"] = "auto"
     """Run decoder layers through torch.compile where rows are scored: fewer passes over the
     activations. `auto`: on CUDA, if a first comparison finds the same numbers."""

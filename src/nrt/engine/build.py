@@ -52,6 +52,8 @@ def build_engine(
     probe: Sequence[Row] = (),
     packed: bool | None = None,
     compile_layers: CompileSetting = False,
+    compiled_before: bool | None = None,
+    beside_sampler: bool = False,
 ) -> LocalEngine:
     """Build the engine of a model that is to be trained.
 
@@ -63,13 +65,22 @@ def build_engine(
         probe: rows on which the scorers are compared.
         packed: the scorer that a resumed run began with; None: choose.
         compile_layers: run decoder layers compiled (`choose_compiled`).
+        compiled_before: whether they did when a resumed run began; None: choose.
+        beside_sampler: another thread samples on this GPU during updates.
 
     Raises InputError for a model without layers to recompute, one that cannot be sharded, and one
     that cannot be compiled although it is to be.
     """
     device = next(model.parameters()).device
     is_quantized = getattr(model, "is_quantized", False)
-    recompute = resolve_setting(gradient_checkpointing, device.type, quantized=is_quantized)
+    recompute = resolve_setting(
+        gradient_checkpointing,
+        device.type,
+        quantized=is_quantized,
+        beside_sampler=beside_sampler,
+    )
+    if gradient_checkpointing == "auto" and not layers_of(model):
+        recompute = False
     _check_supported(model, recompute=recompute, sharded=parallel == "fsdp")
     _broadcast(model, reference, processes)
     if packed is None:
@@ -79,7 +90,9 @@ def build_engine(
     sharded = _is_sharded(model, reference, processes, parallel)
     counted = model_on_meta(model) if recompute == "auto" else None
     gathered = gathered_bytes(model, model.dtype) if sharded else 0
-    check = partial(choose_compiled, model, compile_layers, probe, processes=processes)
+    check = partial(
+        choose_compiled, model, compile_layers, probe, processes=processes, before=compiled_before
+    )
     weights, choice, compiled = _place_weights(
         model, processes, choose, check, pad_id, sharded=sharded
     )
@@ -109,6 +122,7 @@ def build_engine(
             tokens_per_batch,
             processes,
             recompute=recompute is True,
+            may_recompute=by_need is not None and not weights.lockstep,
             lockstep=weights.lockstep,
         ),
         max_grad_norm=config.max_grad_norm,
@@ -206,6 +220,7 @@ def _token_budget(
     processes: ProcessGroup,
     *,
     recompute: bool,
+    may_recompute: bool,
     lockstep: bool,
 ) -> TokenBudget:
     if tokens_per_batch == "auto":
@@ -213,4 +228,10 @@ def _token_budget(
     else:
         tokens = tokens_per_batch
     may_halve = tokens_per_batch == "auto" and not lockstep
-    return TokenBudget(tokens, may_halve=may_halve, processes=processes, lockstep=lockstep)
+    return TokenBudget(
+        tokens,
+        may_halve=may_halve,
+        may_recompute=may_recompute,
+        processes=processes,
+        lockstep=lockstep,
+    )

@@ -276,7 +276,7 @@ class LocalEngine:
     def _recomputed(self, rows: Sequence[Row]) -> Sequence[nn.Module]:
         """Return the layers to recompute in a micro-batch: all, or none if it fits without."""
         by_need = self.recompute_by_need
-        if by_need is None or self.budget.halved:  # memory ran out once
+        if by_need is None or self.budget.recomputes_all or self.budget.halved:
             return self.recomputed
         return self.recomputed if by_need(packed_tokens(rows)) else ()
 

@@ -20,6 +20,9 @@ from nrt.system.environment import machine_memory
 
 T = TypeVar("T")
 
+CONTEXT_BYTES = 2**30
+"""CUDA context and kernels of a process."""
+
 BACKWARD_SHARE = 4
 """A backward may use 1/4 of the machine's memory; everything else has 3/4."""
 
@@ -35,7 +38,9 @@ class TokenBudget:
     may_halve: bool
     processes: ProcessGroup
     lockstep: bool  # all processes must run equally many passes, so none can fail and retry
+    may_recompute: bool = False  # not all micro-batches are recomputed yet, and they can be
     halved: bool = False
+    recomputes_all: bool = False  # since memory ran out once
 
     def halve(self) -> None:
         """Halve the tokens of a micro-batch."""
@@ -44,35 +49,39 @@ class TokenBudget:
     def retry(
         self, work: Callable[[], T], *, reset: Callable[[], None], warn: Callable[[str], None]
     ) -> T:
-        """Call `work`; if memory runs out, call it once more with half the tokens a micro-batch.
+        """Call `work`; if memory runs out, call it again with all micro-batches recomputed, and
+        then with half the tokens a micro-batch.
 
-        Raises InputError if halving is not allowed or did not help, RunError if the other processes
-        wait for this one.
+        Raises InputError if neither is allowed or helped, RunError if the other processes wait for
+        this one.
 
         Args:
-            reset: removes what the failed call left, before the second call.
-            warn: receives a message if the tokens were halved.
+            reset: removes what the failed call left, before the next call.
+            warn: receives a message before each further call.
         """
         try:
             return work()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if self.halved or not self.may_halve:
+            first_time = self.may_recompute and not self.recomputes_all
+            if not first_time and (self.halved or not self.may_halve):
                 error_class = RunError if self.lockstep else InputError
                 raise error_class(
                     f"out of memory: lower tokens_per_batch, which is {self.tokens}, "
                     "or set gradient_checkpointing=true"
                 ) from error
         # Outside the handler: its traceback holds the tensors of the failed pass.
-        self.halve()
+        if first_time:
+            self.recomputes_all = True
+            change = "all micro-batches are recomputed"
+        else:
+            self.halve()
+            change = f"tokens_per_batch is {self.tokens}"
         reset()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warn(
-            f"out of memory: tokens_per_batch is {self.tokens} from now on; "
-            "the gradient stays the same"
-        )
+        warn(f"out of memory: {change} from now on; the gradient stays the same")
         return self.retry(work, reset=reset, warn=warn)
 
     def fail_together(self, work: Callable[[], T]) -> T:
@@ -93,10 +102,17 @@ class TokenBudget:
 
 
 def free_gpu_memory(device: torch.device) -> int:
-    """Return the bytes of a GPU that a process may still allocate; `MARGIN` of it stays free."""
+    """Return the bytes of a GPU that a process may still allocate.
+
+    `MARGIN` of the GPU is for others and for gaps, as in `nrt plan`. What others hold beyond a
+    context (CUDA graphs, NCCL, a sleeping vLLM) is gone from the free bytes already, and counts as
+    part of it.
+    """
     free, total = torch.cuda.mem_get_info(device)
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + cached - int(MARGIN * total)
+    reserved = torch.cuda.memory_reserved(device)
+    others = max(0, total - free - reserved - CONTEXT_BYTES)
+    cached = reserved - torch.cuda.memory_allocated(device)
+    return free + cached - max(0, int(MARGIN * total) - others)
 
 
 def auto_tokens(model: Any, device: torch.device, *, recompute: bool = False) -> int:

@@ -60,15 +60,18 @@ class RecomputeByNeed:
         )
 
 
-def resolve_setting(setting: Setting, device_type: str, *, quantized: bool) -> Setting:
+def resolve_setting(
+    setting: Setting, device_type: str, *, quantized: bool, beside_sampler: bool = False
+) -> Setting:
     """Return what `gradient_checkpointing` means for a model on a device.
 
-    Elsewhere than on CUDA, auto means false: `tokens_per_batch=auto` fits a CPU's memory. With
-    4-bit weights, whose operations cannot be counted, it means true.
+    Elsewhere than on CUDA, auto means false: `tokens_per_batch=auto` fits a CPU's memory. It means
+    true with 4-bit weights, whose operations cannot be counted, and beside a sampler in another
+    thread, whose memory grows while an update runs.
     """
     if setting == "auto" and device_type != "cuda":
         return False
-    return True if setting == "auto" and quantized else setting
+    return True if setting == "auto" and (quantized or beside_sampler) else setting
 
 
 @lru_cache

@@ -8,6 +8,7 @@ from typing import Any
 from nrt.config import Config
 from nrt.engine.counting import TokenCost, count_update
 from nrt.engine.fsdp import gathered_bytes
+from nrt.engine.memory import CONTEXT_BYTES
 from nrt.engine.recompute import activation_cost, resolve_setting
 from nrt.engine.weights import layers_of
 from nrt.objective import Method
@@ -35,9 +36,6 @@ from nrt.rollout.vllm_memory import (
 )
 from nrt.scoring.packing import packed_tokens
 from nrt.scoring.token_logprobs import TILE
-
-CONTEXT_BYTES = 2**30
-"""CUDA context and kernels of a process."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +196,10 @@ def _recompute_above(workload: Workload, left: int) -> int | None:
     """Return the tokens above which the engine recomputes a micro-batch; None: never."""
     config, device_type = workload.config, workload.gpu.device_type
     setting = resolve_setting(
-        config.gradient_checkpointing, device_type, quantized=config.quantize is not None
+        config.gradient_checkpointing,
+        device_type,
+        quantized=config.quantize is not None,
+        beside_sampler=config.overlap and config.sampler == "hf",
     )
     if setting == "auto":
         return activation_cost(workload.model, device_type).tokens_that_fit(left)

@@ -225,6 +225,7 @@ FREE_ON_RESUME = {
     "device",
     "tokens_per_batch",
     "gradient_checkpointing",
+    "compile",
     "parallel",
     "sampler_rows",
     "sampler_tolerance",

@@ -112,7 +112,7 @@ def start_vllm(engine: LocalEngine, config: Config) -> Sampler:
             folder,
             dtype=settings.dtype or config.dtype,
             context=vllm_context(engine.model.config, config),
-            rows=config.sampler_rows,
+            rows=min(config.sampler_rows, _prompts(engine, config) * config.traces),
             memory=memory,
             dummy=True,
             sleep=sleep,
@@ -146,7 +146,7 @@ def _memory_share(engine: LocalEngine, config: Config, *, sleeps: bool) -> float
         config,
         weights=weights,
         width=width,
-        prompts=-(-config.batch // engine.processes.size),
+        prompts=_prompts(engine, config),
     )
     share = vllm_memory_share(used, total, sleeps=sleeps, needed=needed)
     if share * total < weights:
@@ -158,6 +158,11 @@ def _memory_share(engine: LocalEngine, config: Config, *, sleeps: bool) -> float
             "on rollout servers (vllm.urls); nrt plan shows the sum"
         )
     return share
+
+
+def _prompts(engine: LocalEngine, config: Config) -> int:
+    """Return the prompts of a step in this process."""
+    return -(-config.batch // engine.processes.size)
 
 
 def _numbers(parameter: Any) -> int:

@@ -111,7 +111,9 @@ def prepare(
         parallel=config.parallel,
         probe=probe,
         packed=saved.get("packed"),
-        compile_layers=config.compile if not saved or saved.get("compiled") else False,
+        compile_layers=config.compile,
+        compiled_before=saved.get("compiled", False) if saved else None,
+        beside_sampler=config.overlap and config.sampler == "hf",
     )
     fault = "" if "share" in saved else prompt_sharing_fault(config, method, engine, pad_id, probe)
     share = saved.get("share", not fault)
