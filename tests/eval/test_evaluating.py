@@ -87,6 +87,7 @@ def test_what_it_leaves(whole):
     document = json.loads((place / "thinker" / "eval.json").read_text())
     assert [score["benchmark"] for score in document["scores"]] == BENCHMARKS.split(",")
     assert document["settings"]["thinks"] is True
+    assert (place / "thinker" / "replies" / document["fingerprint"]).is_dir()
     assert document["mean_of_nine"] is None
     assert "lm-eval" in document["environment"]["packages"]
     by_name = {score["benchmark"]: score for score in document["scores"]}

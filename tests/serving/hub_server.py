@@ -14,7 +14,8 @@ from typing import Any
 class HubServer(ThreadingHTTPServer):
     """`commits` holds (message, {path: content}) of each commit, `tags` the number of commits at each tag.
 
-    After `refuse_after` commits it answers with an error. `before_commit` is called before each.
+    After `refuse_after` commits it answers with an error. `before_commit` is called before each, and `after_commit`
+    after each, before it is answered.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,7 @@ class HubServer(ThreadingHTTPServer):
         self.tags: dict[str, int] = {}
         self.refuse_after = 1000
         self.before_commit: Callable[[], None] = lambda: None
+        self.after_commit: Callable[[], None] = lambda: None
         self.address = f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self) -> HubServer:
@@ -40,7 +42,16 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        status, answer = self._answer(self.path, body)
+        self._send(*self._answer(self.path, body))
+
+    def do_DELETE(self) -> None:
+        tag = re.fullmatch(r"/api/models/\w+/\w+/tag/([\w-]+)", self.path)
+        if tag and self.server.tags.pop(tag[1], None) is not None:
+            self._send(200, {})
+        else:
+            self._send(404, {"error": f"no {self.path}"})
+
+    def _send(self, status: int, answer: Any) -> None:
         text = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -61,7 +72,7 @@ class HubHandler(BaseHTTPRequestHandler):
             return 200, {"url": f"{hub.address}/{name}"}
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
-        action = re.fullmatch(r"/api/models/(\w+/\w+)/(preupload|commit|tag)/main", path)
+        action = re.fullmatch(r"/api/models/(\w+/\w+)/(preupload|commit|tag)/(main|\d+)", path)
         if not action or action[1] not in hub.repositories:
             return 404, {"error": f"no {path}"}
         if action[2] == "preupload":
@@ -73,7 +84,10 @@ class HubHandler(BaseHTTPRequestHandler):
                 ]
             }
         if action[2] == "tag":
-            hub.tags[json.loads(body)["tag"]] = len(hub.commits)
+            tag = json.loads(body)["tag"]
+            if tag in hub.tags:
+                return 409, {"error": f"the tag {tag} exists"}
+            hub.tags[tag] = len(hub.commits) if action[3] == "main" else int(action[3])
             return 200, {}
         hub.before_commit()
         if len(hub.commits) >= hub.refuse_after:
@@ -83,7 +97,6 @@ class HubHandler(BaseHTTPRequestHandler):
             file["value"]["path"]: base64.b64decode(file["value"]["content"]) for file in files
         }
         hub.commits.append((header["value"]["summary"], contents))
-        return 200, {
-            "commitUrl": f"{hub.address}/{action[1]}/commit/{len(hub.commits):040d}",
-            "commitOid": f"{len(hub.commits):040d}",
-        }
+        oid = f"{len(hub.commits):040d}"
+        hub.after_commit()
+        return 200, {"commitUrl": f"{hub.address}/{action[1]}/commit/{oid}", "commitOid": oid}

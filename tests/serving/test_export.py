@@ -14,6 +14,7 @@ from nrt.errors import InputError
 from nrt.run import RunWriter, load_run
 from nrt.serving.card import model_card
 from nrt.serving.export import check_repository, export_run
+from nrt.system.files import model_fingerprint
 from nrt.trainer import train
 from tests.cli.test_cli import nrt_command, small  # noqa: F401
 from tests.trainer.conftest import make_config, model_dir, pairs_file  # noqa: F401
@@ -58,20 +59,38 @@ def test_a_card_names_data_sets_of_the_hub_and_benchmarks(tmp_path):
     config = build_config({"model": "some/base", "data": {"train": "openai/gsm8k:main:train"}})
     with RunWriter.create(run, config) as writer:
         writer.metrics({"step": 3, "data/epoch": 0.25})
-    (run / "eval").mkdir()
+    for folder in ("model", "eval"):
+        (run / folder).mkdir()
+    weights = run / "model" / "model.safetensors"
+    weights.write_bytes(b"first")
     scores = [
         {"benchmark": "gsm8k", "score": 0.5, "stderr": 0.01, "rows": 2500},
         {"benchmark": "one", "score": 1.0, "stderr": None, "rows": 1},
     ]
-    (run / "eval" / "eval.json").write_text(json.dumps({"scores": scores}))
+    document = {
+        "fingerprint": model_fingerprint(str(run / "model"), thinks=True, backend="hf"),
+        "settings": {"thinks": True, "backend": "hf", "rows": "of the hub, 2500 of each benchmark"},
+        "scores": scores,
+    }
+    (run / "eval" / "eval.json").write_text(json.dumps(document))
     card = ModelCard(model_card(load_run(run), "me/my-model"))
     assert card.data.to_dict()["datasets"] == ["openai/gsm8k"]
     line = "| training data | `openai/gsm8k:main:train`; 0.25 passes over its rows |"
     assert line in card.text
     assert "| gsm8k | 0.500 ± 0.020 | 2,500 |\n| one | 1.000 | 1 |" in card.text
+    assert "by `nrt eval` (rows: of the hub, 2500 of each benchmark)" in card.text
     assert "# my-model\n" in card.text
     assert 'from_pretrained("me/my-model")' in card.text
     assert "gsm8k | 0.5" not in model_card(load_run(run), "my-model", step=3)
+    weights.write_bytes(b"after a resume")
+    assert "gsm8k | 0.5" not in model_card(load_run(run), "my-model")
+
+
+@pytest.mark.parametrize(("passes", "text"), [(0.254, "0.25"), (9.96, "10"), (1500.4, "1,500")])
+def test_passes_over_the_data_are_plain_numbers(tmp_path, passes, text):
+    with RunWriter.create(tmp_path / "run", build_config({"model": "some/base"})) as writer:
+        writer.metrics({"step": 3, "data/epoch": passes})
+    assert f"; {text} passes over its rows" in model_card(load_run(tmp_path / "run"), "mine")
 
 
 def test_rows_of_one_document_count_once(tmp_path):
@@ -114,7 +133,7 @@ def test_an_sft_model_is_traced_to_its_base(run, make_config, tmp_path):  # noqa
 
 
 def test_a_failed_push_is_explained(nrt_command, small, tmp_path):  # noqa: F811
-    """Without a network the folder is written and the push fails."""
+    """Without a network nothing is written, and the same command works later."""
     assert nrt_command("train", *small)[0] == 0
     status, _, err = nrt_command("export", "mine", "no", "--push", "no name")
     assert (status, (tmp_path / "no").exists()) == (2, False)
@@ -123,9 +142,7 @@ def test_a_failed_push_is_explained(nrt_command, small, tmp_path):  # noqa: F811
     assert status == 1
     assert "the repository me/my-model cannot be created" in err
     assert len(err.strip().splitlines()) == 1
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "# my-model" in card
-    assert load_run(tmp_path / "runs" / "mine").config.model is not None
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["model", "a/b/c", "", "me/..", "me/mine "])

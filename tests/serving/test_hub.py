@@ -1,5 +1,8 @@
 """Uploads through huggingface_hub to a hub on this machine: what arrives there is what the run folder has."""
 
+import os
+import signal
+import threading
 import time
 
 import pytest
@@ -8,6 +11,7 @@ from huggingface_hub import ModelCard
 from nrt.config import Config
 from nrt.errors import InputError
 from nrt.run import RunWriter
+from nrt.serving.export import create_repository
 from nrt.trainer import train
 from nrt.trainer.hub import HubUploads
 from tests.cli.test_cli import nrt_command  # noqa: F401
@@ -42,8 +46,22 @@ def test_checkpoints_and_model_are_uploaded(hub, make_config):  # noqa: F811
     assert "| 2, of 4 prompts with 3 traces each |" in cards[0].text
     assert "step 0 (6 rows) | step 4 (6 rows) | difference" in cards[1].text
     assert "# sums\n" in cards[1].text
-    assert "vllm serve me/sums " in cards[1].text
+    assert (
+        "hf download me/sums vllm_reasoning.py --local-dir .\nvllm serve me/sums " in cards[1].text
+    )
+    assert "--reasoning-parser-plugin vllm_reasoning.py " in cards[1].text
     assert not (run.path / "upload").exists()
+    assert all(record["kind"] != "hub" for record in run.warnings())
+
+
+def test_a_tag_names_the_commit_of_its_run(hub, make_config):  # noqa: F811
+    """Also where an earlier run has left its tags, and where others commit in between."""
+    hub.tags = {"step-000002": 0, "step-000004": 0}
+    hub.after_commit = lambda: hub.commits.append(("another's", {}))
+    run = train(make_config(**SETTINGS))
+    messages = [message for message, _ in hub.commits]
+    assert messages == ["Step 2, by nrt", "another's", "Step 4, by nrt", "another's"]
+    assert hub.tags == {"step-000002": 1, "step-000004": 3}
     assert all(record["kind"] != "hub" for record in run.warnings())
 
 
@@ -86,12 +104,58 @@ def test_a_model_that_cannot_be_copied_is_a_warning(hub, tmp_path):
     assert not [path for path in (tmp_path / "run").iterdir() if "upload" in path.name]
 
 
+def interrupt_at_once():
+    raise KeyboardInterrupt
+
+
+def interrupt_the_wait():
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+
+@pytest.mark.parametrize("interrupt", [interrupt_at_once, interrupt_the_wait])
+def test_an_interrupt_gives_up_the_upload(hub, tmp_path, interrupt):
+    """The hub takes no commit before the test is over."""
+    started, end = threading.Event(), threading.Event()
+
+    def wait():
+        started.set()
+        end.wait(60)
+
+    hub.before_commit = wait
+    create_repository("me/sums", private=True)
+    with RunWriter.create(tmp_path / "run", Config(model="some/base")):
+        pass
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a.json").write_text("{}")
+
+    def upload():
+        with HubUploads(tmp_path / "run", "me/sums") as uploads:
+            uploads.push(tmp_path / "model", 2)
+            assert started.wait(60)
+            interrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        upload()
+    assert hub.commits == []
+    assert not (tmp_path / "run" / "upload").exists()
+    end.set()
+
+
 def test_a_hub_that_cannot_be_reached_is_known_before_the_first_step(hub, make_config, tmp_path):  # noqa: F811
     hub.shutdown()
     hub.server_close()
     with pytest.raises(InputError, match=r"hub\.repo=me/sums: the repository me/sums cannot be"):
         train(make_config(**SETTINGS))
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_start_that_a_tracker_ends_leaves_no_repository(hub, make_config, tmp_path):  # noqa: F811
+    pytest.importorskip("tensorboard")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").write_text("a file where the folder should be")
+    with pytest.raises(InputError, match="tracker tensorboard cannot start"):
+        train(make_config(**SETTINGS, trackers=["tensorboard"]))
+    assert hub.repositories == {}
 
 
 def test_a_wrong_name_is_refused(make_config):  # noqa: F811
@@ -108,3 +172,12 @@ def test_the_end_alone_and_an_export(hub, make_config, nrt_command, tmp_path):  
     assert f"{hub.address}/me/mine" in stdout
     assert hub.repositories == {"me/sums": False, "me/mine": True}
     assert hub.commits[1][1] == {file.name: file.read_bytes() for file in out.iterdir()}
+    hub.refuse_after = 2
+    new = tmp_path / "new folder"
+    status, _, stderr = nrt_command("export", str(run.path), str(new), "--push", "me/mine")
+    assert status == 1
+    assert f"which is complete, with `hf upload me/mine '{new}'`" in stderr
+    assert (new / "README.md").is_file()
+    status, _, stderr = nrt_command("export", str(run.path), str(out), "--push", "me/another")
+    assert (status, "exists already" in stderr) == (2, True)
+    assert "me/another" not in hub.repositories

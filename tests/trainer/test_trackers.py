@@ -1,5 +1,6 @@
 """Trackers in their own local forms: each test reads back what the tracker's library wrote."""
 
+import errno
 import json
 import math
 import os
@@ -11,7 +12,7 @@ import pytest
 
 from nrt import Callback
 from nrt.config import Config
-from nrt.errors import InputError
+from nrt.errors import InputError, RunError
 from nrt.run import Run
 from nrt.trainer import train
 from nrt.trainer.trackers import TRACKERS
@@ -53,8 +54,6 @@ class StopAt(Callback):
 
 def train_and_resume(make_config, run, **settings):
     """Train until a crash after step 3, and from the checkpoint of step 2 to the end."""
-    from nrt.errors import RunError
-
     with pytest.raises(RunError, match="crash"):
         train(make_config(run=run, **STEPS, **settings), callbacks=[StopAt(4)])
     return train(make_config(run=run, resume=str(run), **STEPS, **settings))
@@ -121,6 +120,42 @@ def test_a_tracker_that_fails_does_not_end_the_run(make_config, tmp_path):
     (warning,) = [record for record in run.warnings() if record["kind"] == "tracker"]
     assert "tracker tensorboard failed" in warning["message"]
     assert warning["step"] == 2
+
+
+def fails(run):
+    """A tracker that cannot start."""
+    raise ValueError("not logged in")
+
+
+@tensorboard
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("service", ["tracker", "hub"])
+def test_a_failed_start_removes_what_it_created(make_config, monkeypatch, tmp_path, service, kept):
+    """TensorBoard has opened its folder when the next tracker fails, or the hub, which is off."""
+    monkeypatch.setitem(TRACKERS, "json", fails)  # under the name of a package that is installed
+    run = tmp_path / "run"
+    if kept:
+        (run / "tensorboard").mkdir(parents=True)
+    settings = {"trackers": ["tensorboard"], "hub.repo": "me/sums"}
+    if service == "tracker":
+        settings = {"trackers": ["tensorboard", "json"]}
+    with pytest.raises(InputError, match=r"not logged in|hub\.repo=me/sums: .* cannot be created"):
+        train(make_config(run=run, steps=1, **settings))
+    assert [file.name for file in run.iterdir()] == ["tensorboard"] * kept
+
+
+def test_a_full_disk_at_the_start_leaves_no_run(make_config, monkeypatch, tmp_path):
+    """The disk fills up just before the id is written; the system's answer is put in its mouth."""
+
+    def write(path, lines):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("nrt.trainer.tracking.write_file", write)
+    monkeypatch.setattr("nrt.trainer.tracking.check_trackers", lambda names: None)
+    config = make_config(run=tmp_path / "run", steps=1, trackers=["tensorboard"])
+    with pytest.raises(RunError, match=r"tracking\.json cannot be written .* start the run again"):
+        train(config)
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 @tensorboard
@@ -217,7 +252,9 @@ def test_trackio_local(make_config, tmp_path, monkeypatch, capsys):
 
     run = tmp_path / "run"
     tracking = {"project": "sums", "group": "tests", "samples": 2, "id": "mine"}
-    train_and_resume(make_config, run, trackers=["trackio"], tracking=tracking)
+    trained = train_and_resume(make_config, run, trackers=["trackio"], tracking=tracking)
+    (warning,) = [record for record in trained.warnings() if record["kind"] == "tracker"]
+    assert "trackio has steps up to 3 already" in warning["message"]
     assert capsys.readouterr().out == ""
     assert SQLiteStorage.get_runs("sums") == ["run-mine"]
     logs = SQLiteStorage.get_logs("sums", "run-mine")
@@ -245,6 +282,43 @@ def test_the_table_of_a_group_by_hand():
     assert sample_table([{"prompt": "2 + 3 ?", "answer": "5"}]) is None  # SFT
 
 
+class Ahead:
+    """A tracker that has the steps before 3 already; it keeps what it receives."""
+
+    first = 3
+
+    def __init__(self):
+        self.steps = []
+
+    def log(self, step, numbers, table):
+        self.steps.append(step)
+
+    def close(self, *, failed): ...
+
+
+def test_steps_that_a_tracker_has_already_are_left_out_with_one_warning():
+    tracker, warnings = Ahead(), []
+    tracking = Tracking({"wandb": tracker})
+    tracking.warn = warnings.append
+    for step in range(1, 5):
+        tracking.log({"step": step, "reward/gain": 1.0})
+    assert tracker.steps == [3, 4]
+    (warning,) = warnings
+    assert "wandb has steps up to 2 already" in warning
+
+
+def test_a_table_that_cannot_be_built_is_a_warning():
+    """A reference without tokens has no lowest confidence."""
+    warnings = []
+    tracking = Tracking({"wandb": Ahead()}, samples=1)
+    tracking.warn = warnings.append
+    traces = [{"text": "add", "reward": 0.75, "answer_logp": []}]
+    group = {"prompt": "?", "answer": "", "answer_tokens": [], "base_reward": 0.0, "traces": traces}
+    tracking.log({"step": 3}, [group])
+    (warning,) = warnings
+    assert "tracker wandb failed" in warning
+
+
 def test_no_trackers_do_nothing(tmp_path):
     with open_tracking(Config(), tmp_path) as tracking:
         tracking.log({"step": 1, "reward/gain": 1.0})
@@ -267,6 +341,17 @@ def test_a_missing_package_says_what_to_install(name):
         return
     with pytest.raises(InputError, match=f"pip install {name}"):
         check_trackers([name])
+
+
+def test_a_folder_with_a_trackers_name_is_not_the_tracker(tmp_path, monkeypatch):
+    missing = [name for name in TRACKERS if find_spec(name) is None]
+    if not missing:
+        pytest.skip("all trackers are installed")
+    (tmp_path / missing[0]).mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_spec(missing[0]) is not None
+    with pytest.raises(InputError, match=f"pip install {missing[0]}"):
+        check_trackers(missing[:1])
 
 
 def test_a_table_needs_traces(make_config):

@@ -29,7 +29,7 @@ from nrt.analysis.benchmarks import (
 )
 from nrt.cli.common import print_next, run_argument
 from nrt.errors import InputError, Interrupted
-from nrt.eval.asking import Backend, ask_missing, fingerprint
+from nrt.eval.asking import Backend, ask_missing
 from nrt.eval.harness import Decoding, Record
 from nrt.eval.questions import ReplyStore
 from nrt.eval.reasoner import ModelSource, find_model
@@ -39,7 +39,7 @@ from nrt.eval.suite import NINE, TITLES, EvalPlan, prepare, resolve
 from nrt.run.layout import shorten_paths
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.system.environment import describe_environment
-from nrt.system.files import write_file
+from nrt.system.files import model_fingerprint, write_file
 
 TEN = (*NINE, "humaneval-plus")
 """Benchmarks whose mean may be the paper's Overall for both Llama models (docs/eval.md)."""
@@ -74,12 +74,15 @@ def evaluate_models(
         folder = output or eval_folder(source)
         model_plan = plan if source.thinks else plan.without_null()
         with explain_disk_errors(folder, "run the same command again; all replies are kept"):
-            replies = ReplyStore(folder / "replies" / fingerprint(source, backend.backend))
+            fingerprint = model_fingerprint(
+                source.folder, thinks=source.thinks, backend=backend.backend
+            )
+            replies = ReplyStore(folder / "replies" / fingerprint)
             _answer_questions(console, source, model_plan, replies, backend)
             with console.status(f"{source.name}: grading"):
                 records[source.name] = write_rows(folder, model_plan, replies)
             settings = _settings(source, decoding, backend, limit, seeds, data)
-            write_scores(folder, source, records[source.name], settings)
+            write_scores(folder, source, fingerprint, records[source.name], settings)
         written = f"written to {folder}: eval.md, eval.json, rows/"
         console.print(written, highlight=False, soft_wrap=True)
     scores = {name: benchmark_scores(rows) for name, rows in records.items()}
@@ -119,13 +122,18 @@ def write_rows(folder: Path, plan: EvalPlan, replies: ReplyStore) -> list[Record
 
 
 def write_scores(
-    folder: Path, source: ModelSource, records: Sequence[Record], settings: Mapping[str, Any]
+    folder: Path,
+    source: ModelSource,
+    fingerprint: str,
+    records: Sequence[Record],
+    settings: Mapping[str, Any],
 ) -> None:
     """Write eval.json and eval.md."""
     scores = benchmark_scores(records)
     means = {"mean_of_nine": mean_score(scores, NINE), "mean_of_ten": mean_score(scores, TEN)}
     document = {
         "model": source.name,
+        "fingerprint": fingerprint,
         "settings": settings,
         "scores": [asdict(score) for score in scores],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -79,15 +80,27 @@ def export(
     For vLLM the folder has a plugin that separates the trace from the answer (docs/serving.md).
     """
     from nrt.run import load_run, run_folder
-    from nrt.serving.export import check_repository, create_repository, export_run, upload_model
+    from nrt.serving.export import (
+        check_export,
+        check_repository,
+        create_repository,
+        export_run,
+        upload_model,
+    )
 
     if push:
         check_repository(push, "--push ")
-    source = export_run(load_run(run_folder(run)), folder, step=step, repo=push or None)
+    trained = load_run(run_folder(run))
+    address = ""
+    if push:  # before the folder is written: the same command then works after a login
+        check_export(trained, folder, step)
+        address = create_repository(push, private=not public)
+    source = export_run(trained, folder, step=step, repo=push or None)
     print_line(f"{source} → {folder}")
     if push:
-        address = create_repository(push, private=not public)
-        upload_model(folder, push, "Model trained with nrt")
+        command = f"`hf upload {push} {shlex.quote(str(folder))}`"
+        retry = f"upload the folder, which is complete, with {command}"
+        upload_model(folder, push, "Model trained with nrt", retry=retry)
         print_line(address)
     print_next("chat", str(folder))
 

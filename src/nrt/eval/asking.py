@@ -5,7 +5,6 @@ Every batch of replies is stored as soon as it is complete.
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -52,24 +51,6 @@ def ask_missing(
     else:
         _answer_in_processes(source, missing, replies, backend, progress)
         replies.read()
-
-
-def fingerprint(source: ModelSource, backend: str) -> str:
-    """Return a hash of the model's files and of the backend, which identifies the model's replies.
-
-    A model from the hub is identified by its name.
-    """
-    digest = hashlib.sha256(f"{backend}\0{source.thinks}".encode())
-    folder = Path(source.folder)
-    if not folder.is_dir():
-        digest.update(source.folder.encode())
-    files: list[Path] = []
-    for pattern in ("*.safetensors", "*.json", "*.jinja", "*.model"):
-        files.extend(folder.glob(pattern))
-    for file in sorted(files):
-        with file.open("rb") as content:
-            digest.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:12]
 
 
 def _answer(

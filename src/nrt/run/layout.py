@@ -18,6 +18,9 @@ BASE_FOLDER = "base"
 TRACKING_FILE = "tracking.json"
 """The run's id in its trackers."""
 
+TRACKER_FOLDERS = ("tensorboard", "wandb")
+"""What the trackers write in the run folder."""
+
 UPLOAD_FOLDER = "upload"
 """The model that is being uploaded to the hub."""
 

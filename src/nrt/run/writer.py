@@ -15,6 +15,7 @@ from nrt.errors import InputError
 from nrt.run.layout import (
     APPENDED_FILES,
     BASE_FOLDER,
+    TRACKER_FOLDERS,
     TRACKING_FILE,
     UPLOAD_FOLDER,
     files_by_step,
@@ -47,6 +48,7 @@ class RunWriter:
     def __init__(self, path: Path, *, resumed: bool) -> None:
         """Acquire the lock. Callers use `create`, or `lock_existing` and then `resume`."""
         self.path, self.resumed = path, resumed
+        self._created: list[str] = []  # files and folders that `discard` removes
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = lock.acquire(path / "lock")
@@ -74,6 +76,8 @@ class RunWriter:
                     f"(nrt.resume({str(path)!r}) in Python)"
                 )
             writer._remove_leftovers()
+            started = ("config.yaml", "environment.json", TRACKING_FILE, *TRACKER_FOLDERS)
+            writer._created = [name for name in started if not (path / name).exists()]
             write_file(path / "config.yaml", [dump_yaml(config)])
             writer._describe_start(step=0)
         return writer
@@ -119,9 +123,12 @@ class RunWriter:
 
     def discard(self) -> None:
         """Remove a newly created run that could not start, so that its name is free again."""
-        for name in ("config.yaml", "environment.json", TRACKING_FILE):
-            (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / BASE_FOLDER, ignore_errors=True)
+        for name in (*self._created, BASE_FOLDER):
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def remove_model(self) -> None:
         """Remove the model of an earlier end: a run that trains on is not finished."""

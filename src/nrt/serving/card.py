@@ -16,7 +16,7 @@ from nrt.config import Config, parse_plain_yaml
 from nrt.config.data_sections import DATASET, SourceConfig
 from nrt.errors import InputError
 from nrt.run import Record, Run, document_id
-from nrt.system.files import read_bounded
+from nrt.system.files import model_fingerprint, read_bounded
 
 CITATION = """@article{wang2026native,
   title   = {Native Reasoning Models: Training Language Models to Reason on Unverifiable Data},
@@ -61,7 +61,7 @@ def model_card(run: Run, name: str, step: int | None = None) -> str:
             "set `license` above before you publish."
         )
     parts += [
-        _usage(run.config).replace("MODEL", name if "/" in name else "MODEL"),
+        _usage(run.config, name if "/" in name else None),
         _measurements(run, step),
         *_benchmarks(run, step),
         f"## Citation\n\n```bibtex\n{CITATION}\n```",
@@ -125,8 +125,8 @@ def _training(run: Run, base: str | None, step: int | None) -> str:
         for source in config.data.sources("train")
     ]
     data = ", ".join(f"`{name}`" for name in names)
-    if passes.get(steps):
-        data += f"; {passes[steps]:.2g} passes over its rows"
+    if over := passes.get(steps):
+        data += f"; {_two_digits(over)} passes over its rows"
     lines = [
         f"{base or 'A model'} after {training}, "
         "by nrt on question–answer pairs without reasoning traces.",
@@ -148,6 +148,11 @@ def _training(run: Run, base: str | None, step: int | None) -> str:
     return "\n".join(lines)
 
 
+def _two_digits(value: float) -> str:
+    """Return a number rounded to two digits, and to a whole number from 10 on."""
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
 def _recipe(run: Run) -> str | None:
     """Return the recipe in the first command line of the run, `… train RECIPE key=value`."""
     if not run.environment:
@@ -161,8 +166,8 @@ def _recipe(run: Run) -> str | None:
     return Path(arguments[0]).stem
 
 
-def _usage(config: Config) -> str:
-    """Return the section with code that runs the model."""
+def _usage(config: Config, repo: str | None) -> str:
+    """Return the section with code that runs the model, of the hub if there is a repository."""
     if config.method == "sft":
         return (
             "## Use\n\nAn ordinary chat model: "
@@ -172,6 +177,11 @@ def _usage(config: Config) -> str:
     opening = "The trace follows the prompt directly"
     if start:
         opening = f"The chat template ends the prompt with `{start}`"
+    model = repo or "MODEL"
+    place, download, plugin = "folder", "", f"{model}/vllm_reasoning.py"
+    if repo:  # vLLM reads the plugin from a local file only
+        place, plugin = "repository", "vllm_reasoning.py"
+        download = f"hf download {repo} {plugin} --local-dir .\n"
     return f"""## Use
 
 {opening}; the model writes its reasoning, `{end}`, and the answer.
@@ -179,8 +189,8 @@ def _usage(config: Config) -> str:
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("MODEL")
-model = AutoModelForCausalLM.from_pretrained("MODEL", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("{model}")
+model = AutoModelForCausalLM.from_pretrained("{model}", dtype="auto")
 chat = [{{"role": "user", "content": "What is 3 plus 4?"}}]
 prompt = tokenizer.apply_chat_template(
     chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -192,10 +202,10 @@ print("reasoning:", tokenizer.decode(ids[:cut], skip_special_tokens=True))
 print("answer:", tokenizer.decode(ids[cut + 1:], skip_special_tokens=True))
 ```
 
-With vLLM, which returns the reasoning in a separate field (`vllm_reasoning.py` is in this folder):
+With vLLM, which returns the reasoning in a separate field (`vllm_reasoning.py` is in this {place}):
 
 ```bash
-vllm serve MODEL --reasoning-parser-plugin MODEL/vllm_reasoning.py --reasoning-parser nrt
+{download}vllm serve {model} --reasoning-parser-plugin {plugin} --reasoning-parser nrt
 ```"""
 
 
@@ -277,17 +287,25 @@ def _interval(values: Sequence[float]) -> Interval:
 
 
 def _benchmarks(run: Run, step: int | None) -> list[str]:
-    """Return the table of `nrt eval`, which evaluates the final model; empty without one."""
+    """Return the table of `nrt eval`; empty unless it evaluated the final model as it is now."""
     file = run.path / "eval" / "eval.json"
     if step is not None or not file.is_file():
         return []
+    document = json.loads(read_bounded(file))
+    settings = document["settings"]
+    fingerprint = model_fingerprint(
+        str(run.model_dir), thinks=settings["thinks"], backend=settings["backend"]
+    )
+    if document.get("fingerprint") != fingerprint:  # of a model before the run was resumed
+        return []
     lines = [
-        "Benchmarks by `nrt eval`, with 95 % intervals (1.96 standard errors):",
+        f"Benchmarks by `nrt eval` (rows: {settings['rows']}), with 95 % intervals (1.96 standard "
+        "errors):",
         "",
         "| benchmark | score | rows |",
         "|---|---|---|",
     ]
-    for result in json.loads(read_bounded(file))["scores"]:
+    for result in document["scores"]:
         score = f"{result['score']:.3f}"
         if result["stderr"] is not None:
             score += f" ± {1.96 * result['stderr']:.3f}"

@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nrt.errors import InputError, RunError, first_line
 from nrt.run import Run, explain_unreadable_files
 from nrt.serving.card import model_card
 from nrt.system.files import atomic_folder, copy_plain_files
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 VLLM_PLUGIN = "vllm_reasoning.py"
 
@@ -30,10 +34,16 @@ def export_run(run: Run, folder: Path, *, step: int | None = None, repo: str | N
         step: step of the checkpoint to export; None: the final model.
         repo: USER/NAME under which the model will be on the hub, for the card; None: nowhere.
     """
+    source = check_export(run, folder, step)
+    write_export(run, source, folder, step=step, repo=repo)
+    return source
+
+
+def check_export(run: Run, folder: Path, step: int | None) -> Path:
+    """Return the folder of the model; raise InputError as `export_run`, before it writes."""
     source = run.model_of(step)
     if folder.exists():
         raise InputError(f"{folder} exists already; give a new folder")
-    write_export(run, source, folder, step=step, repo=repo)
     return source
 
 
@@ -79,25 +89,40 @@ def create_repository(name: str, *, private: bool) -> str:
         return str(HfApi(library_name="nrt").create_repo(name, private=private, exist_ok=True))
 
 
-def upload_model(folder: Path, name: str, message: str, *, tag: str | None = None) -> None:
-    """Upload a folder to a model repository as one commit, and give the commit a tag if asked.
+def upload_model(
+    folder: Path, name: str, message: str, *, tag: str | None = None, retry: str = "try again"
+) -> None:
+    """Upload a folder to a model repository as one commit, and move the tag to it if there is one.
 
-    Raises RunError as `create_repository` does; the folder remains.
+    Raises RunError as `create_repository` does, with `retry` as what to do; the folder remains.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="nrt")
-    with _explain_hub_errors(f"the model was not uploaded to {name}"):
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+    with _explain_hub_errors(f"the model was not uploaded to {name}", retry):
+        commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message).oid
         if tag:
-            api.create_tag(name, tag=tag, exist_ok=True)
+            _set_tag(api, name, tag, commit)
+
+
+def _set_tag(api: HfApi, name: str, tag: str, commit: str) -> None:
+    """Tag a commit. The tag may be that of another run's model, from which it is taken."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api.create_tag(name, tag=tag, revision=commit)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 409:
+            raise
+        api.delete_tag(name, tag=tag)
+        api.create_tag(name, tag=tag, revision=commit)
 
 
 @contextmanager
-def _explain_hub_errors(failure: str) -> Iterator[None]:
+def _explain_hub_errors(failure: str, retry: str = "try again") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the classes are those of whichever HTTP library the hub's uses
         raise RunError(
-            f"{failure}: {first_line(error)}; log in with `hf auth login`, or try again"
+            f"{failure}: {first_line(error)}; log in with `hf auth login`, or {retry}"
         ) from error

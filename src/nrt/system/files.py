@@ -205,6 +205,23 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
+def model_fingerprint(model: str, *, thinks: bool, backend: str) -> str:
+    """Return a hash of a model's files and of how `nrt eval` asks it: it identifies the replies.
+
+    `model` is a folder, or a name on the hub, which then identifies the model.
+    """
+    digest = hashlib.sha256(f"{backend}\0{thinks}".encode())
+    folder = Path(model)
+    if not folder.is_dir():
+        digest.update(model.encode())
+    files: list[Path] = []
+    for pattern in ("*.safetensors", "*.json", "*.jinja", "*.model"):
+        files.extend(folder.glob(pattern))
+    for file in sorted(files):
+        digest.update(file.name.encode() + bytes.fromhex(file_sha256(file)))
+    return digest.hexdigest()[:12]
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:

@@ -18,6 +18,8 @@ from nrt.system.files import remove_leftovers
 class HubUploads:
     """Uploads of one run, one at a time, each from a copy; a context manager that waits for them.
 
+    A KeyboardInterrupt, before the wait or during it, gives up the upload.
+
     `warn` receives a message when an upload fails or is left out; the run goes on. The thread that
     trains calls all methods: it is the one that writes the run folder.
     """
@@ -56,9 +58,14 @@ class HubUploads:
         shutil.rmtree(self._copy, ignore_errors=True)  # a killed process may have left it
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._finish()
-        self._thread.shutdown()
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        interrupted = error_type is not None and issubclass(error_type, KeyboardInterrupt)
+        try:
+            if not interrupted:
+                self._finish()
+        finally:  # unless interrupted, the upload is done
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            shutil.rmtree(self._copy, ignore_errors=True)
 
     def _finish(self) -> None:
         """Wait for the upload in progress, if any, and remove its copy."""

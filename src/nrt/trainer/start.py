@@ -250,21 +250,24 @@ def _services(
 ) -> Iterator[tuple[Tracking | None, HubUploads | None]]:
     """Run the engine's own processes, and on rank 0 the trackers and the uploads to the hub.
 
-    A new run leaves nothing behind if one of them cannot start.
+    A new run leaves nothing in its folder if one of them cannot start.
     """
     folder = run.writer.path
     tracking = hub = None
-    with ExitStack() as stack:
+    with explain_disk_errors(folder, "" if config.resume else "start the run again"):
         try:
-            stack.enter_context(run.parts.engine.running(folder))
-            if run.parts.engine.processes.is_main:
-                hub = open_hub(config, folder)
-                first = run.progress.step + 1 if run.checkpoint else 0
-                tracking = stack.enter_context(open_tracking(config, folder, first=first))
-        except InputError:
+            with ExitStack() as starting:
+                starting.enter_context(run.parts.engine.running(folder))
+                if run.parts.engine.processes.is_main:
+                    first = run.progress.step + 1 if run.checkpoint else 0
+                    tracking = starting.enter_context(open_tracking(config, folder, first=first))
+                    hub = open_hub(config, folder)  # last: nothing removes a repository again
+                stack = starting.pop_all()
+        except (InputError, OSError):  # after the services were closed, which write too
             if not config.resume:
                 run.writer.discard()
             raise
+    with stack:
         if hub:
             stack.enter_context(hub)
         yield tracking, hub

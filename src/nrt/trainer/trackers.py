@@ -38,10 +38,12 @@ class SampleTable:
 class Tracker(Protocol):
     """One open tracker. Any exception of its library may leave the methods.
 
-    `log` receives the numbers of a step and sometimes a table, once for each step. A resumed run
-    logs steps again that it lost, and a tracker that cannot replace their values keeps the earlier
-    ones, which are equal. `close` ends the tracker's run, `failed` after an exception.
+    `log` receives the numbers of a step and sometimes a table, once for each step from `first` on.
+    A resumed run repeats steps that it lost; a tracker that cannot replace the values of the steps
+    before `first` keeps them. `close` ends the tracker's run, `failed` after an exception.
     """
+
+    first: int
 
     def log(self, step: int, numbers: Mapping[str, float], table: SampleTable | None) -> None: ...
     def close(self, *, failed: bool) -> None: ...
@@ -49,6 +51,8 @@ class Tracker(Protocol):
 
 class TensorBoardTracker:
     """Event files in `folder`/tensorboard, which each start of the run continues."""
+
+    first = 0
 
     def __init__(self, run: TrackedRun) -> None:
         from torch.utils.tensorboard.summary import hparams
@@ -89,11 +93,9 @@ class WandbTracker:
             dir=str(run.folder),
             reinit="create_new",  # a run that the user opened stays open
         )
-        self._first = self._run.step  # later ones are there already: wandb replaces none
+        self.first = self._run.step  # wandb replaces no earlier step
 
     def log(self, step: int, numbers: Mapping[str, float], table: SampleTable | None) -> None:
-        if step < self._first:
-            return
         values: dict[str, Any] = dict(numbers)
         if table:
             rows = [list(row) for row in table.rows]
@@ -124,11 +126,9 @@ class TrackioTracker:
                 embed=False,
             )
         # There is no public name for the step after the last one; without it, points are doubled.
-        self._first = getattr(self._run, "_next_step", 0)
+        self.first = getattr(self._run, "_next_step", 0)
 
     def log(self, step: int, numbers: Mapping[str, float], table: SampleTable | None) -> None:
-        if step < self._first:
-            return
         values: dict[str, Any] = dict(numbers)
         if table:
             rows = [list(row) for row in table.rows]

@@ -44,6 +44,7 @@ class Tracking:
 
     def __init__(self, trackers: Mapping[str, Tracker] | None = None, samples: int = 0) -> None:
         self._trackers, self._samples = dict(trackers or {}), samples
+        self._ahead: set[str] = set()  # trackers that had steps of this start already
         self.warn: Callable[[str], None] = lambda message: None
 
     def log(self, metrics: Mapping[str, Any], groups: Sequence[Record] = ()) -> None:
@@ -56,12 +57,13 @@ class Tracking:
         for name, value in metrics.items():
             if isinstance(value, int | float) and name != "step":
                 numbers[name] = value
-        table = None
-        if self._trackers and groups and self._samples and step % self._samples == 0:
-            table = sample_table(groups)
-        for name in list(self._trackers):
+        due = self._samples and step % self._samples == 0
+        for name, tracker in list(self._trackers.items()):
+            if step < tracker.first:
+                self._warn_ahead(name, tracker.first)
+                continue
             try:
-                self._trackers[name].log(step, numbers, table)
+                tracker.log(step, numbers, sample_table(groups) if due else None)
             except Exception as error:  # each library has its own classes
                 self._give_up(name, error)
 
@@ -80,6 +82,14 @@ class Tracking:
                 self.warn(f"tracker {name} did not end its run: {first_line(error)}")
         self._trackers = {}
 
+    def _warn_ahead(self, name: str, first: int) -> None:
+        if name not in self._ahead:
+            self._ahead.add(name)
+            self.warn(
+                f"tracker {name} has steps up to {first - 1} already and keeps their values; it "
+                "receives later steps only; if those are of another run, set another tracking.id"
+            )
+
     def _give_up(self, name: str, error: Exception) -> None:
         self.warn(
             f"tracker {name} failed ({first_line(error)}) and receives nothing more; the run goes "
@@ -97,7 +107,8 @@ def check_trackers(names: Iterable[str]) -> None:
     for name in names:
         if name not in TRACKERS:
             raise unknown_name("tracker", name, TRACKERS)
-        if find_spec(name) is None:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:  # without an origin it is a mere folder, RUN/wandb
             raise InputError(f"tracker {name} is not installed; pip install {name}")
 
 
