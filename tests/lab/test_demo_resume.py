@@ -87,7 +87,6 @@ def test_the_whole_demo_of_a_pretrained_model(config, tmp_path, monkeypatch):
         "the untrained model, as plain text",
         "this shows that everything runs",
         "kind-0",
-        "nrt chat",
     ):
         assert part in text
 
