@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from nrt.lab.dataset import write_jsonl
 from nrt.lab.world import hash_fraction
 
 TASKS = ("gigaword_", "samsum_", "common_gen_", "glue_mrpc_generate_", "wiqa_what_")
@@ -49,13 +50,11 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
     splits: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
     for row in rows(arguments.source):
         splits["test" if is_test(row) else "train"].append(row)
     for name, members in splits.items():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in members)
-        (arguments.folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        write_jsonl(arguments.folder / f"{name}.jsonl", members)
         print(f"{name}: {len(members)} rows")
 
 

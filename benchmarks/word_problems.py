@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nrt.lab.arithmetic import WordProblem, messages
+from nrt.lab.dataset import write_jsonl
 
 CALCULATION = re.compile(r"<<(\d+)([-+*/])(\d+)=(\d+)>>")
 ANY_CALCULATION = re.compile(r"<<[^>]*>>")
@@ -48,7 +49,6 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
     train = list(problems(arguments.source / "train.jsonl.gz"))
     examples, train = train[:EXAMPLES], train[EXAMPLES:]
     splits = {"train": train, "test": list(problems(arguments.source / "test.jsonl.gz"))}
@@ -57,8 +57,7 @@ def main() -> None:
             {"messages": messages(problem, examples), "source": problem.family}
             for problem in members
         ]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (arguments.folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        write_jsonl(arguments.folder / f"{name}.jsonl", rows)
         print(f"{name}: {len(rows)} rows")
 
 
