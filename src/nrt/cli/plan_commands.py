@@ -9,7 +9,6 @@ import typer
 
 from nrt.cli.common import Settings, console, print_next
 from nrt.errors import InputError
-from nrt.lab import RECIPES
 
 if TYPE_CHECKING:
     from nrt.config import Config
@@ -146,6 +145,7 @@ def plan(
 
 def _train_arguments(settings: list[str], config: Config) -> list[str]:
     """Return the arguments of `nrt train` for a plan's settings, with what a plan does not need."""
+    from nrt.lab import RECIPES
     from nrt.plan.meta_model import BUILT_IN
 
     arguments = list(settings)
