@@ -89,6 +89,17 @@ def test_a_run_that_starts_again_hides_what_it_had(tmp_path):
 
 
 @tensorboard
+def test_files_of_two_starts_are_in_order_by_name(tmp_path):
+    """Also if the second start comes at once. Counters at the end of names would not order them."""
+    config = Config(trackers=("tensorboard",))
+    for _ in range(2):
+        with open_tracking(config, tmp_path, first=0):
+            pass
+    seconds = [file.name.split(".")[3] for file in (tmp_path / "tensorboard").iterdir()]
+    assert len(set(seconds)) == 2
+
+
+@tensorboard
 def test_settings_are_in_tensorboard(tmp_path):
     with open_tracking(Config(trackers=("tensorboard",), seed=7), tmp_path):
         pass

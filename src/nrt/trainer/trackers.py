@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -58,8 +59,12 @@ class TensorBoardTracker:
         from torch.utils.tensorboard.summary import hparams
         from torch.utils.tensorboard.writer import SummaryWriter
 
+        folder = run.folder / "tensorboard"
+        # TensorBoard reads files in the order of their names, which begin with the second.
+        while any(f".{int(time.time())}." in file.name for file in folder.glob("events*")):
+            time.sleep(0.1)
         # TensorBoard hides earlier events from `purge_step` on.
-        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.first)
+        self._writer = SummaryWriter(str(folder), purge_step=run.first)
         for summary in hparams(dict(run.settings), {}):
             self._writer.file_writer.add_summary(summary)  # pyright: ignore[reportOptionalMemberAccess]
 
