@@ -76,7 +76,7 @@ def check(
         if not inspection.kept or (inspection.bad and bad_rows_are_errors):
             raise typer.Exit(1)
     if not json_output:
-        print_next("train", *train_arguments(recipe, files))
+        print_next("train", *train_arguments(recipe, files, config.model))
 
 
 @app.command()

@@ -40,17 +40,19 @@ def config_for(recipe: str, arguments: Sequence[str]) -> Config:
     return build_config(config.model_dump(), {"data": {"train": files}})
 
 
-def train_arguments(recipe: str, arguments: Sequence[str]) -> list[str]:
+def train_arguments(recipe: str, arguments: Sequence[str], model: str | None) -> list[str]:
     """Return the arguments of `nrt train` for the data that were checked with these arguments.
 
-    >>> train_arguments("", ["train.jsonl", "data.valid=valid.jsonl"])
+    Args:
+        model: the model of recipe and arguments, if they name one.
+
+    >>> train_arguments("", ["train.jsonl", "data.valid=valid.jsonl"], None)
     ['model=MODEL', 'data.train=train.jsonl', 'data.valid=valid.jsonl']
     """
     settings = [text for text in arguments if _is_setting(text)]
     files = [text for text in arguments if not _is_setting(text)]
     parts = [recipe] if recipe else []
-    named = any(setting.startswith("model=") for setting in settings)
-    if not named and recipe not in RECIPES and load_config(recipe or None).model is None:
+    if model is None and recipe not in RECIPES:
         parts.append("model=MODEL")
     if files:
         names = files[0] if len(files) == 1 else f"[{','.join(files)}]"
