@@ -84,18 +84,18 @@ def export(
         check_export,
         check_repository,
         create_repository,
-        export_run,
         upload_model,
+        write_export,
     )
 
     if push:
         check_repository(push, "--push ")
     trained = load_run(run_folder(run))
+    source = check_export(trained, folder, step)
     address = ""
     if push:  # before the folder is written: the same command then works after a login
-        check_export(trained, folder, step)
         address = create_repository(push, private=not public)
-    source = export_run(trained, folder, step=step, repo=push or None)
+    write_export(trained, source, folder, step=step, repo=push or None)
     print_line(f"{source} → {folder}")
     if push:
         command = f"`hf upload {push} {shlex.quote(str(folder))}`"
