@@ -1,11 +1,14 @@
 """One-step-off: traces sampled during the update before, with the sampler's log-probabilities as π_old."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 import nrt
+from nrt.distributed import SINGLE_PROCESS
+from nrt.engine.samplers import ShardedSampler
 from nrt.errors import InputError, Interrupted
 from nrt.rollout import HFSampler, PrefetchSampler, Request
 from nrt.trainer.rollout_json import rollout_from_json, rollout_to_json
@@ -26,7 +29,8 @@ def move(model):
 
 def test_what_was_started_is_sampled_under_the_weights_of_then():
     trained, copy = tiny_model(), tiny_model()
-    ahead, now = PrefetchSampler(HFSampler(copy, PAD)), HFSampler(trained, PAD)
+    ahead = PrefetchSampler(ShardedSampler(HFSampler(copy, PAD), SINGLE_PROCESS, nullcontext))
+    now = HFSampler(trained, PAD)
     prompts = [(3, 4), (5,)]
     before = now.sample(Request(prompts, seed=1, **REQUEST))
     ahead.start(Request(prompts, seed=1, **REQUEST))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,34 +17,32 @@ from nrt.types import Sample
 Samples = list[list[Sample]]
 
 
+class SharedSampler(Sampler, Protocol):
+    """A sampler whose requests several processes, or one, share in two parts."""
+
+    def sample_share(self, request: Request) -> Samples:
+        """Sample this process's share of the prompts, without communication."""
+        ...
+
+    def merge(self, samples: Samples) -> Samples:
+        """Return all samples from the shares of all processes."""
+        ...
+
+
 class PrefetchSampler:
     """Samples in another thread: `start` begins a request, and `sample` with the same request
     returns its result.
 
     The sampler inside needs weights of its own, since it reads them while the trainer's weights
-    change. Under torchrun all processes make the same calls.
+    change. Under torchrun all processes make the same calls. The thread samples this process's
+    share; the shares are merged in the caller's thread, since two threads would mix the order of
+    calls to other processes.
     """
 
     uses_trainer_model = False
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        *,
-        sample_share: Callable[[Request], Samples] | None = None,
-        merge: Callable[[Samples], Samples] | None = None,
-    ) -> None:
-        """Start no request yet.
-
-        Args:
-            sample_share: called in the thread; samples this process's share of a request. It must
-                not communicate with other processes, whose order of calls two threads would mix.
-            merge: called in the caller's thread; returns the samples of a request from the shares
-                of all processes.
-        """
+    def __init__(self, sampler: SharedSampler) -> None:
         self._sampler = sampler
-        self._sample_share = sample_share or sampler.sample
-        self._merge = merge or (lambda samples: samples)
         self._thread = ThreadPoolExecutor(1, "rollout", initializer=_as_in_this_thread())
         self._started: tuple[Request, Future[Samples]] | None = None
         self._merged: Samples | None = None  # result of `_started`
@@ -71,7 +69,7 @@ class PrefetchSampler:
     def start(self, request: Request) -> None:
         """Start to sample with the weights loaded last; drop the samples of an earlier `start`."""
         self._wait()
-        self._started = (request, self._thread.submit(self._sample_share, request))
+        self._started = (request, self._thread.submit(self._sampler.sample_share, request))
         self._merged = None
 
     def state(self) -> dict[str, Any] | None:
@@ -97,7 +95,7 @@ class PrefetchSampler:
         """Return the samples of the started request."""
         assert self._started is not None
         if self._merged is None:
-            self._merged = self._merge(self._started[1].result())
+            self._merged = self._sampler.merge(self._started[1].result())
         return self._merged
 
     def _wait(self) -> None:

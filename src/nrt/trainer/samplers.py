@@ -54,7 +54,7 @@ def build_samplers(
         # Sampling goes on while the trainer's weights change, so it needs a copy of them
         with engine.gathered_parameters():
             copied = replace(own, model=frozen_copy(engine.model), uses_trainer_model=False)
-        prefetch = _prefetch(replace(sampler, sampler=copied))
+        prefetch = PrefetchSampler(replace(sampler, sampler=copied))
         return Samplers(prefetch, sampler, prefetch)
     servers = None
     if config.vllm.urls:
@@ -65,12 +65,8 @@ def build_samplers(
         sampler = ShardedSampler(vllm, engine.processes, engine.gathered_parameters)
     if not config.overlap:
         return Samplers(sampler, sampler, servers=servers)
-    prefetch = _prefetch(sampler)
+    prefetch = PrefetchSampler(sampler)
     return Samplers(prefetch, prefetch, prefetch, servers)
-
-
-def _prefetch(sampler: ShardedSampler | RankZeroSampler) -> PrefetchSampler:
-    return PrefetchSampler(sampler, sample_share=sampler.sample_share, merge=sampler.merge)
 
 
 def prompt_sharing_fault(
