@@ -36,7 +36,7 @@ def kill(folder, *arguments):
 
 
 def test_twenty_kills(tmp_path):
-    rows = kill(tmp_path, "--each", "2", "--most", "20", "--variants", "one-pass,two-updates")
+    rows = kill(tmp_path, "--each", "3", "--most", "20", "--variants", "one-pass,two-updates")
     assert len(rows) >= 20
     assert len({row["phase"] for row in rows}) >= 8
 
