@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -229,6 +230,25 @@ def test_probe_rows_exceed_a_window_that_rows_can_reach():
     assert max(len(row.ids) for row in short_rows) < 50, "no row of such a run reaches the window"
     tokens = {token for row in long_rows for token in row.ids}
     assert tokens <= {*pair.prompt_ids, *pair.answer_ids}
+
+
+def test_a_model_that_reads_pads_is_refused_for_prompts_of_any_length(monkeypatch):
+    """Both prompts are longer than those of the probe, which must not become equally long."""
+    model = tiny_model("diffllama", initializer_range=0.1)
+    prompts = [tuple(3 + (7 * i + j) % 20 for j in range(60)) for i in range(2)]
+    pairs = [Pair(Example("x:1", (), ""), prompt, (20, 21, 22, 2)) for prompt in prompts]
+    rows = probe_rows(pairs, model.config, longest=100)
+    assert len({len(row.prompt_ids) for row in rows}) == 2
+    choice = choose_scorer(model, PAD, rows=rows)
+    sharing_fault(model, PAD, rows, choice.tolerance)
+
+    @functools.wraps(model.forward)
+    def forward(*args, forward=model.forward, **kwargs):
+        return forward(*args, **kwargs | {"attention_mask": None})
+
+    monkeypatch.setattr(model, "forward", forward)
+    with pytest.raises(InputError, match="cannot be sampled from here, log-probabilities would"):
+        sharing_fault(model, PAD, rows, choice.tolerance)
 
 
 # --- tolerance of the probe ---

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from nrt.errors import InputError
 from nrt.models.attention import has_installed_attention, install_attention
+from nrt.models.forward import cache_argument
 from nrt.rollout import HFSampler, Request, Sampler
 from nrt.rollout.drawing import distribution
 from nrt.scoring import PaddedScorer, choose_scorer
@@ -345,6 +346,11 @@ def test_models_that_cannot_share_get_copies(architecture: str, changes: dict[st
     model = tiny_model(architecture, initializer_range=0.1, **changes)
     choose_scorer(model, PAD)
     assert not has_installed_attention(model)
+    check_against_the_scorer(model)
+
+
+def check_against_the_scorer(model: Any) -> None:
+    """Log-probabilities of sampled tokens are the padded scorer's; the prompts need pads."""
     samples = HFSampler(model, PAD).sample(
         Request(PROMPTS, n=3, stop_ids=frozenset({EOS, 5}), cap=12, seed=1)
     )
@@ -363,10 +369,13 @@ def test_models_that_cannot_share_get_copies(architecture: str, changes: dict[st
     ("architecture", "changes"), [("mamba", {}), ("recurrent_gemma", {"num_hidden_layers": 3})]
 )
 def test_a_state_outside_the_cache_is_an_error(architecture: str, changes: dict[str, Any]) -> None:
+    """From transformers 5.24 on, Mamba keeps its state in the cache; then it must be exact."""
+    model = tiny_model(architecture, initializer_range=0.1, **changes)
+    if cache_argument(model) is not None and architecture == "mamba":
+        check_against_the_scorer(model)
+        return
     with pytest.raises(InputError, match="does not keep its state"):
-        HFSampler(tiny_model(architecture, **changes), PAD).sample(
-            Request(PROMPTS, n=2, stop_ids=NEVER, cap=3, seed=0)
-        )
+        HFSampler(model, PAD).sample(Request(PROMPTS, n=2, stop_ids=NEVER, cap=3, seed=0))
 
 
 class SynchronizationCounter(TorchDispatchMode):

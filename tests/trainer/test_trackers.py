@@ -6,7 +6,9 @@ import math
 import os
 import shutil
 import struct
+import time
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -182,13 +184,22 @@ def test_a_tracker_that_cannot_start_leaves_no_run(make_config, tmp_path):
 
 def offline_records(run):
     """The records of each start of a run in wandb's offline files, in order of time."""
-    from wandb.proto import (  # pyright: ignore[reportMissingImports]
-        wandb_internal_pb2 as messages,
-    )
+    from wandb.proto import wandb_internal_pb2
 
-    files = sorted(run.glob("wandb/offline-run-*/*.wandb"), key=os.path.getmtime)
-    starts = [log_records(file.read_bytes()) for file in files]
-    return [[messages.Record.FromString(record) for record in records] for records in starts]
+    messages: Any = wandb_internal_pb2
+
+    def read():
+        files = sorted(run.glob("wandb/offline-run-*/*.wandb"), key=os.path.getmtime)
+        starts = [log_records(file.read_bytes()) for file in files]
+        return [[messages.Record.FromString(record) for record in records] for records in starts]
+
+    def is_complete(records):
+        return any(record.WhichOneof("record_type") == "exit" for record in records)
+
+    deadline = time.monotonic() + 60  # wandb's own process may still write
+    while not all(map(is_complete, read())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return read()
 
 
 def log_records(data, block=32768):
@@ -259,7 +270,7 @@ def test_wandb_offline(make_config, tmp_path, monkeypatch):
 def test_trackio_local(make_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
     monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
-    from trackio.sqlite_storage import SQLiteStorage  # pyright: ignore[reportMissingImports]
+    from trackio.sqlite_storage import SQLiteStorage
 
     run = tmp_path / "run"
     tracking = {"project": "sums", "group": "tests", "samples": 2, "id": "mine"}
@@ -273,6 +284,7 @@ def test_trackio_local(make_config, tmp_path, monkeypatch, capsys):
     assert gains == [(step, pytest.approx(value)) for step, value in of_metrics(run, "reward/gain")]
     assert [line["step"] for line in logs if "samples" in line] == [2, 4]
     config = SQLiteStorage.get_run_config("sums", "run-mine")
+    assert config is not None
     assert config["optimizer.lr"] == 0.01
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,15 +25,10 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from nrt.errors import InputError, first_line, install_hint
+from nrt.models.forward import check_forward
 
 MODEL_FORMS = "give a folder written by save_pretrained, a hub name or a .gguf file"
 """What a model can be, for messages."""
-
-REQUIRED_ARGUMENTS = ("attention_mask", "position_ids", "past_key_values", "logits_to_keep")
-"""Arguments that a model's forward must accept.
-
-They make left-padded batches exact and restrict the output head to the tokens that need it.
-"""
 
 
 def load_model(
@@ -51,7 +45,7 @@ def load_model(
     With `quantize="nf4"` the linear layers are stored in 4 bits, as in QLoRA.
 
     Raises InputError if there is no such model, if it is not a causal LM, if weights are missing or
-    damaged, if the forward lacks one of REQUIRED_ARGUMENTS, if there is no fast tokenizer, or if a
+    damaged, if the forward lacks an argument that nrt gives, if there is no fast tokenizer, or if a
     package is not installed.
     """
     config = _load_config(name, trust_remote_code)
@@ -82,7 +76,7 @@ def load_model(
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         # before 5.23, transformers gave such models SDPA, which leaves the cap out without a word
         model.set_attn_implementation("eager")
-    _check_forward(name, model)
+    check_forward(name, model)
     if quantize:
         layer: Any
         for layer in model.modules():
@@ -265,17 +259,6 @@ def _check_causal(name: str, config: PreTrainedConfig, trust_remote_code: bool) 
             kind = config.architectures[0]
         raise InputError(
             f"model {name} is {kind}, not a causal language model; give a decoder (…ForCausalLM)"
-        )
-
-
-def _check_forward(name: str, model: PreTrainedModel) -> None:
-    accepted = inspect.signature(model.forward).parameters
-    absent = [argument for argument in REQUIRED_ARGUMENTS if argument not in accepted]
-    if absent:
-        raise InputError(
-            f"model {name}: the forward of {type(model).__name__} takes no "
-            f"{' and no '.join(absent)}, so it cannot be trained on padded batches; "
-            "use a decoder such as Llama, Mistral, Qwen or Gemma"
         )
 
 

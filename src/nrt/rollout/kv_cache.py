@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from nrt.errors import InputError
+from nrt.models.forward import CACHE_ARGUMENTS, cache_argument
 
 MIN_GROWTH = 32
 """Minimum number of tokens by which a full cache buffer grows."""
@@ -45,6 +46,7 @@ class Decoder:
         column = torch.arange(P + cap, device=device)
         self._model: Any = model
         self.cache = _unwindowed_cache(model)
+        self._cache_argument = {cache_argument(model) or CACHE_ARGUMENTS[-1]: self.cache}
         # Without pads the model receives no mask and can use its fastest kernel.
         self._mask_RL = (column >= first).long() if any(pads) else None
         self._length = P
@@ -55,6 +57,8 @@ class Decoder:
                 f"{type(model).__name__} does not keep its state in the cache that it receives, "
                 "so nrt cannot sample from it"
             )
+        if not any(isinstance(layer, DynamicLayer) for layer in self.cache.layers):
+            self._mask_RL = None  # recurrent states: no later token reads a pad
         if len(unique) < len(prompts):
             index = {prompt: i for i, prompt in enumerate(unique)}
             self.select(torch.tensor([index[prompt] for prompt in prompts], device=device))
@@ -79,9 +83,9 @@ class Decoder:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **self._cache_argument,
         )
         self.logits_RV = output.logits[:, -1]
 

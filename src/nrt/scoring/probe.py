@@ -11,12 +11,17 @@ from nrt.types import Pair, Row, answer_row
 MAX_PROMPT, MAX_TAIL = 32, 12
 """Maximum tokens of a short row's prompt and tail."""
 
+PADS = 5
+"""Minimum difference in tokens between the prompts, where the first has as many."""
+
 OVERSHOOT = 16
 """Number of tokens of a long row's tails, which reach beyond the sliding window."""
 
 
 def probe_rows(pairs: Sequence[Pair], model_config: Any, longest: int) -> list[Row]:
     """Return two prompts with two tails each, and rows longer than each window that can bind.
+
+    The prompts have different lengths if the first has several tokens, so a decoder must pad.
 
     Args:
         pairs: pairs of the data, at least one.
@@ -25,9 +30,9 @@ def probe_rows(pairs: Sequence[Pair], model_config: Any, longest: int) -> list[R
     """
     first, second = pairs[0], pairs[min(1, len(pairs) - 1)]
     tails = [(first.answer_ids + second.answer_ids)[:MAX_TAIL], second.answer_ids[:MAX_TAIL]]
-    rows = []
-    for pair in (first, second):
-        rows += [answer_row(pair.prompt_ids[-MAX_PROMPT:], tail) for tail in tails]
+    long = first.prompt_ids[-MAX_PROMPT:]
+    short = second.prompt_ids[-max(1, len(long) - PADS) :]
+    rows = [answer_row(prompt, tail) for prompt in (long, short) for tail in tails]
     text = first.prompt_ids + first.answer_ids + second.prompt_ids + second.answer_ids
     for window in _windows(model_config):
         if window < longest:

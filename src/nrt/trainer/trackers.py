@@ -83,7 +83,7 @@ class WandbTracker:
     """A run of Weights & Biases. $WANDB_MODE, $WANDB_ENTITY and the like apply."""
 
     def __init__(self, run: TrackedRun) -> None:
-        import wandb  # pyright: ignore[reportMissingImports]
+        import wandb
 
         self._table = wandb.Table
         self._run = wandb.init(
@@ -103,7 +103,7 @@ class WandbTracker:
     def log(self, step: int, numbers: Mapping[str, float], table: SampleTable | None) -> None:
         values: dict[str, Any] = dict(numbers)
         if table:
-            rows = [list(row) for row in table.rows]
+            rows: list[Any] = [list(row) for row in table.rows]
             values[SAMPLES] = self._table(columns=list(table.columns), data=rows)
         self._run.log(values, step=step, commit=True)
 
@@ -118,7 +118,7 @@ class TrackioTracker:
     """
 
     def __init__(self, run: TrackedRun) -> None:
-        import trackio  # pyright: ignore[reportMissingImports]
+        import trackio
 
         self._table, self._finish = trackio.Table, trackio.finish
         with redirect_stdout(sys.stderr):  # standard output is nrt's own
