@@ -25,8 +25,9 @@ from nrt.plan.meta_model import meta_model
 from nrt.plan.resident import resident
 from nrt.plan.work import count_flops, count_tokens, largest_micro_batch
 from nrt.rollout.shared_prefix import SharedDecoder
-from nrt.scoring import choose_scorer
+from nrt.scoring import choose_scorer, token_logprobs
 from nrt.trainer.samplers import bytes_to_come
+from nrt.types import Row
 from tests.steps import local_engine, record_gradient, step
 from tests.tiny import tiny_model
 
@@ -269,6 +270,23 @@ def test_two_depths_give_the_counts_of_all_layers(
     from_two_depths = counts()
     monkeypatch.setattr(counting, "_depths", lambda model: None)
     assert counts() == from_two_depths
+
+
+def test_large_tiles_count_the_same_memory(tmp_path, monkeypatch):
+    """Within 1 %: a CPU's tiles of a large vocabulary are too many to run through."""
+    model = meta_model(deep_config(tmp_path, "llama", 2, tokens_per_batch=512))
+    row = Row((0,) * 8, (0,) * 2048, (), end_sampled=False)
+    monkeypatch.setitem(token_logprobs.TILE, "cpu", 2**12)
+
+    def count(most):
+        monkeypatch.setattr(counting, "MAX_TILES", most)
+        memory = count_update.__wrapped__(model, (row,), recompute=False, device_type="cpu")
+        return memory, token_logprobs.TILE["meta"]
+
+    (exact, tile), (counted, larger) = count(10**9), count(64)
+    assert (tile, larger) == (2**12, 2048 * 514 // 64)
+    assert counted.kept == exact.kept
+    assert counted.peak == pytest.approx(exact.peak, rel=0.01)
 
 
 def test_a_model_whose_layers_differ_is_counted_as_a_whole(tmp_path):

@@ -27,6 +27,9 @@ from nrt.types import Row
 PROBE_TOKENS = 4
 """Tokens of the forwards that measure the cost of one token."""
 
+MAX_TILES = 256
+"""Tiles of the head in a forward whose memory is measured; a CPU's own would be thousands."""
+
 
 @dataclass(frozen=True)
 class AttentionShape:
@@ -106,9 +109,13 @@ def count_update(
     """Return the memory of one forward and backward of the rows.
 
     They run as in the packed scorer and the engine on a device of that type. Attention keeps what
-    fused kernels keep.
+    fused kernels keep. The head's tiles are larger if there would be more than MAX_TILES, which
+    would take a minute to count: a few MiB more, out of GiB.
     """
-    TILE["meta"], TILE_TOKENS["meta"] = TILE[device_type], TILE_TOKENS[device_type]
+    vocabulary = len(model.get_output_embeddings().weight)
+    logits = vocabulary * sum(len(row.tail_ids) for row in rows)
+    TILE["meta"] = max(TILE[device_type], logits // MAX_TILES)
+    TILE_TOKENS["meta"] = TILE_TOKENS[device_type]
     weights = _weights_with_gradients(model)
 
     def measure(*, head: bool) -> UpdateMemory:
