@@ -65,7 +65,7 @@ def test_sampled_log_probabilities_are_the_scorers(folder, sampler):
 def test_a_banned_token_is_never_drawn(folder, sampler):
     """START inside a trace: its bias leaves e^-100 of its probability, and the reported log-probabilities are those of the rest."""
     model, start = open_reasoner(folder, device="cpu").model, 7
-    request = Request([(5, 6, start), (8, start)], n=16, stop_ids=frozenset({2}), cap=12, seed=1)
+    request = Request([(5, 6, start), (8, start)], n=64, stop_ids=frozenset({2}), cap=12, seed=1)
     assert any(start in sample.ids for group in sampler.sample(request) for sample in group)
     for prompt, group in zip(
         request.prompts,
