@@ -54,6 +54,11 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         (tmp_path / name).write_text(text)
     (tmp_path / "latin.csv").write_bytes("question,answer\nwer ?,Müller\n".encode("latin-1"))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "runs" / "earlier").mkdir(parents=True)
+    (tmp_path / "runs" / "earlier" / "config.yaml").write_text("")
+    (tmp_path / "splits").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "splits" / f"{split}-0.jsonl").write_bytes(pairs_file.read_bytes())
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["nrt", *arguments])
@@ -82,6 +87,11 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         ("train optimizer=adamw", "optimizer is a section of settings"),
         ("train steps=ten", "setting steps='ten': input should be a valid integer"),
         ("train gsm9k", "did you mean 'gsm8k'?"),
+        ("train earlier", "to continue the run earlier: nrt train resume=earlier"),
+        ("chat erlier", "Did you mean 'earlier'?"),
+        ("train model=tiney data.train=pairs.jsonl", "Did you mean 'tiny'?"),
+        ("train reward_funcs=len", "in nrt it is method (the reward is the reference answer's"),
+        ("train model=tiny data.train=splits", "splits has files of several splits (test, train); name one as in splits:train"),
         ("train model=tiny", "no training data given; set data.train=FILE"),
         ("train data.train=pairs.jsonl", "no model given; set model=FOLDER"),
         ("train model=tiny data.train=none.jsonl", "none.jsonl: no such file"),
@@ -120,7 +130,7 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         (f"{TRAIN} temperature=0", "setting temperature=0: input should be greater than 0"),
         (f"{TRAIN} traces=0", "traces=0: a group needs K ≥ 1 traces; set traces=8"),
         (f"{TRAIN} dtype=fp16", "setting dtype='fp16': input should be 'float32' or 'bfloat16'"),
-        (f"{TRAIN} max_trace_tokens=100000", "tiny has positions for 64; lower max_prompt_tokens=512, max_trace"),
+        (f"{TRAIN} max_trace_tokens=100000", "tiny has positions for 64; set max_trace_tokens="),
         (f"{TRAIN} device=cuda:99", "device 'cuda:99' is not available on this machine; use device=auto"),
         (f"{TRAIN} quantize=nf4", "quantize=nf4 freezes the quantised weights; set lora.rank=16"),
         (f"{TRAIN} method=nrt-mg", "unknown method 'nrt-mg'; did you mean 'nrt-gm'?"),
@@ -153,6 +163,28 @@ def test_what_is_wrong_and_how_to_fix_it(command, arguments, message):
     assert err.count(",") <= 10, "no more than ten names"
 
 
+def test_benchmarks_without_the_harness(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    status, _, err = command("eval", "tiny", "--benchmarks", "bbh")
+    assert status == 2
+    assert "benchmarks need lm-evaluation-harness" in err
+    assert "pip install -e '.[eval]'" in err
+
+
+def test_checked_data_can_be_trained_on(command):
+    """Caps beyond the model's context are a fault of the check too, and its remedy fits."""
+    given = ["pairs.jsonl", "model=tiny", "data.valid=pairs.jsonl", "heldout.checker=exact"]
+    status, out, _ = command("data", "check", *given)
+    assert status == 1
+    fault = next(line for line in out.splitlines() if "has positions for 64" in line)
+    caps = fault.partition("; set ")[2].partition(", or take")[0].split()
+    assert [cap.partition("=")[0] for cap in caps] == ["max_answer_tokens", "max_trace_tokens"]
+    status, out, _ = command("data", "check", *given, *caps)
+    assert status == 0
+    small = ["steps=1", "batch=2", "traces=2", "threads=1", "run=fits"]
+    assert command("train", *given[1:], "data.train=pairs.jsonl", *caps, *small)[0] == 0
+
+
 def test_a_folder_of_save_to_disk(command, tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_list([{"question": "one ?", "answer": "two"}]).save_to_disk(
@@ -174,7 +206,8 @@ def test_resume_with_another_setting_and_of_a_finished_run(command):
     assert len(err) < 200
     status, out, _ = command("train", "resume=run")
     assert status == 0
-    assert "all 1 steps are done; to train further, resume with more steps" in out
+    assert "nothing to do: the run is at step 1, and steps=1; to train further" in out
+    assert " steps=N" in out
 
 
 @pytest.mark.parametrize("file", ["pairs.jsonl", "alpaca.jsonl", "chat.jsonl"])

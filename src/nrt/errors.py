@@ -71,6 +71,16 @@ MAX_NAMES = 10
 """Most names that an error lists."""
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the closest known name, with a space before it; empty without a close one.
+
+    >>> did_you_mean("frist", ["first", "sums"])
+    " Did you mean 'first'?"
+    """
+    closest = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{closest[0]}'?" if closest else ""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Return the error for a name that is not in a table, with the closest known name.
 

@@ -279,6 +279,17 @@ def test_a_loaded_model_with_adapters_is_refused(loaded):
             nrt.train(given, ROWS, processing_class=tokenizer, **SETTINGS)
 
 
+def test_a_run_of_a_loaded_model_is_exported(loaded, tmp_path):
+    """Its config names the run's own copy of the model, which has no name of its own."""
+    model, tokenizer = loaded
+    run = nrt.train(model, ROWS, processing_class=tokenizer, run="mine", **SETTINGS)
+    card = (run.export(tmp_path / "exported") / "README.md").read_text()
+    assert "A model after Native Reasoning Training" in card
+    assert "base_model" not in card
+    again = nrt.train(str(run.model_dir), ROWS, run="again", **SETTINGS)
+    assert "A model after" in (again.export(tmp_path / "second") / "README.md").read_text()
+
+
 def test_resume_takes_a_run_a_path_and_more_steps(loaded):
     model, tokenizer = loaded
     run = nrt.train(model, ROWS, processing_class=tokenizer, run="mine", **SETTINGS)

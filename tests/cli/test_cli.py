@@ -341,8 +341,9 @@ def test_every_count_has_a_least_value():
 
 def test_data_check_shows_what_new_markers_start_from(nrt_command, model_dir, pairs_file):  # noqa: F811
     """The rows that training makes, as text and as JSON."""
-    settings = [f"model={model_dir}", "data.answer=whole", "--recipe", "gsm8k"]
-    arguments = ["data", "check", str(pairs_file), *settings, "--markers"]
+    caps = ["max_prompt_tokens=20", "max_trace_tokens=8", "max_answer_tokens=16"]
+    settings = [f"model={model_dir}", "data.answer=whole", *caps]
+    arguments = ["data", "check", str(pairs_file), *settings, "--recipe", "gsm8k", "--markers"]
     status, out, err = nrt_command(*arguments)
     assert status == 0, err
     lines = [line for line in out.splitlines() if " starts from " in line]
@@ -350,8 +351,7 @@ def test_data_check_shows_what_new_markers_start_from(nrt_command, model_dir, pa
     values = json.loads(nrt_command(*arguments, "--json")[1])["markers"]
     assert [row["marker"] for row in values] == ["<|think_start|>", "<|think_end|>"]
     assert all(row["divergence"] >= 0 for row in values)
-    caps = ["max_prompt_tokens=20", "max_trace_tokens=8", "max_answer_tokens=16"]
-    config = nrt.load_config("gsm8k", [f"data.train={pairs_file}", *settings[:2], *caps])
+    config = nrt.load_config("gsm8k", [f"data.train={pairs_file}", *settings])
     assert set(lines) <= set(prepare(config).notes)
     status, _, err = nrt_command("data", "check", str(pairs_file), "--markers")
     assert status == 2

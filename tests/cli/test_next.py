@@ -48,9 +48,10 @@ def next_of(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
 
 def test_from_checked_data_to_a_model_that_answers(next_of, tmp_path):
     """Each hint is run as printed, up to the last one."""
-    hint = next_of("nrt data check pairs.jsonl data.valid=pairs.jsonl model=tiny --recipe pairs")
-    assert hint == ("nrt train pairs data.train=pairs.jsonl data.valid=pairs.jsonl model=tiny")
-    hint = next_of(f"{hint} {SMALL} 'run=the first'")
+    settings = f"data.valid=pairs.jsonl model=tiny {SMALL}"
+    hint = next_of(f"nrt data check pairs.jsonl {settings} --recipe pairs")
+    assert hint == f"nrt train pairs data.train=pairs.jsonl {settings}"
+    hint = next_of(f"{hint} 'run=the first'")
     assert hint == "nrt report 'the first'"
     hint = next_of(hint)
     assert hint == "nrt chat 'the first'"

@@ -172,6 +172,31 @@ def test_datasets_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read_examples("org/name:dev", DataConfig())
 
 
+def test_a_folder_with_two_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As downloaded from a hub. Without a split its test files would be trained on."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    lines = ["---", "configs:"]
+    for name in ("easy", "hard"):
+        (tmp_path / "sums" / name).mkdir(parents=True)
+        lines += [f"- config_name: {name}", "  data_files:"]
+        for split in ("train", "test"):
+            row = {"question": f"{name} {split} ?", "answer": "one"}
+            file = tmp_path / "sums" / name / f"{split}-0.jsonl"
+            file.write_text(json.dumps(row) + "\n")
+            lines += [f"  - split: {split}", f"    path: {name}/{split}-*"]
+    (tmp_path / "sums" / "README.md").write_text("\n".join([*lines, "---", ""]))
+    for path in ("sums", "sums/easy"):
+        with pytest.raises(InputError, match=r"files of several splits \(test, train\); name one"):
+            read_examples(path, DataConfig())
+    for path in ("sums:hard:test", "./sums:hard:test", f"{tmp_path}/sums:hard:test"):
+        (example,) = read_examples(path, DataConfig())
+        assert example.messages[0].content == "hard test ?"
+    (example,) = read_examples("sums/easy/train*", DataConfig())
+    assert example.messages[0].content == "easy train ?"
+
+
 @pytest.mark.parametrize(("split", "rows"), [("train", 7473), ("test", 1319)])
 def test_gsm8k_is_read_whole(split: str, rows: int) -> None:
     path = GSM8K / f"{split}.jsonl.gz"

@@ -162,6 +162,22 @@ def test_chat_answers_as_evaluation_does(runs):
     assert session.messages[-1].content == answer
 
 
+def test_chat_takes_caps_and_system_message_of_the_run(make_config):  # noqa: F811
+    run = train(make_config(steps=1, data={"system": "add up ."}))
+    console = Console(file=io.StringIO(), width=200)
+    session = ChatSession(str(run.path), ChatSettings(), console)
+    generator = session.reasoner.generator
+    caps = (generator.max_trace_tokens, generator.max_answer_tokens)
+    assert caps == (run.config.max_trace_tokens, run.config.max_answer_tokens)
+    session.ask(QUESTION)
+    assert [turn.role for turn in session.messages] == ["system", "user", "assistant"]
+    assert session.messages[0].content == "add up ."
+    settings = ChatSettings(max_trace_tokens=3, system="")
+    plain = ChatSession(str(run.path), settings, console)
+    assert plain.messages == []
+    assert plain.reasoner.generator.max_trace_tokens == 3
+
+
 def test_a_stream_is_a_sample(runs):
     """With noise and a temperature, also at the cap; the request's seed decides."""
     generator = open_reasoner(runs["nrt-gm"], **SHORT).generator

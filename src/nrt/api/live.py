@@ -25,7 +25,7 @@ FIELDS = (
     ("trace", "trace/length", ".1f"),
     ("entropy", "trace/entropy", ".2f"),
     ("beats null", "reward/beats_null", ".0%"),
-    ("right", "readout/right", ".0%"),
+    ("right traces", "readout/right", ".0%"),
     ("held-out", "heldout/accuracy", ".1%"),
 )
 """Fields of the live line: (label, metric, format)."""

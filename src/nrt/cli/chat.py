@@ -8,33 +8,44 @@ from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from nrt.eval.reasoner import open_reasoner
+from nrt.eval.reasoner import find_model, open_reasoner
 from nrt.rollout import HFSampler, Request
 from nrt.types import Example, Message, Pair, Sample
+
+DEFAULT_CAP = 2048
+"""Tokens of the longest trace or answer of a model without a run."""
 
 
 @dataclass(frozen=True)
 class ChatSettings:
     """Caps in tokens, and sampling settings."""
 
-    max_trace_tokens: int = 2048
-    max_answer_tokens: int = 2048
+    max_trace_tokens: int | None = None  # None: those of the model's run, or else DEFAULT_CAP
+    max_answer_tokens: int | None = None
     temperature: float = 0.0  # 0: greedy
     trace: bool = True  # False: answer after the null trace
+    system: str | None = None  # system message; None: the run's own, if any
 
 
 class ChatSession:
     """Conversation with one model. The prompt keeps earlier turns, without their traces."""
 
     def __init__(self, model: str, settings: ChatSettings, console: Console) -> None:
+        source = find_model(model)
+        run = source.config
         self.reasoner = open_reasoner(
-            model,
-            max_trace_tokens=settings.max_trace_tokens,
-            max_answer_tokens=settings.max_answer_tokens,
+            source,
+            max_trace_tokens=settings.max_trace_tokens
+            or (run.max_trace_tokens if run else DEFAULT_CAP),
+            max_answer_tokens=settings.max_answer_tokens
+            or (run.max_answer_tokens if run else DEFAULT_CAP),
         )
         self.settings = settings
         self.console = console
         self.messages: list[Message] = []
+        system = run.data.system if run and settings.system is None else settings.system
+        if system:
+            self.messages.append(Message("system", system))
         self.chat = self.reasoner.chat
 
     def ask(self, question: str) -> str:

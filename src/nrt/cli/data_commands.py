@@ -53,24 +53,39 @@ def check(
 
     Example:  nrt data check train.jsonl data.valid=test.jsonl model=FOLDER --recipe gsm8k
     Exit status 1: training would refuse the data.
-    It does if a row cannot be used and data.on_bad_row is not skip, or if no row can be used.
+    It does if a row cannot be used and data.on_bad_row is not skip, if no row can be used, or if
+    rows may be longer than the model's context.
     """
-    from nrt.cli.inspection import as_json, config_for, inspect_all, marker_rows, train_arguments
+    from nrt.cli.inspection import (
+        as_json,
+        config_for,
+        context_fault,
+        inspect_all,
+        marker_rows,
+        train_arguments,
+    )
     from nrt.cli.inspection_view import print_check
 
     config = config_for(recipe, files)
     inspections, overlap = inspect_all(config)
+    fault = context_fault(config, inspections)
     rows = marker_rows(config) if markers else []
     if json_output:
         record = as_json(inspections, overlap)
         if markers:
             record["markers"] = [asdict(row) for row in rows]
+        if fault:
+            record["context"] = fault
         print(dumps(record))
     else:
         terminal = console()
         print_check(terminal, config, inspections, overlap)
         for row in rows:
             terminal.print(str(row), highlight=False, soft_wrap=True)
+        if fault:
+            terminal.print(fault, style="red", highlight=False, soft_wrap=True)
+    if fault:
+        raise typer.Exit(1)
     bad_rows_are_errors = config.data.on_bad_row == "error"
     for inspection in inspections:
         if not inspection.kept or (inspection.bad and bad_rows_are_errors):

@@ -19,10 +19,13 @@ from nrt.models import (
     add_marker_tokens,
     add_markers,
     initialize_marker_rows,
+    load_configs,
     load_model,
     load_tokenizer,
     pick_device,
 )
+from nrt.trainer.context import check_context
+from nrt.trainer.resolve import resolve_names
 
 Record = dict[str, Any]
 
@@ -94,6 +97,26 @@ def inspect_all(config: Config) -> tuple[list[Inspection], TrainValidOverlap | N
         return [train], None
     valid = inspect(config, "valid", chat)
     return [train, valid], find_overlap(train, valid)
+
+
+def context_fault(config: Config, inspections: Sequence[Inspection]) -> str:
+    """Return why rows of such data do not fit into the model's context; empty if they do.
+
+    Empty too without a model, and with a folder that has a tokenizer only.
+    """
+    if config.model is None:
+        return ""
+    try:
+        model_config = load_configs(config.model).config
+    except InputError:
+        return ""
+    prompt = max(min(each.prompt.percentiles.get(100, 0), each.prompt.cap) for each in inspections)
+    answer = max(min(each.answer.percentiles.get(100, 0), each.answer.cap) for each in inspections)
+    try:
+        check_context(config, resolve_names(config).method, model_config, prompt, answer)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def marker_rows(config: Config) -> list[MarkerRow]:

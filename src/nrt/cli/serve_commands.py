@@ -21,10 +21,17 @@ def chat(
     prompt: Annotated[
         str, typer.Option(help="Ask this one question and exit; default: read questions.")
     ] = "",
-    max_trace_tokens: Annotated[int, typer.Option(min=1, help="Longest trace, in tokens.")] = 2048,
+    system: Annotated[
+        str | None, typer.Option(help="System message; default: the run's data.system, if any.")
+    ] = None,
+    max_trace_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest trace, in tokens; default: the run's cap, or 2048."),
+    ] = None,
     max_answer_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest answer, in tokens.")
-    ] = 2048,
+        int | None,
+        typer.Option(min=1, help="Longest answer, in tokens; default: the run's cap, or 2048."),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0: greedy.")] = 0.0,
     no_trace: Annotated[
         bool, typer.Option("--no-trace", help="Answer without reasoning, after an empty trace.")
@@ -36,7 +43,9 @@ def chat(
     from nrt.cli.chat import ChatSession, ChatSettings
 
     terminal = console()
-    settings = ChatSettings(max_trace_tokens, max_answer_tokens, temperature, trace=not no_trace)
+    settings = ChatSettings(
+        max_trace_tokens, max_answer_tokens, temperature, trace=not no_trace, system=system
+    )
     session = ChatSession(model, settings, terminal)
     if prompt:
         session.ask(prompt)

@@ -70,5 +70,10 @@ ALIASES = {
     "warmup_ratio": "optimizer.warmup",
     "warmup_steps": "optimizer.warmup",
     "weight_decay": "optimizer.weight_decay",
+    "compute_metrics": "heldout.checker",
+    "logging_steps": "tracking.samples (metrics are logged at each step)",
+    "loss_type": "method",
+    "reward_funcs": "method (the reward is the reference answer's probability; nothing to write)",
+    "reward_model": "method (the reward is the reference answer's probability; nothing to write)",
 }
 """Another library's name → the setting of nrt, with what else to know."""

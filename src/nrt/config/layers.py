@@ -154,7 +154,10 @@ def _read_layer(recipe: str) -> Mapping[str, Any]:
         return parse_settings(read_yaml_file(path), recipe)
     known = packaged_recipes()
     if recipe not in known:
-        raise unknown_name("recipe", recipe, known)
+        error = unknown_name("recipe", recipe, known)
+        if (Path("runs") / recipe / "config.yaml").is_file():
+            error = InputError(f"{error}; to continue the run {recipe}: nrt train resume={recipe}")
+        raise error
     return parse_settings(known[recipe].read_text(encoding="utf-8"), recipe)
 
 

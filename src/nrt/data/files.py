@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,14 @@ from nrt.data.formats import KNOWN_ENDINGS, file_ending, find_reader
 from nrt.data.rows import Rows, TableRow
 from nrt.errors import InputError, install_hint
 from nrt.system.files import file_sha256
+
+LOCAL_DATASET = re.compile(r"([^:]+):(?:([\w.-]+):)?([^:/]+)")
+"""FOLDER:split or FOLDER:config:split; DATASET has the names of the hub."""
+
+SPLIT = re.compile(
+    r"(?:^|[-_. /])(train|test|valid|validation|dev|eval)(?:$|[-_. /])", re.IGNORECASE
+)
+"""Name of a split in the name of a file."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,8 @@ class Table:
 def find_tables(path: str) -> list[Table]:
     """Return all files that a path names, sorted, or one dataset.
 
-    Raises InputError if the path names none, or a file whose ending is unknown.
+    Raises InputError if the path names none, a file whose ending is unknown, or a folder that has
+    training files beside those of another split.
     """
     file = Path(path)
     if file.is_file():
@@ -35,8 +45,11 @@ def find_tables(path: str) -> list[Table]:
     if file.is_dir():
         return _folder_tables(path)
     has_wildcards = glob.has_magic(path.partition(":")[0])  # the slice of a split may have brackets
-    if find_reader(file) is None and not file.is_absolute() and not has_wildcards:
-        match = DATASET.fullmatch(path)
+    if find_reader(file) is None and not has_wildcards:
+        local = LOCAL_DATASET.fullmatch(path)
+        if local and not Path(local[1]).is_dir():
+            local = None
+        match = local or (None if file.is_absolute() else DATASET.fullmatch(path))
         if match:
             name, config, split = match.groups()
             return [_dataset_table(path, name, config, split or "train")]
@@ -72,6 +85,13 @@ def _folder_tables(path: str) -> list[Table]:
         is_hidden = any(part.startswith(".") for part in name.parts)
         if file.is_file() and find_reader(file) and not is_hidden:
             tables.append(_file_table(file, name.as_posix()))
+    splits = {found[1].lower() for table in tables if (found := SPLIT.search(table.name))}
+    if "train" in splits and len(splits) > 1:
+        raise InputError(
+            f"{path} has files of several splits ({', '.join(sorted(splits))}); name one as in "
+            f"{path}:train, or a configuration too ({path}:CONFIG:train), or a pattern such as "
+            f"'{path}/train*'"
+        )
     if not tables:
         raise InputError(f"{path} is a folder without data files; known endings: {KNOWN_ENDINGS}")
     return tables
@@ -100,8 +120,10 @@ def _dataset_table(path: str, name: str, config: str | None, split: str) -> Tabl
             f"{full_name}: no such file; to read it as a dataset of the hub, "
             + install_hint("data")
         ) from None
+    # `datasets` looks on the hub for a folder's name without a separator
+    place = str(Path(name).absolute()) if Path(name).is_dir() else name
     try:
-        rows = datasets.load_dataset(name, config, split=split)
+        rows = datasets.load_dataset(place, config, split=split)
     except Exception as error:  # the library raises many types; after each, there is no data
         reason = " ".join(str(error).split())
         raise InputError(

@@ -136,6 +136,12 @@ def ensure_template(tokenizer: PreTrainedTokenizerFast) -> bool:
     return True
 
 
+def has_default_template(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Return True if the chat template is the one that `ensure_template` sets."""
+    template = tokenizer.chat_template
+    return tokenizer.eos_token is not None and template == default_template(tokenizer)
+
+
 def check_default_template(tokenizer: PreTrainedTokenizerFast) -> None:
     """Raise InputError if the tokenizer has several chat templates and none is the default."""
     templates = tokenizer.chat_template

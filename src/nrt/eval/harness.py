@@ -203,15 +203,22 @@ def _as_json(turns: list[dict[str, str]], **_: Any) -> str:
     return json.dumps(turns, ensure_ascii=False)
 
 
-def _task_manager() -> Callable[..., Any]:
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about every custom_dataset
+def check_harness() -> None:
+    """Raise InputError unless lm-evaluation-harness is installed."""
     try:
-        from lm_eval import utils
-        from lm_eval.tasks import TaskManager
+        import lm_eval.tasks  # noqa: F401
     except ImportError as error:
         raise InputError(
             f"benchmarks need lm-evaluation-harness ({error}); {install_hint('eval')}"
         ) from None
+
+
+def _task_manager() -> Callable[..., Any]:
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about every custom_dataset
+    check_harness()
+    from lm_eval import utils
+    from lm_eval.tasks import TaskManager
+
     if not hasattr(utils.env.from_string, "cache_info"):
         # Without this cache lm-eval compiles every template again for every row and example.
         setattr(utils.env, "from_string", lru_cache(utils.env.from_string))  # noqa: B010

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nrt.config import MarkersConfig
+from nrt.config import Config, MarkersConfig
 from nrt.data import (
     Chat,
     Markers,
@@ -20,7 +20,7 @@ from nrt.data import (
     null_row,
     trace_row,
 )
-from nrt.errors import InputError, unknown_name
+from nrt.errors import InputError, did_you_mean, unknown_name
 from nrt.models import (
     add_marker_tokens,
     end_token_ids,
@@ -110,6 +110,7 @@ class ModelSource:
     tokenizer: Any
     markers: MarkersConfig
     thinks: bool
+    config: Config | None = None  # of the run that trained it
 
 
 def find_model(name: str) -> ModelSource:
@@ -119,13 +120,17 @@ def find_model(name: str) -> ModelSource:
     two exceptions: its run has a method without traces, or its chat template was exported with such
     a model. Raises InputError if the model cannot be opened.
     """
-    folder, markers, thinks = _find(name)
+    folder, config, thinks = _find(name)
+    markers = config.markers if config else None
     path = Path(folder).expanduser()
     if not path.is_dir() and not (path.is_file() and path.suffix == ".gguf"):
         try:
             load_configs(folder)
         except InputError as error:
-            raise InputError(f"there is no run {run_folder(name)}, and {error}") from error
+            runs = [file.parent.name for file in Path("runs").glob("*/config.yaml")]
+            raise InputError(
+                f"there is no run {run_folder(name)}, and {error}.{did_you_mean(name, runs)}"
+            ) from error
     tokenizer = load_tokenizer(folder)
     vocabulary = tokenizer.get_vocab()
     if markers is None:
@@ -140,7 +145,7 @@ def find_model(name: str) -> ModelSource:
     if markers.end not in vocabulary:
         # No text can then produce the markers; the model never receives their ids.
         add_marker_tokens(tokenizer, markers)
-    return ModelSource(name, folder, tokenizer, markers, thinks)
+    return ModelSource(name, folder, tokenizer, markers, thinks, config)
 
 
 def open_reasoner(
@@ -221,8 +226,8 @@ def _dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def _find(name: str) -> tuple[str, MarkersConfig | None, bool | None]:
-    """Return (model folder or hub name, markers, whether it thinks).
+def _find(name: str) -> tuple[str, Config | None, bool | None]:
+    """Return (model folder or hub name, config of its run, whether it thinks).
 
     None: only the model itself determines it.
     """
@@ -236,5 +241,5 @@ def _find(name: str) -> tuple[str, MarkersConfig | None, bool | None]:
                 )
             method = METHODS.get(run.config.method)  # None: a method of a plug-in
             thinks = False if method and not method.samples else None
-            return str(run.model_dir), run.config.markers, thinks
+            return str(run.model_dir), run.config, thinks
     return name, None, None

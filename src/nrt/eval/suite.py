@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nrt.errors import unknown_name
-from nrt.eval.harness import Decoding, Record, TaskRow, build_row, grade, load_tasks, named_docs
+from nrt.eval.harness import (
+    Decoding,
+    Record,
+    TaskRow,
+    build_row,
+    check_harness,
+    grade,
+    load_tasks,
+    named_docs,
+)
 from nrt.eval.questions import EvalQuestion, ReplyStore
 from nrt.eval.tasks import Doc
 
@@ -87,6 +96,7 @@ def prepare(
     for name in benchmarks:
         if name not in BENCHMARKS:
             raise unknown_name("benchmark", name, BENCHMARKS)
+    check_harness()
     plan: dict[str, list[TaskRow]] = {}
     for name in benchmarks:
         docs: list[tuple[Any, str, Doc]] = []

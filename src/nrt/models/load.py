@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from nrt.errors import InputError, first_line, install_hint
+from nrt.errors import InputError, did_you_mean, first_line, install_hint
 from nrt.models.forward import check_forward
 
 MODEL_FORMS = "give a folder written by save_pretrained, a hub name or a .gguf file"
@@ -222,9 +222,10 @@ def _load_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
             raise InputError(
                 f"model {name} cannot be read as GGUF: {reason}; is the file complete?"
             ) from error
+        folders = [file.parent.name for file in Path().glob("*/config.json")]
         raise InputError(
             f"model {name} is neither a folder nor a model on the hub: "
-            f"{first_line(error).rstrip('.')}; {MODEL_FORMS}"
+            f"{first_line(error).rstrip('.')}; {MODEL_FORMS}.{did_you_mean(name, folders)}"
         ) from error
 
 

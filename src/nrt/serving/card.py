@@ -37,7 +37,7 @@ def model_card(run: Run, name: str, step: int | None = None) -> str:
         name: title of the card, or USER/NAME of the model on the hub.
         step: step of the exported checkpoint; None: the final model.
     """
-    base, license = _origin(run.config.model)
+    base, license = _origin(run)
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -69,19 +69,23 @@ def model_card(run: Run, name: str, step: int | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _origin(model: str | None) -> tuple[str | None, str | None]:
+def _origin(run: Run) -> tuple[str | None, str | None]:
     """Return (name of the base model, its licence).
 
-    The name is a hub name or the bare name of a folder. The licence is None unless the card of the
-    base model names one. If the model is that of another run, the base model of that run counts.
+    The name is a hub name or the bare name of a folder, None for a model that was passed to
+    `nrt.train` as an object. The licence is None unless the card of the base model names one. If
+    the model is that of another run, the base model of that run counts.
     """
+    model = run.config.model
     if model is None:
         return None, None
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return model, None
-    if (folder.parent / "config.yaml").is_file():
-        return _origin(Run(folder.parent.absolute()).config.model)
+    parent = folder.absolute().parent
+    if (parent / "config.yaml").is_file():
+        trained_here = parent.resolve() == run.path.resolve()
+        return (None, None) if trained_here else _origin(Run(parent))
     metadata = _read_metadata(folder / "README.md")
     base = metadata.get("base_model")
     return base if isinstance(base, str) else folder.absolute().name, metadata.get("license")
@@ -93,7 +97,9 @@ def _hub_dataset(source: SourceConfig) -> str | None:
     `org/name` alone may as well be a folder of another machine.
     """
     match = DATASET.fullmatch(source.path)
-    return match[1] if match and ":" in source.path else None
+    if not match or ":" not in source.path or Path(match[1]).is_dir():
+        return None
+    return match[1]
 
 
 def _read_metadata(card: Path) -> Mapping[str, Any]:
@@ -145,7 +151,14 @@ def _training(run: Run, base: str | None, step: int | None) -> str:
         f"| caps: prompt, trace, answer | {caps} tokens |",
         f"| training data | {data} |",
     ]
+    if config.data.system:
+        lines.append(f"| system message | {_cell(config.data.system)} |")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Return a text in one line of a table."""
+    return "`" + " ".join(text.split()).replace("|", "\\|").replace("`", "'") + "`"
 
 
 def _two_digits(value: float) -> str:

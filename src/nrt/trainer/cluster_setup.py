@@ -32,7 +32,7 @@ from nrt.run import Run
 from nrt.run.layout import BASE_FOLDER
 from nrt.system.files import atomic_folder, copy_plain_files
 from nrt.system.manifest import find_damage, write_manifest
-from nrt.trainer.context import check_context
+from nrt.trainer.context import check_context, longest
 from nrt.trainer.resolve import check_model_setting, resolve_names
 from nrt.trainer.samplers import Samplers
 from nrt.trainer.setup import Parts, assemble, steps_of
@@ -57,7 +57,7 @@ def prepare_cluster(config: Config, *, checkpoint: Path | None = None) -> Parts:
     template = chat.exported_template(open_trace=names.method.samples)
     data = load_pairs(config, "train", chat)
     valid = load_pairs(config, "valid", chat) if config.data.valid else None
-    check_context(config, names.method, model_configs.config, data, valid)
+    check_context(config, names.method, model_configs.config, *longest(data, valid))
     steps = steps_of(config, len(data.pairs))
 
     def prepare_model(run_folder: Path) -> Path:

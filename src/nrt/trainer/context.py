@@ -12,39 +12,61 @@ from nrt.objective import Method
 
 
 def check_context(
-    config: Config, method: Method, model_config: Any, data: LoadedPairs, valid: LoadedPairs | None
+    config: Config, method: Method, model_config: Any, prompt: int, answer: int
 ) -> int:
     """Return the tokens of the longest row that a run can have.
 
     A row is a prompt of the data, START, a trace, END, and the reference answer, or an answer at
     its cap where answers are sampled.
 
+    Args:
+        prompt: tokens of the longest prompt of training and validation data.
+        answer: the same of answers.
+
     Raises InputError if the model has too few positions, with the settings to lower.
     """
     limit = position_limit(model_config)
-    pairs = [data.pairs] if valid is None else [data.pairs, valid.pairs]
-    prompt = max(part.longest_prompt for part in pairs)
-    answer = max(part.longest_answer for part in pairs)
-    if method.samples_answers or (valid is not None and config.heldout.checker):
+    reference = answer
+    if method.samples_answers or (config.data.valid is not None and config.heldout.checker):
         answer = config.max_answer_tokens
     trace = config.max_trace_tokens + 2 if method.samples else 0  # START and END
     hint = 0  # y* in the context of a teacher
     if method.trace_reference is not None and method.trace_reference.sees_answer:
-        hint = data.pairs.longest_answer
+        hint = reference
     needed = prompt + hint + trace + answer
     if limit is None or needed <= limit:
         return needed
+    room = limit - prompt - hint - (2 if method.samples else 0)
     lengths = [f"prompts of up to {prompt}"]
-    settings = [f"max_prompt_tokens={config.max_prompt_tokens}"]
     if method.samples:
         lengths.append(f"traces of up to {config.max_trace_tokens} with START and END")
-        settings.append(f"max_trace_tokens={config.max_trace_tokens}")
     lengths.append(f"answers of up to {answer}")
     if hint:
         lengths.append(f"y* of up to {hint} in the teacher's prompt")
-    settings.append(f"max_answer_tokens={config.max_answer_tokens}")
     raise InputError(
         f"rows can have {needed} tokens ({', '.join(lengths)}), and {config.model} has positions "
-        f"for {limit}; lower "
-        f"{', '.join(settings)} by {needed - limit} tokens together"
+        f"for {limit}; {_remedy(config, method, room, answer, reference)}"
     )
+
+
+def longest(data: LoadedPairs, valid: LoadedPairs | None) -> tuple[int, int]:
+    """Return the tokens of the longest prompt and of the longest answer."""
+    pairs = [data.pairs] if valid is None else [data.pairs, valid.pairs]
+    return max(part.longest_prompt for part in pairs), max(part.longest_answer for part in pairs)
+
+
+def _remedy(config: Config, method: Method, room: int, answer: int, reference: int) -> str:
+    """Return the caps with which trace and answer fit into `room` tokens.
+
+    Sampled answers get a quarter of it, or what the longest reference answer needs: a lower cap
+    would leave out rows of the data.
+    """
+    caps = []
+    if answer > max(reference, room // 4):
+        answer = max(reference, room // 4)
+        caps.append(f"max_answer_tokens={answer}")
+    if method.samples and config.max_trace_tokens > room - answer:
+        caps.append(f"max_trace_tokens={room - answer}")
+    if room - answer < 1 or not caps:
+        return "shorten the data's rows (max_prompt_tokens, max_answer_tokens)"
+    return f"set {' '.join(caps)}, or take a model with a longer context"

@@ -4,7 +4,7 @@ file is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from nrt.config import Config
 from nrt.data import Chat, LoadedPairs, Markers, Pairs, RowOrder, bare_row, null_row
 from nrt.data.checkers import Checker, is_right
+from nrt.data.template import has_default_template
 from nrt.distributed import SINGLE_PROCESS, ProcessGroup
 from nrt.engine.build import build_engine
 from nrt.engine.compiled import COMPILED
@@ -25,15 +26,19 @@ from nrt.objective import NOISE, Method
 from nrt.rollout import PrefetchSampler, RemoteSampler, Sampler
 from nrt.scoring.probe import probe_rows
 from nrt.trainer.checkpoint import saved_choices
-from nrt.trainer.context import check_context
+from nrt.trainer.context import check_context, longest
 from nrt.trainer.difficulty import ByDifficulty, InOrder
 from nrt.trainer.heldout import Heldout
 from nrt.trainer.learner import CheckAnswer, Learner
-from nrt.trainer.loading import load_model_and_data, load_reference
+from nrt.trainer.loading import ModelAndData, load_model_and_data, load_reference
 from nrt.trainer.policy import Policy
 from nrt.trainer.resolve import ResolvedNames, resolve_names
 from nrt.trainer.samplers import Samplers, build_samplers, prompt_sharing_fault
 from nrt.types import Pair
+
+NO_TEMPLATE = (
+    "the model has no chat template: <|system|>, <|user|> and <|assistant|> stand before the turns"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +96,7 @@ def prepare(
     loaded = load_model_and_data(config, checkpoint, processes)
     model, tokenizer, chat = loaded.model, loaded.tokenizer, loaded.chat
     data, valid = loaded.data, loaded.valid
-    longest_row = check_context(config, method, model.config, data, valid)
+    longest_row = check_context(config, method, model.config, *longest(data, valid))
     probe = probe_rows(data.pairs, model.config, longest_row)
     steps = steps_of(config, len(data.pairs))
     reference = None
@@ -136,7 +141,7 @@ def prepare(
             "share": share,
             "compiled": engine.compiled.is_on,
         },
-        notes=_notes(engine, fault, loaded.marker_rows),
+        notes=_notes(engine, fault, loaded),
     )
 
 
@@ -199,11 +204,11 @@ def steps_of(config: Config, rows: int) -> int:
     return config.steps or max(1, int((config.epochs or 1) * rows) // config.batch)
 
 
-def _notes(
-    engine: LocalEngine, sampling_fault: str, marker_rows: Sequence[object]
-) -> tuple[str, ...]:
-    """Return how rows are forwarded and sampled, in words."""
+def _notes(engine: LocalEngine, sampling_fault: str, loaded: ModelAndData) -> tuple[str, ...]:
+    """Return how rows are written, forwarded and sampled, in words."""
     notes = [engine.scorer_why]
+    if has_default_template(loaded.tokenizer):
+        notes.append(NO_TEMPLATE)
     if engine.compiled.is_on:
         notes.append(COMPILED)
     if engine.recomputed:
@@ -212,7 +217,7 @@ def _notes(
         notes.append(by_need.description if by_need else every)
     if sampling_fault:
         notes.append(sampling_fault)
-    notes += map(str, marker_rows)
+    notes += map(str, loaded.marker_rows)
     if engine.processes.size > 1:
         notes.append(f"{engine.processes.size} processes: {engine.weights.description}")
     return tuple(notes)

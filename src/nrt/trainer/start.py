@@ -110,7 +110,8 @@ def _train(
             listener.say(message)
         if run.progress.step >= run.parts.steps:
             listener.say(
-                f"all {run.parts.steps} steps are done; to train further, resume with more steps"
+                f"nothing to do: the run is at step {run.progress.step}, and "
+                f"steps={run.parts.steps}; to train further: nrt train resume={folder} steps=N"
             )
         if not writer.resumed:
             writer.skipped("train", [asdict(row) for row in run.parts.data.bad])
