@@ -1,6 +1,7 @@
 """No test asks a hub. Property tests: the same examples each time, and no deadline, since speed is not what they test."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -8,6 +9,9 @@ from hypothesis import HealthCheck, settings
 os.environ["HF_HUB_OFFLINE"] = (
     "1"  # before transformers is imported; otherwise a name that is no folder costs seconds of retries
 )
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "nrt",

@@ -88,10 +88,10 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         ("train steps=ten", "setting steps='ten': input should be a valid integer"),
         ("train gsm9k", "did you mean 'gsm8k'?"),
         ("train earlier", "to continue the run earlier: nrt train resume=earlier"),
-        ("chat erlier", "Did you mean 'earlier'?"),
-        ("train model=tiney data.train=pairs.jsonl", "Did you mean 'tiny'?"),
+        ("chat erlier", "a hub name or a .gguf file; did you mean 'earlier'?"),
+        ("train model=tiney data.train=pairs.jsonl", "a hub name or a .gguf file; did you mean 'tiny'?"),
         ("train reward_funcs=len", "in nrt it is method (the reward is the reference answer's"),
-        ("train model=tiny data.train=splits", "splits has files of several splits (test, train); name one as in splits:train"),
+        ("train model=tiny data.train=splits", "splits has files of several splits (test-0.jsonl, train-0.jsonl); name the files, or the split as in splits:SPLIT"),
         ("train model=tiny", "no training data given; set data.train=FILE"),
         ("train data.train=pairs.jsonl", "no model given; set model=FOLDER"),
         ("train model=tiny data.train=none.jsonl", "none.jsonl: no such file"),
@@ -185,6 +185,16 @@ def test_checked_data_can_be_trained_on(command):
     assert command("train", *given[1:], "data.train=pairs.jsonl", *caps, *small)[0] == 0
 
 
+def test_a_dropped_row_does_not_count_for_the_context(command, tmp_path):
+    long = {"question": "one " * 200, "answer": "two"}
+    rows = (tmp_path / "pairs.jsonl").read_text() + json.dumps(long) + "\n"
+    (tmp_path / "outlier.jsonl").write_text(rows)
+    caps = ["max_prompt_tokens=40", "max_trace_tokens=40", "max_answer_tokens=8"]
+    status, out, _ = command("data", "check", "outlier.jsonl", "model=tiny", *caps)
+    assert "has positions for" not in out
+    assert status == 0
+
+
 def test_a_folder_of_save_to_disk(command, tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_list([{"question": "one ?", "answer": "two"}]).save_to_disk(
@@ -206,7 +216,7 @@ def test_resume_with_another_setting_and_of_a_finished_run(command):
     assert len(err) < 200
     status, out, _ = command("train", "resume=run")
     assert status == 0
-    assert "nothing to do: the run is at step 1, and steps=1; to train further" in out
+    assert "nothing to do: the run is at step 1 of 1; to train further" in out
     assert " steps=N" in out
 
 

@@ -72,13 +72,13 @@ MAX_NAMES = 10
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the closest known name, with a space before it; empty without a close one.
+    """Return a hint at the closest known name, to end a message; empty without a close one.
 
     >>> did_you_mean("frist", ["first", "sums"])
-    " Did you mean 'first'?"
+    "; did you mean 'first'?"
     """
     closest = get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean '{closest[0]}'?" if closest else ""
+    return f"; did you mean '{closest[0]}'?" if closest else ""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:

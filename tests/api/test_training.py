@@ -286,6 +286,10 @@ def test_a_run_of_a_loaded_model_is_exported(loaded, tmp_path):
     card = (run.export(tmp_path / "exported") / "README.md").read_text()
     assert "A model after Native Reasoning Training" in card
     assert "base_model" not in card
+    moved = run.path.rename(tmp_path / "moved")
+    card = (nrt.load_run(moved).export(tmp_path / "third") / "README.md").read_text()
+    assert "A model after Native Reasoning Training" in card
+    run = nrt.load_run(moved)
     again = nrt.train(str(run.model_dir), ROWS, run="again", **SETTINGS)
     assert "A model after" in (again.export(tmp_path / "second") / "README.md").read_text()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,13 +189,42 @@ def test_a_folder_with_two_configurations(tmp_path: Path, monkeypatch: pytest.Mo
             lines += [f"  - split: {split}", f"    path: {name}/{split}-*"]
     (tmp_path / "sums" / "README.md").write_text("\n".join([*lines, "---", ""]))
     for path in ("sums", "sums/easy"):
-        with pytest.raises(InputError, match=r"files of several splits \(test, train\); name one"):
+        with pytest.raises(
+            InputError, match=r"files of several splits \(.*test-0.jsonl, .*\); name the files"
+        ):
             read_examples(path, DataConfig())
     for path in ("sums:hard:test", "./sums:hard:test", f"{tmp_path}/sums:hard:test"):
         (example,) = read_examples(path, DataConfig())
         assert example.messages[0].content == "hard test ?"
     (example,) = read_examples("sums/easy/train*", DataConfig())
     assert example.messages[0].content == "easy train ?"
+    assert len(read_examples("sums:hard:train[:1]", DataConfig())) == 1
+    assert len(read_examples("sums/**/*.jsonl", DataConfig())) == 4
+
+
+@pytest.mark.parametrize(
+    ("files", "is_refused"),
+    [
+        (("train.jsonl", "val.jsonl"), True),
+        (("training.jsonl", "testing.jsonl"), True),
+        (("gsm8k_train.jsonl", "gsm8k_test.jsonl"), True),
+        (("train1.jsonl.gz", "dev.csv"), True),
+        (("train/a.jsonl", "eval/a.jsonl"), True),
+        (("train-0.jsonl", "train-1.jsonl"), False),
+        (("test.jsonl", "validation.jsonl"), False),
+        (("blood-test-results.jsonl", "how-to-train-dogs.jsonl"), False),
+        (("how-to-train.txt", "blood-test.txt"), False),
+    ],
+)
+def test_files_of_several_splits(tmp_path: Path, files: Sequence[str], is_refused: bool) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    if is_refused:
+        with pytest.raises(InputError, match="files of several splits"):
+            find_tables(str(tmp_path))
+    else:
+        assert [table.name for table in find_tables(str(tmp_path))] == sorted(files)
 
 
 @pytest.mark.parametrize(("split", "rows"), [("train", 7473), ("test", 1319)])

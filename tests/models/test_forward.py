@@ -39,7 +39,7 @@ def test_the_caches_name_is_that_of_the_forward():
 def test_what_a_forward_lacks_is_named():
     check_forward("m", Newer())
     check_forward("m", Older())
-    missing = "no position_ids and no logits_to_keep and no past_key_values"
+    missing = r"no position_ids and no logits_to_keep and no KV cache \(cache or past_key_values\)"
     with pytest.raises(InputError, match=missing):
         check_forward("m", Stateless())
 

@@ -20,10 +20,8 @@ from transformers import PreTrainedModel
 
 from nrt.errors import InputError
 from nrt.models import save_model
+from nrt.run.layout import DATA_FOLDER, MODEL_FOLDER
 from nrt.system.files import TEXT_OPTIONS
-
-DATA_FOLDER, MODEL_FOLDER = "data", "initial"
-"""Folders in the run folder for the rows, and for the model with which the run begins."""
 
 
 def store_rows(data: Any, run: Path, name: str) -> str:

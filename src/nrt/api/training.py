@@ -10,7 +10,7 @@ from typing import Any
 
 from nrt.api.display import Progress, check_progress, open_display
 from nrt.api.names import checker_name, method_name
-from nrt.api.stored import DATA_FOLDER, MODEL_FOLDER, store_model, store_rows
+from nrt.api.stored import store_model, store_rows
 from nrt.config import Config, load_config, merge_settings, nest_settings
 from nrt.data.checkers import Checker
 from nrt.distributed import ProcessGroup, process_group
@@ -18,6 +18,7 @@ from nrt.errors import InputError
 from nrt.models import pick_device
 from nrt.objective import METHODS, Method
 from nrt.run import Run, run_folder
+from nrt.run.layout import DATA_FOLDER, MODEL_FOLDER
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.trainer import Callback, Listener
 from nrt.trainer import train as run_training

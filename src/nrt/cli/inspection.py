@@ -25,7 +25,7 @@ from nrt.models import (
     pick_device,
 )
 from nrt.trainer.context import check_context
-from nrt.trainer.resolve import resolve_names
+from nrt.trainer.resolve import import_plugin, resolve_method
 
 Record = dict[str, Any]
 
@@ -100,20 +100,24 @@ def inspect_all(config: Config) -> tuple[list[Inspection], TrainValidOverlap | N
 
 
 def context_fault(config: Config, inspections: Sequence[Inspection]) -> str:
-    """Return why rows of such data do not fit into the model's context; empty if they do.
+    """Return why rows of such data do not fit into the model's context.
 
-    Empty too without a model, and with a folder that has a tokenizer only.
+    It is empty if they do, and if there is no model but at most a tokenizer. Raises InputError for
+    an unknown method.
     """
     if config.model is None:
         return ""
+    for plugin in config.plugins:
+        import_plugin(plugin)
+    method = resolve_method(config.method, config.objective)
     try:
-        model_config = load_configs(config.model).config
+        model_config = load_configs(config.model, config.trust_remote_code).config
     except InputError:
         return ""
-    prompt = max(min(each.prompt.percentiles.get(100, 0), each.prompt.cap) for each in inspections)
-    answer = max(min(each.answer.percentiles.get(100, 0), each.answer.cap) for each in inspections)
+    prompt = max(inspection.longest_prompt for inspection in inspections)
+    answer = max(inspection.longest_answer for inspection in inspections)
     try:
-        check_context(config, resolve_names(config).method, model_config, prompt, answer)
+        check_context(config, method, model_config, prompt, answer)
     except InputError as error:
         return str(error)
     return ""

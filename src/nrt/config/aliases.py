@@ -71,7 +71,7 @@ ALIASES = {
     "warmup_steps": "optimizer.warmup",
     "weight_decay": "optimizer.weight_decay",
     "compute_metrics": "heldout.checker",
-    "logging_steps": "tracking.samples (metrics are logged at each step)",
+    "logging_steps": "log_traces (every step's metrics are logged)",
     "loss_type": "method",
     "reward_funcs": "method (the reward is the reference answer's probability; nothing to write)",
     "reward_model": "method (the reward is the reference answer's probability; nothing to write)",

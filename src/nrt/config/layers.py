@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -156,7 +157,8 @@ def _read_layer(recipe: str) -> Mapping[str, Any]:
     if recipe not in known:
         error = unknown_name("recipe", recipe, known)
         if (Path("runs") / recipe / "config.yaml").is_file():
-            error = InputError(f"{error}; to continue the run {recipe}: nrt train resume={recipe}")
+            command = shlex.join(["nrt", "train", f"resume={recipe}"])
+            error = InputError(f"{error}; to continue the run {recipe}: {command}")
         raise error
     return parse_settings(known[recipe].read_text(encoding="utf-8"), recipe)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,12 @@ from nrt.data.rows import Rows, TableRow
 from nrt.errors import InputError, install_hint
 from nrt.system.files import file_sha256
 
-LOCAL_DATASET = re.compile(r"([^:]+):(?:([\w.-]+):)?([^:/]+)")
-"""FOLDER:split or FOLDER:config:split; DATASET has the names of the hub."""
+LOCAL_DATASET = re.compile(r"([^:]+):(?:([\w.-]+):)?([^:/\[]+(?:\[[^/]*\])?)")
+"""FOLDER:split or FOLDER:config:split, a split may be a slice; DATASET has the hub's names."""
 
-SPLIT = re.compile(
-    r"(?:^|[-_. /])(train|test|valid|validation|dev|eval)(?:$|[-_. /])", re.IGNORECASE
-)
-"""Name of a split in the name of a file."""
+SPLIT = r"(train|training|test|testing|valid|validation|val|dev|eval|evaluation)\d*"
+SPLIT_OF_FILE = re.compile(rf"{SPLIT}(?:[-_. ].*)?|.*[-_. ]{SPLIT}", re.IGNORECASE)
+"""Name of a file without its ending, or of a folder: with a split's name first or last."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +84,34 @@ def _folder_tables(path: str) -> list[Table]:
         is_hidden = any(part.startswith(".") for part in name.parts)
         if file.is_file() and find_reader(file) and not is_hidden:
             tables.append(_file_table(file, name.as_posix()))
-    splits = {found[1].lower() for table in tables if (found := SPLIT.search(table.name))}
-    if "train" in splits and len(splits) > 1:
-        raise InputError(
-            f"{path} has files of several splits ({', '.join(sorted(splits))}); name one as in "
-            f"{path}:train, or a configuration too ({path}:CONFIG:train), or a pattern such as "
-            f"'{path}/train*'"
-        )
+    _check_splits(path, tables)
     if not tables:
         raise InputError(f"{path} is a folder without data files; known endings: {KNOWN_ENDINGS}")
     return tables
+
+
+def _check_splits(path: str, tables: Sequence[Table]) -> None:
+    """Raise InputError if there are training files beside those of another split.
+
+    Text files are documents, whose names are their own.
+    """
+    found: dict[str, str] = {}  # split → a file of it
+    for table in tables:
+        *folders, file = Path(table.name).parts
+        if ".txt" in file:
+            continue
+        for name in (file.partition(".")[0], *folders):
+            match = SPLIT_OF_FILE.fullmatch(name)
+            if match:
+                found.setdefault((match[1] or match[2]).lower(), table.name)
+                break
+    training = {split for split in found if split.startswith("train")}
+    if training and len(found) > len(training):
+        raise InputError(
+            f"{path} has files of several splits ({', '.join(sorted(found.values()))}); name the "
+            f"files, or the split as in {path}:SPLIT or {path}:CONFIG:SPLIT; '{path}/**/*' takes "
+            "all of them"
+        )
 
 
 def _pattern_tables(pattern: str) -> list[Table]:

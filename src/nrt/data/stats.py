@@ -85,6 +85,8 @@ class Inspection:
     unknown: int  # tokens for text that the tokenizer has no token for
     prompt: LengthSummary
     answer: LengthSummary
+    longest_prompt: int  # of the rows within the caps
+    longest_answer: int
     sources: Mapping[str, SourceShare]
     lengths: tuple[np.ndarray, np.ndarray] = field(repr=False, compare=False)
     """Lengths of prompts and of answers [rows each]."""
@@ -145,6 +147,8 @@ def inspect(
         unknown=counter.unknown,
         prompt=_summarise(prompts, prompt_cap, prompt_over),
         answer=_summarise(answers, answer_cap, answer_over),
+        longest_prompt=int(prompts[~is_dropped].max(initial=0)),
+        longest_answer=min(answer_cap, int(answers[~is_dropped].max(initial=0))),
         sources=_shares(counter.sources, prompts, answers),
         lengths=(prompts, answers),
         questions=counter.questions,

@@ -109,8 +109,8 @@ def count_update(
     """Return the memory of one forward and backward of the rows.
 
     They run as in the packed scorer and the engine on a device of that type. Attention keeps what
-    fused kernels keep. The head's tiles are larger if there would be more than MAX_TILES, which
-    would take a minute to count: a few MiB more, out of GiB.
+    fused kernels keep. The head has at most MAX_TILES tiles, since thousands take a minute to
+    count. Larger tiles add a few MiB to a count of GiB.
     """
     vocabulary = len(model.get_output_embeddings().weight)
     logits = vocabulary * sum(len(row.tail_ids) for row in rows)

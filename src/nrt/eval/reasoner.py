@@ -129,7 +129,7 @@ def find_model(name: str) -> ModelSource:
         except InputError as error:
             runs = [file.parent.name for file in Path("runs").glob("*/config.yaml")]
             raise InputError(
-                f"there is no run {run_folder(name)}, and {error}.{did_you_mean(name, runs)}"
+                f"there is no run {run_folder(name)}, and {error}{did_you_mean(name, runs)}"
             ) from error
     tokenizer = load_tokenizer(folder)
     vocabulary = tokenizer.get_vocab()

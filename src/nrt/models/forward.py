@@ -29,7 +29,7 @@ def check_forward(name: str, model: nn.Module) -> None:
     accepted = inspect.signature(model.forward).parameters
     absent = [argument for argument in REQUIRED_ARGUMENTS if argument not in accepted]
     if cache_argument(model) is None:
-        absent.append(CACHE_ARGUMENTS[-1])
+        absent.append(f"KV cache ({' or '.join(CACHE_ARGUMENTS)})")
     if absent:
         raise InputError(
             f"model {name}: the forward of {type(model).__name__} takes no "

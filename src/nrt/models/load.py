@@ -105,7 +105,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def load_configs(name: str) -> Any:
+def load_configs(name: str, trust_remote_code: bool = False) -> Any:
     """Load the `config` and the `generation_config` of a model without its weights.
 
     They are attributes of the returned object, with the names that a model has for them.
@@ -115,7 +115,7 @@ def load_configs(name: str) -> Any:
         generation = GenerationConfig.from_pretrained(name)
     except OSError:  # a GGUF file has none
         generation = None
-    config = _load_config(name, trust_remote_code=False)
+    config = _load_config(name, trust_remote_code)
     return SimpleNamespace(config=config, generation_config=generation)
 
 
@@ -225,7 +225,7 @@ def _load_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
         folders = [file.parent.name for file in Path().glob("*/config.json")]
         raise InputError(
             f"model {name} is neither a folder nor a model on the hub: "
-            f"{first_line(error).rstrip('.')}; {MODEL_FORMS}.{did_you_mean(name, folders)}"
+            f"{first_line(error).rstrip('.')}; {MODEL_FORMS}{did_you_mean(name, folders)}"
         ) from error
 
 

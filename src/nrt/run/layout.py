@@ -21,6 +21,9 @@ TRACKING_FILE = "tracking.json"
 TRACKER_FOLDERS = ("tensorboard", "wandb")
 """What the trackers write in the run folder."""
 
+DATA_FOLDER, MODEL_FOLDER = "data", "initial"
+"""Rows and model that were passed to `nrt.train` as objects."""
+
 UPLOAD_FOLDER = "upload"
 """The model that is being uploaded to the hub."""
 
@@ -37,8 +40,8 @@ KNOWN_ENTRIES = (
     "model",
     BASE_FOLDER,
     UPLOAD_FOLDER,
-    "data",
-    "initial",
+    DATA_FOLDER,
+    MODEL_FOLDER,
 )
 """Files and folders that nrt reads in a run folder."""
 

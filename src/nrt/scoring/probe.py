@@ -12,7 +12,7 @@ MAX_PROMPT, MAX_TAIL = 32, 12
 """Maximum tokens of a short row's prompt and tail."""
 
 PADS = 5
-"""Minimum difference in tokens between the prompts, where the first has as many."""
+"""Tokens by which the second prompt is shorter, if the first has more."""
 
 OVERSHOOT = 16
 """Number of tokens of a long row's tails, which reach beyond the sliding window."""

@@ -16,6 +16,7 @@ from nrt.config import Config, parse_plain_yaml
 from nrt.config.data_sections import DATASET, SourceConfig
 from nrt.errors import InputError
 from nrt.run import Record, Run, document_id
+from nrt.run.layout import MODEL_FOLDER
 from nrt.system.files import model_fingerprint, read_bounded
 
 CITATION = """@article{wang2026native,
@@ -80,12 +81,13 @@ def _origin(run: Run) -> tuple[str | None, str | None]:
     if model is None:
         return None, None
     folder = Path(model).expanduser()
-    if not folder.is_dir():
-        return model, None
+    if folder.name == MODEL_FOLDER and (run.path / MODEL_FOLDER).is_dir():
+        return None, None
+    if not folder.is_dir():  # a hub name, or a folder that was moved
+        return folder.name if folder.is_absolute() else model, None
     parent = folder.absolute().parent
     if (parent / "config.yaml").is_file():
-        trained_here = parent.resolve() == run.path.resolve()
-        return (None, None) if trained_here else _origin(Run(parent))
+        return _origin(Run(parent))
     metadata = _read_metadata(folder / "README.md")
     base = metadata.get("base_model")
     return base if isinstance(base, str) else folder.absolute().name, metadata.get("license")

@@ -33,6 +33,7 @@ from nrt.run.layout import BASE_FOLDER
 from nrt.system.files import atomic_folder, copy_plain_files
 from nrt.system.manifest import find_damage, write_manifest
 from nrt.trainer.context import check_context, longest
+from nrt.trainer.loading import template_notes
 from nrt.trainer.resolve import check_model_setting, resolve_names
 from nrt.trainer.samplers import Samplers
 from nrt.trainer.setup import Parts, assemble, steps_of
@@ -83,7 +84,7 @@ def prepare_cluster(config: Config, *, checkpoint: Path | None = None) -> Parts:
         valid=valid,
         steps=steps,
         save_model=_copy_last_checkpoint,
-        notes=(engine.scorer_why,),
+        notes=(engine.scorer_why, *template_notes(config, tokenizer)),
     )
 
 

@@ -21,7 +21,7 @@ def check_context(
 
     Args:
         prompt: tokens of the longest prompt of training and validation data.
-        answer: the same of answers.
+        answer: tokens of their longest answer.
 
     Raises InputError if the model has too few positions, with the settings to lower.
     """
@@ -58,15 +58,18 @@ def longest(data: LoadedPairs, valid: LoadedPairs | None) -> tuple[int, int]:
 def _remedy(config: Config, method: Method, room: int, answer: int, reference: int) -> str:
     """Return the caps with which trace and answer fit into `room` tokens.
 
-    Sampled answers get a quarter of it, or what the longest reference answer needs: a lower cap
-    would leave out rows of the data.
+    Sampled answers keep what the trace leaves, but at least a quarter of the room, or what the
+    longest reference answer needs: a lower cap would leave out rows of the data.
     """
+    trace = config.max_trace_tokens if method.samples else 0
     caps = []
-    if answer > max(reference, room // 4):
-        answer = max(reference, room // 4)
+    fitting = max(reference, room // 4, room - trace)
+    if answer > fitting:
+        answer = fitting
         caps.append(f"max_answer_tokens={answer}")
-    if method.samples and config.max_trace_tokens > room - answer:
-        caps.append(f"max_trace_tokens={room - answer}")
-    if room - answer < 1 or not caps:
+    if method.samples and trace > room - answer:
+        trace = room - answer
+        caps.append(f"max_trace_tokens={trace}")
+    if room < answer + trace or (method.samples and trace < 1):
         return "shorten the data's rows (max_prompt_tokens, max_answer_tokens)"
     return f"set {' '.join(caps)}, or take a model with a longer context"

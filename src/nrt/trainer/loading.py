@@ -12,6 +12,7 @@ import torch
 
 from nrt.config import Config
 from nrt.data import Chat, LoadedPairs, ensure_template, load_pairs
+from nrt.data.template import has_default_template
 from nrt.distributed import ProcessGroup
 from nrt.engine.build import frozen_copy
 from nrt.models import (
@@ -82,6 +83,18 @@ def load_model_and_data(
         marker_rows=marker_rows,
         has_initial_weights=has_initial_weights,
     )
+
+
+def template_notes(config: Config, tokenizer: Any) -> list[str]:
+    """Return a note if turns are written in nrt's own chat template."""
+    sources = config.data.sources("train")
+    has_turns = any(source.rows_config(config.data).text is None for source in sources)
+    if not has_turns or not has_default_template(tokenizer):
+        return []
+    return [
+        "the model has no chat template; nrt's own puts <|system|>, <|user|> or <|assistant|> "
+        "before each turn"
+    ]
 
 
 def load_reference(config: Config, loaded: ModelAndData, processes: ProcessGroup) -> Any:

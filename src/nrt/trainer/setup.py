@@ -15,7 +15,6 @@ import torch
 from nrt.config import Config
 from nrt.data import Chat, LoadedPairs, Markers, Pairs, RowOrder, bare_row, null_row
 from nrt.data.checkers import Checker, is_right
-from nrt.data.template import has_default_template
 from nrt.distributed import SINGLE_PROCESS, ProcessGroup
 from nrt.engine.build import build_engine
 from nrt.engine.compiled import COMPILED
@@ -30,15 +29,16 @@ from nrt.trainer.context import check_context, longest
 from nrt.trainer.difficulty import ByDifficulty, InOrder
 from nrt.trainer.heldout import Heldout
 from nrt.trainer.learner import CheckAnswer, Learner
-from nrt.trainer.loading import ModelAndData, load_model_and_data, load_reference
+from nrt.trainer.loading import (
+    ModelAndData,
+    load_model_and_data,
+    load_reference,
+    template_notes,
+)
 from nrt.trainer.policy import Policy
 from nrt.trainer.resolve import ResolvedNames, resolve_names
 from nrt.trainer.samplers import Samplers, build_samplers, prompt_sharing_fault
 from nrt.types import Pair
-
-NO_TEMPLATE = (
-    "the model has no chat template: <|system|>, <|user|> and <|assistant|> stand before the turns"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def prepare(
             "share": share,
             "compiled": engine.compiled.is_on,
         },
-        notes=_notes(engine, fault, loaded),
+        notes=_notes(config, engine, fault, loaded),
     )
 
 
@@ -204,11 +204,11 @@ def steps_of(config: Config, rows: int) -> int:
     return config.steps or max(1, int((config.epochs or 1) * rows) // config.batch)
 
 
-def _notes(engine: LocalEngine, sampling_fault: str, loaded: ModelAndData) -> tuple[str, ...]:
+def _notes(
+    config: Config, engine: LocalEngine, sampling_fault: str, loaded: ModelAndData
+) -> tuple[str, ...]:
     """Return how rows are written, forwarded and sampled, in words."""
-    notes = [engine.scorer_why]
-    if has_default_template(loaded.tokenizer):
-        notes.append(NO_TEMPLATE)
+    notes = [engine.scorer_why, *template_notes(config, loaded.tokenizer)]
     if engine.compiled.is_on:
         notes.append(COMPILED)
     if engine.recomputed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -109,9 +110,10 @@ def _train(
             writer.warn("damaged-checkpoint", message, run.progress.step)
             listener.say(message)
         if run.progress.step >= run.parts.steps:
+            more = "epochs=null steps=N" if config.epochs else "steps=N"
             listener.say(
-                f"nothing to do: the run is at step {run.progress.step}, and "
-                f"steps={run.parts.steps}; to train further: nrt train resume={folder} steps=N"
+                f"nothing to do: the run is at step {run.progress.step} of {run.parts.steps}; to "
+                f"train further: nrt train {shlex.quote(f'resume={folder}')} {more}"
             )
         if not writer.resumed:
             writer.skipped("train", [asdict(row) for row in run.parts.data.bad])
