@@ -51,7 +51,12 @@ def test_a_saved_model_is_an_ordinary_folder(tmp_path: Path, architecture: str) 
     model, tokenizer = build(architecture)
     template = CHAT_TEMPLATE + "{# exported #}"
     save_model(model, tokenizer, tmp_path / "model", template=template)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    attention = (
+        model.config._attn_implementation
+    )  # sdpa of earlier releases drops Gemma 2's softcap
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", attn_implementation=attention
+    ).eval()
     reread = AutoTokenizer.from_pretrained(tmp_path / "model")
     text = "we have<|think_start|>3 ;<|think_end|>\n"
     assert reread(text).input_ids == tokenizer(text).input_ids

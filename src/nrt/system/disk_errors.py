@@ -29,14 +29,18 @@ DISK_ERRNOS = {
 """The above, and errors of a disk that is full, over its quota, read-only or faulty."""
 
 
+ERRNO_IN_TEXT = re.compile(r"(?:os error |code: )(\d+)")
+
+
 def disk_error(error: BaseException) -> OSError | None:
     """Return the error as an OSError if a disk caused it, else None.
 
-    safetensors raises SafetensorError, which holds the error number only in its text.
+    safetensors raises SafetensorError, which holds the error number only in its text: `os error 28`,
+    or `code: 28` before release 0.6.
     """
     if isinstance(error, OSError):
         return error if error.errno in DISK_ERRNOS else None
-    if isinstance(error, SafetensorError) and (match := re.search(r"os error (\d+)", str(error))):
+    if isinstance(error, SafetensorError) and (match := re.search(ERRNO_IN_TEXT, str(error))):
         number = int(match[1])
         return OSError(number, os.strerror(number))
     return None
