@@ -225,6 +225,20 @@ def test_end_tokens_are_warned_of_after_fifty_steps():
     )
 
 
+@pytest.mark.parametrize(
+    ("shares", "warned"),
+    [((0.0, 0.05, 0.59, 0.7), [2]), ((0.6, 0.65, 0.2), []), ((0.1, 0.25), [1])],
+)
+def test_markers_that_spread_into_answers_are_warned_of(shares, warned):
+    """Above the first evaluation's share by more than .1, once."""
+    watch = Watch(WatchConfig())
+    told = [watch.see({"step": 10 * i, "heldout/answer_marker": x}) for i, x in enumerate(shares)]
+    assert [i for i, warnings in enumerate(told) if warnings] == warned
+    for i in warned:
+        assert told[i][0].kind == "answer-marker"
+        assert f"{shares[i]:.0%} of the held-out answers, at first in" in told[i][0].message
+
+
 def test_a_sampler_that_is_not_the_trainer_is_warned_of_whatever_it_is():
     watch = Watch(WatchConfig(), max_gap=1e-3)
     assert watch.see({"sampler/logp_gap": 1e-4, "sampler/behind": 0.0}) == []

@@ -231,6 +231,26 @@ def test_answers_after_swapped_traces_are_those_of_the_other_prompt(make_config)
     assert {"heldout/accuracy_swapped", "heldout/logp_swapped"} <= set(summary(records))
 
 
+def test_markers_in_held_out_answers_are_counted(make_config, monkeypatch):
+    """The answers are set here: every second one has END in it."""
+    parts = prepare(make_config())
+    assert parts.heldout is not None
+    end = parts.learner.policy.markers.end_id
+
+    def answers(rows, **_):
+        return [(5, end, 6) if i % 2 else (5, 6) for i in range(len(rows))]
+
+    monkeypatch.setattr(
+        type(parts.learner.policy), "answers", lambda self, *a, **k: answers(*a, **k)
+    )
+    records = parts.heldout(seed=1)
+    assert [record.answer_marker for record in records] == [
+        bool(i % 2) for i in range(len(records))
+    ]
+    expected = sum(i % 2 for i in range(len(records))) / len(records)
+    assert summary(records)["heldout/answer_marker"] == expected
+
+
 def test_held_out_references_are_kept_token_by_token(make_config):
     """Their texts make up the reference and the end of the turn; log-probabilities are those after the null trace, by hand."""
     parts = prepare(make_config())

@@ -201,6 +201,11 @@ METRICS: dict[str, Metric] = {
         "share",
         "`heldout/accuracy` as a server sees it: no answer if the model did not write END itself",
     ),
+    "heldout/answer_marker": Metric(
+        "share",
+        "answers, after a trace, in which START or END stands: a sign that the answer term is too "
+        "weak",
+    ),
     "heldout/accuracy_null": Metric(
         "share", "answers that the checker marks correct, after the null trace"
     ),

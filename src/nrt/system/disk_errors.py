@@ -35,8 +35,8 @@ ERRNO_IN_TEXT = re.compile(r"(?:os error |code: )(\d+)")
 def disk_error(error: BaseException) -> OSError | None:
     """Return the error as an OSError if a disk caused it, else None.
 
-    safetensors raises SafetensorError, which holds the error number only in its text: `os error 28`,
-    or `code: 28` before release 0.6.
+    safetensors raises SafetensorError, which holds the error number only in its text: `os error
+    28`, or `code: 28` before release 0.6.
     """
     if isinstance(error, OSError):
         return error if error.errno in DISK_ERRNOS else None

@@ -45,6 +45,7 @@ class HeldoutRecord:
     logp_null: float | None = None
     token_logp_null: tuple[float, ...] | None = None
     answer: str | None = None
+    answer_marker: bool | None = None  # START or END stands in the answer
     correct: bool | None = None
     correct_served: bool | None = None  # for a server: no answer unless the model wrote END
     answer_null: str | None = None
@@ -61,6 +62,7 @@ class _Reading:
     logp_T: Tensor
     entropy_T: Tensor
     answer: str | None
+    has_marker: bool | None
     correct: bool | None
 
 
@@ -117,6 +119,7 @@ class Heldout:
                 token_entropy=_rounded(reading.entropy_T),
                 answer_tokens=self._answer_tokens[i],
                 answer=reading.answer,
+                answer_marker=reading.has_marker,
                 correct=reading.correct,
                 **_control_fields({name: part[i] for name, part in readings.items()}),
             )
@@ -165,7 +168,8 @@ class Heldout:
         """
         flat = [row for part in rows.values() for row in part]
         pairs = [pair for _ in rows for pair in self.pairs]
-        answers = self._answers(flat)
+        answer_ids = self._answers(flat)
+        answers = [None if ids is None else self.chat.decode(ids) for ids in answer_ids]
         self.policy.sampler.sleep()  # before scoring, which needs its memory
         examples = [pair.example for pair in pairs]
         verdicts = self.policy.engine.processes.map(
@@ -173,20 +177,22 @@ class Heldout:
         )
         scores = self.policy.score(flat)
         readings = []
-        for pair, (logp, entropy), answer, correct in zip(
-            pairs, scores, answers, verdicts, strict=True
+        markers = {self.chat.start_id, self.chat.end_id}
+        for pair, (logp, entropy), ids, answer, correct in zip(
+            pairs, scores, answer_ids, answers, verdicts, strict=True
         ):
             T = len(pair.answer_ids)
-            readings.append(_Reading(logp[-T:], entropy[-T:], answer, correct))
+            has_marker = None if ids is None else not markers.isdisjoint(ids)
+            readings.append(_Reading(logp[-T:], entropy[-T:], answer, has_marker, correct))
         n = len(self.pairs)
         return {kind: readings[k * n : (k + 1) * n] for k, kind in enumerate(rows)}
 
-    def _answers(self, rows: Sequence[Row]) -> Sequence[str | None]:
-        """Sample a greedy answer after everything in a row that comes before y*."""
+    def _answers(self, rows: Sequence[Row]) -> Sequence[tuple[int, ...] | None]:
+        """Sample a greedy answer after everything in a row that comes before y*: its ids."""
         if self.checker is None:
             return [None] * len(rows)
         return [
-            self.chat.decode(self.policy.strip_end_token(ids))
+            tuple(self.policy.strip_end_token(ids))
             for ids in self.policy.answers(rows, seed=0, greedy=True)
         ]
 
@@ -233,6 +239,7 @@ def as_json(records: Sequence[HeldoutRecord]) -> list[dict[str, Any]]:
 _MEASURES: dict[str, Callable[[HeldoutRecord], float | None]] = {
     "heldout/accuracy": lambda r: r.correct,
     "heldout/accuracy_served": lambda r: r.correct_served,
+    "heldout/answer_marker": lambda r: r.answer_marker if r.trace is not None else None,
     "heldout/accuracy_null": lambda r: r.correct_null,
     "heldout/accuracy_swapped": lambda r: r.correct_swapped,
     "heldout/logp": lambda r: r.logp,

@@ -14,6 +14,12 @@ from nrt.config import WatchConfig
 END_TOKENS_FROM = 50
 """First step with a warning about end tokens: before it a model may still learn to write END."""
 
+MORE_ANSWER_MARKERS = 0.1
+"""Growth of the share of held-out answers with a marker above which there is a warning."""
+
+ANSWER_MARKERS_FROM = 10
+"""First step with such a warning: a model may lose in a few steps what it won in the first."""
+
 READOUT_STEPS = 5
 """Steps in each mean of the readout, which a run can lose within ten steps."""
 
@@ -33,6 +39,11 @@ END_TOKEN_REMEDY = (
     "a served model ends its turn there and gives no answer (heldout/accuracy_served); raise "
     "objective.format_coef, "
     "train longer, or start END from another token (markers.end_from)"
+)
+ANSWER_MARKER_REMEDY = (
+    "END spreads into the answer, which the answer term no longer holds in place; stop earlier, or "
+    "in a new run take a method that gives unlikely tokens more weight (nrt-ws-neg-log-p), or set "
+    "objective.answer_weight=1 (docs/real-model.md)"
 )
 GAP_REMEDY = (
     "sampler and trainer are two different policies, so ratios and advantages are biased; lower "
@@ -96,6 +107,7 @@ class Watch:
         self.early: dict[str, list[float]] = {fall.metric: [] for fall in self.falls}
         self.late: dict[str, list[float]] = {fall.metric: [] for fall in self.falls}
         self.end_tokens: list[float] = []
+        self.first_answer_marker: float | None = None
         self.warned: set[str] = set()
         for metrics in earlier:
             self.see(metrics)
@@ -105,6 +117,7 @@ class Watch:
         warnings = [
             *self._fallen(metrics),
             *self._end_tokens(metrics),
+            *self._answer_markers(metrics),
             *self._sampler_gap(metrics),
         ]
         new = [warning for warning in warnings if warning.metric not in self.warned]
@@ -148,6 +161,25 @@ class Watch:
             f"end tokens other than END still stop {share:.0%} of the traces: {END_TOKEN_REMEDY}"
         )
         return [MetricWarning("end-token", "trace/end_token", message)]
+
+    def _answer_markers(self, metrics: Mapping[str, Any]) -> list[MetricWarning]:
+        """Warn if training makes markers more frequent in answers.
+
+        At the start a new END is a copy of another token, and may stand anywhere.
+        """
+        share = metrics.get("heldout/answer_marker")
+        if not _is_number(share):
+            return []
+        if self.first_answer_marker is None:
+            self.first_answer_marker = share
+        first = self.first_answer_marker
+        if metrics.get("step", 0) < ANSWER_MARKERS_FROM or share <= first + MORE_ANSWER_MARKERS:
+            return []
+        message = (
+            f"START or END stands in {share:.0%} of the held-out answers, at first in {first:.0%}: "
+            f"{ANSWER_MARKER_REMEDY}"
+        )
+        return [MetricWarning("answer-marker", "heldout/answer_marker", message)]
 
     def _sampler_gap(self, metrics: Mapping[str, Any]) -> list[MetricWarning]:
         """Warn if sampled and scored log-probabilities differ. Traces of earlier weights
