@@ -172,7 +172,7 @@ def test_all_package_data_opens(call):
 
 def test_demo_then_its_page(call, environment):
     """The demo runs without an extra and says what its page needs; with the extra `report` the page is written."""
-    assert "No page: " in call("nrt", "demo", "--quick", "--run", "first")
+    assert "no report: " in call("nrt", "demo", "--quick", "--run", "first")
     call(
         "python",
         "-m",
