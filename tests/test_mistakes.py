@@ -87,7 +87,7 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         ("train optimizer=adamw", "optimizer is a section of settings"),
         ("train steps=ten", "setting steps='ten': input should be a valid integer"),
         ("train gsm9k", "did you mean 'gsm8k'?"),
-        ("train earlier", "to continue the run earlier: nrt train resume=earlier"),
+        ("train earlier", "to continue the run earlier: nrt resume earlier"),
         ("chat erlier", "a hub name or a .gguf file; did you mean 'earlier'?"),
         ("train model=tiney data.train=pairs.jsonl", "a hub name or a .gguf file; did you mean 'tiny'?"),
         ("train reward_funcs=len", "in nrt it is method (the reward is the reference answer's"),
@@ -95,7 +95,7 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         ("train model=tiny", "no training data given; set data.train=FILE"),
         ("train data.train=pairs.jsonl", "no model given; set model=FOLDER"),
         ("train model=tiny data.train=none.jsonl", "none.jsonl: no such file"),
-        ("train resume=nothing", "runs/nothing is not a run"),
+        ("resume nothing", "runs/nothing is not a run"),
         ("report ./notarun", "notarun is not a run: it has no config.yaml; give the name"),
         ("replay first", "give a file RUN/skipped/step-….json"),
         ("chat nothing", "there is no run runs/nothing, and model nothing is neither a folder nor"),
@@ -141,7 +141,7 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         ("train pairs steps = 3", "'steps' is not a setting; write key=value, for example steps=100"),
         ("train my.yaml", "recipe my.yaml: no such file; give a YAML file, or a recipe of `nrt recipes`"),
         ("train tabs.yaml", "tabs.yaml is not valid YAML"),
-        ("train pairs resume=first", "a resumed run keeps its own recipe; leave out pairs: nrt train resume=first"),
+        ("train pairs resume=first", "a resumed run keeps its own recipe; leave out pairs: nrt resume first"),
         # other commands
         (f"{COMPARE} --methods sft --seeds 0", "--seeds 0: give at least 1 and at most 1,000"),
         ("compare smollm2-pairs model=tiny data.train=pairs.jsonl --methods sft", "nrt compare scores held-out questions; set data.valid=FILE"),
@@ -210,11 +210,11 @@ def test_a_folder_of_save_to_disk(command, tmp_path):
 def test_resume_with_another_setting_and_of_a_finished_run(command):
     """One setting is named, not two dicts; and a finished run says how to train further."""
     assert command("train", "model=tiny", "data.train=pairs.jsonl", *SMALL)[0] == 0
-    status, _, err = command("train", "resume=run", "optimizer.lr=1")
+    status, _, err = command("resume", "run", "optimizer.lr=1")
     assert status == 2
     assert "the run to resume has optimizer.lr=1e-05, not 1.0; leave the setting out" in err
     assert len(err) < 200
-    status, out, _ = command("train", "resume=run")
+    status, out, _ = command("resume", "run")
     assert status == 0
     assert "nothing to do: the run is at step 1 of 1; to train further" in out
     assert " steps=N" in out
@@ -253,6 +253,14 @@ def test_a_batch_larger_than_the_data_is_reported(command, tmp_path):
     assert "batch=2 prompts repeat within a step: the data have 1 rows; set batch=1" in out
     warnings = (tmp_path / "runs" / "run" / "warnings.jsonl").read_text()
     assert json.loads(warnings.splitlines()[0])["kind"] == "repeated-prompts"
+
+
+@pytest.mark.parametrize(("rate", "high"), [("1", True), ("2e-2", True), ("1e-2", False)])
+def test_a_learning_rate_that_overwrites_the_model_is_reported(command, rate, high):
+    pairs = ("model=tiny", "data.train=pairs.jsonl")
+    status, out, err = command("train", *pairs, *SMALL, f"optimizer.lr={rate}")
+    assert status == 0, err
+    assert ("overwrites a pretrained model within a few updates" in out) == high
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,5 @@ def _explain_lost_process() -> Iterator[None]:
         reason = re.sub(r"^\[.*?\] ", "", message).partition(". ")[0]
         raise RunError(
             f"lost the other processes: one of them reports why, or was killed ({reason}); "
-            "resume=RUN continues from "
-            "the last checkpoint"
+            "nrt resume RUN continues from the last checkpoint"
         ) from error

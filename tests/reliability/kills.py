@@ -2,7 +2,7 @@
 resumes them, and holds what they leave to what an uninterrupted run left, byte for byte. Exits 1 where anything differs.
 
 This process imports nrt once and forks a child for each attempt, which calls the command (`nrt.cli.app.main`). A chain is one run folder:
-`nrt train RECIPE`, killed, `nrt train resume=RUN`, killed, …, and to its end. After each kill the folder is looked over (`checks.py`).
+`nrt train RECIPE`, killed, `nrt resume RUN`, killed, …, and to its end. After each kill the folder is looked over (`checks.py`).
 With `--processes 2` it is two processes under torchrun, of which one is killed, or both with torchrun.
 The log has one line a kill; `--again LOG --seed S --chain C` repeats one chain of it (kills by the clock as closely as the clock allows).
 """

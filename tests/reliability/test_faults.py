@@ -184,7 +184,7 @@ def test_a_run_folder_that_is_moved_away_ends_the_run_in_a_line(phase, n, make_c
     run, aside = tmp_path / "run", tmp_path / "aside"
     with pytest.raises(
         RunError,
-        match=r"run no longer exists; put it back where it was, then resume from the last checkpoint: resume=",
+        match=r"run no longer exists; put it back where it was, then resume from the last checkpoint: nrt resume ",
     ):
         nrt.train(make_config(run=str(run)), listener=At(phase, n, lambda: run.rename(aside)))
     shutil.rmtree(run, ignore_errors=True)

@@ -198,7 +198,7 @@ def test_a_folder_with_a_run_is_refused_and_unchanged(tmp_path):
         write_steps(writer, 1, 2)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(
-        InputError, match=r"already holds a run .* run=NAME, or continue it with resume="
+        InputError, match=r"already holds a run .* run=NAME, or continue it with nrt resume "
     ):
         RunWriter.create(tmp_path, CONFIG)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

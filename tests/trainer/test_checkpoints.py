@@ -154,7 +154,7 @@ def test_a_file_too_large_for_the_disk(make_config, tmp_path, bytes_left):
     run = tmp_path / "run"
     try:
         with pytest.raises(
-            RunError, match=f"cannot be written .File too large.*resume={run}"
+            RunError, match=f"cannot be written .File too large.*nrt resume {run}"
         ) as failed:
             nrt.train(make_config(steps=4), listener=limit)
     finally:

@@ -92,7 +92,7 @@ def test_a_run_resumes_after_a_worker_is_killed(settings, started, capsys):
     assert process.returncode == 1, errors[-2000:]
     message = errors.strip().splitlines()[-1]
     assert message.startswith("error: a worker of the cluster failed: ")
-    assert f"nrt train resume={Path('runs/mini')}" in message
+    assert f"nrt resume {Path('runs/mini')}" in message
     assert psutil.wait_procs(children, timeout=30)[1] == []
     assert [c.name for c in Run(path).checkpoints()] == ["step-000002"]
 

@@ -1,4 +1,4 @@
-"""Commands that train: `nrt train` and `nrt demo`; and `nrt replay` of a skipped update."""
+"""Commands that train: `nrt train`, `nrt resume`, `nrt demo`; `nrt replay` of a skipped update."""
 
 from __future__ import annotations
 
@@ -26,25 +26,27 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+JsonLines = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print JSON lines instead of a live line: the run folder, then each step's metrics.",
+    ),
+]
+Report = Annotated[
+    bool,
+    typer.Option(
+        "--report", help="Write RUN/report.html after each held-out evaluation and at the end."
+    ),
+]
+
 
 # Unknown options arrive as settings, so that `--steps 3` gets an answer in nrt's own terms.
 @app.command(context_settings={"ignore_unknown_options": True})
 def train(
     settings: Settings,
-    json_lines: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print JSON lines instead of a live line: the run folder, then each step's "
-            "metrics.",
-        ),
-    ] = False,
-    report: Annotated[
-        bool,
-        typer.Option(
-            "--report", help="Write RUN/report.html after each held-out evaluation and at the end."
-        ),
-    ] = False,
+    json_lines: JsonLines = False,
+    report: Report = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -53,12 +55,11 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train a model, or resume a run.
+    """Train a model.
 
-    Start:   nrt train gsm8k model=FOLDER data.train=FILE run=NAME
-    The same with the recipe `pairs`, for any columns: nrt train model=FOLDER data.train=FILE
-    Resume:  nrt train resume=NAME
-    For several GPUs see docs/several-gpus.md.
+    nrt train gsm8k model=FOLDER data.train=FILE run=NAME
+    With the recipe `pairs`, for any columns: nrt train model=FOLDER data.train=FILE
+    For several GPUs see docs/several-gpus.md. To continue a run: nrt resume NAME.
     """
     from nrt.trainer import train as run_training
 
@@ -93,6 +94,23 @@ def train(
         print_next("chat" if report else "report", run_argument(run.path))
 
 
+@app.command(context_settings={"ignore_unknown_options": True})
+def resume(
+    run: Annotated[str, typer.Argument(help="Name or path of the run folder.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key=value …]", help="Changed settings, such as steps=200."),
+    ] = None,
+    json_lines: JsonLines = False,
+    report: Report = False,
+) -> None:
+    """Continue a run from its last checkpoint: nrt resume NAME.
+
+    `nrt train resume=NAME` is the same.
+    """
+    train([f"resume={run}", *(settings or [])], json_lines, report)
+
+
 def _training_config(settings: list[str]) -> Config:
     """Return the config of [RECIPE] key=value …, or that of the run to resume with overrides."""
     from nrt.config import build_config, load_config, parse_overrides
@@ -112,7 +130,7 @@ def _training_config(settings: list[str]) -> Config:
     resume = values.get("resume")
     if recipe and resume:
         raise InputError(
-            f"a resumed run keeps its own recipe; leave out {recipe}: nrt train resume={resume}"
+            f"a resumed run keeps its own recipe; leave out {recipe}: nrt resume {resume}"
         )
     if recipe:
         return load_config(recipe, [*_own_settings(recipe, overrides), *overrides])

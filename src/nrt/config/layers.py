@@ -157,7 +157,7 @@ def _read_layer(recipe: str) -> Mapping[str, Any]:
     if recipe not in known:
         error = unknown_name("recipe", recipe, known)
         if (Path("runs") / recipe / "config.yaml").is_file():
-            command = shlex.join(["nrt", "train", f"resume={recipe}"])
+            command = shlex.join(["nrt", "resume", recipe])
             error = InputError(f"{error}; to continue the run {recipe}: {command}")
         raise error
     return parse_settings(known[recipe].read_text(encoding="utf-8"), recipe)

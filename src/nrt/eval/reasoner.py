@@ -237,7 +237,7 @@ def _find(name: str) -> tuple[str, Config | None, bool | None]:
             if not run.model_dir.is_dir():
                 raise InputError(
                     f"{folder} has no trained model yet. Resume the run with "
-                    f"`nrt train resume={name}`, or export a checkpoint with `nrt export`."
+                    f"`nrt resume {name}`, or export a checkpoint with `nrt export`."
                 )
             method = METHODS.get(run.config.method)  # None: a method of a plug-in
             thinks = False if method and not method.samples else None

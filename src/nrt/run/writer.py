@@ -72,7 +72,7 @@ class RunWriter:
             if existing:
                 raise InputError(
                     f"{path} already holds a run ({', '.join(existing)}); "
-                    f"choose another name with run=NAME, or continue it with resume={path} "
+                    f"choose another name with run=NAME, or continue it with nrt resume {path} "
                     f"(nrt.resume({str(path)!r}) in Python)"
                 )
             writer._remove_leftovers()

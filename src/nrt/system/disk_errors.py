@@ -56,7 +56,7 @@ def explain_disk_errors(folder: Path, next_step: str = "") -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         if not next_step:
-            next_step = f"resume from the last checkpoint: resume={folder}"
+            next_step = f"resume from the last checkpoint: nrt resume {folder}"
             if isinstance(error, FileNotFoundError) and not folder.is_dir():
                 message = f"{folder} no longer exists; put it back where it was, then {next_step}"
                 raise RunError(message) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -294,8 +295,8 @@ class Loop:
             self._save()
         if stop:
             raise Interrupted(
-                f"interrupted at step {self.progress.step}; continue with nrt train "
-                f"resume={self.folder}, or in Python nrt.resume({str(self.folder)!r})"
+                f"interrupted at step {self.progress.step}; continue with nrt resume "
+                f"{shlex.quote(str(self.folder))}, or in Python nrt.resume({str(self.folder)!r})"
             )
 
     def _warn(self, kind: str, message: str, **details: Any) -> None:

@@ -113,7 +113,7 @@ def _train(
             more = "epochs=null steps=N" if config.epochs else "steps=N"
             listener.say(
                 f"nothing to do: the run is at step {run.progress.step} of {run.parts.steps}; to "
-                f"train further: nrt train {shlex.quote(f'resume={folder}')} {more}"
+                f"train further: nrt resume {shlex.quote(str(folder))} {more}"
             )
         if not writer.resumed:
             writer.skipped("train", [asdict(row) for row in run.parts.data.bad])

@@ -1,4 +1,4 @@
-"""Warnings that a new run begins with: about its data, its scorer and K = 1."""
+"""Warnings that a new run begins with: about its learning rate, its data, its scorer and K = 1."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from nrt.run import RunWriter
 from nrt.trainer.listener import Listener
 from nrt.trainer.setup import Parts
 
+HIGH_LEARNING_RATE = 0.01
+"""AdamW changes a weight by up to the learning rate in an update, and most weights of a language
+model are below 0.1."""
+
 
 def warn_at_start(config: Config, parts: Parts, writer: RunWriter, listener: Listener) -> None:
-    """Write the warnings of a new run. Those about padded rows and the batch are also displayed."""
+    """Write the warnings of a new run. All but those about rows and K = 1 are displayed too."""
     if parts.padded_by_surprise:
         text = "prompts are forwarded once for each trace, which takes several times as long"
         message = f"{parts.notes[0]}: {text}"
@@ -21,6 +25,11 @@ def warn_at_start(config: Config, parts: Parts, writer: RunWriter, listener: Lis
         writer.warn("not-compiled", message, 0)
         listener.say(message)
     _warn_about_data(config, parts.data, writer)
+    if config.optimizer.lr > HIGH_LEARNING_RATE:
+        message = f"optimizer.lr={config.optimizer.lr:g} overwrites a pretrained model within a "
+        message += "few updates; usual are 1e-6 to 1e-4, and with LoRA up to 1e-3"
+        writer.warn("learning-rate", message, 0)
+        listener.say(message)
     method = parts.learner.method
     rows = len(parts.data.pairs)
     if config.batch > rows:

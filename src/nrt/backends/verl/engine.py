@@ -133,7 +133,7 @@ class VerlEngine:
         if skipped and is_megatron(self.config):
             raise RunError(
                 "the gradient of an update was not finite, and Megatron applied it: its weights "
-                "are unusable; resume from the last checkpoint with `nrt train resume=RUN`; a "
+                "are unusable; resume from the last checkpoint with `nrt resume RUN`; a "
                 "lower optimizer.lr may help"
             )
         lr = self._current_lr()

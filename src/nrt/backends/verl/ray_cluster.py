@@ -82,7 +82,7 @@ def worker_error(error: Exception, folder: Path) -> NrtError:
     reason = lines[-1] if cause or "creation task" in text else lines[0]
     return RunError(
         f"a worker of the cluster failed: {type(cause or error).__name__}: {reason:.300} — saved "
-        f"files are complete: `nrt train resume={folder}` resumes from the last checkpoint"
+        f"files are complete: `nrt resume {folder}` resumes from the last checkpoint"
     )
 
 
