@@ -80,7 +80,12 @@ def llama(
 
 
 def make_learner(
-    model: Any, shape: Shape, *, tokens_per_batch: int = 4096, initial_reference: bool = True
+    model: Any,
+    shape: Shape,
+    *,
+    tokens_per_batch: int = 4096,
+    initial_reference: bool = True,
+    compile_layers: bool = False,
 ) -> Learner:
     """Build a learner for random pairs. No token ends a trace, so that each has exactly `shape.trace` tokens."""
     reference = frozen_copy(model) if initial_reference else None
@@ -91,6 +96,7 @@ def make_learner(
         updates=10**6,
         tokens_per_batch=tokens_per_batch,
         reference=reference,
+        compile_layers=compile_layers,
     )
     markers = Markers(START, END)
     return Learner(

@@ -71,8 +71,9 @@ def main() -> None:
             bars.append(
                 Bar(f"update over the oracle's, {arguments.model}, {shape}", record["ratio"], 0.5)
             )
-    figures["limit"] = limit(arguments.model, Shape())
-    print(f"limit: {figures['limit']}")
+    for name, compiled in (("limit", False), ("limit_compiled", True)):
+        figures[name] = limit(arguments.model, Shape(), compiled)
+        print(f"{name}: {figures[name]}")
     if arguments.model == "30m":
         bars.append(
             Bar(
@@ -132,13 +133,16 @@ def against_oracle(size: str, shape: Shape, pairs: int) -> dict[str, Any]:
     return timings.record("packed", "padded") | {"tokens_per_batch": best}
 
 
-def limit(size: str, shape: Shape) -> dict[str, float]:
+def limit(size: str, shape: Shape, compiled: bool) -> dict[str, float]:
     """Seconds of an update's forward and backward, least seconds by arithmetic, and the share of time in kernels."""
     rows = rows_of(shape)
-    engine = make_learner(llama(size), shape, initial_reference=False).policy.engine
+    engine = make_learner(
+        llama(size), shape, initial_reference=False, compile_layers=compiled
+    ).policy.engine
 
     def update() -> None:
-        backward(engine.scorer, engine.model, rows, 4096)
+        with engine.compiled.layers_of(engine.model):
+            backward(engine.scorer, engine.model, rows, 4096)
 
     update()
     took = min(seconds(update) for _ in range(3))

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.step [--model 3m|30m] [--prompt 64|512] [--bf16] [--threads 1 2] [--quick]`: a whole step against TRL's.
+"""`python -m benchmarks.step [--model 3m|30m] [--prompt 64|512] [--bf16] [--threads 1 2] [--compile] [--quick]`: a whole step against TRL's.
 
 TRL 1.16's GRPOTrainer with completions of 192 tokens, nrt with traces of 128 and answers of 64: 8 prompts × 8, one on-policy update,
 gradient checkpointing off on both sides, random weights of the same shape, no token that ends a completion early. TRL's own training
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--model", choices=["3m", "30m"], default="3m")
     parser.add_argument("--prompt", type=int, choices=[64, 512], default=64)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="nrt with compile=true")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
         "--batches",
@@ -70,7 +71,10 @@ def main() -> None:
         )
     (threads, batch), _ = min(tried.items(), key=lambda item: item[1])
     torch.set_num_threads(threads)
-    learner, pairs = make_learner(llama(arguments.model, dtype=dtype), shape), draw(shape)
+    learner = make_learner(
+        llama(arguments.model, dtype=dtype), shape, compile_layers=arguments.compile
+    )
+    pairs = draw(shape)
     timings = _trl_steps(
         arguments.model,
         dtype,
@@ -82,7 +86,7 @@ def main() -> None:
     )
     timings.a, timings.b = timings.b, timings.a
     record = timings.record("nrt", "trl")
-    kind = str(dtype).removeprefix("torch.")
+    kind = str(dtype).removeprefix("torch.") + ("-compiled" if arguments.compile else "")
     record |= {
         "trl_grid": {f"{t} threads, {b} completions": s for (t, b), s in tried.items()},
         "threads": threads,
