@@ -114,7 +114,8 @@ def test_the_command_line_may_choose_the_profile(tmp_path):
             "batch=10 cannot be split into updates_per_rollout=4 equal parts",
         ),
         (["markers.start=<m>", "markers.end=<m>"], "are the same text; set two different texts"),
-        (["steps"], "'steps' is not a setting; write key=value"),
+        (["steps"], "setting steps has no value; write steps=VALUE without blanks"),
+        (["step"], "'step' is not a setting; write key=value"),
         (["=3"], "'=3' is not a setting; write key=value"),
     ],
 )

@@ -56,6 +56,11 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
     (tmp_path / "empty").mkdir()
     (tmp_path / "runs" / "earlier").mkdir(parents=True)
     (tmp_path / "runs" / "earlier" / "config.yaml").write_text("")
+    (tmp_path / "runs" / "done" / "model").mkdir(parents=True)
+    (tmp_path / "notokenizer").mkdir()
+    for copy in (tmp_path / "runs" / "done" / "model", tmp_path / "notokenizer"):
+        (copy / "config.json").write_bytes((model_dir / "config.json").read_bytes())
+    (tmp_path / "runs" / "done" / "config.yaml").write_text("")
     (tmp_path / "splits").mkdir()
     for split in ("train", "test"):
         (tmp_path / "splits" / f"{split}-0.jsonl").write_bytes(pairs_file.read_bytes())
@@ -96,10 +101,11 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         ("train data.train=pairs.jsonl", "no model given; set model=FOLDER"),
         ("train model=tiny data.train=none.jsonl", "none.jsonl: no such file"),
         ("resume nothing", "runs/nothing is not a run"),
-        ("report ./notarun", "notarun is not a run: it has no config.yaml; give the name"),
+        ("report ./notarun", "notarun is not a run: it does not exist"),
         ("replay first", "give a file RUN/skipped/step-….json"),
         ("chat nothing", "there is no run runs/nothing, and model nothing is neither a folder nor"),
         ("compare pairs model=tiny data.train=pairs.jsonl --methods sft,rlpr", "set data.valid=FILE"),
+        ("compare model=tiny data.train=pairs.jsonl --methods sft,rlpr", "set data.valid=FILE"),
         (
             "compare pairs model=tiny data.train=pairs.jsonl data.valid=pairs.jsonl --methods sft,rlpr",
             "--measure correct needs a checker of answers; set heldout.checker=exact",
@@ -123,6 +129,9 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         (f"{TRAIN} data.columns.question=prompt", "pairs.jsonl:1: no column 'prompt' among question, answer, kind; set"),
         # model
         ("train model=./absent data.train=pairs.jsonl", "model ./absent: no such folder; give a folder written by"),
+        ("train model=runs/done data.train=pairs.jsonl", "model runs/done is a run; give its model: runs/done/model"),
+        ("train model=done data.train=pairs.jsonl", "model done is a run; give its model: runs/done/model"),
+        ("train model=notokenizer data.train=pairs.jsonl", "model notokenizer has no tokenizer: "),
         ("train model=empty data.train=pairs.jsonl", "the folder has no config.json; give a folder written by"),
         ("train model=pairs.jsonl data.train=pairs.jsonl", "model pairs.jsonl is a file; give a folder written by"),
         ("train model=meta-llama/Llama-3.2-1B data.train=pairs.jsonl", "; give a folder written by save_pretrained, a hub"),
@@ -138,7 +147,13 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         (f"{TRAIN} method=rlvr", "method rlvr checks sampled answers; set heldout.checker=exact"),
         (f"{TRAIN} heldout.checker=my.checks:same", "importing my.checks failed"),
         (f"{TRAIN} keep_best=heldout/acc", "unknown metric 'heldout/acc'; did you mean 'heldout/accuracy'?"),
-        ("train pairs steps = 3", "'steps' is not a setting; write key=value, for example steps=100"),
+        ("train pairs steps = 3", "setting steps has no value; write steps=VALUE without blanks"),
+        ("train pairs -m tiny", "settings have no dashes: write model=FOLDER, for example"),
+        ("train use_peft=true", "in nrt it is lora.rank"),
+        ("train beta=0.04", "in nrt it is objective (it has no KL penalty)"),
+        ("resume erlier", "runs/erlier is not a run: it does not exist; did you mean 'earlier'?"),
+        ("train resume=earlier run=copy", "a resumed run stays in its folder; leave out run="),
+        ("settings learning_rate", "no setting is called 'learning_rate'; in nrt it is optimizer.lr"),
         ("train my.yaml", "recipe my.yaml: no such file; give a YAML file, or a recipe of `nrt recipes`"),
         ("train tabs.yaml", "tabs.yaml is not valid YAML"),
         ("train pairs resume=first", "a resumed run keeps its own recipe; leave out pairs: nrt resume first"),
@@ -218,6 +233,26 @@ def test_resume_with_another_setting_and_of_a_finished_run(command):
     assert status == 0
     assert "nothing to do: the run is at step 1 of 1; to train further" in out
     assert " steps=N" in out
+
+
+def test_resume_with_fewer_steps_than_are_done_changes_nothing(command, tmp_path):
+    pairs = ("model=tiny", "data.train=pairs.jsonl")
+    assert command("train", *pairs, *SMALL, "steps=2")[0] == 0
+    config = (tmp_path / "runs" / "run" / "config.yaml").read_bytes()
+    status, _, err = command("resume", "run", "steps=1")
+    assert status == 2
+    assert "steps=1 is below the 2 steps that the run has done" in err
+    assert (tmp_path / "runs" / "run" / "config.yaml").read_bytes() == config
+
+
+def test_without_a_recipe_all_commands_take_pairs(command):
+    """nrt data check reported other caps than nrt train had, and nrt plan took a setting for a recipe's name."""
+    status, out, _ = command("data", "check", "pairs.jsonl", "--json")
+    assert status == 0
+    with_recipe = command("data", "check", "pairs.jsonl", "--recipe", "pairs", "--json")[1]
+    assert json.loads(out) == json.loads(with_recipe)
+    assert "pairs.jsonl" in command("data", "check", "pairs.jsonl")[1].splitlines()[-1]
+    assert command("plan", "model=tiny", "steps=3", "--gpu", "RTX3090")[0] == 0
 
 
 @pytest.mark.parametrize("file", ["pairs.jsonl", "alpaca.jsonl", "chat.jsonl"])

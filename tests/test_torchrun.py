@@ -77,7 +77,7 @@ def test_a_signal_to_one_process_stops_all(torchrun, make_config, tmp_path):  # 
     lines = [json.loads(line) for line in out.splitlines()]
     assert lines[0] == {"run": str(folder), "step": 0, "steps": 10**6}
     assert [line["step"] for line in lines[1:]] == list(range(len(lines) - 1)), "one process speaks"
-    assert err.count("interrupted: interrupted at step") == 1
+    assert err.count("interrupted: stopped at step") == 1
     assert err.count("2 processes: each process holds a part") == 1
     assert "130" in re.findall(
         r"exitcode +: (-?\d+)", err

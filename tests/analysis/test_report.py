@@ -60,7 +60,7 @@ def test_before_and_after_by_hand(part):
         pytest.approx(0.25),
         0.0,
     )
-    assert mean.before.low <= 0.25 <= mean.before.high < mean.after.low == 1.0
+    assert mean.before.low <= 0.25 <= mean.before.high < mean.after.low < 1.0
 
 
 def test_facts_leave_folders_out(part):

@@ -33,8 +33,8 @@ def test_a_notebook_shows_live_progress(make_config, tmp_path, monkeypatch):  # 
     assert "<td>finished</td>" in summary
 
 
-@pytest.mark.parametrize(("progress", "lines"), [(True, True), ("auto", False), (False, False)])
-def test_a_log_has_lines_only_if_asked(make_config, capsys, progress, lines):  # noqa: F811
+@pytest.mark.parametrize(("progress", "lines"), [(True, True), ("auto", True), (False, False)])
+def test_a_log_has_lines_unless_refused(make_config, capsys, progress, lines):  # noqa: F811
     nrt.train(make_config(), progress=progress)
     out = capsys.readouterr().out
     assert ("step 3/3" in out) == lines

@@ -181,7 +181,7 @@ class CallableObject:
         ({"train_dataset": 7}, "train_dataset is of type int; give a path"),
         ({"train_dataset": {"train": ROWS}}, r"of type dict, with the keys train; give one split"),
         ({"eval_dataset": [{"question": object()}]}, "eval_dataset, row 1, column 'question': a value of type object"),
-        ({"eval_dataset": [{"wrong": "a"}]}, r"eval-\w+\.jsonl.*no question and answer among the columns"),
+        ({"eval_dataset": [{"wrong": "a"}]}, r"eval_dataset, row 1: no question and answer among the columns"),
         ({"train_dataset": None}, "no training data given"),
         ({"model": 3}, "model is of type int; give a folder"),
         ({"processing_class": None}, "a loaded model needs its tokenizer: processing_class="),

@@ -220,7 +220,8 @@ def test_figures_as_png_svg_and_csv(nrt_command, tmp_path):
     assert {file.name for file in (tmp_path / "drawn").iterdir()} == names
     assert out.count("written: drawn/") == 9
     lines = (tmp_path / "drawn" / "accuracy.csv").read_text(encoding="utf-8").splitlines()
-    assert lines[:2] == ["variant,family,seeds,correct,low,high", "nrt-gm,family0,1,1.0,1.0,1.0"]
+    assert lines[0] == "variant,family,seeds,correct,low,high"
+    assert lines[1].startswith("nrt-gm,family0,1,1.0,0.6")  # Wilson's width: all are right
     drawing = (tmp_path / "drawn" / "dynamics.svg").read_text(encoding="utf-8")
     assert "<text" in drawing
     assert "judge: quality" in drawing

@@ -1,9 +1,11 @@
 import sys
+from typing import Any, cast
 
 import pytest
 
-from nrt.data.checkers import CHECKERS, resolve_checker, resolve_dotted
-from nrt.errors import InputError
+from nrt.data.checkers import CHECKERS, is_right, resolve_checker, resolve_dotted
+from nrt.errors import InputError, RunError
+from nrt.types import Example, Message
 
 LAST_NUMBER = [
     ("1,234.50", "1234.5", True),
@@ -133,3 +135,19 @@ def test_a_function_of_a_script_that_is_not_running():
         InputError, match=r"'__main__:mine' is a function of the script or notebook"
     ):
         resolve_checker("__main__:mine")
+
+
+def test_a_function_with_other_arguments_is_refused(working_directory):
+    (working_directory / "dotted_one.py").write_text("def check(answer): ...\n")
+    with pytest.raises(InputError, match=r"write a function check\(answer, reference\)"):
+        resolve_checker("dotted_one:check")
+
+
+def test_what_a_checker_may_return():
+    example = Example("x:1", (Message("user", "one ?"),), "two")
+    assert is_right(lambda answer, reference: answer == reference, "two", example)
+    assert not is_right(lambda answer, reference: not answer, "two", example)
+    with pytest.raises(RunError, match=r"\('2', 'two'\) returned 'yes'; return True or False"):
+        is_right(cast(Any, lambda answer, reference: "yes"), "2", example)
+    with pytest.raises(RunError, match=r"\('2', 'two'\) failed: ZeroDivisionError: "):
+        is_right(cast(Any, lambda answer, reference: 1 / 0), "2", example)

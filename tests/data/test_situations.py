@@ -264,7 +264,7 @@ def test_a_dataset_with_a_configuration(tmp_path: Path, monkeypatch: pytest.Monk
         "socratic"
     ] * 4
     assert [one.answer for one in read_examples("org/name:main:test[:2]")] == ["0", "1"]
-    with pytest.raises(InputError, match=r"Config name is missing.*check org/name:config:split"):
+    with pytest.raises(InputError, match="configs main, socratic; write org/name:CONFIG:SPLIT"):
         read_examples("org/name:test")
 
 

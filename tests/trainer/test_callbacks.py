@@ -100,13 +100,19 @@ def test_control_saves_and_evaluates(make_config):
     ("when", "step"), [("start_0", 0), ("evaluate_0", 0), ("traces_1", 1), ("step_3", 3), ("evaluate_2", 2)]
 )  # fmt: skip
 def test_a_stopped_run_is_finished_and_resumes_to_the_uninterrupted_one(
-    make_config, tmp_path, when, step
+    make_config, tmp_path, capsys, when, step
 ):
     settings = {"steps": 4, "save_every": 0, "keep": 9, "updates_per_rollout": 2}
     whole = nrt.train(make_config(run=tmp_path / "whole", **settings))
     name = str(tmp_path / "stopped")
     run = nrt.train(make_config(run=name, **settings), callbacks=[Asks(**{when: "stop"})])
     assert run.is_finished
+    if step < 4:
+        assert (
+            f"callback Asks stopped the run at step {step} of 4; nrt resume"
+            in capsys.readouterr().out
+        )
+        assert "stopped by a callback, of 4 steps" in run._repr_html_()
     assert [path.name for path in run.checkpoints()] == [f"step-{step:06d}"]
     assert run.metrics()[-1]["step"] == step
     finished = []
@@ -190,6 +196,10 @@ def test_early_stopping_that_cannot_work(arguments, message):
         EarlyStopping(*arguments)
 
 
+class Misspelt(Callback):
+    def on_stepp(self, metrics, control): ...
+
+
 @pytest.mark.parametrize(
     ("callbacks", "settings", "message"),
     [
@@ -198,6 +208,7 @@ def test_early_stopping_that_cannot_work(arguments, message):
         (EarlyStopping(), {}, r"give a list, such as \[EarlyStopping\(\)\]"),
         ([EarlyStopping], {}, "give objects of classes that derive from nrt.Callback"),
         ([print], {}, "give objects of classes"),
+        ([Misspelt()], {}, "unknown method of a callback 'on_stepp'; did you mean 'on_step'?"),
     ],
 )
 def test_callbacks_that_cannot_work_leave_no_run(

@@ -271,14 +271,15 @@ def test_held_out_references_are_kept_token_by_token(make_config):
         assert record.logp_null == pytest.approx(fmean(record.token_logp_null), abs=1e-5)
 
 
-def test_one_trace_warns(make_config):
+def test_one_trace_warns(make_config, capsys):
     run = nrt.train(make_config(traces=1, steps=1))
+    assert "traces=1: a group of one has no advantage" in capsys.readouterr().out
     assert [w["kind"] for w in run.warnings()] == ["single-trace"]
     assert run.metrics()[-1]["group/no_variance"] == 1.0
     assert run.metrics()[-1]["loss/trace"] == 0.0
 
 
-def test_long_rows_are_dropped_and_counted(make_config, tmp_path):
+def test_long_rows_are_dropped_and_counted(make_config, tmp_path, capsys):
     """An answer has one token a word and the end of the turn; a prompt has <s> and the line break besides its words."""
     answers = ["the sum is two", "one", "what is the sum so we add them", "two"]
     questions = ["what ?", "what ?", "what ?", "so " * 20 + "?"]
@@ -297,6 +298,9 @@ def test_long_rows_are_dropped_and_counted(make_config, tmp_path):
         ("dropped-prompts", 1),
         ("dropped-answers", 1),
     ]
+    out = capsys.readouterr().out
+    assert "1 of 4 rows left out: their prompts are longer than max_prompt_tokens=" in out
+    assert "1 of 4 rows left out: their answers are longer than max_answer_tokens=5" in out
     assert run.metrics()[-1]["data/dropped_answers"] == 1
     run = nrt.train(
         make_config(run=str(tmp_path / "cut"), **settings, **{"data.truncate_answers": True})

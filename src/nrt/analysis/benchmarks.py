@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Any
 
-from nrt.analysis.stats import Interval, bootstrap
+from nrt.analysis.stats import DIFFERENCE, Interval, bootstrap
 from nrt.errors import InputError
 from nrt.run import Record
 
@@ -91,7 +91,7 @@ def paired_difference(
         raise InputError(
             f"{benchmark}: the two models have no common row; evaluate both with the same --limit"
         )
-    return bootstrap([differences])
+    return bootstrap([differences], bounds=DIFFERENCE)
 
 
 def scores_by_stratum(records: Sequence[Record]) -> ScoresByStratum:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
-from nrt.analysis.stats import Interval, bootstrap
+from nrt.analysis.stats import DIFFERENCE, SHARE, Interval, bootstrap
 from nrt.errors import InputError
 from nrt.run import Record, Run, explain_unreadable_files
 
@@ -108,7 +108,7 @@ def compare(
         members_of[MEAN] = families
     baseline_values = values.get(baseline, {})
     rows = [
-        _row(variant, name, members, by_seed, baseline_values)
+        _row(variant, name, members, by_seed, baseline_values, measure)
         for variant, by_seed in values.items()
         for name, members in members_of.items()
     ]
@@ -197,8 +197,10 @@ def _row(
     families: Sequence[str],
     values_by_seed: Mapping[int, FamilyValues],
     baseline_by_seed: Mapping[int, FamilyValues],
+    measure: str,
 ) -> ComparisonRow:
     """Return the row of one family, or of the mean of several."""
+    is_share = measure.startswith("correct")
     by_seed: dict[int, list[dict[str, float]]] = {}
     for seed, by_family in values_by_seed.items():
         if set(families) <= set(by_family):
@@ -209,11 +211,14 @@ def _row(
         if set(families) <= set(baseline):
             pairs = zip(family_values, families, strict=True)
             differences.append([_paired(values, baseline[family]) for values, family in pairs])
-    interval = None
+    interval = difference = None
     if by_seed:
         interval = bootstrap(
-            [[list(values.values()) for values in seed_values] for seed_values in by_seed.values()]
+            [[list(values.values()) for values in seed_values] for seed_values in by_seed.values()],
+            bounds=SHARE if is_share else None,
         )
+    if differences:
+        difference = bootstrap(differences, bounds=DIFFERENCE if is_share else None)
     return ComparisonRow(
         variant=variant,
         family=name,
@@ -222,7 +227,7 @@ def _row(
             seed: fmean(fmean(values.values()) for values in family_values)
             for seed, family_values in by_seed.items()
         },
-        difference=bootstrap(differences) if differences else None,
+        difference=difference,
     )
 
 

@@ -37,8 +37,16 @@ def wilson(successes: int, n: int) -> Interval:
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
+SHARE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)
+"""Bounds of values that are 1 or 0, and of the differences of two such values."""
+
+
 def bootstrap(
-    values: Sequence[Sequence[Sequence[float]]], *, resamples: int = 2000, seed: int = 0
+    values: Sequence[Sequence[Sequence[float]]],
+    *,
+    bounds: tuple[float, float] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Interval:
     """Return the mean over seeds of the mean over families of the mean over questions.
 
@@ -48,6 +56,15 @@ def bootstrap(
     95 % of the resampled means (percentiles). With one seed only the questions vary, and the
     interval says nothing about seeds.
     Source: Davison and Hinkley, Bootstrap Methods and Their Application, §3.8.
+
+    Where all values are equal the resampled means are too. With `bounds` the interval then gets the
+    width of Wilson's for as many questions as a seed has.
+
+    Args:
+        bounds: SHARE or DIFFERENCE, if the values are such.
+
+    >>> str(bootstrap([[[1.0] * 32], [[1.0] * 32]], bounds=SHARE))
+    '1.000 [0.893, 1.000]'
     """
     rng = np.random.default_rng(seed)
     seed_count = len(values)
@@ -64,4 +81,9 @@ def bootstrap(
         means[is_drawn] = np.mean(family_means, axis=0)
     low, high = np.percentile(means.mean(-1), [2.5, 97.5])
     mean = fmean(fmean(fmean(family) for family in families) for families in values)
+    different = {value for families in values for family in families for value in family}
+    if bounds and len(different) == 1 and different <= {-1.0, 0.0, 1.0}:
+        questions = min(sum(map(len, families)) for families in values)
+        width = wilson(0, questions).high
+        return Interval(mean, max(bounds[0], mean - width), min(bounds[1], mean + width))
     return Interval(mean, float(low), float(high))

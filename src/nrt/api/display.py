@@ -12,7 +12,8 @@ from nrt.system.environment import rank_and_world_size
 from nrt.system.terminal import Display, ResilientDisplay, Terminal
 
 Progress = bool | Literal["auto"]
-"""`auto`: in a notebook and on a terminal; True: also as lines of a log; False: nowhere."""
+"""`auto` and True: a bar and a table in a notebook, a live line on a terminal, lines in a log;
+False: nothing."""
 
 
 def check_progress(progress: Progress) -> None:
@@ -29,10 +30,7 @@ def open_display(progress: Progress) -> Display | None:
         return None
     if progress and _in_notebook():
         return NotebookDisplay()
-    terminal = Terminal()
-    if progress is True or (progress == "auto" and terminal.is_terminal):
-        return ResilientDisplay(LiveLine(terminal))
-    return None
+    return ResilientDisplay(LiveLine(Terminal())) if progress else None
 
 
 def _in_notebook() -> bool:

@@ -27,6 +27,7 @@ FIELDS = (
     ("beats null", "reward/beats_null", ".0%"),
     ("right traces", "readout/right", ".0%"),
     ("held-out", "heldout/accuracy", ".1%"),
+    ("held-out log-probability", "heldout/logp", "+.3f"),
 )
 """Fields of the live line: (label, metric, format)."""
 
@@ -52,6 +53,8 @@ class ProgressLine:
                 continue
             if name == "loss/total" and "reward/gain" in metrics:
                 continue  # the loss is shown only for methods without a reward
+            if name == "heldout/logp" and "heldout/accuracy" in metrics:
+                continue
             cells.append(f"{label} {metrics[name]:{form}}")
         if "speed/rollout" in metrics:
             cells.append(f"{metrics['speed/rollout']:,.0f} tokens/s")
@@ -64,8 +67,9 @@ class ProgressLine:
 class LiveLine:
     """Display of a run's progress line.
 
-    On a terminal the line is redrawn in place. Otherwise a line is printed for the first and the
-    last step, and in between at most every `interval` seconds.
+    On a terminal the line is redrawn in place, and stays for each held-out evaluation. Otherwise a
+    line is printed for the first and the last step and each evaluation, and in between at most
+    every `interval` seconds.
     """
 
     def __init__(self, console: Console, interval: float = 10.0) -> None:
@@ -75,6 +79,7 @@ class LiveLine:
         if console.is_terminal:
             self.live = Live(console=console, refresh_per_second=8, transient=True)
         self.last_print = 0.0  # seconds of time.monotonic
+        self.printed = ""  # the last line that stays
         self.line: ProgressLine | None = None
 
     def start(self, path: Path, step: int, steps: int) -> None:
@@ -95,8 +100,10 @@ class LiveLine:
         assert self.line is not None
         self.line.step(metrics)
         now = time.monotonic()
+        is_evaluation = "heldout/logp" in metrics
         is_first_or_last = metrics["step"] in (0, self.line.steps)
-        if self.live is None and (now - self.last_print > self.interval or is_first_or_last):
+        is_due = now - self.last_print > self.interval or is_first_or_last
+        if is_evaluation or (self.live is None and is_due):
             self._print(self.line.text)
             self.last_print = now
         self._draw(self.line)
@@ -104,10 +111,11 @@ class LiveLine:
     def close(self) -> None:
         if self.live:
             self.live.stop()
-            if self.line:
+            if self.line and self.line.text != self.printed:
                 self._print(self.line.text)
 
     def _print(self, text: str) -> None:
+        self.printed = text
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def _draw(self, line: ProgressLine) -> None:

@@ -194,12 +194,32 @@ def _stored(
     parts = [folder / DATA_FOLDER, folder / MODEL_FOLDER]
     before = {file for part in parts for file in (part, *part.glob("*")) if file.exists()}
     try:
-        yield processes.on_main(lambda: _store(config, objects, processing_class, folder))
+        stored = processes.on_main(lambda: _store(config, objects, processing_class, folder))
+        with _naming_arguments(stored, objects):
+            yield stored
     finally:
         if processes.is_main and not (folder / "config.yaml").exists():
             _remove_new(parts, before)
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+@contextmanager
+def _naming_arguments(stored: Config, objects: Mapping[str, Any]) -> Iterator[None]:
+    """Name the argument in errors about rows, in place of the file that holds them."""
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+        for key, argument, file in (
+            ("data.train", "train_dataset", stored.data.train),
+            ("data.valid", "eval_dataset", stored.data.valid),
+        ):
+            if key in objects:
+                message = message.replace(f"{file}:", f"{argument}, row ")
+        if message == str(error):
+            raise
+        raise InputError(message) from error
 
 
 def _remove_new(parts: Iterable[Path], before: Set[Path]) -> None:

@@ -21,9 +21,20 @@ Settings = Annotated[
     list[str],
     typer.Argument(
         metavar="RECIPE [key=value …]",
-        help="Recipe name or YAML file, then settings that override those of the recipe.",
+        help="Recipe name or YAML file (default: pairs), then settings over those of the recipe.",
     ),
 ]
+
+
+def split_recipe(settings: list[str]) -> tuple[str, list[str]]:
+    """Return the recipe of `RECIPE key=value …`, empty if there is none, and the settings.
+
+    >>> split_recipe(["gsm8k", "steps=3"]), split_recipe(["steps=3"])
+    (('gsm8k', ['steps=3']), ('', ['steps=3']))
+    """
+    if "=" in settings[0]:
+        return "", settings
+    return settings[0], settings[1:]
 
 
 def console() -> Terminal:

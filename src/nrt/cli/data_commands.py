@@ -29,9 +29,7 @@ Files = Annotated[
 ]
 Recipe = Annotated[
     str,
-    typer.Option(
-        help="Recipe whose columns, caps and validation data are used; default: only the settings."
-    ),
+    typer.Option(help="Recipe whose columns, caps and validation data are used; default: pairs."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
@@ -82,7 +80,7 @@ def check(
         print_check(terminal, config, inspections, overlap)
         for row in rows:
             terminal.print(str(row), highlight=False, soft_wrap=True)
-        if fault:
+        if fault and all(inspection.kept for inspection in inspections):
             terminal.print(fault, style="red", highlight=False, soft_wrap=True)
     if fault:
         raise typer.Exit(1)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nrt.config import Config, build_config, load_config, parse_overrides
+from nrt.config import Config, build_config, load_config
 from nrt.data import Chat, ensure_template, load_pairs
 from nrt.data.stats import Inspection, TrainValidOverlap, find_overlap, inspect
 from nrt.errors import InputError
@@ -37,7 +37,7 @@ def config_for(recipe: str, arguments: Sequence[str]) -> Config:
     """
     settings = [text for text in arguments if _is_setting(text)]
     files = [text for text in arguments if not _is_setting(text)]
-    config = load_config(recipe, settings) if recipe else build_config(parse_overrides(settings))
+    config = load_config(recipe or None, settings)
     if not files:
         return config
     return build_config(config.model_dump(), {"data": {"train": files}})

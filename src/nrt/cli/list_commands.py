@@ -93,6 +93,8 @@ def runs(
     from nrt.run import Run
 
     table = Table("run", "method", "step", "state", "held-out accuracy", box=None)
+    if (folder / "study.yaml").is_file():  # of nrt compare
+        folder /= "runs"
     for path in sorted(folder.glob("*/config.yaml")):
         try:
             run = Run(path.parent)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nrt.cli.common import Settings, console, print_next
+from nrt.cli.common import Settings, console, print_next, split_recipe
 from nrt.errors import InputError
 
 if TYPE_CHECKING:
@@ -106,9 +106,10 @@ def plan(
     from nrt.plan.report import plan_json
     from nrt.plan.tables import print_plan
 
-    config = load_config(settings[0], settings[1:])
+    recipe, overrides = split_recipe(settings)
+    config = load_config(recipe or None, overrides)
     options: dict[str, Any] = {
-        "gpu": gpu,
+        "gpu": gpu.lower(),
         "memory": memory,
         "means": (prompt, trace, answer),
         "rows": rows,

@@ -14,6 +14,7 @@ from nrt.cli.common import (
     console,
     print_line,
     print_next,
+    split_recipe,
 )
 
 app = typer.Typer()
@@ -73,13 +74,16 @@ def compare(
     Exit status 1: a run failed.
     """
     from nrt.cli.compare import compare_study, default_study
+    from nrt.config.layers import NEUTRAL_RECIPE
     from nrt.run import run_folder
 
     check_single_process("compare")
+    recipe, overrides = split_recipe(settings)
+    recipe = recipe or NEUTRAL_RECIPE
     comparison = compare_study(
         console(),
-        settings[0],
-        settings[1:],
+        recipe,
+        overrides,
         methods=methods,
         variants=variants,
         seeds=seeds,
@@ -92,7 +96,7 @@ def compare(
     )
     if comparison.missing:
         sys.exit(1)
-    folder = run_folder(study or default_study(settings[0]))
+    folder = run_folder(study or default_study(recipe))
     print_next("report", str(folder / "runs"), pattern="/*")
 
 

@@ -16,6 +16,7 @@ from nrt.cli.common import (
     print_line,
     print_next,
     run_argument,
+    split_recipe,
 )
 from nrt.errors import InputError, NrtError
 from nrt.system.environment import rank_and_world_size
@@ -61,9 +62,9 @@ def train(
     With the recipe `pairs`, for any columns: nrt train model=FOLDER data.train=FILE
     For several GPUs see docs/several-gpus.md. To continue a run: nrt resume NAME.
     """
-    from nrt.trainer import train as run_training
-
     config = _training_config(settings)
+    from nrt.trainer import train as run_training  # takes seconds: wrong settings are told before
+
     if dry_run:
         from nrt.trainer.resolve import settings_of
 
@@ -118,20 +119,21 @@ def _training_config(settings: list[str]) -> Config:
 
     for setting in settings:
         if setting.startswith("-"):
-            name = setting.lstrip("-").partition("=")[0]
+            name = setting.lstrip("-").partition("=")[0].replace("-", "_")
+            example = f"{name:.100}=VALUE" if len(name) > 1 else "model=FOLDER, for example"
             raise InputError(
                 f"{setting:.100} is no option of nrt train; settings have no dashes: write "
-                f"{name:.100}=VALUE. Options: --json, --report, --dry-run"
+                f"{example}. Options: --json, --report, --dry-run"
             )
-    recipe, overrides = "", settings
-    if "=" not in settings[0]:
-        recipe, overrides = settings[0], settings[1:]
+    recipe, overrides = split_recipe(settings)
     values = parse_overrides(overrides)
     resume = values.get("resume")
     if recipe and resume:
         raise InputError(
             f"a resumed run keeps its own recipe; leave out {recipe}: nrt resume {resume}"
         )
+    if resume and "run" in values:
+        raise InputError("a resumed run stays in its folder; leave out run=")
     if recipe:
         return load_config(recipe, [*_own_settings(recipe, overrides), *overrides])
     if not resume:

@@ -73,6 +73,8 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
+        if not equals and key in Config.model_fields:
+            raise InputError(f"setting {key} has no value; write {key}=VALUE without blanks")
         if not equals or not key:
             raise InputError(
                 f"'{argument:.100}' is not a setting; write key=value, for example steps=100"

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from nrt.config.aliases import ALIASES
 from nrt.config.schema import Config
 from nrt.config.sections import Section
 from nrt.config.validation import section_of
@@ -48,6 +49,8 @@ def find_settings(word: str = "") -> list[SettingInfo]:
         for setting in all_settings()
         if wanted in setting.key.casefold() or wanted in setting.meaning.casefold()
     ]
+    if not found and word in ALIASES:
+        raise InputError(f"no setting is called '{word}'; in nrt it is {ALIASES[word]}")
     if not found:
         raise InputError(f"no setting has '{word:.100}' in its name or meaning; try another word")
     return found

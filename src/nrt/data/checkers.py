@@ -9,9 +9,10 @@ import unicodedata
 from collections.abc import Callable
 from decimal import Decimal
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from nrt.errors import InputError, unknown_name
+from nrt.errors import InputError, RunError, unknown_name
 
 if TYPE_CHECKING:
     from nrt.types import Example
@@ -23,19 +24,44 @@ Checker = Callable[[str, str], bool]
 def resolve_checker(name: str) -> Checker:
     """Return a checker of CHECKERS, or the user's function with that dotted name.
 
-    Raises InputError for any other name.
+    Raises InputError for any other name, and for a function that does not take two arguments.
     """
     if name in CHECKERS:
         return CHECKERS[name]
     if ":" in name:
-        return resolve_dotted(name, "checker")
+        checker = resolve_dotted(name, "checker")
+        try:
+            signature(checker).bind("answer", "reference")
+        except TypeError:
+            raise InputError(
+                f"checker '{name}' cannot be called with two arguments; write a function "
+                "check(answer, reference) that returns True or False"
+            ) from None
+        except ValueError:  # a function of C has no signature
+            pass
+        return checker
     raise unknown_name("checker", name, [*CHECKERS, "package.module:function"])
 
 
 def is_right(checker: Checker, answer: str, example: Example) -> bool:
-    """Return whether the checker accepts the answer for any reference answer of the example."""
+    """Return whether the checker accepts the answer for any reference answer of the example.
+
+    Raises RunError if the checker fails, or returns something else than True or False.
+    """
     references = example.references or (example.answer,)
-    return any(checker(answer, reference) for reference in references)
+    return any(_verdict(checker, answer, reference) for reference in references)
+
+
+def _verdict(checker: Checker, answer: str, reference: str) -> bool:
+    name = getattr(checker, "__qualname__", repr(checker))
+    called = f"checker {name}({answer!r:.80}, {reference!r:.80})"
+    try:
+        verdict = checker(answer, reference)
+    except Exception as error:  # the user's code
+        raise RunError(f"{called} failed: {type(error).__name__}: {error}") from error
+    if verdict not in (True, False):  # also NumPy's
+        raise RunError(f"{called} returned {verdict!r:.80}; return True or False")
+    return bool(verdict)
 
 
 def exact(answer: str, reference: str) -> bool:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nrt.config.data_sections import DATASET
 from nrt.data.formats import KNOWN_ENDINGS, file_ending, find_reader
@@ -128,6 +129,15 @@ def _pattern_tables(pattern: str) -> list[Table]:
     return [_file_table(file, file.relative_to(root).as_posix()) for file in files]
 
 
+def _configs(datasets: Any, folder: str) -> list[str]:
+    """Return the configs that a folder's README.md declares; none if it cannot be read."""
+    try:
+        names = datasets.get_dataset_config_names(folder)
+    except Exception:  # the library raises many types
+        return []
+    return [name for name in names if name != "default"]
+
+
 def _dataset_table(path: str, name: str, config: str | None, split: str) -> Table:
     full_name = ":".join(filter(None, (name, config, split)))
     try:
@@ -143,6 +153,11 @@ def _dataset_table(path: str, name: str, config: str | None, split: str) -> Tabl
         rows = datasets.load_dataset(place, config, split=split)
     except Exception as error:  # the library raises many types; after each, there is no data
         reason = " ".join(str(error).split())
+        if Path(name).is_dir() and (configs := _configs(datasets, place)):
+            raise InputError(
+                f"{full_name}: the folder has the configs {', '.join(configs[:10])}; write "
+                f"{name}:CONFIG:SPLIT, such as {name}:{configs[0]}:train"
+            ) from error
         raise InputError(
             f"{full_name} is not a file, and loading it as a dataset failed: {reason:.300}; "
             "check org/name:config:split"

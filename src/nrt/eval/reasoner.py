@@ -128,9 +128,8 @@ def find_model(name: str) -> ModelSource:
             load_configs(folder)
         except InputError as error:
             runs = [file.parent.name for file in Path("runs").glob("*/config.yaml")]
-            raise InputError(
-                f"there is no run {run_folder(name)}, and {error}{did_you_mean(name, runs)}"
-            ) from error
+            hint = "" if "did you mean" in str(error) else did_you_mean(name, runs)
+            raise InputError(f"there is no run {run_folder(name)}, and {error}{hint}") from error
     tokenizer = load_tokenizer(folder)
     vocabulary = tokenizer.get_vocab()
     if markers is None:

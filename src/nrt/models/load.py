@@ -97,7 +97,10 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
             folder, trust_remote_code=trust_remote_code, **gguf
         )
     except Exception as error:  # each tokenizer class of transformers raises its own
-        raise InputError(f"model {name} has no tokenizer: {first_line(error)}; {fix}") from error
+        reason = first_line(error)
+        if reason.endswith(":"):  # a list follows, of what transformers tried
+            reason = "there is no file that transformers could make one from"
+        raise InputError(f"model {name} has no tokenizer: {reason}; {fix}") from error
     if not tokenizer.is_fast:
         raise InputError(f"model {name} has a slow tokenizer ({type(tokenizer).__name__}); {fix}")
     if len(tokenizer) <= len(tokenizer.get_added_vocab()):
@@ -232,6 +235,9 @@ def _load_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
 def _check_folder(name: str) -> None:
     """Raise InputError for a folder without a model, and for a path that does not exist."""
     path = Path(name).expanduser()
+    for run in (path, Path("runs", name)):
+        if (run / "config.yaml").is_file() and (run / "model" / "config.json").is_file():
+            raise InputError(f"model {name} is a run; give its model: {run / 'model'}")
     looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(

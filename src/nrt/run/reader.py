@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrt.config import Config, parse_yaml, read_yaml_file
-from nrt.errors import InputError, unknown_name
+from nrt.errors import InputError, did_you_mean, unknown_name
 from nrt.run.frames import to_frame, trace_rows
 from nrt.run.layout import files_by_step, find_link, list_folder, run_folder, step_name
 from nrt.run.lines import (
@@ -56,6 +56,12 @@ class Run:
 
     def __init__(self, name_or_path: str | Path) -> None:
         self.path = run_folder(name_or_path)
+        if not self.path.exists():
+            runs = [file.parent.name for file in self.path.parent.glob("*/config.yaml")]
+            raise InputError(
+                f"{self.path} is not a run: it does not exist{did_you_mean(self.path.name, runs)}; "
+                "nrt runs lists the runs"
+            )
         if not (self.path / "config.yaml").is_file():
             raise InputError(
                 f"{self.path} is not a run: it has no config.yaml; "
@@ -75,9 +81,15 @@ class Run:
         last: Record = {}
         for record in self.metrics():
             last.update({name: value for name, value in record.items() if value is not None})
+        step = int(last.get("step", 0))
+        state = "in progress, or interrupted"
+        if self.is_finished:
+            steps = self.config.steps
+            is_stopped = steps is not None and step < steps
+            state = f"stopped by a callback, of {steps} steps" if is_stopped else "finished"
         rows = [
-            ("state", "finished" if self.is_finished else "in progress, or interrupted"),
-            ("steps", str(last.get("step", 0))),
+            ("state", state),
+            ("steps", str(step)),
             ("method", self.config.method),
             ("model", str(self.config.model)),
             *((name, f"{last[name]:.4g}") for name in SUMMARY if name in last),
@@ -225,7 +237,8 @@ class Run:
         if not folder.is_dir():
             existing = ", ".join(path.name for path in self.checkpoints()) or "none"
             raise InputError(
-                f"{folder} does not exist; checkpoints that do: {existing}; choose one with --step"
+                f"{folder} does not exist; checkpoints that do: {existing}; choose one with "
+                "--step (step=… in Python)"
             )
         if step is not None and (damage := find_damage(parent)):
             raise InputError(f"the checkpoint is damaged: {damage}; choose another one with --step")

@@ -151,6 +151,12 @@ def _extend(folder: Path, existing: Study, study: Study) -> Study:
     """Return the existing study with the variants and seeds of `study` added."""
     for key in ("recipe", "settings", "baseline", "first_seed"):
         old, new = getattr(existing, key), getattr(study, key)
+        if key == "settings" and set(old) != set(new):
+            changed = [text for text in (*old, *new) if (text in old) != (text in new)]
+            raise InputError(
+                f"{folder} is a study with other settings, which differ in "
+                f"{' '.join(changed):.200}; give another --study name"
+            )
         if old != new:
             raise InputError(
                 f"{folder} is a study with {key}={old!r:.200}, not {new!r:.200}; "

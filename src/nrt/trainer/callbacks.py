@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nrt.config import Config
-from nrt.errors import InputError, RunError
+from nrt.errors import InputError, RunError, unknown_name
 from nrt.run import Record, Run
 
 
@@ -81,6 +81,9 @@ class Callback:
         """
 
 
+_HOOKS = [name for name in vars(Callback) if name.startswith("on_")]
+
+
 def checked_callbacks(callbacks: Iterable[Callback], config: Config) -> tuple[Callback, ...]:
     """Return the callbacks. Raises InputError for other objects, and as `Callback.check` does."""
     if isinstance(callbacks, Callback):
@@ -92,6 +95,9 @@ def checked_callbacks(callbacks: Iterable[Callback], config: Config) -> tuple[Ca
                 f"callbacks holds {callback!r:.80}; give objects of classes that derive from "
                 "nrt.Callback"
             )
+        unknown = [name for name in dir(callback) if name.startswith("on_") and name not in _HOOKS]
+        if unknown:
+            raise unknown_name("method of a callback", unknown[0], _HOOKS)
         callback.check(config)
     return checked
 
@@ -101,6 +107,7 @@ class CallbackGroup:
 
     def __init__(self, callbacks: Iterable[Callback], control: Control) -> None:
         self._callbacks, self._control = list(callbacks), control
+        self.stopped_by = "a callback"  # name of the first that asked for it, on rank 0
 
     def __call__(self, hook: str, *arguments: Any) -> None:
         """Call the method `hook` of each callback, in order.
@@ -115,3 +122,5 @@ class CallbackGroup:
                     f"callback {type(callback).__name__}.{hook} failed at step "
                     f"{self._control.step}: {type(error).__name__}: {error}"
                 ) from error
+            if "stop" in self._control.requests and self.stopped_by == "a callback":
+                self.stopped_by = f"callback {type(callback).__name__}"

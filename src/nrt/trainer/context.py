@@ -41,6 +41,8 @@ def check_context(
     if method.samples:
         lengths.append(f"traces of up to {config.max_trace_tokens} with START and END")
     lengths.append(f"answers of up to {answer}")
+    if answer > reference:
+        lengths[-1] += " (max_answer_tokens, since answers are generated for held-out accuracy)"
     if hint:
         lengths.append(f"y* of up to {hint} in the teacher's prompt")
     raise InputError(

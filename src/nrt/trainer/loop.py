@@ -91,7 +91,10 @@ class Loop:
             self._step()
         if self.progress.step < self.parts.steps:
             self._save()
-            self.listener.say(f"a callback stopped the run at step {self.progress.step}")
+            self.listener.say(
+                f"{self.callbacks.stopped_by} stopped the run at step {self.progress.step} of "
+                f"{self.parts.steps}; nrt resume {shlex.quote(str(self.folder))} continues it"
+            )
         self.listener.phase("saving")
         with engine.gathered_parameters():
             if self.processes.is_main:
@@ -295,8 +298,9 @@ class Loop:
             self._save()
         if stop:
             raise Interrupted(
-                f"interrupted at step {self.progress.step}; continue with nrt resume "
-                f"{shlex.quote(str(self.folder))}, or in Python nrt.resume({str(self.folder)!r})"
+                f"stopped at step {self.progress.step} of {self.parts.steps}; continue with "
+                f"nrt resume {shlex.quote(str(self.folder))}, or in Python "
+                f"nrt.resume({str(self.folder)!r})"
             )
 
     def _warn(self, kind: str, message: str, **details: Any) -> None:

@@ -181,6 +181,11 @@ def _from_checkpoint(
             method=parts.learner.method,
             markers=parts.policy.markers,
         )
+    if progress.step > parts.steps:
+        raise InputError(
+            f"steps={parts.steps} is below the {progress.step} steps that the run has done; give "
+            f"more, or take an earlier model with nrt export {writer.path} FOLDER --step N"
+        )
     _check_sampler(parts, config)
     with _checkpoint_errors(checkpoint):
         best = progress.best

@@ -14,7 +14,7 @@ model are below 0.1."""
 
 
 def warn_at_start(config: Config, parts: Parts, writer: RunWriter, listener: Listener) -> None:
-    """Write the warnings of a new run. All but those about rows and K = 1 are displayed too."""
+    """Write the warnings of a new run. They are displayed too."""
     if parts.padded_by_surprise:
         text = "prompts are forwarded once for each trace, which takes several times as long"
         message = f"{parts.notes[0]}: {text}"
@@ -24,7 +24,7 @@ def warn_at_start(config: Config, parts: Parts, writer: RunWriter, listener: Lis
         message = f"{parts.compile_fault}; layers run uncompiled, which is slower on a GPU"
         writer.warn("not-compiled", message, 0)
         listener.say(message)
-    _warn_about_data(config, parts.data, writer)
+    _warn_about_data(config, parts.data, writer, listener)
     if config.optimizer.lr > HIGH_LEARNING_RATE:
         message = f"optimizer.lr={config.optimizer.lr:g} overwrites a pretrained model within a "
         message += "few updates; usual are 1e-6 to 1e-4, and with LoRA up to 1e-3"
@@ -38,21 +38,27 @@ def warn_at_start(config: Config, parts: Parts, writer: RunWriter, listener: Lis
         writer.warn("repeated-prompts", message, 0, count=rows)
         listener.say(message)
     if method.samples and config.traces == 1 and method.centre == "mean":
-        message = "K = 1: a group of one has no advantage, only answers and markers are trained"
+        message = "traces=1: a group of one has no advantage, so only answers and markers are "
+        message += "trained; set traces=2 or more"
         writer.warn("single-trace", message, 0)
+        listener.say(message)
 
 
-def _warn_about_data(config: Config, data: LoadedPairs, writer: RunWriter) -> None:
+def _warn_about_data(
+    config: Config, data: LoadedPairs, writer: RunWriter, listener: Listener
+) -> None:
     for kind, count, text in (
         (
             "dropped-prompts",
             data.dropped_prompts,
-            f"prompts longer than max_prompt_tokens={config.max_prompt_tokens}",
+            f"of {data.total} rows left out: their prompts are longer than "
+            f"max_prompt_tokens={config.max_prompt_tokens}",
         ),
         (
             "dropped-answers",
             data.dropped_answers,
-            f"answers longer than max_answer_tokens={config.max_answer_tokens}",
+            f"of {data.total} rows left out: their answers are longer than "
+            f"max_answer_tokens={config.max_answer_tokens}",
         ),
         (
             "bad-rows",
@@ -62,11 +68,14 @@ def _warn_about_data(config: Config, data: LoadedPairs, writer: RunWriter) -> No
         (
             "truncated-answers",
             data.truncated_answers,
-            f"answers cut to max_answer_tokens={config.max_answer_tokens}",
+            f"of {data.total} answers cut to max_answer_tokens={config.max_answer_tokens}",
         ),
     ):
         if count:
-            writer.warn(kind, f"{count} of {data.total} {text}", 0, count=count)
+            message = f"{count} {text}"
+            writer.warn(kind, message, 0, count=count)
+            listener.say(message)
     if data.unknown_tokens:
         message = f"the model's vocabulary lacks {data.unknown_tokens} tokens of the data"
         writer.warn("unknown-tokens", message, 0, count=data.unknown_tokens)
+        listener.say(message)

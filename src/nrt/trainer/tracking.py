@@ -142,9 +142,10 @@ def open_tracking(config: Config, folder: Path, *, first: int = 0) -> Tracking:
             opened[name] = TRACKERS[name](run)
         except Exception as error:  # not logged in, no network
             Tracking(opened).close(failed=True)
+            offline = ", set WANDB_MODE=offline" if name == "wandb" else ""
             raise InputError(
-                f"tracker {name} cannot start: {first_line(error)}; fix that, or leave it out "
-                "of trackers=[...]"
+                f"tracker {name} cannot start: {first_line(error).rstrip('.')}; fix that{offline}, "
+                "or leave it out of trackers=[...]"
             ) from error
     return Tracking(opened, settings.samples)
 

@@ -41,9 +41,9 @@ END_TOKEN_REMEDY = (
     "train longer, or start END from another token (markers.end_from)"
 )
 ANSWER_MARKER_REMEDY = (
-    "END spreads into the answer, which the answer term no longer holds in place; stop earlier, or "
-    "in a new run take a method that gives unlikely tokens more weight (nrt-ws-neg-log-p), or set "
-    "objective.answer_weight=1 (docs/real-model.md)"
+    "answers are broken by the markers; take an earlier checkpoint, or begin a new run with a "
+    "larger objective.answer_coef, objective.answer_weight=1 or another method, such as "
+    "nrt-ws-neg-log-p (docs/real-model.md)"
 )
 GAP_REMEDY = (
     "sampler and trainer are two different policies, so ratios and advantages are biased; lower "

@@ -9,7 +9,7 @@ from typing import Any
 
 from nrt.analysis.comparison import FamilyValues, values_by_family
 from nrt.analysis.report.loaded_run import LoadedRun
-from nrt.analysis.stats import Interval, bootstrap
+from nrt.analysis.stats import DIFFERENCE, SHARE, Interval, bootstrap
 
 MEASURES = {"correct": "accuracy", "logp": "log-probability of the reference, nats per token"}
 """Field of the held-out records → its name on the page."""
@@ -182,6 +182,7 @@ def _measure(run: LoadedRun, field: str, unit: str) -> MeasureScores:
                 for question, value in values.items()
                 if question in before[family]
             }
+    share, difference = (SHARE, DIFFERENCE) if field == "correct" else (None, None)
     families = list(dict.fromkeys([*before, *after]))
     members_of = [(family, [family]) for family in families]
     if len(families) > 1:
@@ -190,21 +191,24 @@ def _measure(run: LoadedRun, field: str, unit: str) -> MeasureScores:
         FamilyScore(
             family=name,
             questions=sum(len((after or before).get(family, ())) for family in members),
-            before=_interval(before, members),
-            after=_interval(after, members),
-            change=_interval(change, members),
-            null=_interval(null, members),
+            before=_interval(before, members, share),
+            after=_interval(after, members, share),
+            change=_interval(change, members, difference),
+            null=_interval(null, members, share),
         )
         for name, members in members_of
     ]
     return MeasureScores(field, unit, tuple(scores))
 
 
-def _interval(values: FamilyValues, families: Sequence[str]) -> Interval | None:
+def _interval(
+    values: FamilyValues, families: Sequence[str], bounds: tuple[float, float] | None
+) -> Interval | None:
     """Return the mean over the families, or None if one has no values."""
     if not all(values.get(family) for family in families):
         return None
-    return bootstrap([[list(values[family].values()) for family in families]], resamples=RESAMPLES)
+    by_family = [list(values[family].values()) for family in families]
+    return bootstrap([by_family], bounds=bounds, resamples=RESAMPLES)
 
 
 def _batch(run: LoadedRun) -> str:
