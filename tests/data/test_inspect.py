@@ -15,6 +15,7 @@ from nrt.config import Config, build_config
 from nrt.data.stats import find_overlap, inspect
 from nrt.errors import InputError
 from nrt.system.terminal import Terminal
+from nrt.types import Message
 from tests.data.cases import build_case
 from tests.data.test_tokens import FRAME, write
 
@@ -178,3 +179,18 @@ def test_arguments_are_files_and_settings(tmp_path: Path) -> None:
         InputError, match=r"unknown setting 'data\.vaild'; did you mean 'data\.valid'"
     ):
         config_for("", ["a.jsonl", "data.vaild=d.jsonl"])
+
+
+def test_the_first_row_as_the_model_reads_it(tmp_path: Path) -> None:
+    rows = [{"question": "", "answer": "z"}, {"question": "xx", "answer": "z", "system": "x"}]
+    file = str(write(tmp_path / "first.jsonl", rows))
+    config = build_config({"data": {"train": file, "on_bad_row": "skip"}})
+    prompt = [Message("system", "x"), Message("user", "xx")]
+    expected = CHAT.decode((*CHAT.encode_prompt(prompt), CHAT.start_id)) + "[…]"
+    expected += CHAT.decode((CHAT.end_id, *CHAT.encode_answer("z")))
+    found = inspect(config, "train", CHAT)
+    assert found.example == expected
+    assert inspect(config, "train", None).example == ""
+    output = io.StringIO()
+    print_check(Terminal(file=output), config, [found], None)
+    assert expected in output.getvalue()

@@ -282,6 +282,13 @@ def test_a_plan_without_room_for_vllm_does_not_fit():
     assert not vllm_plan(model="llama-3.1-8b", gpu="h200").fits
 
 
+def test_caps_beyond_the_models_positions_are_told():
+    assumptions = make_plan(request_for(model="qwen2.5-0.5b", max_prompt_tokens=32_768)).assumptions
+    assert any("has positions for 32,768; nrt data check looks" in line for line in assumptions)
+    assumptions = make_plan(request_for(model="qwen2.5-0.5b", max_prompt_tokens=256)).assumptions
+    assert not any("has positions for" in line for line in assumptions)
+
+
 def test_hours_follow_from_steps_and_seconds():
     config = build_config({"model": "llama-3.2-3b", "dtype": "bfloat16", "batch": 256})
     request = PlanRequest(config, accelerator("h100"), gpus=8, rows=204_800, price=2.0)

@@ -90,7 +90,7 @@ def test_the_best_try_is_chosen_and_a_failed_one_never():
         Search("correct", (FIRST_SEED,), {"sft": (Try(("a=2",), None, 0.5),)}).best("sft")
 
 
-def test_a_search_and_the_comparison_after_it(recipe, tmp_path):  # noqa: F811
+def test_a_search_and_the_comparison_after_it(recipe, tmp_path, monkeypatch):  # noqa: F811
     """All runs but one are there already, as after a kill."""
     folder = tmp_path / "study"
     finished = [("search", "sft--0", 1e-3), ("search", "sft--1", 0.3), ("", "sft", 1e-3)]
@@ -130,7 +130,11 @@ def test_a_search_and_the_comparison_after_it(recipe, tmp_path):  # noqa: F811
     markdown = (folder / "compare.md").read_text()
     assert "2 tries for each, on seed 1000" in markdown
     assert "`optimizer.lr=1e-3`" in markdown
+    (folder / "accuracy.png").unlink()
+    monkeypatch.setattr("nrt.cli.compare.has_matplotlib", lambda: False)
     assert run().rows == comparison.rows, "nothing is left to do"
+    assert "without plots: they need matplotlib" in out.getvalue()
+    assert not (folder / "accuracy.png").exists()
     failed = RunOutcome("sft--1", FIRST_SEED, status=1, seconds=0.0, error="why")
     done = RunOutcome("sft", 0, status=0, seconds=1.0)
     comparison = write_results(folder, [done], measure="logp", failed_tries=[failed])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,11 @@ def _legend(figure: Any, axis: Any) -> None:
     """Add one legend for all panels, beside them."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=7)
+
+
+def has_matplotlib() -> bool:
+    """True if matplotlib is installed."""
+    return find_spec("matplotlib") is not None
 
 
 def require_matplotlib() -> Any:

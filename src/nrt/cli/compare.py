@@ -17,15 +17,15 @@ from nrt.analysis.comparison import (
 )
 from nrt.analysis.confidence import EntropyBin
 from nrt.analysis.plots import (
+    has_matplotlib,
     plot_accuracy,
     plot_confidence,
     plot_dynamics,
     read_dynamics,
-    require_matplotlib,
 )
 from nrt.analysis.report.variants import matched_confidence
 from nrt.config import load_config
-from nrt.errors import InputError
+from nrt.errors import InputError, install_hint
 from nrt.lab import RECIPES
 from nrt.lab.settings import prepare
 from nrt.run import Run, explain_unreadable_files, run_folder
@@ -57,7 +57,8 @@ def compare_study(
 
     Raises InputError for unknown names, before anything runs.
     """
-    require_matplotlib()
+    if not has_matplotlib():
+        console.print(f"without plots: they need matplotlib; {install_hint('plots')}")
     plan = make_study(
         recipe, settings, methods=methods, variants=variants, seeds=seeds, baseline=baseline
     )
@@ -92,7 +93,9 @@ def compare_study(
             folder, outcomes, measure=measure, search=search, failed_tries=failed
         )
     console.print(Markdown(comparison_markdown(comparison)))
-    files = "compare.md, compare.json, accuracy.png, dynamics.png, confidence.png"
+    files = "compare.md, compare.json"
+    if has_matplotlib():
+        files += ", accuracy.png, dynamics.png, confidence.png"
     console.print(f"written to {folder}: {files}", soft_wrap=True)
     return comparison
 
@@ -179,9 +182,10 @@ def write_results(
     bins = _token_confidence(runs, study.baseline)
     write_file(folder / "compare.json", [comparison_json(comparison)])
     write_file(folder / "compare.md", [comparison_markdown(comparison)])
-    plot_accuracy(comparison, folder / "accuracy.png")
-    plot_dynamics(dynamics, folder / "dynamics.png")
-    if bins:
+    if has_matplotlib():
+        plot_accuracy(comparison, folder / "accuracy.png")
+        plot_dynamics(dynamics, folder / "dynamics.png")
+    if bins and has_matplotlib():
         plot_confidence(bins, study.baseline, folder / "confidence.png")
     return comparison
 

@@ -23,6 +23,9 @@ MAX_FAULTS = 4
 MAX_NAMES = 8
 """Names of columns or tokens that are shown."""
 
+MAX_EXAMPLE = 1200
+"""Characters of an example row that are shown."""
+
 
 # --- check ---
 
@@ -42,6 +45,10 @@ def print_check(
         ):
             console.print(table)
             console.print()
+    if example := inspections[0].example:
+        console.print("the first row, as the model reads it ([…]: the trace):", style="bold")
+        console.print(_shortened_middle(example), markup=False, highlight=False, soft_wrap=True)
+        console.print()
     if overlap is not None:
         text = (
             f"leakage: {overlap.rows:,} validation rows repeat a question of the training data "
@@ -56,6 +63,12 @@ def print_check(
             "Lengths are in characters: set model=FOLDER for tokens, caps and control tokens.",
             style="dim",
         )
+
+
+def _shortened_middle(text: str) -> str:
+    """Return the text without its middle if it is longer than MAX_EXAMPLE characters."""
+    half = MAX_EXAMPLE // 2
+    return text if len(text) <= MAX_EXAMPLE else f"{text[:half]} […] {text[-half:]}"
 
 
 def _summary_table(inspection: Inspection) -> Table:

@@ -23,6 +23,7 @@ from nrt.data.files import find_tables
 from nrt.data.rows import BadRow
 from nrt.data.sources import iterate_examples
 from nrt.errors import InputError
+from nrt.types import Message
 
 QUOTED = re.compile(r"""'[^']*'|"[^"]*"|\d[\d,]*""")
 """The parts in which messages of the same kind differ."""
@@ -87,6 +88,9 @@ class Inspection:
     answer: LengthSummary
     longest_prompt: int  # of the rows within the caps
     longest_answer: int
+    example: str
+    """The first usable row as the model reads it, with […] for the trace; empty without a `chat`,
+    and for documents."""
     sources: Mapping[str, SourceShare]
     lengths: tuple[np.ndarray, np.ndarray] = field(repr=False, compare=False)
     """Lengths of prompts and of answers [rows each]."""
@@ -149,6 +153,7 @@ def inspect(
         answer=_summarise(answers, answer_cap, answer_over),
         longest_prompt=int(prompts[~is_dropped].max(initial=0)),
         longest_answer=min(answer_cap, int(answers[~is_dropped].max(initial=0))),
+        example=counter.example,
         sources=_shares(counter.sources, prompts, answers),
         lengths=(prompts, answers),
         questions=counter.questions,
@@ -173,6 +178,7 @@ class _RowCounter:
         self.control: Counter[str] = Counter()
         self.unread: Counter[str] = Counter()
         self.sources: list[str] = []
+        self.example = ""
         self._first_answers: dict[bytes, bytes] = {}  # hash of the turns → hash of the answer
 
     def read(
@@ -186,6 +192,9 @@ class _RowCounter:
         self.unknown += cache.count(self.chat.unknown_id)
         names = ("id", "messages", "answer", "source", "extra")
         self._count(zip(*(cache.column(name) for name in names), strict=True))
+        if not self.example and not reading.text and len(cache.prompt_lengths):
+            turns, answer = next(iter(cache.column("messages"))), next(iter(cache.column("answer")))
+            self.example = _example(self.chat, turns, answer)
         return cache.prompt_lengths, cache.answer_lengths
 
     def _read_characters(
@@ -230,6 +239,14 @@ class _RowCounter:
                 for text in [*(text for _, text in texts), answer]:
                     spelled.update(self.chat.spelled_control_tokens(text))
                 self.control.update(spelled)
+
+
+def _example(chat: Chat, turns: Sequence[Mapping[str, str]], answer: str) -> str:
+    """Return a row as the model reads it, with […] for the trace."""
+    prompt = chat.encode_prompt([Message(turn["role"], turn["content"]) for turn in turns])
+    start = () if chat.start_id is None else (chat.start_id,)
+    after = (chat.end_id, *chat.encode_answer(answer))
+    return f"{chat.decode((*prompt, *start))}[…]{chat.decode(after)}"
 
 
 def _question_hash(turns: Sequence[tuple[str, str]]) -> bytes:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from nrt.config import Config
 from nrt.engine.counting import count_token
 from nrt.errors import InputError
+from nrt.models import position_limit
 from nrt.objective import Method
 from nrt.plan.hardware import Accelerator
 from nrt.plan.memory import (
@@ -140,7 +142,10 @@ def make_plan(request: PlanRequest) -> Plan:
         seconds=seconds,
         steps=request.steps,
         cost=request.cost(seconds.total),
-        assumptions=tuple(_assumptions(request, method, parallel)),
+        assumptions=(
+            *_assumptions(request, method, parallel),
+            *_beyond_positions(config, method, model.config),
+        ),
     )
 
 
@@ -231,6 +236,19 @@ def _assumptions(request: PlanRequest, method: Method, parallel: Parallel) -> li
     if method.keep is not None:
         lines.append(f"{method.name} replaces groups that it drops: its rollouts take longer")
     return lines
+
+
+def _beyond_positions(config: Config, method: Method, model_config: Any) -> list[str]:
+    """Return a line if rows at the caps have more tokens than the model has positions."""
+    trace = config.max_trace_tokens + 2 if method.samples else 0  # START and END
+    needed = config.max_prompt_tokens + trace + config.max_answer_tokens
+    limit = position_limit(model_config)
+    if limit is None or needed <= limit:
+        return []
+    return [
+        f"the data's rows are short enough: rows at the caps have {needed:,} tokens, and the model "
+        f"has positions for {limit:,}; nrt data check looks at your rows"
+    ]
 
 
 def _rollout_assumption(config: Config, gpu: Accelerator) -> str:
