@@ -186,6 +186,7 @@ def test_the_first_row_as_the_model_reads_it(tmp_path: Path) -> None:
     file = str(write(tmp_path / "first.jsonl", rows))
     config = build_config({"data": {"train": file, "on_bad_row": "skip"}})
     prompt = [Message("system", "x"), Message("user", "xx")]
+    assert CHAT.start_id is not None
     expected = CHAT.decode((*CHAT.encode_prompt(prompt), CHAT.start_id)) + "[…]"
     expected += CHAT.decode((CHAT.end_id, *CHAT.encode_answer("z")))
     found = inspect(config, "train", CHAT)
