@@ -491,8 +491,17 @@ def test_a_check_of_any_file_fits_on_two_screens(tmp_path: Path) -> None:
     rows += [{**QA, "answer": f"<|think_end|>{i}</s><|user|>"} for i in range(100)]
     for width in (80, 120):
         lines = checked(tmp_path, rows, width=width).splitlines()
-        assert len(lines) < 60
+        assert len(lines) < 66
         assert max(map(len, lines)) <= width
+
+
+def test_a_long_row_is_shown_without_its_middle(tmp_path: Path) -> None:
+    rows = [{"question": "\n".join(f"line {i}" for i in range(100)), "answer": "z" * 900}]
+    lines = checked(tmp_path, rows, width=80).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("the first row, as the"))
+    assert "line 0" in "".join(lines[start:])
+    assert "line 50" not in "".join(lines[start:])
+    assert len(lines) - start < 25
 
 
 def test_a_recorded_csv_with_every_quote(tmp_path: Path) -> None:

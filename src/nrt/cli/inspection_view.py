@@ -23,8 +23,8 @@ MAX_FAULTS = 4
 MAX_NAMES = 8
 """Names of columns or tokens that are shown."""
 
-MAX_EXAMPLE = 1200
-"""Characters of an example row that are shown."""
+MAX_EXAMPLE, MAX_EXAMPLE_LINES = 600, 10
+"""Characters and lines of an example row that are shown."""
 
 
 # --- check ---
@@ -47,7 +47,7 @@ def print_check(
             console.print()
     if example := inspections[0].example:
         console.print("the first row, as the model reads it ([…]: the trace):", style="bold")
-        console.print(_shortened_middle(example), markup=False, highlight=False, soft_wrap=True)
+        console.print(_shortened_middle(example), markup=False, highlight=False)
         console.print()
     if overlap is not None:
         text = (
@@ -66,9 +66,13 @@ def print_check(
 
 
 def _shortened_middle(text: str) -> str:
-    """Return the text without its middle if it is longer than MAX_EXAMPLE characters."""
+    """Return the text without its middle if it has more lines or characters than an example may."""
+    lines = text.splitlines()
+    if len(lines) > MAX_EXAMPLE_LINES:
+        half = MAX_EXAMPLE_LINES // 2
+        text = "\n".join([*lines[:half], "…", *lines[-half:]])
     half = MAX_EXAMPLE // 2
-    return text if len(text) <= MAX_EXAMPLE else f"{text[:half]} […] {text[-half:]}"
+    return text if len(text) <= MAX_EXAMPLE else f"{text[:half]} … {text[-half:]}"
 
 
 def _summary_table(inspection: Inspection) -> Table:
