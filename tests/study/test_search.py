@@ -102,7 +102,7 @@ def test_a_search_and_the_comparison_after_it(recipe, tmp_path, monkeypatch):  #
     (folder / "runs" / "sft-seed0").rename(tmp_path / "taken")
     out = io.StringIO()
 
-    def run():
+    def run(**options):
         return compare_study(
             Console(file=out, width=200),
             recipe,
@@ -112,9 +112,13 @@ def test_a_search_and_the_comparison_after_it(recipe, tmp_path, monkeypatch):  #
             study=str(folder),
             measure="logp",
             sweep=["optimizer.lr=1e-3,0.3"],
+            **options,
         )
 
+    with pytest.raises(InputError, match="has no finished run"):
+        run(finished_only=True)
     comparison = run()
+    assert run(finished_only=True).rows == comparison.rows
     assert "0 of 2 runs to do" in out.getvalue(), "the search"
     assert "1 of 1 runs to do" in out.getvalue(), "the comparison"
     assert comparison.search is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -50,10 +51,12 @@ def compare_study(
     measure: str = "correct",
     sweep: Sequence[str] = (),
     sweep_seeds: int = 1,
+    finished_only: bool = False,
 ) -> Comparison:
     """Run a study and write its results into its folder.
 
-    With `sweep`, the settings of each variant are searched for first (`nrt.study.search`).
+    With `sweep`, the settings of each variant are searched for first (`nrt.study.search`). With
+    `finished_only` nothing is run: the results are those of the finished runs.
 
     Raises InputError for unknown names, before anything runs.
     """
@@ -77,18 +80,23 @@ def compare_study(
     def report(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
+    run = partial(
+        run_study, jobs=jobs, report=report, prepare=own_settings, start=not finished_only
+    )
     with explain_disk_errors(run_folder(name), "run the same command again"):
         search, failed = None, []
         if tries:
             if (run_folder(name) / "study.yaml").is_file():
                 check_chosen(read_study(run_folder(name)), plan, grids)
             searched = open_study(str(run_folder(name).absolute() / "search"), tries)
-            search_outcomes = run_study(searched, jobs=jobs, report=report, prepare=own_settings)
+            search_outcomes = run(searched)
             failed = [outcome for outcome in search_outcomes if outcome.status]
             search = read_search(searched, plan, grids, sweep_seeds, measure)
             plan = with_best(plan, search)
         folder = open_study(name, plan)
-        outcomes = run_study(folder, jobs=jobs, report=report, prepare=own_settings)
+        outcomes = run(folder)
+        if finished_only and not outcomes:
+            raise InputError(f"{folder} has no finished run; leave out --finished-only")
         comparison = write_results(
             folder, outcomes, measure=measure, search=search, failed_tries=failed
         )

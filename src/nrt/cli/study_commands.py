@@ -66,6 +66,12 @@ def compare(
     sweep_seeds: Annotated[
         int, typer.Option(min=1, help="Runs of each try, on seeds that the comparison has not.")
     ] = 1,
+    finished_only: Annotated[
+        bool,
+        typer.Option(
+            "--finished-only", help="Start no run: write the results of the finished ones."
+        ),
+    ] = False,
 ) -> None:
     """Train several methods or variants and compare them, with confidence intervals.
 
@@ -93,6 +99,7 @@ def compare(
         measure=measure,
         sweep=sweep or (),
         sweep_seeds=sweep_seeds,
+        finished_only=finished_only,
     )
     if comparison.missing:
         sys.exit(1)

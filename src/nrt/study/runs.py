@@ -57,17 +57,21 @@ def run_study(
     jobs: int = 1,
     report: Callable[[str], None] = print,
     prepare: Prepare = lambda seed: (),
+    start: bool = True,
 ) -> list[RunOutcome]:
     """Start the study's missing runs, resume its unfinished ones, and return all outcomes.
 
-    Up to `jobs` runs at a time. A failed run is reported, and its outcome has the error. Raises
-    RunError if a run was interrupted: Ctrl-C reaches every run, and each saves a checkpoint.
+    Up to `jobs` runs at a time. A failed run is reported, and its outcome has the error. With
+    `start=False` none is started, and only finished runs have an outcome. Raises RunError if a run
+    was interrupted: Ctrl-C reaches every run, and each saves a checkpoint.
     """
     study = read_study(folder)
     runs = study.runs()
     todo = [run for run in runs if not is_finished(run_path(folder, *run))]
     outcomes = [RunOutcome(*run, status=0, seconds=0.0) for run in runs if run not in todo]
     report(f"{len(todo)} of {len(runs)} runs to do in {folder}")
+    if not start:
+        return outcomes
     prepare_once = OncePerSeed(prepare)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         futures = [
