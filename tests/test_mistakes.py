@@ -27,6 +27,7 @@ FILES = {
     "renamed.jsonl": PAIR + '{"question": "one ?", "anwser": "two"}\n',
     "several.jsonl": '{"question": "one ?", "answer": ["two", "three"]}\n',
     "sheet.xlsx": "PK",
+    "nan.jsonl": PAIR + '{"question": "one ?", "answer": NaN}\n',
     "tabs.yaml": "optimizer:\n\tlr: 1\n",
 }
 TRAIN = "train model=tiny data.train=pairs.jsonl"
@@ -148,6 +149,11 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         (f"{TRAIN} heldout.checker=my.checks:same", "importing my.checks failed"),
         (f"{TRAIN} keep_best=heldout/acc", "unknown metric 'heldout/acc'; did you mean 'heldout/accuracy'?"),
         ("train pairs steps = 3", "setting steps has no value; write steps=VALUE without blanks"),
+        ("train pairs data.train = pairs.jsonl", "setting data.train has no value; write data.train=VALUE without blanks"),
+        ("train pairs model= tiny", "a blank after model=: write model=tiny without it"),
+        (f"{TRAIN} max_prompt_tokens=2", "longer than max_prompt_tokens=2; raise max_prompt_tokens"),
+        ("train model=tiny data.train=nan.jsonl", "nan.jsonl:2: column 'answer' is nan, not text; fill it in"),
+        ("train sequence_len=512", "in nrt it is max_prompt_tokens"),
         ("train pairs -m tiny", "settings have no dashes: write model=FOLDER, for example"),
         ("train use_peft=true", "in nrt it is lora.rank"),
         ("train beta=0.04", "in nrt it is objective (it has no KL penalty)"),
@@ -243,6 +249,15 @@ def test_resume_with_fewer_steps_than_are_done_changes_nothing(command, tmp_path
     assert status == 2
     assert "steps=1 is below the 2 steps that the run has done" in err
     assert (tmp_path / "runs" / "run" / "config.yaml").read_bytes() == config
+
+
+def test_a_check_that_fails_says_why(command):
+    status, out, _ = command("data", "check", "gap.csv")
+    assert status == 1
+    assert "training would refuse the train data: 1 unusable rows" in out.splitlines()[-1]
+    status, out, _ = command("data", "check", "pairs.jsonl", "model=tiny", "max_prompt_tokens=2")
+    assert status == 1
+    assert "no row is usable and within the caps" in out.splitlines()[-1]
 
 
 def test_without_a_recipe_all_commands_take_pairs(command):

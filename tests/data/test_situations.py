@@ -266,6 +266,10 @@ def test_a_dataset_with_a_configuration(tmp_path: Path, monkeypatch: pytest.Monk
     assert [one.answer for one in read_examples("org/name:main:test[:2]")] == ["0", "1"]
     with pytest.raises(InputError, match="configs main, socratic; write org/name:CONFIG:SPLIT"):
         read_examples("org/name:test")
+    with pytest.raises(InputError, match="configs main, socratic"):
+        read_examples("org/name:socratik:test")
+    with pytest.raises(InputError, match="loading it as a dataset failed: Unknown split"):
+        read_examples("org/name:main:valid")
 
 
 # --- text ---

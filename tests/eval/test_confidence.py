@@ -142,8 +142,8 @@ def test_chat_with_sft_writes_no_markers(runs):
     )
     prompts = []
     stream = session._stream
-    session._stream = lambda request, style: (
-        prompts.extend(request.prompts) or stream(request, style)
+    session._stream = lambda request, style, label: (
+        prompts.extend(request.prompts) or stream(request, style, label)
     )  # type: ignore[method-assign]
     session.ask(QUESTION)
     assert prompts == [session.reasoner.pair(QUESTION).prompt_ids]

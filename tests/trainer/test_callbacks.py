@@ -200,6 +200,10 @@ class Misspelt(Callback):
     def on_stepp(self, metrics, control): ...
 
 
+class OfTransformers(Callback):
+    def on_step(self, args, state, control, **kwargs): ...
+
+
 @pytest.mark.parametrize(
     ("callbacks", "settings", "message"),
     [
@@ -209,6 +213,11 @@ class Misspelt(Callback):
         ([EarlyStopping], {}, "give objects of classes that derive from nrt.Callback"),
         ([print], {}, "give objects of classes"),
         ([Misspelt()], {}, "unknown method of a callback 'on_stepp'; did you mean 'on_step'?"),
+        (
+            [OfTransformers()],
+            {},
+            r"on_step takes other arguments; write on_step\(self, metrics, control\)",
+        ),
     ],
 )
 def test_callbacks_that_cannot_work_leave_no_run(

@@ -56,17 +56,22 @@ class ChatSession:
         generator, greedy = self.reasoner.generator, self.settings.temperature == 0
         if self.reasoner.thinks and self.settings.trace:
             request = generator.trace_request([pair], 1, seed=_new_seed(), greedy=greedy)
-            trace = generator.to_trace(Sample(self._stream(request, style="dim")))
+            trace = generator.to_trace(Sample(self._stream(request, style="dim", label="trace")))
             row = self.reasoner.row(pair, trace)
         else:
             row = self.reasoner.row_without_trace(pair)
         request = generator.answer_request([row.before_answer], seed=_new_seed(), greedy=greedy)
-        answer = self._text(self._stream(request, style="default"))
+        answer = self._text(self._stream(request, style="default", label="answer"))
         self.messages.append(Message("assistant", answer))
         return answer
 
-    def _stream(self, request: Request, style: str) -> tuple[int, ...]:
-        """Print a sample while it is generated, as soon as tokens are complete characters."""
+    def _stream(self, request: Request, style: str, label: str) -> tuple[int, ...]:
+        """Print a sample while it is generated, as soon as tokens are complete characters.
+
+        The label comes first where no style can be seen: in a pipe or a file.
+        """
+        if not self.console.is_terminal:
+            self._print(f"{label}: ", style)
         sampler = self.reasoner.generator.sampler
         assert isinstance(sampler, HFSampler)  # `open_reasoner` without a backend
         if not request.greedy:

@@ -68,6 +68,7 @@ def check(
     inspections, overlap = inspect_all(config)
     fault = context_fault(config, inspections)
     rows = marker_rows(config) if markers else []
+    terminal = console()
     if json_output:
         record = as_json(inspections, overlap)
         if markers:
@@ -76,7 +77,6 @@ def check(
             record["context"] = fault
         print(dumps(record))
     else:
-        terminal = console()
         print_check(terminal, config, inspections, overlap)
         for row in rows:
             terminal.print(str(row), highlight=False, soft_wrap=True)
@@ -86,7 +86,18 @@ def check(
         raise typer.Exit(1)
     bad_rows_are_errors = config.data.on_bad_row == "error"
     for inspection in inspections:
-        if not inspection.kept or (inspection.bad and bad_rows_are_errors):
+        refusal = ""
+        if inspection.bad and bad_rows_are_errors:
+            refusal = (
+                f"{inspection.bad_rows:,} unusable rows; correct them, or leave them out with "
+                "data.on_bad_row=skip"
+            )
+        elif not inspection.kept:
+            refusal = "no row is usable and within the caps"
+        if refusal and not json_output:
+            line = f"training would refuse the {inspection.kind} data: {refusal}"
+            terminal.print(line, style="red", highlight=False, soft_wrap=True)
+        if refusal:
             raise typer.Exit(1)
     if not json_output:
         print_next("train", *train_arguments(recipe, files, config.model))

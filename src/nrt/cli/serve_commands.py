@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,9 @@ def chat(
     terminal.print("Ask a question. An empty line or Ctrl-D ends the session.", style="dim")
     while True:
         try:
-            question = terminal.input(Text("> ", style="bold")).strip()
+            question = terminal.input(
+                Text("> " if sys.stdin.isatty() else "", style="bold")
+            ).strip()
         except (EOFError, KeyboardInterrupt):
             return
         if not question:

@@ -1,6 +1,7 @@
 """Names that other libraries (transformers, TRL, peft, axolotl) have for settings of nrt."""
 
 ALIASES = {
+    "args": "steps, batch and so on, each as an argument of its own",
     "adam_beta1": "optimizer.betas",
     "adam_beta2": "optimizer.betas",
     "adam_epsilon": "optimizer.eps",
@@ -36,6 +37,7 @@ ALIASES = {
     "lr_scheduler": "optimizer.schedule",
     "lr_scheduler_type": "optimizer.schedule",
     "max_completion_length": "max_trace_tokens (and max_answer_tokens)",
+    "max_length": "max_prompt_tokens (and max_trace_tokens, max_answer_tokens)",
     "max_grad_norm": "optimizer.max_grad_norm",
     "max_new_tokens": "max_trace_tokens (and max_answer_tokens)",
     "max_prompt_length": "max_prompt_tokens",
@@ -62,6 +64,7 @@ ALIASES = {
     "reward_funcs": "method (the reward is the reference answer's probability; nothing to write)",
     "reward_model": "method (the reward is the reference answer's probability; nothing to write)",
     "run_name": "run",
+    "sequence_len": "max_prompt_tokens (and max_trace_tokens, max_answer_tokens)",
     "save_steps": "save_every",
     "save_total_limit": "keep",
     "tags": "tracking.tags",

@@ -71,10 +71,14 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     {'data': {'train': 'x.jsonl'}, 'steps': 3}
     """
     settings: dict[str, Any] = {}
+    before = ""
     for argument in arguments:
         key, equals, text = argument.partition("=")
-        if not equals and key in Config.model_fields:
+        if not equals and key.partition(".")[0] in Config.model_fields:
             raise InputError(f"setting {key} has no value; write {key}=VALUE without blanks")
+        if not equals and before.endswith("="):
+            raise InputError(f"a blank after {before}: write {before}{argument:.100} without it")
+        before = argument
         if not equals or not key:
             raise InputError(
                 f"'{argument:.100}' is not a setting; write key=value, for example steps=100"

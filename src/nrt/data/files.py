@@ -153,7 +153,8 @@ def _dataset_table(path: str, name: str, config: str | None, split: str) -> Tabl
         rows = datasets.load_dataset(place, config, split=split)
     except Exception as error:  # the library raises many types; after each, there is no data
         reason = " ".join(str(error).split())
-        if Path(name).is_dir() and (configs := _configs(datasets, place)):
+        configs = _configs(datasets, place) if Path(name).is_dir() else []
+        if configs and config not in configs:
             raise InputError(
                 f"{full_name}: the folder has the configs {', '.join(configs[:10])}; write "
                 f"{name}:CONFIG:SPLIT, such as {name}:{configs[0]}:train"

@@ -158,13 +158,21 @@ def _nothing_left(
 ) -> InputError:
     if not (long_prompts or long_answers or bad):  # only documents can be good and give no pair
         return InputError("no document is long enough to be cut; lower data.text.stride")
-    unusable = f" and {len(bad)} rows cannot be used, the first {bad[0]}" if bad else ""
-    return InputError(
-        f"no example is left: {long_prompts} prompts are longer than "
-        f"max_prompt_tokens={config.max_prompt_tokens} and {long_answers} answers longer than "
-        f"max_answer_tokens={config.max_answer_tokens}{unusable}; "
-        "raise these, or set data.truncate_answers=true"
-    )
+    reasons, fixes = [], []
+    if long_prompts:
+        reasons.append(
+            f"{long_prompts} prompts are longer than max_prompt_tokens={config.max_prompt_tokens}"
+        )
+        fixes.append("raise max_prompt_tokens")
+    if long_answers:
+        reasons.append(
+            f"{long_answers} answers are longer than max_answer_tokens={config.max_answer_tokens}"
+        )
+        fixes.append("raise max_answer_tokens, or set data.truncate_answers=true")
+    if bad:
+        reasons.append(f"{len(bad)} rows cannot be used, the first {bad[0]}")
+        fixes.append("correct the rows")
+    return InputError(f"no example is left: {', '.join(reasons)}; {'; '.join(fixes)}")
 
 
 def _check_lengths(text: TextConfig, config: Config, chat: Chat) -> None:

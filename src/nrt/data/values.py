@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,8 @@ def to_text(value: Any, where: str) -> str:
     if isinstance(value, Decimal) and value.is_finite():
         is_whole = value == value.to_integral_value()
         return str(int(value)) if is_whole else format(value, "f")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where} is {value!r}, not text; fill it in, or remove the row")
     if isinstance(value, float):
         if not value.is_integer() or abs(value) >= 2**53:
             raise InputError(

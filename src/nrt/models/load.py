@@ -97,7 +97,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
             folder, trust_remote_code=trust_remote_code, **gguf
         )
     except Exception as error:  # each tokenizer class of transformers raises its own
-        reason = first_line(error)
+        reason = first_line(error).rstrip()
         if reason.endswith(":"):  # a list follows, of what transformers tried
             reason = "there is no file that transformers could make one from"
         raise InputError(f"model {name} has no tokenizer: {reason}; {fix}") from error

@@ -246,8 +246,8 @@ def _beyond_positions(config: Config, method: Method, model_config: Any) -> list
     if limit is None or needed <= limit:
         return []
     return [
-        f"the data's rows are short enough: rows at the caps have {needed:,} tokens, and the model "
-        f"has positions for {limit:,}; nrt data check looks at your rows"
+        f"that rows are shorter than the caps: at the caps they have {needed:,} tokens, and the "
+        f"model has positions for {limit:,}; nrt data check looks at your rows"
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 from nrt.config import Config
@@ -98,8 +99,22 @@ def checked_callbacks(callbacks: Iterable[Callback], config: Config) -> tuple[Ca
         unknown = [name for name in dir(callback) if name.startswith("on_") and name not in _HOOKS]
         if unknown:
             raise unknown_name("method of a callback", unknown[0], _HOOKS)
+        _check_arguments(callback)
         callback.check(config)
     return checked
+
+
+def _check_arguments(callback: Callback) -> None:
+    """Raise InputError if a method of the callback takes other arguments than the base class's."""
+    for name in _HOOKS:
+        _, *arguments = signature(getattr(Callback, name)).parameters
+        try:
+            signature(getattr(callback, name)).bind(*arguments)
+        except TypeError:
+            raise InputError(
+                f"callback {type(callback).__name__}.{name} takes other arguments; write "
+                f"{name}(self, {', '.join(arguments)})"
+            ) from None
 
 
 class CallbackGroup:

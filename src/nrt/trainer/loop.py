@@ -93,7 +93,8 @@ class Loop:
             self._save()
             self.listener.say(
                 f"{self.callbacks.stopped_by} stopped the run at step {self.progress.step} of "
-                f"{self.parts.steps}; nrt resume {shlex.quote(str(self.folder))} continues it"
+                f"{self.parts.steps}; continue with nrt resume {shlex.quote(str(self.folder))}, or "
+                f"in Python nrt.resume({str(self.folder)!r})"
             )
         self.listener.phase("saving")
         with engine.gathered_parameters():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nrt.config import Config
 from nrt.data import LoadedPairs
 from nrt.run import RunWriter
@@ -14,39 +16,37 @@ model are below 0.1."""
 
 
 def warn_at_start(config: Config, parts: Parts, writer: RunWriter, listener: Listener) -> None:
-    """Write the warnings of a new run. They are displayed too."""
+    """Write and display the warnings of a new run."""
+
+    def warn(kind: str, message: str, **details: int) -> None:
+        writer.warn(kind, message, 0, **details)
+        listener.say(f"warning: {message}")
+
     if parts.padded_by_surprise:
         text = "prompts are forwarded once for each trace, which takes several times as long"
         message = f"{parts.notes[0]}: {text}"
-        writer.warn("padded-rows", message, 0)
-        listener.say(message)
+        warn("padded-rows", message)
     if parts.compile_fault:
         message = f"{parts.compile_fault}; layers run uncompiled, which is slower on a GPU"
-        writer.warn("not-compiled", message, 0)
-        listener.say(message)
-    _warn_about_data(config, parts.data, writer, listener)
+        warn("not-compiled", message)
+    _warn_about_data(config, parts.data, warn)
     if config.optimizer.lr > HIGH_LEARNING_RATE:
         message = f"optimizer.lr={config.optimizer.lr:g} overwrites a pretrained model within a "
         message += "few updates; usual are 1e-6 to 1e-4, and with LoRA up to 1e-3"
-        writer.warn("learning-rate", message, 0)
-        listener.say(message)
+        warn("learning-rate", message)
     method = parts.learner.method
     rows = len(parts.data.pairs)
     if config.batch > rows:
         message = f"batch={config.batch} prompts repeat within a step: the data have {rows} rows; "
         message += f"set batch={rows} or fewer"
-        writer.warn("repeated-prompts", message, 0, count=rows)
-        listener.say(message)
+        warn("repeated-prompts", message, count=rows)
     if method.samples and config.traces == 1 and method.centre == "mean":
         message = "traces=1: a group of one has no advantage, so only answers and markers are "
         message += "trained; set traces=2 or more"
-        writer.warn("single-trace", message, 0)
-        listener.say(message)
+        warn("single-trace", message)
 
 
-def _warn_about_data(
-    config: Config, data: LoadedPairs, writer: RunWriter, listener: Listener
-) -> None:
+def _warn_about_data(config: Config, data: LoadedPairs, warn: Callable[..., None]) -> None:
     for kind, count, text in (
         (
             "dropped-prompts",
@@ -73,9 +73,7 @@ def _warn_about_data(
     ):
         if count:
             message = f"{count} {text}"
-            writer.warn(kind, message, 0, count=count)
-            listener.say(message)
+            warn(kind, message, count=count)
     if data.unknown_tokens:
         message = f"the model's vocabulary lacks {data.unknown_tokens} tokens of the data"
-        writer.warn("unknown-tokens", message, 0, count=data.unknown_tokens)
-        listener.say(message)
+        warn("unknown-tokens", message, count=data.unknown_tokens)

@@ -42,8 +42,8 @@ END_TOKEN_REMEDY = (
 )
 ANSWER_MARKER_REMEDY = (
     "answers are broken by the markers; take an earlier checkpoint, or begin a new run with a "
-    "larger objective.answer_coef, objective.answer_weight=1 or another method, such as "
-    "nrt-ws-neg-log-p (docs/real-model.md)"
+    "larger objective.answer_coef, objective.answer_weight=1 or another method "
+    "(docs/real-model.md)"
 )
 GAP_REMEDY = (
     "sampler and trainer are two different policies, so ratios and advantages are biased; lower "
@@ -176,7 +176,7 @@ class Watch:
         if metrics.get("step", 0) < ANSWER_MARKERS_FROM or share <= first + MORE_ANSWER_MARKERS:
             return []
         message = (
-            f"START or END stands in {share:.0%} of the held-out answers, at first in {first:.0%}: "
+            f"START or END stands in {share:.0%} of the held-out answers ({first:.0%} at first): "
             f"{ANSWER_MARKER_REMEDY}"
         )
         return [MetricWarning("answer-marker", "heldout/answer_marker", message)]
