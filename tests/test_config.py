@@ -114,6 +114,11 @@ def test_the_command_line_may_choose_the_profile(tmp_path):
             "batch=10 cannot be split into updates_per_rollout=4 equal parts",
         ),
         (["markers.start=<m>", "markers.end=<m>"], "are the same text; set two different texts"),
+        (
+            ["markers.start=auto"],
+            "markers.start=auto is a word, .* it starts from: markers.start_from",
+        ),
+        (["markers.end=eos"], "markers.end=eos is a word, which answers may contain"),
         (["steps"], "setting steps has no value; write steps=VALUE without blanks"),
         (["step"], "'step' is not a setting; write key=value"),
         (["=3"], "'=3' is not a setting; write key=value"),

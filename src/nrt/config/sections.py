@@ -79,6 +79,13 @@ class MarkersConfig(Section):
         if self.start == self.end:
             message = "markers.start and markers.end are the same text; set two different texts"
             raise PydanticCustomError("same-markers", message)
+        for name, text in (("start", self.start), ("end", self.end)):
+            if text is not None and text.isalnum():
+                raise PydanticCustomError(
+                    "word-as-marker",
+                    f"markers.{name}={text} is a word, which answers may contain; write a text "
+                    f"like <|think_{name}|> (the token that it starts from: markers.{name}_from)",
+                )
         return self
 
 
