@@ -72,6 +72,10 @@ def test_a_run_without_steps_has_summaries_and_frames(tmp_path):
         run = Run(tmp_path / "new")
         assert "in progress" in run._repr_html_()
         assert len(run.frame()) == len(run.frame("traces")) == len(run.frame("heldout")) == 0
+        assert run.state == "in progress"
+    assert run.state == "stopped"
+    (run.path / "lock").write_text('{"pid": 1, "host": "elsewhere", "birth": "1"}')
+    assert run.state == "killed, or in progress on another machine"
 
 
 def test_report(run, tmp_path):

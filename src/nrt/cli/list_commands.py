@@ -105,8 +105,9 @@ def runs(
         accuracies = [record.get("heldout/accuracy") for record in records]
         accuracies = [f"{value:.1%}" for value in accuracies if value is not None]
         step = str(records[-1]["step"]) if records else "0"
-        state = "finished" if run.is_finished else "in progress, or interrupted"
-        table.add_row(path.parent.name, method, step, state, accuracies[-1] if accuracies else "")
+        table.add_row(
+            path.parent.name, method, step, run.state, accuracies[-1] if accuracies else ""
+        )
     if not table.row_count:
         raise InputError(f"{folder} has no runs; start one with nrt train, or give another folder")
     console().print(table, highlight=False)

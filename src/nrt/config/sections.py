@@ -83,8 +83,9 @@ class MarkersConfig(Section):
             if text is not None and text.isalnum():
                 raise PydanticCustomError(
                     "word-as-marker",
-                    f"markers.{name}={text} is a word, which answers may contain; write a text "
-                    f"like <|think_{name}|> (the token that it starts from: markers.{name}_from)",
+                    "markers.{name}={text} is a word, which answers may contain; write a text "
+                    "like <|think_{name}|> (the token that it starts from: markers.{name}_from)",
+                    {"name": name, "text": text},
                 )
         return self
 

@@ -25,6 +25,7 @@ from nrt.run.lines import (
     read_lines,
 )
 from nrt.system.files import read_bounded
+from nrt.system.lock import holder_pid
 from nrt.system.manifest import find_damage
 
 if TYPE_CHECKING:
@@ -82,11 +83,9 @@ class Run:
         for record in self.metrics():
             last.update({name: value for name, value in record.items() if value is not None})
         step = int(last.get("step", 0))
-        state = "in progress, or interrupted"
-        if self.is_finished:
-            steps = self.config.steps
-            is_stopped = steps is not None and step < steps
-            state = f"stopped by a callback, of {steps} steps" if is_stopped else "finished"
+        state, steps = self.state, self.config.steps
+        if self.is_finished and steps is not None and step < steps:
+            state = f"stopped by a callback, of {steps} steps"
         rows = [
             ("state", state),
             ("steps", str(step)),
@@ -104,6 +103,18 @@ class Run:
     def is_finished(self) -> bool:
         """True if training has ended: the model is written last."""
         return self.model_dir.is_dir()
+
+    @property
+    def state(self) -> str:
+        """`finished`, `in progress`, `stopped`, or what another machine's lock leaves open."""
+        lock = self.path / "lock"
+        if self.is_finished:
+            return "finished"
+        if not lock.exists():
+            return "stopped"
+        if holder_pid(lock):
+            return "in progress"
+        return "killed, or in progress on another machine"
 
     @cached_property
     def config(self) -> Config:

@@ -79,11 +79,7 @@ def run_status(run: LoadedRun) -> str:
     planned = run.setting("steps")
     done = f"{run.steps_done:,}"
     steps = f"{done} of {planned:,} steps" if planned else f"{done} steps"
-    if run.reader.model_dir.is_dir():
-        return f"finished, {steps}"
-    if (run.reader.path / "lock").exists():
-        return f"in progress, or its process was killed, {steps}"
-    return f"stopped, {steps}"
+    return f"{run.reader.state}, {steps}"
 
 
 def duration(seconds: float) -> str:
