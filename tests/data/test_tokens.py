@@ -82,7 +82,7 @@ def test_truncated_answers_do_not_end_the_turn(file: Path) -> None:
 def test_nothing_left(file: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"2 prompts are longer than max_prompt_tokens=.* and 3 answers longer than max_answer_tokens=1;",
+        match=r"2 prompts are longer than max_prompt_tokens=.*, 3 answers are longer than max_answer_tokens=1; raise max_prompt_tokens; ",
     ):
         load(file, max_answer_tokens=1)
 

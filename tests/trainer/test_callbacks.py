@@ -109,7 +109,7 @@ def test_a_stopped_run_is_finished_and_resumes_to_the_uninterrupted_one(
     assert run.is_finished
     if step < 4:
         assert (
-            f"callback Asks stopped the run at step {step} of 4; nrt resume"
+            f"callback Asks stopped the run at step {step} of 4; continue with nrt resume"
             in capsys.readouterr().out
         )
         assert "stopped by a callback, of 4 steps" in run._repr_html_()

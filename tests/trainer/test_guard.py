@@ -236,7 +236,7 @@ def test_markers_that_spread_into_answers_are_warned_of(shares, warned):
     assert [i for i, warnings in enumerate(told) if warnings] == warned
     for i in warned:
         assert told[i][0].kind == "answer-marker"
-        assert f"{shares[i]:.0%} of the held-out answers, at first in" in told[i][0].message
+        assert f"{shares[i]:.0%} of the held-out answers (" in told[i][0].message
 
 
 def test_a_sampler_that_is_not_the_trainer_is_warned_of_whatever_it_is():

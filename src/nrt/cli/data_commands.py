@@ -80,10 +80,6 @@ def check(
         print_check(terminal, config, inspections, overlap)
         for row in rows:
             terminal.print(str(row), highlight=False, soft_wrap=True)
-        if fault and all(inspection.kept for inspection in inspections):
-            terminal.print(fault, style="red", highlight=False, soft_wrap=True)
-    if fault:
-        raise typer.Exit(1)
     bad_rows_are_errors = config.data.on_bad_row == "error"
     for inspection in inspections:
         refusal = ""
@@ -99,6 +95,10 @@ def check(
             terminal.print(line, style="red", highlight=False, soft_wrap=True)
         if refusal:
             raise typer.Exit(1)
+    if fault:
+        if not json_output:
+            terminal.print(fault, style="red", highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
     if not json_output:
         print_next("train", *train_arguments(recipe, files, config.model))
 
