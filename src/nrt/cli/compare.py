@@ -193,8 +193,8 @@ def write_results(
     if has_matplotlib():
         plot_accuracy(comparison, folder / "accuracy.png")
         plot_dynamics(dynamics, folder / "dynamics.png")
-    if bins and has_matplotlib():
-        plot_confidence(bins, study.baseline, folder / "confidence.png")
+        if bins:
+            plot_confidence(bins, study.baseline, folder / "confidence.png")
     return comparison
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from json import dumps
@@ -16,6 +17,8 @@ from nrt.errors import InputError, install_hint
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from nrt.config import Config
+    from nrt.data.stats import Inspection
     from nrt.data.tulu import Manifest
 
 app = typer.Typer(no_args_is_help=True)
@@ -80,27 +83,27 @@ def check(
         print_check(terminal, config, inspections, overlap)
         for row in rows:
             terminal.print(str(row), highlight=False, soft_wrap=True)
-    bad_rows_are_errors = config.data.on_bad_row == "error"
-    for inspection in inspections:
-        refusal = ""
-        if inspection.bad and bad_rows_are_errors:
-            refusal = (
-                f"{inspection.bad_rows:,} unusable rows; correct them, or leave them out with "
-                "data.on_bad_row=skip"
-            )
-        elif not inspection.kept:
-            refusal = "no row is usable and within the caps"
-        if refusal and not json_output:
-            line = f"training would refuse the {inspection.kind} data: {refusal}"
-            terminal.print(line, style="red", highlight=False, soft_wrap=True)
-        if refusal:
-            raise typer.Exit(1)
-    if fault:
+    reason = _refusal(config, inspections) or fault
+    if reason:
         if not json_output:
-            terminal.print(fault, style="red", highlight=False, soft_wrap=True)
+            terminal.print(reason, style="red", highlight=False, soft_wrap=True)
         raise typer.Exit(1)
     if not json_output:
         print_next("train", *train_arguments(recipe, files, config.model))
+
+
+def _refusal(config: Config, inspections: Sequence[Inspection]) -> str:
+    """Return why training would refuse the rows; empty if it would not."""
+    for inspection in inspections:
+        refused = f"training would refuse the {inspection.kind} data: "
+        if inspection.bad and config.data.on_bad_row == "error":
+            return (
+                f"{refused}{inspection.bad_rows:,} unusable rows; correct them, or leave them out "
+                "with data.on_bad_row=skip"
+            )
+        if not inspection.kept:
+            return f"{refused}no row is usable and within the caps"
+    return ""
 
 
 @app.command()

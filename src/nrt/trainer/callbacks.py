@@ -122,7 +122,7 @@ class CallbackGroup:
 
     def __init__(self, callbacks: Iterable[Callback], control: Control) -> None:
         self._callbacks, self._control = list(callbacks), control
-        self.stopped_by = "a callback"  # name of the first that asked for it, on rank 0
+        self.stopped_by = ""  # name of the first callback that asked for it, on rank 0
 
     def __call__(self, hook: str, *arguments: Any) -> None:
         """Call the method `hook` of each callback, in order.
@@ -137,5 +137,5 @@ class CallbackGroup:
                     f"callback {type(callback).__name__}.{hook} failed at step "
                     f"{self._control.step}: {type(error).__name__}: {error}"
                 ) from error
-            if "stop" in self._control.requests and self.stopped_by == "a callback":
-                self.stopped_by = f"callback {type(callback).__name__}"
+            if "stop" in self._control.requests and not self.stopped_by:
+                self.stopped_by = type(callback).__name__

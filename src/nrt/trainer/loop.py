@@ -92,9 +92,10 @@ class Loop:
         if self.progress.step < self.parts.steps:
             self._save()
             self.listener.say(
-                f"{self.callbacks.stopped_by} stopped the run at step {self.progress.step} of "
-                f"{self.parts.steps}; continue with nrt resume {shlex.quote(str(self.folder))}, or "
-                f"in Python nrt.resume({str(self.folder)!r})"
+                f"callback {self.callbacks.stopped_by} stopped the run at step "
+                f"{self.progress.step} of {self.parts.steps}; continue with "
+                f"nrt resume {shlex.quote(str(self.folder))}, or in Python "
+                f"nrt.resume({str(self.folder)!r})"
             )
         self.listener.phase("saving")
         with engine.gathered_parameters():
