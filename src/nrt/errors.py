@@ -71,13 +71,13 @@ MAX_NAMES = 10
 """Most names that an error lists."""
 
 
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint at the closest known name, to end a message; empty without a close one.
 
     >>> did_you_mean("frist", ["first", "sums"])
     "; did you mean 'first'?"
     """
-    closest = get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    closest = get_close_matches(name, list(known), n=1)
     return f"; did you mean '{closest[0]}'?" if closest else ""
 
 
@@ -90,7 +90,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     "unknown method 'nrt-mg'; did you mean 'nrt-gm'? Known: nrt-gm, sft"
     """
     names = sorted(known)
-    hint = did_you_mean(name, names, cutoff=0.4) or "."
+    hint = did_you_mean(name, names) or "."
     if len(names) > MAX_NAMES:
         nearest = get_close_matches(name, names, n=MAX_NAMES, cutoff=0.0)
         listed = f"The closest of {len(names)}: {', '.join(nearest)}"

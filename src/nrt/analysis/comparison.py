@@ -26,6 +26,7 @@ class ComparisonRow:
 
     variant: str
     family: str
+    questions: int  # of a seed; 0 if no run of the variant is done
     interval: Interval | None  # None: no run of the variant is done
     by_seed: dict[int, float]
     difference: Interval | None  # from the baseline, over the seeds that both have
@@ -127,7 +128,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     paired differences.
     """
     baseline, measure = comparison.baseline, comparison.measure
-    text = f"## {measure}, mean over seeds [95 %]\n\n"
+    text = f"## {measure}, mean over seeds [95 %] (questions of a seed)\n\n"
     text += _table(comparison, lambda row: str(row.interval or "no run"))
     text += "\n## Every seed\n\n" + _table(comparison, _seed_values)
     text += f"\n## Against `{baseline}` [95 %]\n\n"
@@ -148,8 +149,11 @@ def comparison_markdown(comparison: Comparison) -> str:
 def _table(
     comparison: Comparison, format_cell: Callable[[ComparisonRow], str], without: str = ""
 ) -> str:
-    """Return a table with one line per variant and one column per family."""
-    families = list(dict.fromkeys(row.family for row in comparison.rows))
+    """Return a table with one line per variant and one column per family and its questions."""
+    questions: dict[str, int] = {}
+    for row in comparison.rows:
+        questions[row.family] = max(row.questions, questions.get(row.family, 0))
+    families = [f"{family} ({count})" for family, count in questions.items()]
     cells_of: dict[str, list[str]] = defaultdict(list)
     for row in comparison.rows:
         if row.variant != without:
@@ -178,6 +182,11 @@ def _search_table(search: Search) -> str:
     return text
 
 
+def judges_answers(measure: str) -> bool:
+    """Say whether a measure of held-out records is a checker's verdict: it is 0 or 1 each."""
+    return measure.startswith("correct")
+
+
 def values_by_family(records: Sequence[Record], measure: str) -> FamilyValues:
     """Return a measure of held-out records by source and question.
 
@@ -200,7 +209,7 @@ def _row(
     measure: str,
 ) -> ComparisonRow:
     """Return the row of one family, or of the mean of several."""
-    is_share = measure.startswith("correct")
+    of_answers = judges_answers(measure)
     by_seed: dict[int, list[dict[str, float]]] = {}
     for seed, by_family in values_by_seed.items():
         if set(families) <= set(by_family):
@@ -215,13 +224,14 @@ def _row(
     if by_seed:
         interval = bootstrap(
             [[list(values.values()) for values in seed_values] for seed_values in by_seed.values()],
-            bounds=SHARE if is_share else None,
+            bounds=SHARE if of_answers else None,
         )
     if differences:
-        difference = bootstrap(differences, bounds=DIFFERENCE if is_share else None)
+        difference = bootstrap(differences, bounds=DIFFERENCE if of_answers else None)
     return ComparisonRow(
         variant=variant,
         family=name,
+        questions=max((sum(map(len, values)) for values in by_seed.values()), default=0),
         interval=interval,
         by_seed={
             seed: fmean(fmean(values.values()) for values in family_values)

@@ -15,6 +15,7 @@ from nrt.analysis.comparison import (
     compare,
     comparison_json,
     comparison_markdown,
+    judges_answers,
 )
 from nrt.analysis.confidence import EntropyBin
 from nrt.analysis.plots import (
@@ -154,7 +155,7 @@ def _check_measurable(study: Study, folder: Path, measure: str) -> None:
         config = load_config(recipe, settings)
         if not config.data.valid:
             raise InputError("nrt compare scores held-out questions; set data.valid=FILE")
-        if measure.startswith("correct") and not config.heldout.checker:
+        if judges_answers(measure) and not config.heldout.checker:
             raise InputError(
                 f"--measure {measure} needs a checker of answers; set heldout.checker=exact, "
                 "last-number or contains, or give --measure logp"

@@ -53,8 +53,10 @@ class MarkerRow:
     divergence: float  # KL(without marker ‖ with marker), nats a token, mean over the pairs
 
     def __str__(self) -> str:
-        divergence = f"KL {self.divergence:.2f} nats from the model without it"
-        return f"{self.marker} starts from {self.source!r}: {divergence}"
+        return (
+            f"{self.marker} is new and starts from the row of {self.source!r}: "
+            f"predictions change by {self.divergence:.2f} nats a token (KL)"
+        )
 
 
 @torch.no_grad()

@@ -85,8 +85,9 @@ def _record(plan: ClusterPlan) -> dict[str, Any]:
 
 
 def print_cluster(console: Console, report: ClusterReport) -> None:
-    """Print the verdict, the work of a step, memory and time by GPUs, and the assumptions."""
+    """Print verdict and hours, the work of a step, memory and time by GPUs, and assumptions."""
     print_verdict(console, report.verdict, fits=report.plan.fits)
+    print_run(console, report.request, report.plan.seconds["total"])
     console.print(work_table(report.plan.tokens, report.plan.flops))
     console.print(_scaling_table(report))
     for limit in report.breaks:
@@ -94,7 +95,6 @@ def print_cluster(console: Console, report: ClusterReport) -> None:
         console.print(line, highlight=False)
     if not report.breaks:
         console.print(f"No limit up to {report.scaled[-1].layout.gpus:,} GPUs", highlight=False)
-    print_run(console, report.request, report.plan.seconds["total"])
     print_assumptions(console, _assumptions(report.request))
 
 

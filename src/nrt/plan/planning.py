@@ -23,6 +23,7 @@ from nrt.plan.meta_model import meta_model
 from nrt.plan.resident import BYTES, Parallel, choose_parallel, weight_bytes
 from nrt.plan.work import PhaseValues, RowLengths, StepTokens, count_flops, count_tokens
 from nrt.rollout.vllm_memory import MARGIN, VLLM_TOKENS
+from nrt.trainer.context import longest_row
 from nrt.trainer.resolve import import_plugin, resolve_method
 from nrt.trainer.setup import steps_of
 
@@ -240,8 +241,8 @@ def _assumptions(request: PlanRequest, method: Method, parallel: Parallel) -> li
 
 def _beyond_positions(config: Config, method: Method, model_config: Any) -> list[str]:
     """Return a line if rows at the caps have more tokens than the model has positions."""
-    trace = config.max_trace_tokens + 2 if method.samples else 0  # START and END
-    needed = config.max_prompt_tokens + trace + config.max_answer_tokens
+    caps = longest_row(config, method, config.max_prompt_tokens, config.max_answer_tokens)
+    needed = caps.total
     limit = position_limit(model_config)
     if limit is None or needed <= limit:
         return []

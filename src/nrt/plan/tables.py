@@ -16,15 +16,15 @@ from nrt.plan.work import PhaseValues, StepTokens
 
 
 def print_plan(console: Console, report: PlanReport) -> None:
-    """Print the verdict, then advice, memory, work, time, and the assumptions."""
+    """Print the verdict and the run's time, then advice, memory, work, and the assumptions."""
     request, plan = report.request, report.plan
     print_verdict(console, report.verdict, fits=plan.fits)
+    print_run(console, request, plan.seconds.total)
     if report.advice:
         console.print(_advice_table(report.advice))
     console.print(_memory_table(request, plan.memory))
     console.print(work_table(plan.tokens, plan.flops))
     console.print(_time_table(request, plan.seconds))
-    print_run(console, request, plan.seconds.total)
     print_assumptions(console, plan.assumptions)
 
 
@@ -57,12 +57,15 @@ def work_table(tokens: StepTokens, flops: PhaseValues) -> Table:
 
 
 def print_run(console: Console, request: PlanRequest, step_seconds: float) -> None:
-    """Print steps, hours and cost of the run, as far as they are known."""
+    """Print seconds of a step, and steps, hours and cost of the run as far as they are known."""
     hours, cost = request.hours(step_seconds), request.cost(step_seconds)
+    seconds = f"{short(step_seconds)} s"
     if hours is None:
-        console.print("Steps are unknown: set steps=… or give --rows", highlight=False)
+        line = f"a step takes {seconds}; for the hours of the run set steps=… or give --rows"
+        console.print(line, highlight=False)
         return
-    line = f"{request.steps:,} steps: {short(hours)} hours, {short(hours * request.gpus)} GPU hours"
+    gpu_hours = f"{short(hours * request.gpus)} GPU hours"
+    line = f"{request.steps:,} steps of {seconds}: {short(hours)} hours, {gpu_hours}"
     if cost is not None:
         line += f", cost {cost:,.0f} at {request.price:g} a GPU hour"
     console.print(line, highlight=False)

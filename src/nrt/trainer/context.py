@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from nrt.config import Config
@@ -11,13 +12,44 @@ from nrt.models import position_limit
 from nrt.objective import Method
 
 
+@dataclass(frozen=True)
+class RowTokens:
+    """Tokens of the parts of a row."""
+
+    prompt: int
+    hint: int  # y* in the context of a teacher
+    trace: int  # with START and END; 0 for methods without traces
+    answer: int
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.hint + self.trace + self.answer
+
+
+def longest_row(config: Config, method: Method, prompt: int, answer: int) -> RowTokens:
+    """Return the longest row that a run can have.
+
+    A row is a prompt of the data, START, a trace, END, and the reference answer, or an answer at
+    its cap where answers are sampled.
+
+    Args:
+        prompt: tokens of the longest prompt.
+        answer: tokens of the longest reference answer.
+    """
+    sees_answer = method.trace_reference is not None and method.trace_reference.sees_answer
+    samples_answers = method.samples_answers or (config.data.valid and config.heldout.checker)
+    return RowTokens(
+        prompt=prompt,
+        hint=answer if sees_answer else 0,
+        trace=config.max_trace_tokens + 2 if method.samples else 0,
+        answer=config.max_answer_tokens if samples_answers else answer,
+    )
+
+
 def check_context(
     config: Config, method: Method, model_config: Any, prompt: int, answer: int
 ) -> int:
     """Return the tokens of the longest row that a run can have.
-
-    A row is a prompt of the data, START, a trace, END, and the reference answer, or an answer at
-    its cap where answers are sampled.
 
     Args:
         prompt: tokens of the longest prompt of training and validation data.
@@ -26,28 +58,21 @@ def check_context(
     Raises InputError if the model has too few positions, with the settings to lower.
     """
     limit = position_limit(model_config)
-    reference = answer
-    if method.samples_answers or (config.data.valid is not None and config.heldout.checker):
-        answer = config.max_answer_tokens
-    trace = config.max_trace_tokens + 2 if method.samples else 0  # START and END
-    hint = 0  # y* in the context of a teacher
-    if method.trace_reference is not None and method.trace_reference.sees_answer:
-        hint = reference
-    needed = prompt + hint + trace + answer
-    if limit is None or needed <= limit:
-        return needed
-    room = limit - prompt - hint - (2 if method.samples else 0)
+    row = longest_row(config, method, prompt, answer)
+    if limit is None or row.total <= limit:
+        return row.total
+    room = limit - prompt - row.hint - (2 if method.samples else 0)
     lengths = [f"prompts of up to {prompt}"]
     if method.samples:
         lengths.append(f"traces of up to {config.max_trace_tokens} with START and END")
-    lengths.append(f"answers of up to {answer}")
-    if answer > reference:
+    lengths.append(f"answers of up to {row.answer}")
+    if row.answer > answer:
         lengths[-1] += " (max_answer_tokens, since answers are generated for held-out accuracy)"
-    if hint:
-        lengths.append(f"y* of up to {hint} in the teacher's prompt")
+    if row.hint:
+        lengths.append(f"y* of up to {row.hint} in the teacher's prompt")
     raise InputError(
-        f"rows can have {needed} tokens ({', '.join(lengths)}), and {config.model} has positions "
-        f"for {limit}; {_remedy(config, method, room, answer, reference)}"
+        f"rows can have {row.total} tokens ({', '.join(lengths)}), and {config.model} has "
+        f"positions for {limit}; {_remedy(config, method, room, row.answer, answer)}"
     )
 
 

@@ -288,7 +288,7 @@ def _check_known(config: Any, path: tuple[str, ...]) -> None:
         # `in` does not see keys whose value is still missing
         known = [str(key) for key in node.keys()]  # noqa: SIM118
         if part not in known:
-            closest = get_close_matches(part, known, n=1, cutoff=0.4)
+            closest = get_close_matches(part, known, n=1)
             hint = "."
             if closest:
                 suggestion = ".".join(("verl", *path[:depth], closest[0]))
