@@ -28,13 +28,22 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(arguments.study.iterdir()):
-        if file.is_file():
-            shutil.copy(file, arguments.folder / file.name)
-    for path in sorted((arguments.study / "runs").iterdir()):
+    keep_study(arguments.study, arguments.folder)
+    if (arguments.study / "search").is_dir():
+        keep_study(arguments.study / "search", arguments.folder / "search")
+
+
+def keep_study(study: Path, target: Path) -> None:
+    """Copy the results of a study and what its finished runs need."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(study.iterdir()):
+        if file.name == "study.yaml":
+            _copy_without_home(file, target / file.name)
+        elif file.is_file():
+            shutil.copy(file, target / file.name)
+    for path in sorted((study / "runs").iterdir()):
         if is_finished(path):
-            keep_run(path, arguments.folder / "runs" / path.name)
+            keep_run(path, target / "runs" / path.name)
             print(path.name)
 
 
@@ -42,16 +51,21 @@ def keep_run(run: Path, target: Path) -> None:
     """Copy config, metrics, the last traces and the last held-out rows of a run."""
     (target / "heldout").mkdir(parents=True, exist_ok=True)
     (target / "model").mkdir(exist_ok=True)
-    config = (run / "config.yaml").read_text(encoding="utf-8")
-    config = config.replace(f"{Path.cwd()}/", "").replace(str(Path.home()), "~")
-    (target / "config.yaml").write_text(config, encoding="utf-8")
+    _copy_without_home(run / "config.yaml", target / "config.yaml")
     shutil.copy(run / "metrics.jsonl", target)
     (target / "model" / "README.md").write_text(CARD, encoding="utf-8")
     shutil.copy(max((run / "heldout").glob("step-*.jsonl")), target / "heldout")
     traces = run / "traces.jsonl"
     if traces.is_file():
-        lines = traces.read_text(encoding="utf-8").splitlines(keepends=True)
-        (target / "traces.jsonl").write_text("".join(lines[-TRACES:]), encoding="utf-8")
+        lines = traces.read_bytes().split(b"\n")[:-1]  # a text may hold other line breaks
+        (target / "traces.jsonl").write_bytes(b"".join(line + b"\n" for line in lines[-TRACES:]))
+
+
+def _copy_without_home(file: Path, target: Path) -> None:
+    """Copy a file with paths relative to the current folder, or to the home folder."""
+    text = file.read_text(encoding="utf-8")
+    text = text.replace(f"{Path.cwd()}/", "").replace(str(Path.home()), "~")
+    target.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

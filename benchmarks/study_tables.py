@@ -1,7 +1,7 @@
 """`python -m benchmarks.study_tables FOLDER`: the tables of docs/real-model.md, from the runs of a study.
 
 FOLDER is what `nrt compare` wrote, or its copy in docs/results/. The first table has the last held-out evaluation of each variant, with
-Wilson's 95 % intervals over the questions of all seeds. The others have means over the seeds, by step.
+the intervals of `nrt compare`. The others have means over the seeds, by step.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from nrt.analysis.stats import wilson
+from nrt.analysis.comparison import ComparisonRow, compare
 from nrt.run import Run
+from nrt.study.runs import is_finished
 
 SPANS = ((1, 1), (2, 5), (6, 10), (11, 15), (16, 20), (21, 25), (26, 30))
 DYNAMICS = {
@@ -49,32 +49,38 @@ def _finished_runs(folder: Path) -> dict[str, list[Run]]:
     """Return variant → its finished runs, by seed."""
     runs: dict[str, list[Run]] = defaultdict(list)
     for path in sorted((folder / "runs").iterdir()):
-        run = Run(path)
-        if run.is_finished:
-            runs[path.name.rpartition("-seed")[0]].append(run)
+        if is_finished(path):
+            runs[path.name.rpartition("-seed")[0]].append(Run(path))
     return dict(runs)
 
 
 def _accuracy(runs: dict[str, list[Run]]) -> str:
     """Return a table with a row for each variant: right answers by family, then the controls."""
-    families = sorted({row["source"] for members in runs.values() for row in members[0].heldout()})
+    paths = {
+        variant: {run.config.seed: run.path for run in members} for variant, members in runs.items()
+    }
+    baseline = next(iter(runs))
+    verdicts = compare(paths, baseline).rows
+    families = list(dict.fromkeys(row.family for row in verdicts))
     names = [*families, *OTHER_VERDICTS, "log-probability"]
     lines = [f"| | seeds | {' | '.join(names)} |", "|---|" + "---|" * (1 + len(names))]
+    others = [
+        compare(paths, baseline, measure=key).rows for key in (*OTHER_VERDICTS.values(), "logp")
+    ]
     for variant, members in runs.items():
-        rows = [row for run in members for row in run.heldout()]
-        cells = [_share([row for row in rows if row["source"] == f], "correct") for f in families]
-        cells += [_share(rows, key) for key in OTHER_VERDICTS.values()]
-        cells.append(f"{fmean(row['logp'] for row in rows):.2f}")
+        cells = [_cell(row) for row in verdicts if row.variant == variant]
+        for rows in others:
+            cells.append(_cell([row for row in rows if row.variant == variant][-1]))  # the mean
         lines.append(f"| {variant} | {len(members)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _share(rows: Sequence[dict[str, Any]], key: str) -> str:
-    verdicts = [row[key] for row in rows if row.get(key) is not None]
-    if not verdicts:
+def _cell(row: ComparisonRow) -> str:
+    if row.interval is None:
         return "–"
-    share = wilson(sum(verdicts), len(verdicts))
-    return f"{share.mean:.2f} ({share.low:.2f}–{share.high:.2f})"
+    return f"{row.interval.mean:.2f} ({row.interval.low:.2f}–{row.interval.high:.2f})".replace(
+        "-", "−"
+    )
 
 
 def _evaluations(runs: dict[str, list[Run]]) -> str:

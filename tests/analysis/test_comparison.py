@@ -96,6 +96,46 @@ def test_different_questions_cannot_be_paired(write_run):
         compare(runs, "sft")
 
 
+def test_questions_that_all_seeds_share_are_drawn_once(write_run):
+    """Every seed has the same half right: the interval is that of one seed."""
+    verdicts = {"s": [1, 0] * 10}
+    runs = {"sft": {seed: write_run(f"run{seed}", verdicts) for seed in range(6)}}
+    many = row(compare(runs, "sft"), "sft", "s").interval
+    one = row(compare({"sft": {0: runs["sft"][0]}}, "sft"), "sft", "s").interval
+    assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.2)
+
+
+def test_a_missing_value_leaves_out_one_question(write_run, tmp_path):
+    """A log-probability that is not a number is null in the file."""
+    runs = {"sft": {0: write_run("a", {"s": [1, 2]})}, "nrt": {0: write_run("b", {"s": [2, 4]})}}
+    (file,) = (tmp_path / "b" / "heldout").glob("*.jsonl")
+    file.write_text(file.read_text().replace('"logp": -2', '"logp": null', 1))
+    comparison = compare(runs, "sft", measure="logp")
+    assert row(comparison, "nrt", "s").interval.mean == -4.0
+    assert row(comparison, "nrt", "s").difference.mean == -4.0 - (-2.0)
+    assert row(comparison, "nrt", "s").questions == 1
+
+
+def test_a_measure_that_a_variant_lacks_is_no_missing_run(write_run):
+    runs = {"sft": {0: write_run("a", {"s": [1]})}, "nrt": {1: write_run("b", {"s": [1]})}}
+    (file,) = (runs["sft"][0] / "heldout").glob("*.jsonl")
+    file.write_text(file.read_text().replace('"correct": true', '"correct": null'))
+    text = comparison_markdown(compare(runs, "sft"))
+    assert "| `sft` | not measured |" in text
+    assert "No differences: no run of `sft` has correct." in text
+
+
+def test_seeds_keep_their_places_and_names_their_cells(write_run):
+    runs = {
+        "sft": {0: write_run("a", {"s": [1]}), 2: write_run("b", {"s": [0]})},
+        "lr|1e-5": {2: write_run("c", {"s": [1]})},
+    }
+    text = comparison_markdown(compare(runs, "sft"))
+    assert "## Every seed: 0, 2" in text
+    assert "| `sft` | 1.00 0.00 |" in text
+    assert "| `lr\\|1e-5` | – 1.00 |" in text
+
+
 def test_an_unknown_measure(write_run):
     with pytest.raises(InputError, match="no held-out record has 'corect'"):
         compare({"sft": {0: write_run("a", {"s": [0]})}}, "sft", measure="corect")

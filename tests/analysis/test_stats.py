@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nrt.analysis.stats import bootstrap
+from nrt.analysis.stats import DIFFERENCE, SHARE, bootstrap
 
 
 def test_equal_values_give_an_interval_of_width_zero():
@@ -52,3 +52,33 @@ def test_coverage_is_about_95_percent():
         naive += flat.low <= 0 <= flat.high
     assert 85 <= hits <= 100
     assert naive < 75
+
+
+def test_coverage_with_questions_that_all_seeds_share():
+    """40 questions of mean N(0, 1) under 5 seeds: questions drawn for each seed anew hide their
+    variance.
+    """
+    rng, hits, nested = np.random.default_rng(2), 0, 0
+    for _ in range(100):
+        values = rng.normal(rng.normal(size=40), 0.5, size=(5, 40))[:, None].tolist()
+        shared = bootstrap(values, same_questions=True, resamples=300)
+        hits += shared.low <= 0 <= shared.high
+        own = bootstrap(values, resamples=300)
+        nested += own.low <= 0 <= own.high
+    assert 88 <= hits <= 100
+    assert nested < 80
+
+
+def test_shared_questions_by_hand():
+    """Two questions, 1 and 0 under both seeds: a resample draws 1 1, 1 0, 0 1 or 0 0."""
+    interval = bootstrap([[[1.0, 0.0]], [[1.0, 0.0]]], same_questions=True)
+    assert (interval.mean, interval.low, interval.high) == (0.5, 0.0, 1.0)
+
+
+def test_families_without_variance_get_the_width_of_wilson_each():
+    """One family all right, one all wrong, 32 questions each: ± √(.107² + .107²) / 2."""
+    interval = bootstrap([[[1.0] * 32, [0.0] * 32]] * 3, bounds=SHARE)
+    assert interval.mean == 0.5
+    assert interval.high - 0.5 == pytest.approx(math.sqrt(2) * 0.1072 / 2, abs=1e-4)
+    difference = bootstrap([[[1.0] * 32, [0.0] * 32]], bounds=DIFFERENCE)
+    assert difference.low == pytest.approx(0.5 - math.sqrt(2) * 0.1072 / 2, abs=1e-4)

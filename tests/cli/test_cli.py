@@ -282,6 +282,9 @@ def test_data_check_and_stats(nrt_command, tmp_path):
     assert json.loads(out)["train"]["bad"][0]["first"] == ["a.csv:3"]
     assert nrt_command("data", "check", "a.csv", "data.on_bad_row=skip")[0] == 0
     assert "1 rows cannot be used" in nrt_command("data", "stats", "a.csv")[1]
+    status, _, err = nrt_command("data", "check", "gsm8k", "a.csv")
+    assert status == 2
+    assert "gsm8k is a recipe and no file; give FILE --recipe gsm8k" in err
     status, _, err = nrt_command("data", "check", "absent.csv")
     assert (status, err.count("\n")) == (2, 1)
 

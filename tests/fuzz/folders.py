@@ -34,8 +34,7 @@ from nrt.eval.judge import judge_runs
 from nrt.eval.questions import ReplyStore
 from nrt.eval.suite import EvalPlan, prepare
 from nrt.run import load_run
-from nrt.study import RunOutcome, open_study
-from nrt.study.runs import is_finished
+from nrt.study import open_study
 from nrt.study.study import read_study, run_path
 from nrt.system.disk_errors import explain_disk_errors
 from tests.eval import judge_server
@@ -261,14 +260,7 @@ def _go_on(study: Path, measure: str) -> None:
     """`nrt compare` but for the runs: those that are missing would be processes of their own."""
     with explain_disk_errors(study, "again"):
         folder = open_study(str(study), _terms("a"))
-        plan = read_study(folder)
-        done = [
-            RunOutcome(
-                variant, seed, 0 if is_finished(run_path(folder, variant, seed)) else 1, 0.0, "no"
-            )
-            for variant, seed in plan.runs()
-        ]
-        write_results(folder, done, measure=measure)
+        write_results(folder, [], measure=measure)
 
 
 def _terms(name: str) -> Any:
@@ -295,7 +287,5 @@ def _studies(folder: Path) -> Path:
                 run_path(study, variant, seed), method=variant, seed=seed, groups=2, traces=traces
             )
             (run / "model" / "config.json").write_text("{}")
-        write_results(
-            study, [RunOutcome(variant, seed, 0, 0.0) for variant, seed in read_study(study).runs()]
-        )
+        write_results(study, [])
     return folder

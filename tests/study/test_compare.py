@@ -2,20 +2,27 @@
 
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import fields
 from importlib.util import find_spec
 
 import pytest
 import yaml
 from rich.console import Console
 
-from nrt.cli.compare import compare_study, make_study
-from nrt.errors import InputError
+from nrt.cli.compare import compare_study, make_study, write_results
+from nrt.config import load_config
+from nrt.errors import InputError, RunError
 from nrt.study import open_study, run_study
+from nrt.study.runs import _failure
 from nrt.study.study import read_study, read_variants, run_path
 from nrt.trainer import train
+from nrt.trainer.heldout import MEASURES, HeldoutRecord
 from tests.trainer.conftest import make_config, model_dir, pairs_file  # noqa: F401
 
 
@@ -109,8 +116,85 @@ def test_it_waits_for_a_run_that_a_killed_command_left_running(recipe, tmp_path)
         (outcome,) = run_study(folder, report=report)
         assert orphan.wait() == 0
     assert (outcome.status, outcome.error) == (0, "")
-    expected = f"waiting for process {orphan.pid}, which a killed command left running"
+    expected = f"waiting for process {orphan.pid}, which another command started"
     assert f"sft, seed 0: {expected}" in messages
+
+
+def open_tiny(recipe, tmp_path, **options):
+    study = {"methods": "sft", "variants": "", "seeds": 1, "baseline": "", **options}
+    return open_study(str(tmp_path / "study"), make_study(recipe, [], **study))
+
+
+def test_nothing_starts_after_an_interrupt(recipe, tmp_path):
+    """Ctrl-C while a run is being prepared: the run must not start when that is done."""
+    folder = open_tiny(recipe, tmp_path, seeds=2)
+
+    def prepare(seed):
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+        return ()
+
+    with pytest.raises(RunError, match="interrupted"):
+        run_study(folder, report=lambda line: None, prepare=prepare)
+    assert not (folder / "runs").exists()
+    assert not list((folder / "logs").iterdir())
+
+
+def test_an_error_before_a_run_is_its_outcome(recipe, tmp_path):
+    def prepare(seed):
+        if seed == 0:
+            raise InputError("no base model")
+        raise OSError("disk full")
+
+    outcomes = run_study(
+        open_tiny(recipe, tmp_path, seeds=2), report=lambda line: None, prepare=prepare
+    )
+    assert [outcome.error for outcome in outcomes] == ["no base model", "disk full"]
+
+
+def test_why_a_process_failed(tmp_path):
+    log = tmp_path / "log"
+    log.write_text('error: of an earlier try\n{"step": 1}\nerror: no room\n{"step": 2}\n')
+    assert _failure(1, log, 0) == "error: no room"
+    assert _failure(1, log, len("error: of an earlier try\n{}")) == "error: no room"
+    assert _failure(-9, log, 0).startswith("killed by SIGKILL (often for want of memory)")
+    log.write_text("error: of an earlier try\n")
+    assert "printed no reason" in _failure(1, log, log.stat().st_size)
+
+
+def test_results_of_another_command_are_kept(recipe, tmp_path):
+    """`nrt compare` tabulates what is finished, whoever ran it."""
+    folder = open_tiny(recipe, tmp_path, methods="sft,nrt-gm")
+    with pytest.raises(RunError, match=r"no run of .* is finished .*sft, seed 0: not finished"):
+        write_results(folder, [], measure="logp")
+    for method in ("sft", "nrt-gm"):
+        arguments = read_study(folder).train_arguments(method, 0, folder)
+        train(load_config(arguments[0], arguments[1:]))
+    comparison = write_results(folder, [], measure="logp")
+    assert {row.variant for row in comparison.rows if row.interval} == {"sft", "nrt-gm"}
+    assert comparison.missing == {}
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        ("corect", "unknown measure 'corect'; did you mean 'correct'"),
+        ("answer", "unknown measure 'answer'"),
+        ("logp_swapped", r"needs heldout\.swapped=true"),
+    ],
+)
+def test_a_measure_that_no_run_would_have(recipe, tmp_path, measure, message):
+    with pytest.raises(InputError, match=message):
+        compare_study(
+            Console(file=io.StringIO()), recipe, [], methods="sft", measure=measure,
+            study=str(tmp_path / "study"),
+        )  # fmt: skip
+
+
+def test_the_measures_are_the_records_numbers():
+    kinds = {"float", "float | None", "int | None", "bool | None"}
+    assert set(MEASURES) == {each.name for each in fields(HeldoutRecord) if each.type in kinds}
 
 
 def test_a_study_accepts_only_new_variants_and_seeds(recipe, tmp_path):

@@ -13,8 +13,11 @@ from nrt.analysis.stats import DIFFERENCE, SHARE, Interval, bootstrap
 from nrt.errors import InputError
 from nrt.run import Record, Run, explain_unreadable_files
 
-FamilyValues = dict[str, dict[str, float]]
-"""family → question id → value"""
+Question = tuple[str, str, str]
+"""Id, text and reference: seeds may have different files of one name, whose ids agree."""
+
+FamilyValues = dict[str, dict[Question, float]]
+"""family → question → value"""
 
 MEAN = "mean"
 """Name of the mean over the families, each with the same weight."""
@@ -26,10 +29,16 @@ class ComparisonRow:
 
     variant: str
     family: str
-    questions: int  # of a seed; 0 if no run of the variant is done
-    interval: Interval | None  # None: no run of the variant is done
+    runs: int  # that are done
+    questions: int  # of a seed that have the measure
+    interval: Interval | None  # None: no run is done, or none has the measure
     by_seed: dict[int, float]
     difference: Interval | None  # from the baseline, over the seeds that both have
+
+    @property
+    def missing(self) -> str:
+        """Reason why there is no interval."""
+        return "not measured" if self.runs else "no run"
 
 
 @dataclass(frozen=True)
@@ -85,12 +94,15 @@ def compare(
     correct, correct_null or logp. Raises InputError if no record has it, or if runs of the same
     seed have different questions.
     """
-    values: dict[str, dict[int, FamilyValues]] = {}
+    records: dict[str, dict[int, list[Record]]] = {}
     with explain_unreadable_files(*(path for paths in runs.values() for path in paths.values())):
         for variant, paths in runs.items():
-            values[variant] = {
-                seed: values_by_family(Run(path).heldout(), measure) for seed, path in paths.items()
-            }
+            records[variant] = {seed: Run(path).heldout() for seed, path in paths.items()}
+    _check_same_questions(records, records.get(baseline, {}))
+    values = {
+        variant: {seed: values_by_family(rows, measure) for seed, rows in by_seed.items()}
+        for variant, by_seed in records.items()
+    }
     families = list(
         dict.fromkeys(
             family
@@ -129,14 +141,18 @@ def comparison_markdown(comparison: Comparison) -> str:
     """
     baseline, measure = comparison.baseline, comparison.measure
     text = f"## {measure}, mean over seeds [95 %] (questions of a seed)\n\n"
-    text += _table(comparison, lambda row: str(row.interval or "no run"))
-    text += "\n## Every seed\n\n" + _table(comparison, _seed_values)
+    text += _table(comparison, lambda row: str(row.interval or row.missing))
+    seeds = sorted({seed for row in comparison.rows for seed in row.by_seed})
+    text += f"\n## Every seed: {', '.join(map(str, seeds))}\n\n"
+    text += _table(comparison, lambda row: _seed_values(row, seeds))
     text += f"\n## Against `{baseline}` [95 %]\n\n"
     text += _table(comparison, lambda row: _signed(row.difference), without=baseline)
+    if not any(row.variant == baseline and row.interval for row in comparison.rows):
+        text += f"\nNo differences: no run of `{baseline}` has {measure}.\n"
     text += (
-        "\nIntervals: hierarchical bootstrap, seeds then questions, 2,000 resamples. Differences "
-        f"are paired by seed and question; the baseline `{baseline}` was written to study.yaml "
-        "before the runs.\n"
+        "\nIntervals: bootstrap over seeds and questions, 2,000 resamples; questions that all "
+        "seeds share are drawn once for all. Differences are paired by seed and question; the "
+        f"baseline `{baseline}` was written to study.yaml before the runs.\n"
     )
     if comparison.search:
         text += "\n## Search for settings\n\n" + _search_table(comparison.search)
@@ -158,9 +174,16 @@ def _table(
     for row in comparison.rows:
         if row.variant != without:
             cells_of[row.variant].append(format_cell(row))
-    head = f"| | {' | '.join(families)} |\n|{'---|' * (len(families) + 1)}\n"
-    lines = [f"| `{variant}` | {' | '.join(cells)} |\n" for variant, cells in cells_of.items()]
+    head = f"| | {' | '.join(map(_escape, families))} |\n|{'---|' * (len(families) + 1)}\n"
+    lines = [
+        f"| `{_escape(variant)}` | {' | '.join(cells)} |\n" for variant, cells in cells_of.items()
+    ]
     return head + "".join(lines)
+
+
+def _escape(name: str) -> str:
+    """Return a name for a cell of a table, whose end `|` would be."""
+    return name.replace("|", "\\|")
 
 
 def _search_table(search: Search) -> str:
@@ -196,8 +219,27 @@ def values_by_family(records: Sequence[Record], measure: str) -> FamilyValues:
     for record in records:
         if record.get(measure) is not None:
             family = str(record.get("source") or "all")
-            families.setdefault(family, {})[str(record["id"])] = float(record[measure])
+            families.setdefault(family, {})[_question(record)] = float(record[measure])
     return families
+
+
+def _question(record: Record) -> Question:
+    return str(record["id"]), str(record.get("question")), str(record.get("reference"))
+
+
+def _check_same_questions(
+    records: Mapping[str, Mapping[int, Sequence[Record]]],
+    baseline: Mapping[int, Sequence[Record]],
+) -> None:
+    """Raise InputError unless each variant has the baseline's questions, seed by seed."""
+    expected = {seed: set(map(_question, rows)) for seed, rows in baseline.items()}
+    for variant, by_seed in records.items():
+        for seed, rows in by_seed.items():
+            if set(map(_question, rows)) != expected.get(seed, set(map(_question, rows))):
+                raise InputError(
+                    f"{variant}, seed {seed}, has different questions than the baseline's run; "
+                    "they cannot be paired"
+                )
 
 
 def _row(
@@ -209,8 +251,7 @@ def _row(
     measure: str,
 ) -> ComparisonRow:
     """Return the row of one family, or of the mean of several."""
-    of_answers = judges_answers(measure)
-    by_seed: dict[int, list[dict[str, float]]] = {}
+    by_seed: dict[int, list[dict[Question, float]]] = {}
     for seed, by_family in values_by_seed.items():
         if set(families) <= set(by_family):
             by_seed[seed] = [by_family[family] for family in families]
@@ -220,36 +261,49 @@ def _row(
         if set(families) <= set(baseline):
             pairs = zip(family_values, families, strict=True)
             differences.append([_paired(values, baseline[family]) for values, family in pairs])
-    interval = difference = None
-    if by_seed:
-        interval = bootstrap(
-            [[list(values.values()) for values in seed_values] for seed_values in by_seed.values()],
-            bounds=SHARE if of_answers else None,
-        )
-    if differences:
-        difference = bootstrap(differences, bounds=DIFFERENCE if of_answers else None)
+    is_verdict = judges_answers(measure)
     return ComparisonRow(
         variant=variant,
         family=name,
+        runs=len(values_by_seed),
         questions=max((sum(map(len, values)) for values in by_seed.values()), default=0),
-        interval=interval,
+        interval=_interval(list(by_seed.values()), SHARE if is_verdict else None),
         by_seed={
             seed: fmean(fmean(values.values()) for values in family_values)
             for seed, family_values in by_seed.items()
         },
-        difference=difference,
+        difference=_interval(differences, DIFFERENCE if is_verdict else None),
     )
 
 
-def _paired(values: Mapping[str, float], baseline: Mapping[str, float]) -> list[float]:
-    """Return values − baseline, question by question."""
-    if values.keys() != baseline.keys():
-        raise InputError("two runs of a seed have different questions; they cannot be paired")
-    return [value - baseline[question] for question, value in values.items()]
+def _paired(
+    values: Mapping[Question, float], baseline: Mapping[Question, float]
+) -> dict[Question, float]:
+    """Return values − baseline of the questions for which both have a value."""
+    return {key: value - baseline[key] for key, value in values.items() if key in baseline}
 
 
-def _seed_values(row: ComparisonRow) -> str:
-    return " ".join(f"{value:.2f}" for _, value in sorted(row.by_seed.items()))
+def _interval(
+    by_seed: Sequence[Sequence[Mapping[Question, float]]], bounds: tuple[float, float] | None
+) -> Interval | None:
+    """Return the mean over seeds, families and questions, or None without values."""
+    if not by_seed or not all(values for families in by_seed for values in families):
+        return None
+    first = by_seed[0]
+    same_questions = all(
+        values.keys() == expected.keys()
+        for families in by_seed
+        for values, expected in zip(families, first, strict=True)
+    )
+    ordered = [
+        [[values[question] for question in sorted(values)] for values in families]
+        for families in by_seed
+    ]
+    return bootstrap(ordered, same_questions=same_questions, bounds=bounds)
+
+
+def _seed_values(row: ComparisonRow, seeds: Sequence[int]) -> str:
+    return " ".join(f"{row.by_seed[seed]:.2f}" if seed in row.by_seed else "–" for seed in seeds)
 
 
 def _signed(interval: Interval | None) -> str:

@@ -82,7 +82,7 @@ def plot_accuracy(comparison: Comparison, file: Path) -> None:
             row = rows[family, variant]
             if row.interval is None:
                 transform = axis.get_yaxis_transform()  # x is a share of the panel's width
-                axis.text(0.02, y, "no run", va="center", color="gray", transform=transform)
+                axis.text(0.02, y, row.missing, va="center", color="gray", transform=transform)
                 continue
             interval = row.interval
             bar = {"color": "C0", "lw": 4, "alpha": 0.3, "solid_capstyle": "butt"}
@@ -90,9 +90,9 @@ def plot_accuracy(comparison: Comparison, file: Path) -> None:
             axis.plot(list(row.by_seed.values()), [y] * len(row.by_seed), "o", color="C0", ms=4)
             axis.plot([interval.mean], [y], "|", color="black", ms=12)
         axis.set(
-            title=family,
+            title=_plain(family),
             yticks=range(len(variants)),
-            yticklabels=variants if axis is axes[0] else [],
+            yticklabels=list(map(_plain, variants)) if axis is axes[0] else [],
             ylim=(len(variants) - 0.5, -0.5),
         )
         axis.grid(axis="x", alpha=0.3)
@@ -151,7 +151,7 @@ def plot_dynamics(panels: Sequence[Panel], file: Path) -> None:
             if curves:
                 steps = sorted(set.intersection(*(set(curve) for curve in curves)))
                 mean = [sum(curve[step] for curve in curves) / len(curves) for step in steps]
-                axis.plot(steps, mean, color=colour, lw=1.8, label=variant)
+                axis.plot(steps, mean, color=colour, lw=1.8, label=_plain(variant))
         axis.set(title=panel.label, xlabel="step")
         axis.grid(alpha=0.3)
     _legend(figure, axes[0])
@@ -174,11 +174,13 @@ def plot_confidence(
         colour = _COLOURS[number % len(_COLOURS)]
         middles = [(b.low + b.high) / 2 for b in bins]
         ratios = [b.ratio.mean for b in bins]
-        right.plot(middles, ratios, "o-", color=colour, ms=3, label=variant)
+        right.plot(middles, ratios, "o-", color=colour, ms=3, label=_plain(variant))
         low, high = [b.ratio.low for b in bins], [b.ratio.high for b in bins]
         right.fill_between(middles, low, high, color=colour, alpha=0.15)
     right.axhline(1.0, color="black", lw=0.8)
-    right.set(xlabel=entropy_label, ylabel=f"P / P({baseline})", title="confidence by difficulty")
+    right.set(
+        xlabel=entropy_label, ylabel=f"P / P({_plain(baseline)})", title="confidence by difficulty"
+    )
     _legend(figure, right)
     _save(figure, file)
 
@@ -199,6 +201,11 @@ def dynamics_value(metrics: Mapping[str, Any], name: str) -> float | None:
         return metrics.get(name)
     logp, logp_null = metrics.get("answer/logp"), metrics.get("answer/logp_null")
     return None if logp is None or logp_null is None else logp - logp_null
+
+
+def _plain(name: str) -> str:
+    """Return a name that matplotlib does not read as mathematics."""
+    return name.replace("$", r"\$")
 
 
 def _legend(figure: Any, axis: Any) -> None:

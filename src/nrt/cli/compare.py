@@ -27,15 +27,17 @@ from nrt.analysis.plots import (
 )
 from nrt.analysis.report.variants import matched_confidence
 from nrt.config import load_config
-from nrt.errors import InputError, install_hint
+from nrt.errors import InputError, RunError, install_hint, unknown_name
 from nrt.lab import RECIPES
 from nrt.lab.settings import prepare
 from nrt.run import Run, explain_unreadable_files, run_folder
 from nrt.study import RunOutcome, Study, open_study, run_study
+from nrt.study.runs import is_finished
 from nrt.study.search import Grid, check_chosen, parse_grid, read_search, search_study, with_best
 from nrt.study.study import read_study, read_variants, run_path
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.system.files import write_file
+from nrt.trainer.heldout import MEASURES
 
 
 def compare_study(
@@ -69,8 +71,8 @@ def compare_study(
     grids = make_grids(plan, variants, sweep)
     tries = search_study(plan, grids, sweep_seeds) if grids else None
     name = study or default_study(recipe)
-    if recipe not in RECIPES or any(text.startswith("data.train=") for text in settings):
-        _check_measurable(plan, run_folder(name), measure)
+    makes_data = recipe in RECIPES and not any(text.startswith("data.train=") for text in settings)
+    _check_measurable(plan, run_folder(name), measure, makes_data=makes_data)
 
     def own_settings(seed: int) -> list[str]:
         if recipe not in RECIPES:
@@ -85,21 +87,20 @@ def compare_study(
         run_study, jobs=jobs, report=report, prepare=own_settings, start=not finished_only
     )
     with explain_disk_errors(run_folder(name), "run the same command again"):
-        search, failed = None, []
+        search, failed_tries = None, []
         if tries:
             if (run_folder(name) / "study.yaml").is_file():
                 check_chosen(read_study(run_folder(name)), plan, grids)
+            elif finished_only:
+                raise InputError("no settings are chosen yet; leave out --finished-only")
             searched = open_study(str(run_folder(name).absolute() / "search"), tries)
-            search_outcomes = run(searched)
-            failed = [outcome for outcome in search_outcomes if outcome.status]
+            failed_tries = [outcome for outcome in run(searched) if outcome.status]
             search = read_search(searched, plan, grids, sweep_seeds, measure)
             plan = with_best(plan, search)
         folder = open_study(name, plan)
-        outcomes = run(folder)
-        if finished_only and not outcomes:
-            raise InputError(f"{folder} has no finished run; leave out --finished-only")
+        failed = [outcome for outcome in run(folder) if outcome.status]
         comparison = write_results(
-            folder, outcomes, measure=measure, search=search, failed_tries=failed
+            folder, failed, measure=measure, search=search, failed_tries=failed_tries
         )
     console.print(Markdown(comparison_markdown(comparison)))
     files = "compare.md, compare.json"
@@ -148,11 +149,21 @@ def make_grids(study: Study, variants: str, sweep: Sequence[str]) -> dict[str, G
     return {variant: {**grid, **own.get(variant, {})} for variant in study.variants}
 
 
-def _check_measurable(study: Study, folder: Path, measure: str) -> None:
-    """Raise InputError if no run of the study would have held-out records with the measure."""
+def _check_measurable(study: Study, folder: Path, measure: str, *, makes_data: bool) -> None:
+    """Raise InputError if no run of the study would have held-out records with the measure.
+
+    Args:
+        makes_data: the recipe's own data will be made, with held-out questions and a checker.
+    """
+    if measure not in MEASURES:
+        raise unknown_name("measure", measure, MEASURES)
     for variant in study.variants:
         recipe, *settings = study.train_arguments(variant, 0, folder)
         config = load_config(recipe, settings)
+        if measure.endswith("_swapped") and not config.heldout.swapped:
+            raise InputError(f"--measure {measure} needs heldout.swapped=true")
+        if makes_data:
+            continue
         if not config.data.valid:
             raise InputError("nrt compare scores held-out questions; set data.valid=FILE")
         if judges_answers(measure) and not config.heldout.checker:
@@ -164,28 +175,30 @@ def _check_measurable(study: Study, folder: Path, measure: str) -> None:
 
 def write_results(
     folder: Path,
-    outcomes: Sequence[RunOutcome],
+    failed: Sequence[RunOutcome],
     *,
     measure: str = "correct",
     search: Search | None = None,
     failed_tries: Sequence[RunOutcome] = (),
 ) -> Comparison:
-    """Write the tables and plots of the runs that are done."""
+    """Write the tables and plots of the runs that are done, whoever ran them.
+
+    Raises RunError if none is.
+    """
     # Everything is read before anything is written: a damaged file leaves the old results alone.
     study = read_study(folder)
-    missing: dict[str, str] = {}
+    missing = {f"search: {each.variant}, seed {each.seed}": each.error for each in failed_tries}
+    missing |= {f"{each.variant}, seed {each.seed}": each.error for each in failed}
     runs: dict[str, dict[int, Path]] = {variant: {} for variant in study.variants}
-    done = set()
-    for outcome in failed_tries:
-        missing[f"search: {outcome.variant}, seed {outcome.seed}"] = outcome.error
-    for outcome in outcomes:
-        if outcome.status:
-            missing[f"{outcome.variant}, seed {outcome.seed}"] = outcome.error
-        else:
-            done.add((outcome.variant, outcome.seed))
     for variant, seed in study.runs():
-        if (variant, seed) in done:
-            runs[variant][seed] = run_path(folder, variant, seed)
+        path = run_path(folder, variant, seed)
+        if is_finished(path):
+            runs[variant][seed] = path
+        else:
+            missing.setdefault(f"{variant}, seed {seed}", "not finished")
+    if not any(runs.values()):
+        reasons = "; ".join(f"{run}: {reason}" for run, reason in list(missing.items())[:3])
+        raise RunError(f"no run of {folder} is finished ({reasons:.500})")
     comparison = compare(runs, study.baseline, measure=measure, missing=missing, search=search)
     dynamics = read_dynamics(runs)
     bins = _token_confidence(runs, study.baseline)

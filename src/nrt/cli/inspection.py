@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nrt.config import Config, build_config, load_config
+from nrt.config import Config, build_config, load_config, packaged_recipes
 from nrt.data import Chat, ensure_template, load_pairs
 from nrt.data.stats import Inspection, TrainValidOverlap, find_overlap, inspect
 from nrt.errors import InputError
@@ -33,10 +34,13 @@ Record = dict[str, Any]
 def config_for(recipe: str, arguments: Sequence[str]) -> Config:
     """Return the config of a recipe, with `key=value` settings, and files as training data.
 
-    An argument is a setting if its key is one of Config's; all others are files.
+    An argument is a setting if its key is one of Config's; all others are files. Raises InputError
+    if the first file is the name of a recipe and not a file.
     """
     settings = [text for text in arguments if _is_setting(text)]
     files = [text for text in arguments if not _is_setting(text)]
+    if files and files[0] in packaged_recipes() and not Path(files[0]).exists():
+        raise InputError(f"{files[0]} is a recipe and no file; give FILE --recipe {files[0]}")
     config = load_config(recipe or None, settings)
     if not files:
         return config

@@ -101,7 +101,7 @@ def compare(
         sweep_seeds=sweep_seeds,
         finished_only=finished_only,
     )
-    if comparison.missing:
+    if comparison.missing and not finished_only:
         sys.exit(1)
     folder = run_folder(study or default_study(recipe))
     print_next("report", str(folder / "runs"), pattern="/*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nrt.errors import RunError
+from nrt.errors import NrtError, RunError
 from nrt.run import Run
 from nrt.study.study import Study, read_study, run_path
 from nrt.system.files import require_plain_file
@@ -29,7 +30,7 @@ class RunOutcome:
     seed: int
     status: int  # exit status; 0 also for a run that was done before
     seconds: float
-    error: str = ""  # last line of its log, if it failed
+    error: str = ""  # why it failed: its signal, or the last line of its log
 
 
 Prepare = Callable[[int], Sequence[str]]
@@ -63,7 +64,7 @@ def run_study(
 
     Up to `jobs` runs at a time. A failed run is reported, and its outcome has the error. With
     `start=False` none is started, and only finished runs have an outcome. Raises RunError if a run
-    was interrupted: Ctrl-C reaches every run, and each saves a checkpoint.
+    was interrupted: Ctrl-C reaches every run, each saves a checkpoint, and no other starts.
     """
     study = read_study(folder)
     runs = study.runs()
@@ -72,13 +73,10 @@ def run_study(
     report(f"{len(todo)} of {len(runs)} runs to do in {folder}")
     if not start:
         return outcomes
-    prepare_once = OncePerSeed(prepare)
+    starter = _Starter(study, folder, OncePerSeed(prepare), report)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        futures = [
-            pool.submit(_run, study, folder, variant, seed, prepare_once, report)
-            for variant, seed in todo
-        ]
         try:
+            futures = [pool.submit(starter.run, variant, seed) for variant, seed in todo]
             for count, future in enumerate(as_completed(futures), start=1):
                 outcome = future.result()
                 outcomes.append(outcome)
@@ -89,9 +87,11 @@ def run_study(
                 if outcome.status == INTERRUPTED:
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
-            for future in futures:
-                future.cancel()
             raise RunError("interrupted; give the same command again to resume") from None
+        finally:
+            # A run that is being prepared, or that waits for another process, must not start now.
+            starter.stopped.set()
+            pool.shutdown(cancel_futures=True)
     return outcomes
 
 
@@ -100,45 +100,58 @@ def is_finished(run: Path) -> bool:
     return (run / "config.yaml").is_file() and Run(run).is_finished
 
 
-def _run(
-    study: Study,
-    folder: Path,
-    variant: str,
-    seed: int,
-    prepare: Prepare,
-    report: Callable[[str], None],
-) -> RunOutcome:
-    """Run `nrt train` in its own process.
+@dataclass
+class _Starter:
+    """Starts the runs of a study."""
 
-    If a killed command left a process of this run behind, wait for that process instead.
-    """
-    settings = prepare(seed)
-    run = run_path(folder, variant, seed)
-    started = time.monotonic()
-    log = folder / "logs" / f"{run.name}.log"
-    log.parent.mkdir(exist_ok=True)
-    while not is_finished(run):
-        arguments = _arguments(study, folder, variant, seed, settings)
-        command = [sys.executable, "-m", "nrt", "train", "--json", *arguments]
-        require_plain_file(log)
-        with log.open("w", encoding="utf-8") as file:
-            process = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
-        status = process.returncode
-        pid = holder_pid(run / "lock")
-        if status != REFUSED or not (pid or is_finished(run)):
-            break
-        # The run's lock refused this process: another one holds it, or has just finished the run.
-        if pid:
-            report(
-                f"{variant}, seed {seed}: waiting for process {pid}, "
-                "which a killed command left running"
-            )
-        while holder_pid(run / "lock"):
-            time.sleep(1)
-    else:  # the run is done
-        status = 0
-    error = "" if status == 0 else _last_line(log)
-    return RunOutcome(variant, seed, status, time.monotonic() - started, error)
+    study: Study
+    folder: Path
+    prepare: Prepare
+    report: Callable[[str], None]
+    stopped: threading.Event = field(default_factory=threading.Event)  # no run starts any more
+
+    def run(self, variant: str, seed: int) -> RunOutcome:
+        """Run `nrt train` in its own process, and return how it ended.
+
+        If another command's process holds the run, wait for that process instead.
+        """
+        started = time.monotonic()
+        try:
+            status, error = self._train(variant, seed)
+        except (NrtError, OSError) as problem:
+            status, error = REFUSED, str(problem)
+        return RunOutcome(variant, seed, status, time.monotonic() - started, error)
+
+    def _train(self, variant: str, seed: int) -> tuple[int, str]:
+        """Return the exit status, and why it is not 0."""
+        settings = self.prepare(seed)
+        run = run_path(self.folder, variant, seed)
+        log = self.folder / "logs" / f"{run.name}.log"
+        log.parent.mkdir(exist_ok=True)
+        while not is_finished(run):
+            if self.stopped.is_set():
+                return INTERRUPTED, "interrupted"
+            arguments = _arguments(self.study, self.folder, variant, seed, settings)
+            command = [sys.executable, "-m", "nrt", "train", "--json", *arguments]
+            require_plain_file(log)
+            # Appended: another command's process may still write to this log.
+            with log.open("a", encoding="utf-8") as file:
+                start = file.tell()
+                status = subprocess.run(
+                    command, stdout=file, stderr=subprocess.STDOUT, check=False
+                ).returncode
+            pid = holder_pid(run / "lock")
+            if status != REFUSED or not (pid or is_finished(run)):
+                return status, _failure(status, log, start) if status else ""
+            # The run's lock refused this process: another has it, or has just finished the run.
+            if pid:
+                self.report(
+                    f"{variant}, seed {seed}: waiting for process {pid}, which another command "
+                    "started"
+                )
+            while holder_pid(run / "lock") and not self.stopped.is_set():
+                time.sleep(1)
+        return 0, ""
 
 
 def _arguments(
@@ -152,7 +165,17 @@ def _arguments(
     return [recipe, *settings, *study_settings]
 
 
-def _last_line(log: Path) -> str:
-    text = log.read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it printed nothing"
+def _failure(status: int, log: Path, start: int) -> str:
+    """Return why a process failed: its signal, or the last line of its part of the log.
+
+    Args:
+        start: byte at which its part begins.
+    """
+    if status < 0:
+        name = signal.Signals(-status).name
+        hint = " (often for want of memory)" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}; see {log}"
+    text = log.read_bytes()[start:].decode("utf-8", errors="replace")
+    # --json prints a record a step, which says nothing about a failure.
+    lines = [line for line in text.split("\n") if line.strip() and not line.startswith("{")]
+    return lines[-1].strip() if lines else f"it printed no reason; see {log}"

@@ -55,6 +55,14 @@ class HeldoutRecord:
     correct_swapped: bool | None = None
 
 
+MEASURES = (
+    "correct", "correct_served", "correct_null", "correct_swapped",
+    "logp", "logp_null", "logp_swapped",
+    "length", "finished", "end_token", "answer_marker",
+)  # fmt: skip
+"""Fields of HeldoutRecord that hold a number or a verdict, which `nrt compare` can compare."""
+
+
 @dataclass(frozen=True)
 class _Reading:
     """Scores of y* in a row, and the answer that the model writes in its place."""

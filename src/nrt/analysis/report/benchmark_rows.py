@@ -122,4 +122,4 @@ def _answered_row(record: Record) -> AnsweredRow:
 
 
 def _lines(file: Path) -> list[str]:
-    return [line for line in read_bounded(file, 1 << 30).splitlines() if line]
+    return [line for line in read_bounded(file, 1 << 30).split("\n") if line]

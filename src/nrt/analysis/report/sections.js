@@ -233,6 +233,6 @@ function drawComparison() {
     table(["", "seeds", ...families], names.map((name) => [swatched(name, name), String(seeds(name)), ...cells(name, (row) => interval(row.interval))]), "scores"),
     h("h3", {}, "Difference from ", visible(compared.baseline)),
     table(["", ...families], names.filter((name) => name !== compared.baseline).map((name) => [swatched(name, name), ...cells(name, (row) => change(row.difference))]), "scores"),
-    note("Means over seeds with 95 % intervals: hierarchical bootstrap, seeds then questions. Differences are paired by seed and question."));
+    note("Means over seeds with 95 % intervals: bootstrap over seeds and questions. Differences are paired by seed and question."));
   return undefined;
 }
