@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ from nrt.engine.compiled import choose_compiled, compile_fault, compiling
 from nrt.engine.weights import layers_of, recomputing
 from nrt.errors import InputError
 from nrt.models.lora import AdapterConfig, add_adapters
-from nrt.scoring import PackedScorer, choose_scorer, flex, prefix_attention
+from nrt.scoring import PackedScorer, PaddedScorer, choose_scorer, flex, prefix_attention
 from nrt.types import Row
 from tests.engine.test_several import gradient_of_batch
 from tests.scoring.test_packed import gradients, grouped, packed_model
@@ -101,6 +102,17 @@ def test_layers_are_compiled_once_for_all_lengths(graphs: list[object], architec
     breaks = counters["graph_break"]
     assert breaks
     assert all("attend" in reason for reason in breaks), breaks
+
+
+def test_a_resumed_run_may_ask_for_compiled_layers() -> None:
+    """`compile=true` is not ignored because the run began without."""
+    model = packed_model("llama")
+    choice = choose_scorer(model, pad_id=0)
+    padded = replace(choice, scorer=PaddedScorer(pad_id=0))
+    arguments = (True, [], padded, SINGLE_PROCESS)
+    with pytest.raises(InputError, match="compile=true: layers are compiled only where"):
+        choose_compiled(model, *arguments, before=False)
+    assert not choose_compiled(model, "auto", [], choice, SINGLE_PROCESS, before=False).is_on
 
 
 @pytest.mark.slow

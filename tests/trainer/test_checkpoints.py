@@ -17,6 +17,7 @@ import yaml
 import nrt
 from nrt.errors import RunError
 from nrt.system.manifest import find_damage
+from nrt.trainer.checkpoint import saved_choices
 from nrt.trainer.listener import NullListener
 from nrt.trainer.progress import Best, improved
 from tests.trainer.test_train import assert_same_run
@@ -57,6 +58,15 @@ def calls(monkeypatch):
     for name in real:
         monkeypatch.setattr(os, name, traced(name))
     return seen
+
+
+def test_a_checkpoint_with_a_large_rollout_is_read(tmp_path):
+    """Two thousand traces of 240 tokens take 33 MiB, and a run that stops between its updates keeps
+    them.
+    """
+    state = {"ways": {"packed": True}, "in_hand": "7" * 34 * 2**20}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    assert saved_choices(tmp_path) == {"packed": True}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which file is synced")

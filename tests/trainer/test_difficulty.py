@@ -64,7 +64,8 @@ def test_certain_prompts_are_replaced_by_those_that_follow() -> None:
 def test_certainty_everywhere_cannot_hold_up_a_run() -> None:
     chosen, drawn = choose([pair_of(0, 99)], 2, skip_above=0.9)
     assert len(drawn) == MAX_DRAWS
-    assert (len(chosen.pairs), chosen.drawn, chosen.certain) == (2, 2 * MAX_DRAWS, 2 * MAX_DRAWS)
+    assert (len(chosen.pairs), chosen.drawn) == (2, 2 * MAX_DRAWS)
+    assert chosen.certain == 2 * MAX_DRAWS - 2, "two are trained on, so they are not skipped"
 
 
 def test_chances_are_in_proportion_to_surprisal() -> None:

@@ -92,7 +92,7 @@ def test_a_filter_that_drops_all_cannot_hold_up_a_run(collect_filtered):
     rollout, draws, _ = collect_filtered(2, (i == 3 for i in range(16)))
     assert len(draws) == MAX_ROUNDS
     assert rollout.offsets == (0, 3), "the one that was kept, and the first that was dropped"
-    assert rollout.metrics["group/filtered"] == pytest.approx((rollout.drawn - 1) / rollout.drawn)
+    assert rollout.metrics["group/filtered"] == pytest.approx((rollout.drawn - 2) / rollout.drawn)
 
 
 def test_rlvr_trains_on_its_own_answers(make_config):

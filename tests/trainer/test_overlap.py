@@ -1,6 +1,7 @@
 """One-step-off: traces sampled during the update before, with the sampler's log-probabilities as π_old."""
 
 import json
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -54,6 +55,28 @@ def test_the_second_rollout_is_one_step_behind(make_config, tmp_path):
     assert first[0]["ratio/mean"] == pytest.approx(1, abs=1e-5)
     assert first[1]["ratio/mean"] != pytest.approx(1, abs=1e-4)
     assert first[1]["sampler/logp_gap"] > 1e-3 > second[1]["sampler/logp_gap"]
+
+
+def test_the_wait_for_traces_is_time_of_the_rollout(make_config, monkeypatch):
+    """When the weights are pushed, the samples under way have been waited for."""
+    waited, load = [], PrefetchSampler.load_weights
+
+    def load_weights(self, *arguments):
+        waited.append(self._started is None or self._started[1].done())
+        load(self, *arguments)
+
+    monkeypatch.setattr(PrefetchSampler, "load_weights", load_weights)
+    sample_share = ShardedSampler.sample_share
+
+    def slow(self, request):
+        time.sleep(0.3)
+        return sample_share(self, request)
+
+    monkeypatch.setattr(ShardedSampler, "sample_share", slow)
+    metrics = nrt.train(make_config(overlap=True, eval_every=0, save_every=0)).metrics()
+    assert len(waited) >= 3
+    assert all(waited)
+    assert metrics[-1]["time/rollout"] > 0.1
 
 
 def behind(make_config):

@@ -78,3 +78,7 @@ def test_a_large_step_is_checked_in_part():
     one = group("", "It is 7.", ["7"] * 100, [0.5] * 100)
     readout_metrics([one] * 5, checker, decode)
     assert len(calls) == 200 <= MAX_TRACES
+    calls.clear()
+    many = group("", "It is 7.", ["7"] * (MAX_TRACES + 1), [0.5] * (MAX_TRACES + 1))
+    assert readout_metrics([many, many], checker, decode)["readout/right"] == 1.0
+    assert len(calls) == MAX_TRACES + 1, "the first group is always checked"

@@ -12,11 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nrt
 from nrt.data import null_row, trace_row
+from nrt.engine.interface import UpdateStats
 from nrt.errors import InputError, Interrupted
+from nrt.models import load_model, save_model
 from nrt.run.metrics import describe
 from nrt.system.manifest import write_manifest
 from nrt.trainer.heldout import summary
 from nrt.trainer.listener import NullListener
+from nrt.trainer.metrics import update_metrics
 from nrt.trainer.setup import prepare
 from tests.trainer.conftest import write_pairs
 
@@ -359,8 +362,55 @@ def test_a_sampler_that_disagrees_is_refused(make_config, tmp_path):
         ({"overlap": True, "objective.importance_cap": 2.0}, "unset objective.importance_cap"),
         ({"method": "rlvr", "objective.importance_cap": 2.0}, "rlvr trains on sampled answers too"),
         ({"method": "rlvr", "vllm.strict": False}, "rlvr trains on sampled answers too"),
+        ({"method": "rlvr", "objective.answer_weight": 1}, "rlvr trains on sampled ones; unset it"),
+        ({"method": "nover", "objective.answer_coef": 0.5}, "answer_coef weighs reference answers"),
+        ({"method": "jepo", "overlap": True}, "overlap=true .* which jepo does not correct for"),
+        ({"method": "log-prob", "vllm.strict": False}, "unset it, or set objective.ratio=ppo"),
+        ({"objective.ratio": "none", "overlap": True}, "earlier weights"),
     ],
 )
 def test_corrections_that_cannot_be(make_config, settings, message):
     with pytest.raises(InputError, match=message):
         prepare(make_config(**settings))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_more_steps_stretch_the_schedule_from_the_first_update_on(make_config, tmp_path, schedule):
+    """Resumed after 2 of 2 steps with 4, the third step has the rate that 4 steps give it."""
+    settings = {"optimizer.schedule": schedule, "save_every": 0, "eval_every": 0}
+    whole = nrt.train(make_config(run=str(tmp_path / "whole"), steps=4, **settings))
+    run = str(tmp_path / "run")
+    nrt.train(make_config(run=run, steps=2, **settings))
+    resumed = nrt.train(make_config(run=run, resume=run, steps=4, **settings))
+    rates = [[m["optim/lr"] for m in each.metrics() if m["step"] > 2] for each in (whole, resumed)]
+    assert rates[0] == rates[1]
+    assert all(rate > 0 for rate in rates[0])
+
+
+def test_the_speed_of_a_rollout_counts_sampled_answers(make_config, tmp_path):
+    metrics = nrt.train(make_config(method="rlvr", steps=1, eval_every=0)).metrics()[-1]
+    tokens = metrics["speed/rollout"] * metrics["time/rollout"]
+    traces = metrics["trace/length"] * 4 * 3
+    assert tokens > traces + 0.9 * 4 * 3, "each answer has a token or more"
+
+
+def test_a_saved_model_stops_where_its_template_ends_a_turn(make_config, model_dir, tmp_path):
+    """Base models often name another end token than their template writes."""
+    folder = tmp_path / "base"
+    model, tokenizer = load_model(str(model_dir), dtype=torch.float32, device="cpu")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    model.resize_token_embeddings(len(tokenizer))
+    template = tokenizer.chat_template.replace("eos_token", "'<|turn|>'")
+    save_model(model, tokenizer, folder, template=template)
+    run = nrt.train(make_config(model=str(folder), steps=1))
+    saved = json.loads((run.path / "model" / "generation_config.json").read_text())
+    turn_end = tokenizer.convert_tokens_to_ids("<|turn|>")
+    assert sorted(saved["eos_token_id"]) == sorted([tokenizer.eos_token_id, turn_end])
+
+
+def test_the_ratio_is_a_mean_over_tokens():
+    rest = {"total": 0.0, "trace": 0.0, "answer": 0.0, "format": 0.0, "grad_norm": 0.0, "lr": 0.0}
+    few = UpdateStats(**rest, ratio_mean=2.0, ratio_clipped=1.0, tokens=9, sampled=1)
+    many = UpdateStats(**rest, ratio_mean=1.0, ratio_clipped=0.0, tokens=9, sampled=3)
+    metrics = update_metrics([few, many], seconds=1.0)
+    assert (metrics["ratio/mean"], metrics["ratio/clipped"]) == (1.25, 0.25)

@@ -41,6 +41,7 @@ class Chat:
             chat template writes START itself.
         end_of_turn_id: id that ends an assistant turn: the first control token that the template
             writes after it, else eos.
+        turn_end_ids: `stop_ids` without END.
         stop_ids: END, end of turn, eos and `extra_end_ids`, which should include the model's
             generation_config.eos_token_id.
         control_ids: ids that no text can produce.
@@ -102,6 +103,7 @@ class Chat:
         self.end_of_turn_id = self._find_end_of_turn(sentinel=next(names))
         ends = {self.end_id, self.end_of_turn_id, tokenizer.eos_token_id, *extra_end_ids}
         self.stop_ids = frozenset(token_id for token_id in ends if token_id is not None)
+        self.turn_end_ids = self.stop_ids - {self.end_id}
 
     def encode_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return x: the turns in the chat template, up to where the assistant begins.

@@ -82,7 +82,8 @@ def choose_compiled(
 
     Raises InputError if `setting` is True and they cannot.
     """
-    if not setting or before is False or (setting == "auto" and not _is_usual(model, choice)):
+    is_off = before is False or not _is_usual(model, choice)
+    if not setting or (setting == "auto" and is_off):
         return NOT_COMPILED
     if not choice.packed:
         fault = "layers are compiled only where prompts are shared"

@@ -44,6 +44,7 @@ class LossSums:
             format=self.format,
             ratio_mean=self.ratio / self.sampled if self.sampled else 1.0,
             ratio_clipped=self.clipped / self.sampled if self.sampled else 0.0,
+            sampled=int(self.sampled),
             grad_norm=grad_norm,
             lr=lr,
             tokens=int(self.tokens),
@@ -90,7 +91,8 @@ def add_gradient(
     terms = (total, loss.trace, loss.answer, loss.format, loss.ratio_sum, loss.clipped)
     tokens = sum(len(row.ids) for row in trained_rows)
     counts = torch.tensor([loss.sampled, tokens], dtype=torch.float64)
-    return torch.cat([torch.stack([term.double() for term in terms]).cpu(), counts])
+    # Apple's GPUs have no float64.
+    return torch.cat([torch.stack([term.to(total) for term in terms]).cpu().double(), counts])
 
 
 def run_idle_pass(weights: Weights | ShardedWeights, scorer: Scorer, row: Row) -> None:

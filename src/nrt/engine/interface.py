@@ -29,6 +29,7 @@ class UpdateStats:
     lr: float
     tokens: int  # of the rows trained on, a shared prompt counted in each
     skipped: bool = False  # loss or gradient were not finite: no weight changed
+    sampled: int = 0  # tokens over which the ratio's mean and share are
 
 
 class HasRowCredits(Protocol):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from nrt.distributed import ProcessGroup
 from nrt.engine.compiled import NOT_COMPILED, CompiledChoice
@@ -50,7 +50,7 @@ class LocalEngine:
     weights: Weights | ShardedWeights
     recomputed: Sequence[nn.Module]  # layers under gradient checkpointing
     optimizer: Optimizer
-    scheduler: LRScheduler
+    scheduler: LambdaLR
     budget: TokenBudget  # of a micro-batch
     max_grad_norm: float
     recompute_by_need: RecomputeByNeed | None = None  # None: recompute in all micro-batches
@@ -175,6 +175,13 @@ class LocalEngine:
         """Restore optimizer, schedule and random state from a checkpoint."""
         restore_state(folder, self.weights, self.optimizer, state["optimizer"]["groups"])
         self.scheduler.load_state_dict(dict(state["scheduler"]))
+        # A run resumed with other `steps` has another schedule; else these are the same rates.
+        updates = self.scheduler.last_epoch
+        schedule = zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
+        rates = [base * factor(updates) for base, factor in schedule]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.scheduler._last_lr = rates
         if self.budget.may_halve and state.get("halved"):
             self.budget.halve()
 

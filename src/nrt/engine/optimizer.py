@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from nrt.config import OptimizerConfig
 from nrt.errors import InputError, install_hint
@@ -44,7 +44,7 @@ def make_optimizer(config: OptimizerConfig, masters: Sequence[Tensor]) -> Optimi
     return optimizer_class(masters, **settings)
 
 
-def make_schedule(config: OptimizerConfig, optimizer: Optimizer, updates: int) -> LRScheduler:
+def make_schedule(config: OptimizerConfig, optimizer: Optimizer, updates: int) -> LambdaLR:
     """Return the learning-rate schedule over `updates` updates.
 
     Warm-up takes n updates, the first at lr/n and the last at lr. The schedule by name follows.

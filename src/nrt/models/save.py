@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ def save_model(
     folder: str | os.PathLike[str],
     *,
     template: str | dict[str, str] | None,
+    end_ids: Collection[int] = (),
 ) -> None:
     """Save weights (safetensors), config, generation config and tokenizer in a folder.
 
@@ -33,8 +34,10 @@ def save_model(
 
     Args:
         template: the saved chat template, or several by name.
+        end_ids: tokens that end the template's turns; they join the model's end tokens. Base models
+            often name another token than their template writes, and would not stop.
     """
-    generation = _generation_config(model, tokenizer)
+    generation = _generation_config(model, tokenizer, end_ids)
     with (
         atomic_folder(Path(folder)) as new_folder,
         hide_progress_bars(),
@@ -57,13 +60,17 @@ def save_config(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
 
 
 def complete_model_folder(
-    folder: Path, tokenizer: Any, *, template: str | dict[str, str] | None
+    folder: Path,
+    tokenizer: Any,
+    *,
+    template: str | dict[str, str] | None,
+    end_ids: Collection[int] = (),
 ) -> None:
     """Add what `save_model` writes besides weights and config to a folder that holds these.
 
     Existing files are replaced.
     """
-    _generation_config(load_configs(str(folder)), tokenizer).save_pretrained(folder)
+    _generation_config(load_configs(str(folder)), tokenizer, end_ids).save_pretrained(folder)
     with _replaced_attribute(tokenizer, "chat_template", template):
         tokenizer.save_pretrained(folder)
 
@@ -87,11 +94,11 @@ def _unquantised_config(config: Any) -> Any:
     return config
 
 
-def _generation_config(model: Any, tokenizer: Any) -> GenerationConfig:
-    end_ids = sorted(end_token_ids(model, tokenizer))
+def _generation_config(model: Any, tokenizer: Any, end_ids: Collection[int]) -> GenerationConfig:
+    ends = sorted({*end_token_ids(model, tokenizer), *end_ids})
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=end_ids[0] if len(end_ids) == 1 else end_ids or None,
+        eos_token_id=ends[0] if len(ends) == 1 else ends or None,
         pad_token_id=tokenizer.pad_token_id,
     )
 

@@ -51,7 +51,7 @@ class PrefetchSampler:
         self, weights: Iterable[tuple[str, Tensor]], version: int | None = None
     ) -> None:
         """Wait for the samples under way, which stay valid, and load the weights."""
-        self._wait()
+        self.wait()
         self._sampler.load_weights(weights, version)
 
     def sleep(self) -> None:
@@ -59,7 +59,7 @@ class PrefetchSampler:
 
     def sample(self, request: Request) -> list[list[Sample]]:
         """Return the samples that `start` began for the same request, else sample now."""
-        self._wait()
+        self.wait()
         if self._started and self._started[0] == request:
             samples = self._result()
             self._started = self._merged = None
@@ -68,7 +68,7 @@ class PrefetchSampler:
 
     def start(self, request: Request) -> None:
         """Start to sample with the weights loaded last; drop the samples of an earlier `start`."""
-        self._wait()
+        self.wait()
         self._started = (request, self._thread.submit(self._sampler.sample_share, request))
         self._merged = None
 
@@ -98,7 +98,8 @@ class PrefetchSampler:
             self._merged = self._sampler.merge(self._started[1].result())
         return self._merged
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait for the samples under way."""
         if self._started:
             self._started[1].exception()  # `sample` raises it
 

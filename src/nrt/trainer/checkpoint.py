@@ -30,6 +30,9 @@ from nrt.system.files import read_bounded, remove_folder, write_file
 from nrt.system.manifest import find_damage, write_folder
 from nrt.trainer.progress import Best
 
+MAX_STATE_BYTES = 4 * 2**30
+"""Largest state.json: it may hold a rollout, with about 70 bytes for each token of its traces."""
+
 
 def save_checkpoint(
     folder: Path, engine: Engine, state: Mapping[str, Any], save_model: Callable[[Path], None]
@@ -68,7 +71,7 @@ def load_checkpoint(folder: Path, engine: Engine) -> dict[str, Any]:
     """Restore the engine's state and return state.json. The model was loaded from `folder/model`
     before.
     """
-    document = json.loads(read_bounded(folder / "state.json"))
+    document = json.loads(read_bounded(folder / "state.json", MAX_STATE_BYTES))
     engine.load(folder, document)
     return document
 
@@ -84,7 +87,7 @@ def saved_choices(checkpoint: Path | None) -> dict[str, bool]:
     if checkpoint is None or not (checkpoint / "state.json").is_file():
         return {}
     try:
-        state = json.loads(read_bounded(checkpoint / "state.json"))
+        state = json.loads(read_bounded(checkpoint / "state.json", MAX_STATE_BYTES))
     except ValueError:  # `load_checkpoint` reports it
         return {}
     choices = state.get("ways") if isinstance(state, dict) else None

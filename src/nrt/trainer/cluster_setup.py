@@ -71,7 +71,9 @@ def prepare_cluster(config: Config, *, checkpoint: Path | None = None) -> Parts:
         method=names.method,
         updates=steps * config.updates_per_rollout,
         prepare_model=prepare_model,
-        finish_model=lambda folder: complete_model_folder(folder, tokenizer, template=template),
+        finish_model=lambda folder: complete_model_folder(
+            folder, tokenizer, template=template, end_ids=chat.turn_end_ids
+        ),
     )
     return assemble(
         config,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nrt.data import bare_row, hinted_row, null_row, sampled_part, trace_row
+from nrt.rollout import PrefetchSampler
 from nrt.trainer.groups import (
     BaselineScores,
     Group,
@@ -38,6 +39,9 @@ def sample_groups(
     method, policy = learner.method, learner.policy
     if not method.samples:
         return [SampledGroup(pair, (), (bare_row(pair),), ()) for pair in pairs]
+    if isinstance(policy.sampler, PrefetchSampler):
+        with timer("rollout"):
+            policy.sampler.wait()
     with timer("push"):
         policy.push_weights()
     with timer("rollout"):
@@ -53,6 +57,7 @@ def sample_groups(
             answers = _sample_answers(learner, pairs, rows, answer_seed)
         policy.sampler.sleep()
     timer.sampled += sum(trace.n_sampled for group in traces for trace in group)
+    timer.sampled += sum(len(answer.ids) for group in answers for answer in group)
     return [SampledGroup(*parts) for parts in zip(pairs, traces, rows, answers, strict=True)]
 
 

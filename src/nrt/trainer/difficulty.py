@@ -73,7 +73,8 @@ class ByDifficulty:
         order = sorted(range(len(pairs)), key=lambda i: (certain[i], -key[i]))
         offsets = tuple(sorted(order[:n]))
         chosen = tuple(pairs[i] for i in offsets)
-        return Selection(chosen, offsets, len(pairs), certain.count(True), forwarded)
+        skipped = certain.count(True) - sum(certain[i] for i in offsets)
+        return Selection(chosen, offsets, len(pairs), skipped, forwarded)
 
     def _is_certain(self, lowest_probability: float) -> bool:
         bound = self.settings.skip_above

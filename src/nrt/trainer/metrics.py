@@ -87,18 +87,19 @@ def rollout_metrics(method: Method, groups: Sequence[Group], timer: PhaseTimer) 
 
 
 def update_metrics(updates: Sequence[UpdateStats], seconds: float) -> dict[str, float]:
-    """Return means over the updates of one rollout.
+    """Return means over the updates of one rollout; those of the ratio are over its tokens.
 
     Skipped updates are left out, unless all were skipped.
     """
     taken = [u for u in updates if not u.skipped] or updates
+    sampled = sum(u.sampled for u in taken)
     return {
         "loss/total": fmean(u.total for u in taken),
         "loss/trace": fmean(u.trace for u in taken),
         "loss/answer": fmean(u.answer for u in taken),
         "loss/format": fmean(u.format for u in taken),
-        "ratio/mean": fmean(u.ratio_mean for u in taken),
-        "ratio/clipped": fmean(u.ratio_clipped for u in taken),
+        "ratio/mean": sum(u.ratio_mean * u.sampled for u in taken) / sampled if sampled else 1.0,
+        "ratio/clipped": sum(u.ratio_clipped * u.sampled for u in taken) / max(sampled, 1),
         "optim/grad_norm": fmean(u.grad_norm for u in taken),
         "optim/lr": updates[-1].lr,
         "guard/skipped": sum(u.skipped for u in updates),

@@ -44,9 +44,9 @@ def readout_metrics(
     advantage: dict[str, list[float]] = defaultdict(list)
     checked = 0
     for group in groups:
-        checked += len(group.traces)
-        if checked > MAX_TRACES:
+        if checked and checked + len(group.traces) > MAX_TRACES:
             break
+        checked += len(group.traces)
         example = group.pair.example
         for k, trace in enumerate(group.traces):
             right = is_right(checker, decode(trace.ids), example)

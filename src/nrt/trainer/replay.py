@@ -14,7 +14,7 @@ from nrt.engine.local import LocalEngine
 from nrt.errors import InputError
 from nrt.run import Run
 from nrt.system.files import read_bounded
-from nrt.trainer.checkpoint import load_checkpoint
+from nrt.trainer.checkpoint import MAX_STATE_BYTES, load_checkpoint
 from nrt.trainer.groups import Group
 from nrt.trainer.rollout_json import rollout_from_json
 from nrt.trainer.setup import Parts, prepare
@@ -70,7 +70,7 @@ def replay(
 def _read_batch(file: Path) -> tuple[dict[str, Any], list[Pair]]:
     """Return a skipped batch as JSON, and its pairs. Raises InputError for another file."""
     try:
-        batch = json.loads(read_bounded(file))
+        batch = json.loads(read_bounded(file, MAX_STATE_BYTES))
         pairs = [
             Pair(
                 Example(g["id"], (), "", g["source"]),

@@ -56,6 +56,8 @@ def resolve_names(config: Config) -> ResolvedNames:
         )
     if config.overlap:
         _check_overlap(config, method)
+    if method.samples and method.ratio == "none":
+        _check_uncorrected(config, method)
     if method.samples_answers:
         _check_sampled_answers(config, method)
     if not config.initial_reference:
@@ -115,8 +117,29 @@ def _check_overlap(config: Config, method: Method) -> None:
         )
 
 
+def _check_uncorrected(config: Config, method: Method) -> None:
+    """Raise InputError for traces of earlier weights if no ratio corrects for them."""
+    stale = {"overlap=true": config.overlap, "vllm.strict=false": not config.vllm.strict}
+    for setting, is_set in stale.items():
+        if is_set:
+            raise InputError(
+                f"{setting} trains on traces of earlier weights, which {method.name} does not "
+                "correct for; unset it, or set objective.ratio=ppo"
+            )
+
+
 def _check_sampled_answers(config: Config, method: Method) -> None:
-    """Raise InputError for corrections that are defined for traces only."""
+    """Raise InputError for settings that act on reference answers or traces only."""
+    weights = {
+        "objective.answer_weight": config.objective.answer_weight,
+        "objective.answer_coef": config.objective.answer_coef,
+    }
+    for setting, value in weights.items():
+        if value is not None:
+            raise InputError(
+                f"{setting} weighs reference answers in the loss, and {method.name} trains on "
+                "sampled ones; unset it"
+            )
     corrections = {
         "objective.importance_cap": method.importance_cap is not None,
         "vllm.strict=false": not config.vllm.strict,

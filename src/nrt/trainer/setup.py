@@ -133,7 +133,9 @@ def prepare(
         data=data,
         valid=valid,
         steps=steps,
-        save_model=lambda folder: save_model(engine.model, tokenizer, folder, template=template),
+        save_model=lambda folder: save_model(
+            engine.model, tokenizer, folder, template=template, end_ids=chat.turn_end_ids
+        ),
         padded_by_surprise=engine.scorer_choice.surprising,
         compile_fault=engine.compiled.fault,
         resolved={

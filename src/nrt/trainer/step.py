@@ -186,7 +186,8 @@ class _Batch:
         if self.certain is not None:
             metrics["data/skipped"] = self.certain / self.drawn
         if learner.method.keep:
-            metrics["group/filtered"] = len(self.dropped) / (len(self.kept) + len(self.dropped))
+            replaced = len(self.kept) + len(self.dropped) - len(filled)
+            metrics["group/filtered"] = replaced / (len(self.kept) + len(self.dropped))
         statistics = None
         if learner.method.state_rule is not None:
             credits = [group.credit for _, group in self.kept + self.dropped]
