@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 
@@ -9,8 +10,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from nrt.analysis.stats import bootstrap, wilson
-from nrt.config import build_config
+from nrt.config import MarkersConfig, build_config
 from nrt.errors import InputError
+from nrt.eval.reasoner import find_model, open_reasoner
 from nrt.run import RunWriter, load_run
 from nrt.serving.card import model_card
 from nrt.serving.export import check_repository, export_run
@@ -114,6 +116,38 @@ def test_the_code_in_the_card_runs(run, tmp_path, capsys):
     exec(code, {})
     assert re.match(r"reasoning: .*\nanswer: ", capsys.readouterr().out)
     assert (tmp_path / "mine" / "vllm_reasoning.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [("<think>", "</think>"), ("[THINK]", "[/THINK]"), (None, "</think>")]
+)
+def test_an_exported_model_knows_its_markers(make_config, tmp_path, start, end):  # noqa: F811
+    """`nrt chat DIR` reads the trace as `nrt chat RUN` does, and vLLM's plugin has the markers."""
+    markers = MarkersConfig(start=start, end=end)
+    values = {"markers.start": start, "markers.end": end}
+    run = train(make_config(steps=1, **values))
+    export_run(run, tmp_path / "mine")
+    for name in (str(run.path), str(tmp_path / "mine")):
+        source = find_model(name)
+        assert (source.markers.start, source.markers.end) == (start, end), name
+        assert source.thinks, name
+    open_reasoner(str(tmp_path / "mine"))
+    plugin = tmp_path / "mine" / "vllm_reasoning.py"
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert plugin.exists() == (start is not None) == ("--reasoning-parser nrt" in card)
+    if start:
+        tree = ast.parse(plugin.read_text())
+        returned = [
+            n.value.value
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Return) and isinstance(n.value, ast.Constant)
+        ]
+        assert {markers.start, markers.end} <= set(returned)
+
+
+def test_an_sft_export_is_no_model_with_traces(make_config, tmp_path):  # noqa: F811
+    export_run(train(make_config(method="sft", steps=1)), tmp_path / "mine")
+    assert not find_model(str(tmp_path / "mine")).thinks
 
 
 def test_an_sft_model_is_traced_to_its_base(run, make_config, tmp_path):  # noqa: F811

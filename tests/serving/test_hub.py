@@ -39,7 +39,7 @@ def test_checkpoints_and_model_are_uploaded(hub, make_config):  # noqa: F811
     folders = (run.path / "checkpoints" / "step-000002" / "model", run.model_dir)
     for (_, uploaded), folder in zip(hub.commits, folders, strict=True):
         names = {file.name for file in folder.iterdir()}
-        assert set(uploaded) == names | {"README.md", "vllm_reasoning.py"}
+        assert set(uploaded) == names | {"README.md", "nrt.json", "vllm_reasoning.py"}
         for name in names:
             assert uploaded[name] == (folder / name).read_bytes(), name
     cards = [ModelCard(files["README.md"].decode()) for _, files in hub.commits]

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from statistics import fmean
+from typing import Any
 
 import pytest
 import torch
@@ -409,7 +410,14 @@ def test_a_saved_model_stops_where_its_template_ends_a_turn(make_config, model_d
 
 
 def test_the_ratio_is_a_mean_over_tokens():
-    rest = {"total": 0.0, "trace": 0.0, "answer": 0.0, "format": 0.0, "grad_norm": 0.0, "lr": 0.0}
+    rest: Any = {
+        "total": 0.0,
+        "trace": 0.0,
+        "answer": 0.0,
+        "format": 0.0,
+        "grad_norm": 0.0,
+        "lr": 0.0,
+    }
     few = UpdateStats(**rest, ratio_mean=2.0, ratio_clipped=1.0, tokens=9, sampled=1)
     many = UpdateStats(**rest, ratio_mean=1.0, ratio_clipped=0.0, tokens=9, sampled=3)
     metrics = update_metrics([few, many], seconds=1.0)

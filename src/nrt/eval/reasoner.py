@@ -36,6 +36,7 @@ from nrt.rollout.probe import sharing_fault
 from nrt.run import load_run, run_folder
 from nrt.scoring import choose_scorer, score_all
 from nrt.scoring.probe import probe_rows
+from nrt.serving.layout import read_layout
 from nrt.types import Example, Message, Pair, Row, Trace
 
 TOKENS_PER_BATCH = 16384
@@ -116,9 +117,9 @@ class ModelSource:
 def find_model(name: str) -> ModelSource:
     """Find a model by the name or folder of its run, or by a Hugging Face name or folder.
 
-    A run provides its trained model and its markers. A model thinks if its vocabulary has END, with
-    two exceptions: its run has a method without traces, or its chat template was exported with such
-    a model. Raises InputError if the model cannot be opened.
+    A run provides its trained model and its markers; an exported folder has them in nrt.json. Any
+    other model thinks if its vocabulary has END, unless its run has a method without traces or its
+    chat template was exported with such a model. Raises InputError if the model cannot be opened.
     """
     folder, config, thinks = _find(name)
     markers = config.markers if config else None
@@ -132,6 +133,9 @@ def find_model(name: str) -> ModelSource:
             raise InputError(f"there is no run {run_folder(name)}, and {error}{hint}") from error
     tokenizer = load_tokenizer(folder)
     vocabulary = tokenizer.get_vocab()
+    exported = read_layout(folder) if markers is None and path.suffix != ".gguf" else None
+    if exported:
+        markers, thinks = exported
     if markers is None:
         markers = MarkersConfig()
         if markers.end in vocabulary and markers.start not in vocabulary:  # trained without START

@@ -197,6 +197,15 @@ def _usage(config: Config, repo: str | None) -> str:
     if repo:  # vLLM reads the plugin from a local file only
         place, plugin = "repository", "vllm_reasoning.py"
         download = f"hf download {repo} {plugin} --local-dir .\n"
+    serving = (
+        "vLLM's parsers of reasoning need a token that begins the trace, which this model has not."
+    )
+    if start:
+        serving = (
+            "With vLLM, which returns the reasoning in a separate field (`vllm_reasoning.py` is in "
+            f"this {place}):\n\n```bash\n{download}vllm serve {model} "
+            f"--reasoning-parser-plugin {plugin} --reasoning-parser nrt\n```"
+        )
     return f"""## Use
 
 {opening}; the model writes its reasoning, `{end}`, and the answer.
@@ -217,11 +226,7 @@ print("reasoning:", tokenizer.decode(ids[:cut], skip_special_tokens=True))
 print("answer:", tokenizer.decode(ids[cut + 1:], skip_special_tokens=True))
 ```
 
-With vLLM, which returns the reasoning in a separate field (`vllm_reasoning.py` is in this {place}):
-
-```bash
-{download}vllm serve {model} --reasoning-parser-plugin {plugin} --reasoning-parser nrt
-```"""
+{serving}"""
 
 
 def _unfinished(row: Record) -> bool | None:

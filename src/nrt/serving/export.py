@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nrt.config import Config, MarkersConfig
 from nrt.errors import InputError, RunError, first_line
 from nrt.run import Run, explain_unreadable_files
 from nrt.serving.card import model_card
+from nrt.serving.layout import write_layout
 from nrt.system.files import atomic_folder, copy_plain_files
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ VLLM_PLUGIN = "vllm_reasoning.py"
 
 
 def export_run(run: Run, folder: Path, *, step: int | None = None, repo: str | None = None) -> Path:
-    """Copy a run's model to `folder` and add README.md and vLLM's plugin.
+    """Copy a run's model to `folder` and add README.md, nrt.json and vLLM's plugin.
 
     The folder appears only when it is complete. Returns the folder that the model was copied from.
 
@@ -56,9 +58,24 @@ def write_export(
     with atomic_folder(folder) as new_folder:
         copy_plain_files(source, new_folder)
         (new_folder / "README.md").write_text(card, encoding="utf-8")
-        if run.config.method != "sft":
-            with as_file(files("nrt") / "serving" / VLLM_PLUGIN) as plugin:
-                shutil.copy(plugin, new_folder / VLLM_PLUGIN)
+        write_layout(new_folder, run.config)
+        if has_vllm_plugin(run.config):
+            plugin = _vllm_plugin(run.config.markers)
+            (new_folder / VLLM_PLUGIN).write_text(plugin, encoding="utf-8")
+
+
+def has_vllm_plugin(config: Config) -> bool:
+    """Return whether vLLM's parser can read the traces: not without START."""
+    return config.method != "sft" and config.markers.start is not None
+
+
+def _vllm_plugin(markers: MarkersConfig) -> str:
+    """Return the source of the plugin, with these markers as defaults."""
+    source = (files("nrt") / "serving" / VLLM_PLUGIN).read_text(encoding="utf-8")
+    usual = MarkersConfig()
+    for default, marker in ((usual.start, markers.start), (usual.end, markers.end)):
+        source = source.replace(json.dumps(default), json.dumps(marker))
+    return source
 
 
 def check_repository(name: str, setting: str) -> None:

@@ -8,10 +8,9 @@ The exported chat template opens the trace, because it ends the prompt with STAR
 inside the trace. A request with `chat_template_kwargs={"open_trace": false}` opens no trace: its
 reply is content, unless the model opens a trace itself. A trace without END has no content.
 
-Set $NRT_THINK_START and $NRT_THINK_END for markers of another name. Written for vLLM 0.31.
+`nrt export` writes the run's markers into this file. Written for vLLM 0.31 and 0.32.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,11 +29,11 @@ class NRTReasoningParser(BaseThinkingReasoningParser):
 
     @property
     def start_token(self) -> str:
-        return os.environ.get("NRT_THINK_START", "<|think_start|>")
+        return "<|think_start|>"
 
     @property
     def end_token(self) -> str:
-        return os.environ.get("NRT_THINK_END", "<|think_end|>")
+        return "<|think_end|>"
 
     def adjust_request(self, request: Any) -> Any:
         """Keep special tokens in the text, since the markers are special tokens."""
