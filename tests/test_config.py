@@ -240,6 +240,10 @@ def test_an_empty_recipe_is_the_default(tmp_path):
         ("run=1e5", "1e5"),
         ("run=2026-11-20", "2026-11-20"),
         ("model=no", "no"),
+        ("data.system=# Be brief", "# Be brief"),  # a comment in YAML
+        ("run=#5", "#5"),
+        ("seed=010", 10),  # octal in YAML 1.1
+        ("steps=~", None),
     ],
 )
 def test_values_on_the_command_line(setting, value):

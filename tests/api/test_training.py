@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from contextlib import suppress
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import nrt
+from nrt.api.training import _remove_new
 from nrt.errors import InputError, Interrupted
 from nrt.objective import METHODS
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -120,6 +122,42 @@ def test_values_of_a_frame_that_json_does_not_have(loaded, tmp_path):
         {"question": "what is one ?", "answer": "one", "count": 1, "list": [1, 2], "missing": None},
         {"question": "what is two ?", "answer": "two", "count": None, "list": [0.5], "missing": None},
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (pandas.DataFrame([["a", "b", "c"]], columns=["question", "answer", "answer"]),
+         "train_dataset has several columns 'answer'; rename or drop all but one"),
+        ([{"question": "a", "answer": "b", 1: 2, "1": 3}],
+         "train_dataset, row 1: '1' is a key twice, as text"),
+    ],
+)  # fmt: skip
+def test_columns_of_one_name(loaded, data, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        nrt.train(loaded[0], data, processing_class=loaded[1], **SETTINGS, method="sft")
+
+
+def test_what_a_failed_start_has_written_is_removed(tmp_path):
+    """Folders too: tokenizers with several chat templates have one."""
+    (tmp_path / "kept").write_text("")
+    before = set(tmp_path.iterdir())
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool.jinja").write_text("x")
+    _remove_new([tmp_path], before | {tmp_path})
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_run_is_read_after_a_change_of_the_folder(loaded, tmp_path, monkeypatch):
+    """`%cd` in a notebook."""
+    rows = [{"question": "what is one ?", "answer": "one"}]
+    run = nrt.train(loaded[0], rows, processing_class=loaded[1], **SETTINGS, method="sft")
+    relative, records = run.path, run.metrics()
+    assert not relative.is_absolute()
+    monkeypatch.chdir("/")
+    assert run.path.is_absolute()
+    assert run.metrics() == records
+    assert run.state == "finished"
 
 
 def test_a_method_of_ones_own(loaded):

@@ -334,6 +334,14 @@ def test_a_template_that_refuses() -> None:
         Chat(tokenizer, MARKERS).encode_prompt(MULTI)
 
 
+def test_a_template_that_drops_earlier_turns() -> None:
+    tokenizer = byte_level_bpe()
+    add_control(tokenizer, [START, END])
+    tokenizer.chat_template = "{{ messages[-1].content + eos_token }}"
+    with pytest.raises(InputError, match=r"drops the content of turns \(earlier\)"):
+        Chat(tokenizer, MARKERS)
+
+
 def test_word_level_with_unknown_words() -> None:
     """The unknown token comes from ordinary text, so it is not among the ids that text cannot give; its own string is not it."""
     vocab = {

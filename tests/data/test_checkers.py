@@ -1,6 +1,8 @@
 import sys
 from typing import Any, cast
 
+import numpy as np
+import pandas
 import pytest
 
 from nrt.data.checkers import CHECKERS, is_right, resolve_checker, resolve_dotted
@@ -41,6 +43,14 @@ LAST_NUMBER = [
     ),  # floats would call them equal
     ("The answer is 42.", "42", True),
     ("€3,000", "3000", True),
+    ("Answer - 42", "42", True),  # dashes between words and numbers
+    ("- 42", "42", True),  # an item of a list
+    ("The result is: - 42", "42", True),
+    ("x = 10 - 4", "4", True),
+    ("x = - 5", "-5", True),  # a sign with a space where a number must begin
+    ("f(- 5)", "-5", True),
+    ("it is –3", "-3", True),  # en dash
+    ("pages 3–7", "7", True),
 ]
 
 
@@ -149,5 +159,8 @@ def test_what_a_checker_may_return():
     assert not is_right(lambda answer, reference: not answer, "two", example)
     with pytest.raises(RunError, match=r"\('2', 'two'\) returned 'yes'; return True or False"):
         is_right(cast(Any, lambda answer, reference: "yes"), "2", example)
+    for value in (pandas.NA, np.array([True, True])):
+        with pytest.raises(RunError, match="return True or False"):
+            is_right(cast(Any, lambda answer, reference, value=value: value), "2", example)
     with pytest.raises(RunError, match=r"\('2', 'two'\) failed: ZeroDivisionError: "):
         is_right(cast(Any, lambda answer, reference: 1 / 0), "2", example)

@@ -162,6 +162,11 @@ def test_json_and_histogram(config: Config, tmp_path: Path) -> None:
     assert record["train"]["sources"]["b"]["mean_answer"] == 5.0
     assert record["leakage"]["rows"] == 2
     plot_lengths([one, two], tmp_path / "new" / "lengths.png")
+    with pytest.raises(InputError, match=r"no plot has the ending \.foo; take \.png"):
+        plot_lengths([one], tmp_path / "lengths.foo")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written: "):
+        plot_lengths([one], tmp_path / "file" / "lengths.png")
     assert (tmp_path / "new" / "lengths.png").read_bytes()[:4] == b"\x89PNG"
 
 

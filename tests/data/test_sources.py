@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from nrt.config import ColumnsConfig, DataConfig
@@ -516,6 +518,52 @@ def test_folders_and_patterns_without_files(tmp_path: Path) -> None:
         read_examples(str(tmp_path), DataConfig())
     with pytest.raises(InputError, match="no file matches this pattern"):
         read_examples(str(tmp_path / "*.jsonl"), DataConfig())
+
+
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    folder, other = tmp_path / "data", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    written(folder / "a.jsonl", GOOD)
+    written(other / "b.jsonl", GOOD)
+    (folder / "link").symlink_to(other)
+    (other / "back").symlink_to(folder)  # a loop
+    assert [table.name for table in find_tables(str(folder))] == ["a.jsonl", "link/b.jsonl"]
+
+
+def test_what_cannot_be_read_is_an_input_error(tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        find_tables("x" * 5000 + ".jsonl")
+    file = written(tmp_path / "a.jsonl", GOOD)
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("nrt.data.files.file_sha256", refuse)
+    (table,) = find_tables(file)
+    with pytest.raises(InputError, match=r"a\.jsonl cannot be read: Permission denied"):
+        table.fingerprint()
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(tmp_path / "a.jsonl", GOOD)
+    assert len(find_tables("~/a.jsonl")) == 1
+
+
+def test_parquet_values_that_python_does_not_hold(tmp_path: Path) -> None:
+    """A date beyond the year 9999, also in a column that nobody reads."""
+    days = pyarrow.array([3_000_000_000 // 1000], pyarrow.int32()).cast(pyarrow.date32())
+    table = pyarrow.table({"question": ["a"], "answer": ["b"], "day": days})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="a value is beyond what Python holds"):
+        read_examples(str(tmp_path / "a.parquet"), DataConfig())
+
+
+def test_half_a_surrogate_pair_as_source(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", {"question": "a", "answer": "b", "source": "\ud800"})
+    (example,) = read_examples(path, DataConfig())
+    assert example.source == "\\ud800"
 
 
 def test_an_empty_file_among_others_is_not_passed_over(tmp_path: Path) -> None:

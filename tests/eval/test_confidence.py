@@ -162,6 +162,21 @@ def test_chat_answers_as_evaluation_does(runs):
     assert session.messages[-1].content == answer
 
 
+def test_trace_and_answer_fit_into_the_context(runs):
+    """The model has 64 positions, and the caps would take more."""
+    reasoner = open_reasoner(runs["nrt-gm"], max_trace_tokens=100, max_answer_tokens=100)
+    pair = reasoner.pair(QUESTION)
+    generator = reasoner.fitted(pair)
+    used = len(pair.prompt_ids) + 2 + generator.max_trace_tokens + generator.max_answer_tokens
+    assert used == reasoner.context == 64
+    measure_confidence(reasoner, QUESTION, "the sum is two")
+    long = " ".join(["one"] * 80)
+    with pytest.raises(InputError, match="leaves no room for an answer in the context"):
+        measure_confidence(reasoner, long, "two")
+    with pytest.raises(InputError, match="begin a new conversation"):
+        ChatSession(runs["nrt-gm"], ChatSettings(), Console(file=io.StringIO())).ask(long)
+
+
 def test_chat_takes_caps_and_system_message_of_the_run(make_config):  # noqa: F811
     run = train(make_config(steps=1, data={"system": "add up ."}))
     console = Console(file=io.StringIO(), width=200)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nrt.cli.app import app
-from nrt.config import build_config
+from nrt.config import build_config, load_config
 from nrt.errors import InputError
 from nrt.objective import METHODS
 from nrt.plan import PlanRequest, RowLengths, accelerator, advise, make_plan
@@ -19,6 +19,7 @@ from nrt.plan.memory_parts import VllmMemory
 from nrt.plan.meta_model import BUILT_IN, meta_model
 from nrt.plan.work import count_tokens, group_rows
 from nrt.scoring.packing import packed_tokens
+from nrt.trainer.resolve import resolve_names
 
 METHOD = METHODS["nrt-ws-neg-log-p"]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "planning.md"
@@ -151,6 +152,16 @@ def test_advice_adds_up_and_ends_with_a_run_that_fits():
         changes[name] = int(value) if value.isdigit() else {"true": True, "false": False}[value]
     changed = build_config(request.config.model_dump(), changes)
     assert make_plan(PlanRequest(changed, request.gpu)).fits
+
+
+@pytest.mark.parametrize("method", ["latro", "opsd", "nrt-gm"])
+def test_a_run_may_take_the_advice(method):
+    """What a plan suggests is not refused by training."""
+    request = request_for("rtx4090", model="llama-3.2-1b", method=method)
+    values = [step.change for step in advise(request, make_plan(request))]
+    assert ("initial_reference=false" in values) == (method == "nrt-gm")
+    changed = load_config(None, ["model=llama-3.2-1b", f"method={method}", *values])
+    resolve_names(changed)
 
 
 def test_if_resident_memory_is_too_much_it_is_reduced_first():

@@ -145,6 +145,27 @@ def test_an_exported_model_knows_its_markers(make_config, tmp_path, start, end):
         assert {markers.start, markers.end} <= set(returned)
 
 
+def test_an_export_to_where_nothing_can_be_written(make_config, tmp_path):  # noqa: F811
+    run = train(make_config(method="sft", steps=1))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written: "):
+        export_run(run, tmp_path / "file" / "mine")
+
+
+@pytest.mark.parametrize(
+    ("model", "base"),
+    [("meta/llama", "meta/llama"), ("some/local/base", None), ("/a/b", None)],
+)
+def test_the_card_names_no_path(tmp_path, model, base):
+    run = tmp_path / "run"
+    with RunWriter.create(run, build_config({"model": model, "data": {"train": "x.jsonl"}})):
+        pass
+    (run / "model").mkdir()
+    card = ModelCard(model_card(load_run(run), "mine"))
+    assert card.data.to_dict().get("base_model") == base
+    assert base or model not in card.content
+
+
 def test_an_sft_export_is_no_model_with_traces(make_config, tmp_path):  # noqa: F811
     export_run(train(make_config(method="sft", steps=1)), tmp_path / "mine")
     assert not find_model(str(tmp_path / "mine")).thinks

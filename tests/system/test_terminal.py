@@ -29,6 +29,7 @@ def test_control_characters_are_escaped():
         escape_control(HOSTILE)
         == r"\x1b]0;owned\x07\x1b[2J\x1b[31mred\x9b31m\r\x08\x7f\u202etxt.exe\x00"
     )
+    assert escape_control("half a pair \ud800") == r"half a pair \ud800"
     # Right-to-left marks are text.
     assert escape_control("\u2066a\u2069\u200f") == "\\u2066a\\u2069\u200f"
 

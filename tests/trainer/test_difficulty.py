@@ -187,6 +187,17 @@ def test_data_that_changed_since_are_not_gone_on_with(make_config, pairs_file, t
     )
 
 
+def test_held_out_data_that_changed_since(make_config, pairs_file, tmp_path) -> None:
+    """Accuracies before and after would be of different questions."""
+    file = tmp_path / "valid.jsonl"
+    file.write_text(pairs_file.read_text())
+    settings = {"run": str(tmp_path / "cut"), "data.valid": str(file)}
+    nrt.train(make_config(**settings))
+    file.write_text(pairs_file.read_text().replace("sum", "add"))
+    with pytest.raises(nrt.InputError, match="the validation data changed since this run"):
+        nrt.train(make_config(resume=str(tmp_path / "cut"), **{**settings, "steps": 5}))
+
+
 def test_a_mixture_with_weights_trains_and_resumes(make_config, pairs_file, tmp_path) -> None:
     lines = pairs_file.read_text().splitlines()
     for name, part in (("a", lines[:4]), ("b", lines[4:])):

@@ -89,6 +89,10 @@ def store_model(model: Any, processing_class: Any, run: Path) -> str:
 def _rows_of(data: Any, name: str) -> Iterable[Any]:
     pandas = sys.modules.get("pandas")  # a caller with a DataFrame has imported it
     if pandas and isinstance(data, pandas.DataFrame):
+        names = [str(column) for column in data.columns]
+        if len(set(names)) < len(names):
+            twice = next(column for column in names if names.count(column) > 1)
+            raise InputError(f"{name} has several columns '{twice}'; rename or drop all but one")
         return data.astype(object).where(data.notna(), None).to_dict("records")
     if isinstance(data, Mapping):  # DatasetDict is one
         raise InputError(
@@ -110,8 +114,10 @@ def _lines(rows: Iterable[Any], name: str) -> Iterator[bytes]:
                 f"{name}, row {number} is of type {type(row).__name__}, not dict; give rows such "
                 "as {'question': …, 'answer': …}"
             )
-        values = {}
+        values: dict[str, Any] = {}
         for column, value in row.items():
+            if str(column) in values:
+                raise InputError(f"{name}, row {number}: '{column}' is a key twice, as text")
             try:
                 values[str(column)] = _plain(value)
             except TypeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -226,7 +227,9 @@ def _remove_new(parts: Iterable[Path], before: Set[Path]) -> None:
     """Remove the folders `parts` as far as their content was not there before."""
     for part in parts:
         for file in part.glob("*"):
-            if file not in before:
+            if file not in before and file.is_dir():
+                shutil.rmtree(file)
+            elif file not in before:
                 file.unlink()
         if part not in before and part.is_dir():
             part.rmdir()

@@ -53,7 +53,7 @@ class ChatSession:
         self.messages.append(Message("user", question))
         messages = tuple(self.messages)
         pair = Pair(Example("", messages, ""), self.chat.encode_prompt(messages), ())
-        generator, greedy = self.reasoner.generator, self.settings.temperature == 0
+        generator, greedy = self.reasoner.fitted(pair), self.settings.temperature == 0
         if self.reasoner.thinks and self.settings.trace:
             request = generator.trace_request([pair], 1, seed=_new_seed(), greedy=greedy)
             trace = generator.to_trace(Sample(self._stream(request, style="dim", label="trace")))

@@ -202,9 +202,15 @@ def plot_lengths(inspections: Sequence[Inspection], file: Path) -> None:
         prompts, answers = inspection.lengths
         _plot_histogram(prompt_axis, "prompt", inspection, prompts, inspection.prompt.cap)
         _plot_histogram(answer_axis, "answer", inspection, answers, inspection.answer.cap)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(file, binary=True) as out:
-        figure.savefig(out, dpi=150, format=file.suffix.removeprefix(".") or "png")
+    kind = file.suffix.removeprefix(".") or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise InputError(f"{file}: no plot has the ending .{kind:.20}; take .png, .svg or .pdf")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(file, binary=True) as out:
+            figure.savefig(out, dpi=150, format=kind)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror}") from error
 
 
 def _plot_histogram(

@@ -84,7 +84,7 @@ class SourceConfig(Section):
     name: str | None = None
     """`source` of the rows that name none."""
     columns: ColumnsConfig | None = None
-    """Same as `data.columns`."""
+    """Replaces `data.columns` as a whole."""
     rows: str | None = None
     """Same as `data.rows`."""
     answer: str | None = None
@@ -94,7 +94,7 @@ class SourceConfig(Section):
     system: str | None = None
     """Same as `data.system`."""
     text: TextConfig | None = None
-    """Same as `data.text`."""
+    """Replaces `data.text` as a whole."""
 
     def rows_config(self, default: RowsConfig) -> RowsConfig:
         """Return this source's own settings, completed by those of `default`."""

@@ -228,20 +228,25 @@ class Chat:
         turns = {
             "user": [("user", SENTINEL)],
             "assistant": [("user", "x"), ("assistant", SENTINEL)],
+            "earlier": [("user", SENTINEL), ("assistant", "x"), ("user", "x")],
         }
+        problems: list[InputError] = []
         for shape in (_as_text, _as_parts):
             self._shape_content = shape
             try:
-                if all(self._keeps_sentinel(conversation) for conversation in turns.values()):
-                    return shape
-            except InputError:
-                if shape is _as_parts:
-                    raise
-        dropped = [role for role in turns if not self._keeps_sentinel(turns[role])]
-        raise InputError(
-            f"the model's chat template drops the content of {' and '.join(dropped)} turns, "
-            "given as text or as parts; give the tokenizer another chat template"
-        )
+                dropped = [role for role in turns if not self._keeps_sentinel(turns[role])]
+            except InputError as error:
+                problems.append(error)
+                continue
+            if not dropped:
+                return shape
+            problems.append(
+                InputError(
+                    f"the model's chat template drops the content of turns ({', '.join(dropped)}), "
+                    "given as text or as parts; give the tokenizer another chat template"
+                )
+            )
+        raise problems[0]
 
     def _drop_start_that_template_writes(self, markers: MarkersConfig) -> MarkersConfig:
         """Return the markers without START if the generation prompt opens a trace with START.

@@ -59,9 +59,17 @@ def _verdict(checker: Checker, answer: str, reference: str) -> bool:
         verdict = checker(answer, reference)
     except Exception as error:  # the user's code
         raise RunError(f"{called} failed: {type(error).__name__}: {error}") from error
-    if verdict not in (True, False):  # also NumPy's
+    if not _is_verdict(verdict):
         raise RunError(f"{called} returned {verdict!r:.80}; return True or False")
     return bool(verdict)
+
+
+def _is_verdict(value: Any) -> bool:
+    """Return whether a value is True or False, also NumPy's. An array has no truth, nor has NA."""
+    try:
+        return value in (True, False)
+    except (TypeError, ValueError):
+        return False
 
 
 def exact(answer: str, reference: str) -> bool:
@@ -140,7 +148,9 @@ def resolve_dotted(name: str, kind: str) -> Callable[..., Any]:
 
 
 _NUMBER = re.compile(
-    r"""(?P<sign>(?<![\w)%])[-−]\s?)?  # after a word or a number it is a dash or a subtraction
+    r"""(?P<sign>(?<![\w)%])[-−–]         # after a word or a number it is a dash or a subtraction
+            |(?<=[=(≈])\s?[-−–]\s         # with a space behind it only where a number must begin
+        )?
         [$€£]?
         (?P<sign2>(?<=[$€£])[-−])?
         (?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)

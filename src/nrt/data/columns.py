@@ -101,7 +101,7 @@ class RowReader:
             f"{self.name}:{number}",
             tuple(prompt),
             answers,
-            self.source if source is None else str(source),
+            self.source if source is None else _label(source),
             unread,
             has_references=references is not None,
         )
@@ -238,6 +238,11 @@ class ColumnLayout:
         if self.source_named:
             return read_cell(row, "source", self.source)
         return row.get(self.source)
+
+
+def _label(value: Any) -> str:
+    """Return the value of a source column as text that a cache can hold."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def _guess_pair(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, tuple[str, ...], str]:

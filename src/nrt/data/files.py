@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,14 @@ def find_tables(path: str) -> list[Table]:
     Raises InputError if the path names none, a file whose ending is unknown, or a folder that has
     training files beside those of another split.
     """
+    path = os.path.expanduser(path)
+    try:
+        return _find_tables(path)
+    except OSError as error:
+        raise InputError(f"{path:.200} cannot be read: {error.strerror}") from error
+
+
+def _find_tables(path: str) -> list[Table]:
     file = Path(path)
     if file.is_file():
         return [_file_table(file, file.name)]
@@ -68,7 +77,14 @@ def _file_table(file: Path, name: str) -> Table:
             f"{file}: the ending '{file_ending(file)}' is unknown; "
             f"known endings: {KNOWN_ENDINGS}; convert the file"
         )
-    return Table(name, str(file), lambda key: reader(file, key), lambda: file_sha256(file))
+    return Table(name, str(file), lambda key: reader(file, key), lambda: _fingerprint(file))
+
+
+def _fingerprint(file: Path) -> str:
+    try:
+        return file_sha256(file)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
 
 
 def _folder_tables(path: str) -> list[Table]:
@@ -80,7 +96,7 @@ def _folder_tables(path: str) -> list[Table]:
             "Dataset.to_parquet, or pass datasets.load_from_disk(…) to nrt.train"
         )
     tables = []
-    for file in sorted(folder.rglob("*")):
+    for file in sorted(_walk(folder)):
         name = file.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in name.parts)
         if file.is_file() and find_reader(file) and not is_hidden:
@@ -89,6 +105,18 @@ def _folder_tables(path: str) -> list[Table]:
     if not tables:
         raise InputError(f"{path} is a folder without data files; known endings: {KNOWN_ENDINGS}")
     return tables
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, also below links to folders, each folder once."""
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(parent, file) for file in files)
 
 
 def _check_splits(path: str, tables: Sequence[Table]) -> None:

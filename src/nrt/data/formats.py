@@ -201,6 +201,9 @@ def _read_parquet(file: Path, _: str | None) -> Rows:
                     yield TableRow(number, value)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         yield BadRow(str(file), number + 1, f"not a complete parquet file: {error}; write it again")
+    except (ValueError, OverflowError, LookupError) as error:
+        problem = f"a value is beyond what Python holds ({error}); convert or drop its column"
+        yield BadRow(str(file), number + 1, problem)
 
 
 _TEXT_READERS: Mapping[str, Reader] = {

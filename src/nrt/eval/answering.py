@@ -14,7 +14,7 @@ from itertools import groupby
 
 from nrt.errors import InputError
 from nrt.eval.questions import EvalQuestion, ModelReply, Response
-from nrt.eval.reasoner import Reasoner
+from nrt.eval.reasoner import Reasoner, share_room
 from nrt.rollout import Generator
 from nrt.types import Example, Pair, Sample, Trace, answer_row
 
@@ -96,10 +96,7 @@ def _caps(reasoner: Reasoner, question: EvalQuestion, prompt: Ids) -> TokenCaps:
         )
     if question.choices:
         return TokenCaps(min(trace, room - answer), 0)
-    if trace + answer > room:
-        trace = max(1, room * trace // (trace + answer)) if trace else 0
-        answer = room - trace
-    return TokenCaps(trace, answer)
+    return TokenCaps(*share_room(room, trace, answer))
 
 
 def _generate_answers(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,19 @@ PROBE = (
 """Questions and answers that test the scorer and the sampler when a model is opened."""
 
 
+def share_room(room: int, trace: int, answer: int) -> tuple[int, int]:
+    """Return the caps of trace and answer, in proportion if they do not fit into `room` tokens.
+
+    >>> share_room(100, 30, 40), share_room(35, 30, 40), share_room(5, 0, 40)
+    ((30, 40), (15, 20), (0, 5))
+    """
+    if trace + answer <= room:
+        return trace, answer
+    if trace:
+        trace = max(1, room * trace // (trace + answer))
+    return trace, room - trace
+
+
 @dataclass(frozen=True)
 class Reasoner:
     """A model with its chat, generator and scorer.
@@ -86,13 +99,35 @@ class Reasoner:
 
         Without thinking there is one answer, and its trace is None. The last id of an answer ends
         the turn, unless the cap was reached.
+
+        Raises InputError as `fitted` does.
         """
+        generator = self.fitted(pair)
         traces: Sequence[Trace | None] = [None]
         if self.thinks:
-            (traces,) = self.generator.traces([pair], n, seed=seed, greedy=greedy)
+            (traces,) = generator.traces([pair], n, seed=seed, greedy=greedy)
         rows = [self.row(pair, trace) for trace in traces]
-        answers = self.generator.answers(rows, seed=seed, greedy=True)
+        answers = generator.answers(rows, seed=seed, greedy=True)
         return list(zip(traces, answers, strict=True))
+
+    def fitted(self, pair: Pair) -> Generator:
+        """Return the generator with caps that fit into the context after the pair's prompt.
+
+        Raises InputError if the prompt leaves no room for a trace and the answer.
+        """
+        generator, reference = self.generator, len(pair.answer_ids)
+        room = self.context - len(pair.prompt_ids) - 2  # START and END
+        if room < self.thinks + max(1, reference):
+            raise InputError(
+                f"a prompt of {len(pair.prompt_ids)} tokens leaves no room for an answer in the "
+                f"context of {self.name} ({self.context} tokens); shorten it, or begin a new "
+                "conversation"
+            )
+        trace = generator.max_trace_tokens if self.thinks else 0
+        trace, answer = share_room(room, trace, max(generator.max_answer_tokens, reference))
+        if answer < reference:
+            trace, answer = room - reference, reference
+        return replace(generator, max_trace_tokens=max(trace, 1), max_answer_tokens=answer)
 
     def row_without_trace(self, pair: Pair) -> Row:
         """Return the row of an answer without thinking.

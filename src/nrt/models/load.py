@@ -167,9 +167,9 @@ def _from_pretrained_arguments(name: str) -> tuple[str, dict[str, str]]:
     A GGUF file is given by its folder and its file name. Raises InputError if the file does not
     exist, or if the packages that read it are not installed.
     """
-    if not name.endswith(".gguf"):
-        return name, {}
     path = Path(name).expanduser()
+    if not name.endswith(".gguf"):
+        return str(path) if name.startswith("~") else name, {}
     if not path.is_file():
         raise InputError(f"model {name}: no such file")
     packages = ("gguf", "accelerate")

@@ -105,6 +105,13 @@ class Method:
         """True if the method samples traces."""
         return self.reward is not None
 
+    @property
+    def needs_initial_model(self) -> bool:
+        """True if the initial model gives the baseline or scores the traces."""
+        reference = self.trace_reference
+        reads_traces = reference is not None and reference.policy == "initial"
+        return self.base_policy == "initial" or reads_traces
+
     def check_traces(self, K: int) -> None:
         """Raise InputError if this method cannot work with K traces per prompt."""
         if self.centre in ("leave-one-out", "bound") and K < 2:

@@ -133,8 +133,7 @@ def _tokens_per_batch(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
 
 
 def _reference(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
-    uses_initial = method_of(request.config).base_policy == "initial"
-    if plan.memory.resident.reference and not uses_initial:
+    if plan.memory.resident.reference and not method_of(request.config).needs_initial_model:
         price = "no metric of the gain over the initial model"
         yield _suggest(request, "initial_reference=false", price, initial_reference=False)
 
@@ -158,7 +157,8 @@ def _shards(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
 def _adapters(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
     """Train LoRA adapters, then store the frozen weights in 4 bits."""
     config = request.config
-    if not config.lora.rank and config.parallel != "fsdp" and find_spec("peft"):
+    possible = config.parallel != "fsdp" and not config.overlap and find_spec("peft")
+    if not config.lora.rank and possible:
         price = "only adapters are trained"
         suggestion = _suggest(request, "lora.rank=16", price, lora={"rank": 16})
         yield suggestion

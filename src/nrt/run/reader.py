@@ -56,7 +56,8 @@ class Run:
     """
 
     def __init__(self, name_or_path: str | Path) -> None:
-        self.path = run_folder(name_or_path)
+        self._given = run_folder(name_or_path)
+        self._absolute = self._given.absolute()
         if not self.path.exists():
             runs = [file.parent.name for file in self.path.parent.glob("*/config.yaml")]
             raise InputError(
@@ -73,6 +74,11 @@ class Run:
                 f"{link} is a link, and nrt follows none inside a run folder; "
                 "put the file itself there, or remove it"
             )
+
+    @property
+    def path(self) -> Path:
+        """Folder of the run: as it was given, or absolute after a change of the working folder."""
+        return self._given if self._given.absolute() == self._absolute else self._absolute
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -319,5 +325,6 @@ class Run:
         """
         from nrt.serving.export import export_run
 
-        export_run(self, Path(folder), step=step)
-        return Path(folder)
+        target = Path(folder).expanduser()
+        export_run(self, target, step=step)
+        return target

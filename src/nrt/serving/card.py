@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from nrt.errors import InputError
 from nrt.run import Record, Run, document_id
 from nrt.run.layout import MODEL_FOLDER
 from nrt.system.files import model_fingerprint, read_bounded
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""Form of a model's name on the hub; a path with more parts is a folder."""
 
 CITATION = """@article{wang2026native,
   title   = {Native Reasoning Models: Training Language Models to Reason on Unverifiable Data},
@@ -84,7 +88,8 @@ def _origin(run: Run) -> tuple[str | None, str | None]:
     if folder.name == MODEL_FOLDER and (run.path / MODEL_FOLDER).is_dir():
         return None, None
     if not folder.is_dir():  # a hub name, or a folder that was moved
-        return folder.name if folder.is_absolute() else model, None
+        is_hub_name = HUB_NAME.fullmatch(model) is not None
+        return model if is_hub_name else folder.name, None
     parent = folder.absolute().parent
     if (parent / "config.yaml").is_file():
         return _origin(Run(parent))

@@ -46,6 +46,10 @@ def check_export(run: Run, folder: Path, step: int | None) -> Path:
     source = run.model_of(step)
     if folder.exists():
         raise InputError(f"{folder} exists already; give a new folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from error
     return source
 
 

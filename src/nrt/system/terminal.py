@@ -60,7 +60,8 @@ def escape_control(text: str) -> str:
 @cache
 def _escape_character(character: str) -> str:
     turns = unicodedata.bidirectional(character) in DIRECTION_CONTROLS
-    control = unicodedata.category(character) == "Cc" and character not in "\n\t"
+    # Cs: half of a surrogate pair, which no terminal's encoding can hold
+    control = unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
     return character.encode("unicode_escape").decode() if control or turns else character
 
 

@@ -277,6 +277,7 @@ class Loop:
             self.writer.sync()  # the metrics of a checkpoint must be on the disk before it
         state = progress_json(self.progress)
         state["data"] = self.parts.data.content_hash
+        state["valid"] = self.parts.valid.content_hash if self.parts.valid else None
         state["ahead"] = self.parts.prefetch.state() if self.parts.prefetch else None
         state["ways"] = dict(self.parts.resolved)
         save_checkpoint(folder, self.parts.engine, state, self.parts.save_model)

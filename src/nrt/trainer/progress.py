@@ -99,7 +99,8 @@ def progress_json(progress: Progress) -> dict[str, Any]:
 def read_progress(
     state: Mapping[str, Any],
     *,
-    content: str,
+    data: str,
+    valid: str | None,
     draw: Callable[[int, int], Sequence[Pair]],
     method: Method,
     markers: Markers,
@@ -107,16 +108,17 @@ def read_progress(
     """Return the progress that a checkpoint's state.json holds.
 
     Args:
-        content: hash of the training data.
+        data, valid: hashes of the training and the validation data.
         draw: (position, n) → the n pairs from there in the stream.
 
     Raises InputError if the data are no longer those of the run.
     """
-    if state.get("data", content) != content:
-        raise InputError(
-            "the training data changed since this run was interrupted; restore the old files, or "
-            "start a new run"
-        )
+    for name, key, content in (("training", "data", data), ("validation", "valid", valid)):
+        if state.get(key, content) != content:
+            raise InputError(
+                f"the {name} data changed since this run was interrupted; restore the old files, "
+                "or start a new run"
+            )
     method_state = (
         None if state["memory"] is None else torch.tensor(state["memory"], dtype=torch.float64)
     )

@@ -84,9 +84,8 @@ def resolve_names(config: Config) -> ResolvedNames:
 
 def _check_without_initial_model(method: Method) -> None:
     """Raise InputError for a method that needs the initial model."""
-    reads_traces = method.trace_reference is not None and method.trace_reference.policy == "initial"
-    if method.base_policy == "initial" or reads_traces:
-        use = "scores its traces" if reads_traces else "takes its baseline"
+    if method.needs_initial_model:
+        use = "takes its baseline" if method.base_policy == "initial" else "scores its traces"
         raise InputError(
             f"method {method.name} {use} under the initial model; set initial_reference=true"
         )

@@ -176,7 +176,8 @@ def _from_checkpoint(
         state = load_checkpoint(checkpoint, parts.engine)
         progress = read_progress(
             state,
-            content=parts.data.content_hash,
+            data=parts.data.content_hash,
+            valid=parts.valid.content_hash if parts.valid else None,
             draw=parts.draw,
             method=parts.learner.method,
             markers=parts.policy.markers,
