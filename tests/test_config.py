@@ -23,7 +23,7 @@ from nrt.config import (
     parse_plain_yaml,
     parse_yaml,
 )
-from nrt.config.aliases import ALIASES
+from nrt.config.aliases import ABSENT, ALIASES
 from nrt.config.validation import annotation_of
 from nrt.errors import InputError
 from nrt.trainer.resolve import resolve_method
@@ -146,6 +146,37 @@ def test_no_recipe_is_the_recipe_pairs():
     assert load_config().data.columns == Config().data.columns, "no recipe fixes columns"
     assert load_config("gsm8k").data.columns == Config().data.columns
     assert load_config("llama-3.2-3b").data.columns == Config().data.columns
+
+
+@pytest.mark.parametrize("name", sorted(ABSENT))
+def test_what_other_libraries_have_and_nrt_has_not(name):
+    assert name not in ALIASES
+    with pytest.raises(InputError, match=re.escape(f"nrt has none: {ABSENT[name]}")):
+        load_config(None, [f"{name}=1"])
+
+
+def test_an_unknown_setting_without_a_near_one_lists_none():
+    with pytest.raises(InputError, match=r"unknown setting 'gradual'; `nrt settings WORD` sea"):
+        load_config(None, ["gradual=1"])
+
+
+def test_a_setting_given_twice_in_python():
+    with pytest.raises(InputError, match=r"optimizer\.lr is given twice; give it once"):
+        load_config(None, optimizer={"lr": 1e-4}, optimizer__lr=1e-3)
+
+
+def test_errors_of_a_recipe_file_name_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("batchs: 4\n")
+    with pytest.raises(InputError, match=r"^mine\.yaml: unknown setting 'batchs'; did you mean"):
+        load_config("mine.yaml")
+    Path("mine.yaml").write_text("batch: 4\nsteps: 3\nbatch: 5\n")
+    with pytest.raises(InputError, match=r"'batch' appears twice, in lines 1 and 3; remove one"):
+        load_config("mine.yaml")
+    with pytest.raises(InputError, match=r"unknown recipe 'mine'.*the file is mine\.yaml"):
+        load_config("mine")
+    with pytest.raises(InputError, match="give one recipe, first"):
+        load_config(None, ["mine.yaml"])
 
 
 @pytest.mark.parametrize("name", sorted(ALIASES))
@@ -376,7 +407,7 @@ def test_aliases_and_merge_keys_of_an_ordinary_size_are_read():
 def test_a_duplicate_key_in_a_recipe_is_an_error(text, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(text)
-    message = r"'(steps|lr)' appears twice, in line 1 or below; remove one"
+    message = r"'(steps|lr)' appears twice, in lines \d and \d; remove one"
     with pytest.raises(InputError, match=message):
         load_config(str(file))
 

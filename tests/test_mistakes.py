@@ -156,7 +156,7 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         ("train sequence_len=512", "in nrt it is max_prompt_tokens"),
         ("train pairs -m tiny", "settings have no dashes: write model=FOLDER, for example"),
         ("train use_peft=true", "in nrt it is lora.rank"),
-        ("train beta=0.04", "in nrt it is objective (it has no KL penalty)"),
+        ("train beta=0.04", "nrt has none: the objective has no KL penalty"),
         ("resume erlier", "runs/erlier is not a run: it does not exist; did you mean 'earlier'?"),
         ("train resume=earlier run=copy", "a resumed run stays in its folder; leave out run="),
         ("settings learning_rate", "no setting is called 'learning_rate'; in nrt it is optimizer.lr"),
@@ -172,7 +172,7 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         ("data check none.jsonl", "none.jsonl: no such file; give a file, or a datasets name"),
         ("data tulu --input empty -o drawn", "empty has no parquet files, nor has empty/data; give the folder"),
         ("demo --model qwen", "unknown model of the demo 'qwen'. Known: miniature, smollm2"),
-        ("chat pairs.jsonl", "model pairs.jsonl is a file; give a folder written by"),
+        ("chat pairs.jsonl", "pairs.jsonl is a file; give a run, or a model's folder or name"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_and_how_to_fix_it(command, arguments, message):
@@ -317,7 +317,11 @@ def test_a_learning_rate_that_overwrites_the_model_is_reported(command, rate, hi
     ("arguments", "settings", "message"),
     [
         (("tiny", []), {}, "no rows"),
-        (("tiny", [{"question": "one ?", "answer": "two"}]), {"num_generation": 4}, "did you mean"),
+        (
+            ("tiny", [{"question": "one ?", "answer": "two"}]),
+            {"num_generation": 4},
+            "in nrt num_generations is traces",
+        ),
         (
             ("tiny", "pairs.jsonl", "pairs.jsonl"),
             {"checker": lambda answer, reference: answer == reference},

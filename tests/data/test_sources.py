@@ -545,6 +545,11 @@ def test_what_cannot_be_read_is_an_input_error(tmp_path: Path, monkeypatch) -> N
         table.fingerprint()
 
 
+def test_an_address_is_no_file() -> None:
+    with pytest.raises(InputError, match="nrt reads no addresses; download the file"):
+        find_tables("https://example.org/a.jsonl")
+
+
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     written(tmp_path / "a.jsonl", GOOD)

@@ -13,7 +13,7 @@ from nrt.cli.chat import ChatSession, ChatSettings
 from nrt.data import bare_row, null_row, trace_row
 from nrt.errors import InputError
 from nrt.eval.confidence import measure_confidence, print_confidences
-from nrt.eval.reasoner import open_reasoner
+from nrt.eval.reasoner import find_model, open_reasoner
 from nrt.rollout import HFSampler, Request
 from nrt.types import Trace
 from tests.cli.test_cli import nrt_command  # noqa: F401
@@ -160,6 +160,12 @@ def test_chat_answers_as_evaluation_does(runs):
     assert answer == session._text(ids)
     assert session._text(trace.ids) in out.getvalue()
     assert session.messages[-1].content == answer
+
+
+def test_a_file_is_no_model(tmp_path):
+    (tmp_path / "qa.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match="is a file; give a run, or a model's folder or name"):
+        find_model(str(tmp_path / "qa.jsonl"))
 
 
 def test_trace_and_answer_fit_into_the_context(runs):

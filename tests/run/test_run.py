@@ -154,6 +154,14 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
         Run(tmp_path).metrics()
 
 
+def test_a_model_is_not_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my-model").mkdir()
+    Path("my-model/config.json").write_text("{}")
+    with pytest.raises(InputError, match="my-model is the folder of a model; give the name or"):
+        load_run("my-model")
+
+
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"is not a run: it has no config\.yaml"):
         load_run(tmp_path)

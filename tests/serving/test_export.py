@@ -166,6 +166,18 @@ def test_the_card_names_no_path(tmp_path, model, base):
     assert base or model not in card.content
 
 
+def test_the_card_says_what_it_does_not_show(make_config, tmp_path):  # noqa: F811
+    """A model that an earlier run trained; and answers that are all wrong have an interval."""
+    first = train(make_config(run=str(tmp_path / "first"), steps=1))
+    then = train(make_config(run=str(tmp_path / "then"), steps=1, model=str(first.model_dir)))
+    card = model_card(then, "mine")
+    assert "It continues the run `first`, whose training is not shown here." in card
+    assert "It continues" not in model_card(first, "mine")
+    assert f"max_new_tokens={6 + 8})" in card
+    (line,) = [line for line in card.split("\n") if line.startswith("| accuracy, after its own")]
+    assert "0.000 [0.000, 0.000]" not in line
+
+
 def test_an_sft_export_is_no_model_with_traces(make_config, tmp_path):  # noqa: F811
     export_run(train(make_config(method="sft", steps=1)), tmp_path / "mine")
     assert not find_model(str(tmp_path / "mine")).thinks

@@ -275,8 +275,11 @@ def test_held_out_references_are_kept_token_by_token(make_config):
         assert record.logp_null == pytest.approx(fmean(record.token_logp_null), abs=1e-5)
 
 
+NOTHING_HELD_OUT = {"data.valid": None, "heldout.checker": None}
+
+
 def test_one_trace_warns(make_config, capsys):
-    run = nrt.train(make_config(traces=1, steps=1))
+    run = nrt.train(make_config(traces=1, steps=1, **NOTHING_HELD_OUT))
     assert "traces=1: a group of one has no advantage" in capsys.readouterr().out
     assert [w["kind"] for w in run.warnings()] == ["single-trace"]
     assert run.metrics()[-1]["group/no_variance"] == 1.0
@@ -291,7 +294,7 @@ def test_long_rows_are_dropped_and_counted(make_config, tmp_path, capsys):
     file = write_pairs(tmp_path / "long.jsonl", rows)
     settings = {
         "data.train": str(file),
-        "data.valid": None,
+        **NOTHING_HELD_OUT,
         "data.columns.source": None,
         "max_answer_tokens": 5,
         "steps": 1,
@@ -407,6 +410,31 @@ def test_a_saved_model_stops_where_its_template_ends_a_turn(make_config, model_d
     saved = json.loads((run.path / "model" / "generation_config.json").read_text())
     turn_end = tokenizer.convert_tokens_to_ids("<|turn|>")
     assert sorted(saved["eos_token_id"]) == sorted([tokenizer.eos_token_id, turn_end])
+
+
+def test_held_out_data_that_measure_nothing_new_are_told(make_config, capsys):
+    """The fixture's held-out data are its training data."""
+    run = nrt.train(make_config(steps=1))
+    assert "held-out-is-trained" in {warning["kind"] for warning in run.warnings()}
+    assert "warning: data.valid is data.train" in capsys.readouterr().out
+
+
+def test_a_checker_without_held_out_data_is_told(make_config):
+    run = nrt.train(make_config(steps=1, **{"data.valid": None}))
+    assert "nothing-held-out" in {warning["kind"] for warning in run.warnings()}
+
+
+def test_a_relative_path_is_looked_for_where_the_run_was_started(
+    make_config, pairs_file, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text(pairs_file.read_text())
+    settings = {"data.train": "pairs.jsonl", "data.valid": None, "heldout.checker": None}
+    nrt.train(make_config(run=str(tmp_path / "run"), steps=1, **settings))
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(InputError, match="relative to the folder where the run was started"):
+        nrt.resume(str(tmp_path / "run"), steps=2)
 
 
 def test_the_ratio_is_a_mean_over_tokens():

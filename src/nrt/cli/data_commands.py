@@ -83,6 +83,8 @@ def check(
         print_check(terminal, config, inspections, overlap)
         for row in rows:
             terminal.print(str(row), highlight=False, soft_wrap=True)
+        if markers and not rows:
+            terminal.print("the model has the markers already: no row is made", highlight=False)
     reason = _refusal(config, inspections) or fault
     if reason:
         if not json_output:
@@ -96,13 +98,13 @@ def _refusal(config: Config, inspections: Sequence[Inspection]) -> str:
     """Return why training would refuse the rows; empty if it would not."""
     for inspection in inspections:
         refused = f"training would refuse the {inspection.kind} data: "
+        if not inspection.kept:
+            return f"{refused}no row is usable and within the caps"
         if inspection.bad and config.data.on_bad_row == "error":
             return (
                 f"{refused}{inspection.bad_rows:,} unusable rows; correct them, or leave them out "
                 "with data.on_bad_row=skip"
             )
-        if not inspection.kept:
-            return f"{refused}no row is usable and within the caps"
     return ""
 
 

@@ -71,7 +71,7 @@ EvalAnswerTokens = Annotated[
 Temperature = Annotated[
     float | None,
     typer.Option(
-        help="Sampling temperature of traces and answers in greedy tasks; default: greedy."
+        min=0, help="Sampling temperature of traces and answers in greedy tasks; default: greedy."
     ),
 ]
 FirstSeed = Annotated[int, typer.Option(help="First sampling seed.")]

@@ -55,7 +55,8 @@ def print_check(
             f"({overlap.questions:,} different questions)"
         )
         if overlap.rows:
-            text += f"; the first: {', '.join(overlap.first)}"
+            text += f"; the first: {', '.join(overlap.first)}. Held-out numbers would be too good: "
+            text += "leave these rows out of one of the files"
         style = "bold red" if overlap.rows else "green"
         console.print(text, style=style, highlight=False)
     if config.model is None:

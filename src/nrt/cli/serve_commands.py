@@ -33,7 +33,9 @@ def chat(
         int | None,
         typer.Option(min=1, help="Longest answer, in tokens; default: the run's cap, or 2048."),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0: greedy.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Sampling temperature; 0: greedy.")
+    ] = 0.0,
     no_trace: Annotated[
         bool, typer.Option("--no-trace", help="Answer without reasoning, after an empty trace.")
     ] = False,

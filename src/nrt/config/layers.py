@@ -14,7 +14,7 @@ from nrt.config.recipes import SCHEMA_VERSION, merge_settings, packaged_recipes,
 from nrt.config.safe_yaml import parse_plain_yaml, read_yaml_file
 from nrt.config.schema import Config
 from nrt.config.sections import COMPLETE
-from nrt.config.validation import annotation_of
+from nrt.config.validation import annotation_of, check_keys
 from nrt.errors import InputError, unknown_name
 
 NEUTRAL_RECIPE = "pairs"
@@ -80,9 +80,10 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             raise InputError(f"a blank after {before}: write {before}{argument:.100} without it")
         before = argument
         if not equals or not key:
-            raise InputError(
-                f"'{argument:.100}' is not a setting; write key=value, for example steps=100"
-            )
+            hint = "write key=value, for example steps=100"
+            if argument.endswith((".yaml", ".yml")):
+                hint = "give one recipe, first; a recipe builds on another with its key `over`"
+            raise InputError(f"'{argument:.100}' is not a setting; {hint}")
         value = _parse_value(text)
         if not isinstance(value, str | None) and _takes_text(key, value):
             value = text  # run=0012 is a name, not a number
@@ -115,6 +116,9 @@ def nest_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
                 layer = os.path.join(os.curdir, layer)
         for name in reversed(key.replace("__", ".").split(".")):
             layer = {name: layer}
+        twice = sorted(flat_settings(nested).keys() & flat_settings(layer).keys())
+        if twice:
+            raise InputError(f"{twice[0]} is given twice; give it once")
         nested = merge_settings(nested, layer)
     return nested
 
@@ -158,13 +162,20 @@ def _read_layer(recipe: str) -> Mapping[str, Any]:
             raise InputError(
                 f"recipe {recipe}: no such file; give a YAML file, or a recipe of `nrt recipes`"
             )
-        return parse_settings(read_yaml_file(path), recipe)
+        settings = parse_settings(read_yaml_file(path), recipe)
+        try:
+            check_keys(Config, {key: settings[key] for key in settings if key != "over"})
+        except InputError as error:
+            raise InputError(f"{recipe}: {error}") from None
+        return settings
     known = packaged_recipes()
     if recipe not in known:
         error = unknown_name("recipe", recipe, known)
         if (Path("runs") / recipe / "config.yaml").is_file():
             command = shlex.join(["nrt", "resume", recipe])
             error = InputError(f"{error}; to continue the run {recipe}: {command}")
+        elif Path(f"{recipe}.yaml").is_file():
+            error = InputError(f"{error}; the file is {recipe}.yaml")
         raise error
     return parse_settings(known[recipe].read_text(encoding="utf-8"), recipe)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +87,17 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        duplicate = next((key for key, count in keys.items() if count > 1), None)
-        if duplicate:
-            raise ValueError(
-                f"the key '{duplicate:.80}' appears twice, "
-                f"in line {node.start_mark.line + 1} or below; remove one"
-            )
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ValueError(
+                    f"the key '{key.value:.80}' appears twice, in lines {lines[key.value]} and "
+                    f"{line}; remove one"
+                )
+            lines[key.value] = line
         return node
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import types as pytypes
 from collections.abc import Mapping
+from difflib import get_close_matches
 from reprlib import Repr
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from nrt.config.aliases import ALIASES
+from nrt.config.aliases import ABSENT, ALIASES
 from nrt.config.sections import Section
-from nrt.errors import InputError, unknown_name
+from nrt.errors import InputError, did_you_mean
 from nrt.system.network import refuse_credentials
 
 _SHORT = Repr()
@@ -169,6 +170,11 @@ def _unknown_setting(
 ) -> InputError:
     if key in ALIASES:
         return InputError(f"unknown setting '{prefix}{key}'; in nrt it is {ALIASES[key]}")
-    return unknown_name(
-        "setting", prefix + key, {*_known_keys(root), *_known_keys(section, prefix)}
-    )
+    if key in ABSENT:
+        return InputError(f"unknown setting '{prefix}{key}'; nrt has none: {ABSENT[key]}")
+    known = {*_known_keys(root), *_known_keys(section, prefix)}
+    hint = did_you_mean(prefix + key, known)
+    if not hint and (near := get_close_matches(key, ALIASES, n=1)):
+        hint = f"; in nrt {near[0]} is {ALIASES[near[0]]}"
+    hint = hint or "; `nrt settings WORD` searches all of them"
+    return InputError(f"unknown setting '{prefix}{key:.100}'{hint}")

@@ -64,6 +64,10 @@ def _find_tables(path: str) -> list[Table]:
             return [_dataset_table(path, name, config, split or "train")]
     if glob.has_magic(path):
         return _pattern_tables(path)
+    if "://" in path:
+        raise InputError(
+            f"{path:.200}: nrt reads no addresses; download the file and give its path"
+        )
     raise InputError(
         f"{path}: no such file; give a file, or a datasets name as in org/name:split "
         "or org/name:config:split"

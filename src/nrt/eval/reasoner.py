@@ -159,7 +159,9 @@ def find_model(name: str) -> ModelSource:
     folder, config, thinks = _find(name)
     markers = config.markers if config else None
     path = Path(folder).expanduser()
-    if not path.is_dir() and not (path.is_file() and path.suffix == ".gguf"):
+    if path.is_file() and path.suffix != ".gguf":
+        raise InputError(f"{name} is a file; give a run, or a model's folder or name")
+    if not path.is_dir() and not path.is_file():
         try:
             load_configs(folder)
         except InputError as error:

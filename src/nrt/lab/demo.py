@@ -91,7 +91,10 @@ def demo_base(console: Console, *, seed: int, quick: bool = False) -> Path:
     with console.status("building the base model (once; then it is cached)") as status:
 
         def progress(step: int, steps: int, loss: float) -> None:
-            status.update(f"base model: step {step}/{steps}, loss {loss:.2f}")
+            line = f"base model: step {step}/{steps}, loss {loss:.2f}"
+            status.update(line)
+            if not console.is_terminal and step % max(1, steps // 10) == 0:  # a log
+                console.print(line, highlight=False)
 
         return build_base(settings, progress=progress)
 

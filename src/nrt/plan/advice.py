@@ -42,7 +42,7 @@ def advise(request: PlanRequest, plan: Plan) -> list[Advice]:
     reduce it come first.
     """
     transient = (_vllm_share, _sampler_rows, _recompute, _tokens_per_batch)
-    persistent = (_reference, _overlap, _bfloat16, _shards, _adapters)
+    persistent = (_reference, _overlap, _bfloat16, _shards, _eight_bits, _adapters)
     resident_fits = plan.memory.resident.total + plan.memory.reserve <= plan.usable
     advice: list[Advice] = []
     for suggest in (*transient, *persistent) if resident_fits else (*persistent, *transient):
@@ -152,6 +152,19 @@ def _bfloat16(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
 def _shards(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
     if request.gpus > 1 and plan.parallel != "fsdp" and not request.config.lora.rank:
         yield _suggest(request, "parallel=fsdp", "traffic between GPUs", parallel="fsdp")
+
+
+def _eight_bits(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
+    """Suggest an optimizer state in 8 bits where adapters are not needed then, or cannot be."""
+    config = request.config
+    if config.optimizer.name != "adamw" or plan.parallel == "fsdp" or config.engine != "local":
+        return
+    optimizer = config.optimizer.model_copy(update={"name": "adamw-8bit"}).model_dump()
+    price = "rounds the optimizer's state; needs bitsandbytes"
+    suggestion = _suggest(request, "optimizer.name=adamw-8bit", price, optimizer=optimizer)
+    memory = make_plan(suggestion.request).memory
+    if memory.resident.total + memory.reserve <= plan.usable or not find_spec("peft"):
+        yield suggestion
 
 
 def _adapters(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:

@@ -60,6 +60,10 @@ class Run:
         self._absolute = self._given.absolute()
         if not self.path.exists():
             runs = [file.parent.name for file in self.path.parent.glob("*/config.yaml")]
+            if (Path(name_or_path) / "config.json").is_file():
+                raise InputError(
+                    f"{name_or_path} is the folder of a model; give the name or folder of a run"
+                )
             raise InputError(
                 f"{self.path} is not a run: it does not exist{did_you_mean(self.path.name, runs)}; "
                 "nrt runs lists the runs"

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from nrt.analysis.stats import Interval, bootstrap, wilson
+from nrt.analysis.stats import DIFFERENCE, Interval, bootstrap, wilson
 from nrt.config import Config, parse_plain_yaml
 from nrt.config.data_sections import DATASET, SourceConfig
 from nrt.errors import InputError
@@ -90,12 +90,19 @@ def _origin(run: Run) -> tuple[str | None, str | None]:
     if not folder.is_dir():  # a hub name, or a folder that was moved
         is_hub_name = HUB_NAME.fullmatch(model) is not None
         return model if is_hub_name else folder.name, None
-    parent = folder.absolute().parent
-    if (parent / "config.yaml").is_file():
-        return _origin(Run(parent))
+    if earlier := _earlier_run(run):
+        return _origin(earlier)
     metadata = _read_metadata(folder / "README.md")
     base = metadata.get("base_model")
     return base if isinstance(base, str) else folder.absolute().name, metadata.get("license")
+
+
+def _earlier_run(run: Run) -> Run | None:
+    """Return the run whose model this run began with, or None."""
+    if run.config.model is None:
+        return None
+    parent = Path(run.config.model).expanduser().absolute().parent
+    return Run(parent) if (parent / "config.yaml").is_file() else None
 
 
 def _hub_dataset(source: SourceConfig) -> str | None:
@@ -140,9 +147,13 @@ def _training(run: Run, base: str | None, step: int | None) -> str:
     data = ", ".join(f"`{name}`" for name in names)
     if over := passes.get(steps):
         data += f"; {_two_digits(over)} passes over its rows"
+    earlier = _earlier_run(run)
+    before = ""
+    if earlier:
+        before = f" It continues the run `{earlier.path.name}`, whose training is not shown here."
     lines = [
         f"{base or 'A model'} after {training}, "
-        "by nrt on question–answer pairs without reasoning traces.",
+        f"by nrt on question–answer pairs without reasoning traces.{before}",
         "",
         "| | |",
         "|---|---|",
@@ -194,6 +205,7 @@ def _usage(config: Config, repo: str | None) -> str:
             "`tokenizer.apply_chat_template(…, add_generation_prompt=True)`, then `generate`."
         )
     start, end = config.markers.start, config.markers.end
+    tokens = config.max_trace_tokens + config.max_answer_tokens
     opening = "The trace follows the prompt directly"
     if start:
         opening = f"The chat template ends the prompt with `{start}`"
@@ -224,7 +236,7 @@ chat = [{{"role": "user", "content": "What is 3 plus 4?"}}]
 prompt = tokenizer.apply_chat_template(
     chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
 ).to(model.device)
-ids = model.generate(**prompt, max_new_tokens=4096)[0, prompt["input_ids"].shape[1]:].tolist()
+ids = model.generate(**prompt, max_new_tokens={tokens})[0, prompt["input_ids"].shape[1]:].tolist()
 end = tokenizer.convert_tokens_to_ids("{end}")
 cut = ids.index(end) if end in ids else len(ids)
 print("reasoning:", tokenizer.decode(ids[:cut], skip_special_tokens=True))
@@ -289,7 +301,8 @@ def _measurements(run: Run, step: int | None) -> str:
         if len(shown) == 2:
             before, after = values
             changes = [after[key] - before[key] for key in after if key in before]
-            cells.append(str(bootstrap([[changes]])) if changes else "–")
+            bounds = DIFFERENCE if unit == "share" else None
+            cells.append(str(bootstrap([[changes]], bounds=bounds)) if changes else "–")
         lines.append(f"| {name} | {unit} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

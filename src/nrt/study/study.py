@@ -152,10 +152,11 @@ def _extend(folder: Path, existing: Study, study: Study) -> Study:
     for key in ("recipe", "settings", "baseline", "first_seed"):
         old, new = getattr(existing, key), getattr(study, key)
         if key == "settings" and set(old) != set(new):
-            changed = [text for text in (*old, *new) if (text in old) != (text in new)]
+            there = " ".join(text for text in old if text not in new) or "nothing"
+            here = " ".join(text for text in new if text not in old) or "nothing"
             raise InputError(
-                f"{folder} is a study with other settings, which differ in "
-                f"{' '.join(changed):.200}; give another --study name"
+                f"{folder} is a study with other settings: there {there:.200}, here {here:.200}; "
+                "give another --study name"
             )
         if old != new:
             raise InputError(

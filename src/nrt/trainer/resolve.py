@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -306,5 +307,13 @@ def check_model_setting(config: Config) -> str:
             "no training data given; set data.train=FILE (JSONL, JSON, CSV or parquet)"
         )
     for source in (*config.data.sources("train"), *config.data.sources("valid")):
-        find_tables(source.path)
+        try:
+            find_tables(source.path)
+        except InputError as error:
+            if not config.resume or Path(source.path).is_absolute():
+                raise
+            raise InputError(
+                f"{error}; the path is relative to the folder where the run was started: resume it "
+                "there"
+            ) from None
     return config.model

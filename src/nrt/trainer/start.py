@@ -101,7 +101,7 @@ def _train(
         if writer.resumed and run.progress.step < run.parts.steps:
             writer.remove_model()  # of an earlier stop; a model marks a finished run
         if config.resume and not writer.resumed:
-            listener.say("the run has no checkpoint yet: it starts from the beginning")
+            listener.say("the run has no checkpoint: it starts from the beginning, with new logs")
         for damage in run.damages:
             message = (
                 f"damaged checkpoint: {damage}; the run resumes from {run.checkpoint} and keeps "

@@ -30,6 +30,12 @@ def warn_at_start(config: Config, parts: Parts, writer: RunWriter, listener: Lis
         message = f"{parts.compile_fault}; layers run uncompiled, which is slower on a GPU"
         warn("not-compiled", message)
     _warn_about_data(config, parts.data, warn)
+    if parts.valid and parts.valid.content_hash == parts.data.content_hash:
+        message = "data.valid is data.train: held-out numbers are of the training data"
+        warn("held-out-is-trained", message)
+    if config.heldout.checker and not config.data.valid:
+        message = f"heldout.checker={config.heldout.checker} measures nothing without data.valid"
+        warn("nothing-held-out", message)
     if config.optimizer.lr > HIGH_LEARNING_RATE:
         message = f"optimizer.lr={config.optimizer.lr:g} overwrites a pretrained model within a "
         message += "few updates; usual are 1e-6 to 1e-4, and with LoRA up to 1e-3"

@@ -49,7 +49,7 @@ def run_facts(run: LoadedRun) -> list[tuple[str, str]]:
     seconds = sum(record.get("time/step") or 0.0 for record in run.metrics)
     heldout = ""
     if setting("data.valid"):
-        heldout = f"{_sources(setting('data.valid'))}, first {setting('heldout.rows')} rows"
+        heldout = f"{_sources(setting('data.valid'))}, at most {setting('heldout.rows')} rows"
     machine = ", ".join(first_start.get("gpus") or ())
     if not machine and first_start.get("cpus"):
         machine = f"{first_start['cpus']} CPU cores"
