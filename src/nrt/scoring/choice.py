@@ -23,7 +23,6 @@ from nrt.scoring.packed_check import (
     NotCompiled,
     check_packed,
     measure_noise,
-    measure_rounding,
 )
 from nrt.scoring.padded import PaddedScorer
 from nrt.scoring.probe import made_up_rows
@@ -68,8 +67,8 @@ def choose_scorer(
     If it chooses the packed scorer, it installs nrt's attention in the model.
 
     Both scorers are exact, so they may differ by rounding only, by an amount that depends on the
-    model. It is measured: the padded scorer scores the rows together, some in batches of one, all
-    with more padding, and in float32 all with eager attention.
+    model. It is measured: the padded scorer scores the rows together, some in batches of one, and
+    all with more padding.
 
     Args:
         pad_id: any id of the vocabulary.
@@ -102,8 +101,6 @@ def choose_scorer(
             f"(by {noise:.1e} nats), so this model cannot be trained in batches; "
             "take another model, or dtype=float32 if this is rounding"
         )
-    if dtype == torch.float32:
-        noise = max(noise, measure_rounding(padded, model, rows, expected))
     tolerance = max(MIN_TOLERANCE[dtype], NOISE_MULTIPLE * noise)
     try:
         with _restore_attention_on_error(model):

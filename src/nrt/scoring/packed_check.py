@@ -15,12 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from nrt.errors import first_line, is_out_of_memory
-from nrt.models.attention import (
-    UnsupportedAttention,
-    check_installable,
-    install_attention,
-    module_configs,
-)
+from nrt.models.attention import UnsupportedAttention, check_installable, install_attention
 from nrt.scoring.packed import score_packed
 from nrt.scoring.packing import lay_out
 from nrt.scoring.padded import PaddedScorer
@@ -39,12 +34,8 @@ The tolerance of gradients, as a share of the largest, is at least ten times thi
 NOISE_MULTIPLE = 4.0
 """Tolerance as a multiple of the model's own noise.
 
-The noise is how far the padded scorer's numbers for the same rows differ between batches, or in
-float32 between two kinds of attention.
+The noise is how far the padded scorer's numbers for the same rows differ between batches.
 """
-
-EAGER_TOKENS = 1024
-"""Longest row that is scored with eager attention, whose memory grows with its square."""
 
 ROWS_SCORED_SINGLY = 2
 """Number of rows that the measurement of noise also scores in batches of one."""
@@ -82,42 +73,6 @@ def measure_noise(
     return max(differences), together
 
 
-@torch.no_grad()
-def measure_rounding(
-    padded: PaddedScorer, model: nn.Module, rows: Sequence[Row], expected: TokenScores
-) -> float:
-    """Return how far the padded scores differ under the model's eager attention, in nats.
-
-    Eager attention is exact, but adds in another order, as the packed scorer's attention does. With
-    large activations that is more than batches differ by: in gemma-3-270m 1.2e-4 against 2e-5 nats.
-    Returns 0 if the model has no eager attention, or uses it already.
-
-    Args:
-        expected: the padded scores of `rows`.
-    """
-    configs = module_configs(model)
-    before = [getattr(config, "_attn_implementation", None) for config in configs]
-    short = [i for i, row in enumerate(rows) if len(row.ids) <= EAGER_TOKENS]
-    if not short or set(before) == {"eager"}:
-        return 0.0
-    try:
-        for config in configs:
-            config._attn_implementation = "eager"
-        scores = padded(model, [rows[i] for i in short]).rows()
-    except FORWARD_ERRORS:
-        return 0.0
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation = implementation
-    expected_rows = expected.rows()
-    differences = [
-        float((a - b).abs().max())
-        for i, ours in zip(short, scores, strict=True)
-        for a, b in zip(ours, expected_rows[i], strict=True)
-    ]
-    return max(differences) if all(map(math.isfinite, differences)) else 0.0
-
-
 def check_packed(
     model: Any,
     padded: PaddedScorer,
@@ -132,7 +87,7 @@ def check_packed(
 
     Args:
         expected: the padded scorer's scores of `rows`.
-        noise: how far they differ by rounding, in nats (`measure_noise`, `measure_rounding`).
+        noise: how far they differ between batches, in nats (`measure_noise`).
         tolerance: nats by which the packed scorer's may differ from them.
     """
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype

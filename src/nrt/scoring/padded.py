@@ -135,6 +135,14 @@ def _pad(rows: Sequence[Row], pad_id: int, device: torch.device) -> _Batch:
 
 
 def _entropy(logp_NV: Tensor) -> Tensor:
-    """Return −Σ p log p in nats [N]; a token of probability 0 adds nothing."""
-    chunks = logp_NV.split(ENTROPY_CHUNK)
-    return torch.cat([torch.special.entr(chunk.exp()).sum(-1) for chunk in chunks])
+    """Return −Σ p log p in nats [N]; a token of probability 0 adds nothing.
+
+    The sum of p is 1 but for the rounding of log-softmax, which is corrected for: on a CPU it was
+    3e-5 with a vocabulary of 262,144, and the entropy wrong by 2e-4 nats.
+    """
+    entropies = []
+    for chunk in logp_NV.split(ENTROPY_CHUNK):
+        p_NV = chunk.exp()
+        total_N = p_NV.sum(-1)
+        entropies.append(torch.special.entr(p_NV).sum(-1) / total_N + total_N.log())
+    return torch.cat(entropies)
