@@ -128,6 +128,17 @@ def test_batches_of_like_length() -> None:
     assert abs(np.corrcoef(means, range(100))[0, 1]) < 0.3, "short batches do not come first"
 
 
+def test_steps_have_like_lengths_in_every_epoch() -> None:
+    """1,003 rows in batches of 10: the second epoch begins within a step."""
+    lengths = np.random.default_rng(0).permutation(1003)
+    order = RowOrder((1003,), seed=1, lengths=lengths, batch=10).indices(0, 3 * 1003)
+    for epoch in range(3):
+        assert sorted(order[epoch * 1003 : (epoch + 1) * 1003]) == list(range(1003))
+    spans = [np.ptp(lengths[order[i : i + 10]]) for i in range(0, 3000, 10)]
+    for epoch in range(3):
+        assert np.median(spans[epoch * 100 : epoch * 100 + 100]) < 30
+
+
 def test_a_remainder_stays_at_the_end() -> None:
     order = RowOrder((11,), seed=1, lengths=np.arange(11), batch=4).indices(0, 11)
     assert sorted(order) == list(range(11))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nrt.cli.app import app
+from nrt.cli.evaluate import remove_rows_of_other_weights
 from nrt.errors import InputError
 from tests.eval.benchmarks import write_benchmarks
 from tests.eval.reasoners import save_tiny_model
@@ -163,6 +164,19 @@ def test_another_model_in_the_same_place_is_asked_anew(folder):
     save_tiny_model(folder / "changing", thinks=False, context=800, seed=7)
     run(folder, *arguments)
     assert rows(folder / "evals" / "changing") != first
+
+
+def test_rows_of_other_weights_are_removed(tmp_path):
+    """A report reads all rows of the folder, and would show the old model's beside the new."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "popqa.jsonl").write_text("{}\n")
+    remove_rows_of_other_weights(tmp_path, "new")
+    assert (tmp_path / "rows").is_dir(), "nothing says whose they are"
+    (tmp_path / "eval.json").write_text(json.dumps({"fingerprint": "new"}))
+    remove_rows_of_other_weights(tmp_path, "new")
+    assert (tmp_path / "rows").is_dir()
+    remove_rows_of_other_weights(tmp_path, "newer")
+    assert not (tmp_path / "rows").exists()
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from nrt.eval.suite import NINE, TITLES, EvalPlan, prepare, resolve
 from nrt.run.layout import shorten_paths
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.system.environment import describe_environment
-from nrt.system.files import model_fingerprint, write_file
+from nrt.system.files import model_fingerprint, read_bounded, remove_folder, write_file
 
 TEN = (*NINE, "humaneval-plus")
 """Benchmarks whose mean may be the paper's Overall for both Llama models (docs/eval.md)."""
@@ -79,6 +79,7 @@ def evaluate_models(
             )
             replies = ReplyStore(folder / "replies" / fingerprint)
             _answer_questions(console, source, model_plan, replies, backend)
+            remove_rows_of_other_weights(folder, fingerprint)
             with console.status(f"{source.name}: grading"):
                 records[source.name] = write_rows(folder, model_plan, replies)
             settings = _settings(source, decoding, backend, limit, seeds, data)
@@ -108,6 +109,19 @@ def run_of(source: ModelSource) -> Path | None:
     folder = Path(source.folder)
     is_of_run = folder.name == "model" and (folder.parent / "config.yaml").is_file()
     return folder.parent if is_of_run else None
+
+
+def remove_rows_of_other_weights(folder: Path, fingerprint: str) -> None:
+    """Remove rows/ if eval.json is of another model: a run that was trained further has one."""
+    file = folder / "eval.json"
+    if not file.is_file():
+        return
+    try:
+        evaluated = json.loads(read_bounded(file)).get("fingerprint")
+    except (ValueError, AttributeError):
+        evaluated = None
+    if evaluated != fingerprint and (folder / "rows").is_dir():
+        remove_folder(folder / "rows")
 
 
 def write_rows(folder: Path, plan: EvalPlan, replies: ReplyStore) -> list[Record]:

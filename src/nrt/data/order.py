@@ -96,14 +96,17 @@ def _weighted_rows(order: RowOrder, epoch: int) -> np.ndarray:
 def _group_by_length(
     order: RowOrder, lengths: np.ndarray, rows: np.ndarray, epoch: int
 ) -> np.ndarray:
+    """Return the rows in batches of similar length; the step between two epochs has the rest."""
+    begun = min(len(rows), -epoch * len(rows) % order.batch)  # rows of the step that began earlier
     window = order.batch * BATCHES_SORTED
-    windows = [rows[i : i + window] for i in range(0, len(rows), window)]
-    ordered = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in windows])
-    full_rows = len(rows) // order.batch * order.batch  # rows of full batches
-    batches = ordered[:full_rows].reshape(-1, order.batch)
+    parts = [rows[:begun]]
+    parts += [rows[i : i + window] for i in range(begun, len(rows), window)]
+    ordered = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+    end = begun + (len(rows) - begun) // order.batch * order.batch  # of the full batches
+    batches = ordered[begun:end].reshape(-1, order.batch)
     if order.shuffle:
         batches = _generator(order.seed, epoch, 1).permutation(batches)
-    return np.concatenate([batches.reshape(-1), ordered[full_rows:]])
+    return np.concatenate([ordered[:begun], batches.reshape(-1), ordered[end:]])
 
 
 def _generator(seed: int, *further: int) -> np.random.Generator:

@@ -82,9 +82,7 @@ METRICS: dict[str, Metric] = {
         "share", "traces stopped by another end token (end of turn, eos), which END replaces"
     ),
     "trace/capped": Metric("share", "traces cut at `max_trace_tokens`"),
-    "trace/entropy": Metric(
-        "nats/token", "mean entropy of the distributions from which trace tokens were sampled"
-    ),
+    "trace/entropy": Metric("nats/token", "mean entropy of the policy at the tokens of its traces"),
     "trace/log_ratio": Metric(
         "nats/token",
         "mean log π − log π_reference of the sampled tokens: with the initial model (`latro`) an "
@@ -93,10 +91,10 @@ METRICS: dict[str, Metric] = {
     ),
     "answer/logp": Metric(
         "nats/token",
-        "log-probability of y* after the sampled trace, under the policy that sampled it",
+        "log-probability of y* after the sampled trace, under the weights before the update",
     ),
     "answer/logp_null": Metric(
-        "nats/token", "log-probability of y* after the null trace, under the same policy"
+        "nats/token", "log-probability of y* after the null trace, under the same weights"
     ),
     "answer/logp_initial": Metric(
         "nats/token", "log-probability of y* in `x y*` without markers, under the initial model"
@@ -112,7 +110,9 @@ METRICS: dict[str, Metric] = {
         "normalisation",
     ),
     "ratio/mean": Metric(
-        "", "mean π_θ/π_old of sampled tokens; exactly 1 on a rollout's first update"
+        "",
+        "mean π_θ/π_old of sampled tokens; 1 on a rollout's first update, unless its traces are of "
+        "earlier weights (`sampler/behind`)",
     ),
     "ratio/clipped": Metric(
         "share",
@@ -193,8 +193,8 @@ METRICS: dict[str, Metric] = {
     ),
     "sampler/behind": Metric(
         "share",
-        "off-policy groups: sampled with other weights than those that score them (`overlap`, "
-        "`vllm.strict=false`); the ratio corrects for it",
+        "groups that count as sampled with earlier weights than those that score them: with "
+        "`overlap` all, with `vllm.strict=false` those that are; the ratio corrects for it",
     ),
     "heldout/accuracy": Metric("share", "answers that the checker marks correct, after a trace"),
     "heldout/accuracy_served": Metric(
