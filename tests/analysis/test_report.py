@@ -65,7 +65,7 @@ def test_before_and_after_by_hand(part):
 
 def test_facts_leave_folders_out(part):
     facts = dict(part.facts)
-    assert facts["held out"] == "valid.jsonl, first 200 rows"
+    assert facts["held out"] == "valid.jsonl, at most 200 rows"
     assert facts["per step"] == "1 prompts × 5 traces"
     assert facts["time in training steps"] == "3.0 s"
     assert part.status == "finished, 6 of 6 steps"

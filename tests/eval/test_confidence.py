@@ -172,10 +172,13 @@ def test_trace_and_answer_fit_into_the_context(runs):
     """The model has 64 positions, and the caps would take more."""
     reasoner = open_reasoner(runs["nrt-gm"], max_trace_tokens=100, max_answer_tokens=100)
     pair = reasoner.pair(QUESTION)
-    generator = reasoner.fitted(pair)
+    generator = reasoner.generator_for(pair)
     used = len(pair.prompt_ids) + 2 + generator.max_trace_tokens + generator.max_answer_tokens
     assert used == reasoner.context == 64
     measure_confidence(reasoner, QUESTION, "the sum is two")
+    small = open_reasoner(runs["nrt-gm"], max_trace_tokens=4, max_answer_tokens=2)
+    caps = small.generator_for(small.pair(QUESTION, "the sum is two"))
+    assert (caps.max_trace_tokens, caps.max_answer_tokens) == (4, 2), "y* is longer, not the cap"
     long = " ".join(["one"] * 80)
     with pytest.raises(InputError, match="leaves no room for an answer in the context"):
         measure_confidence(reasoner, long, "two")

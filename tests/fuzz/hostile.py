@@ -48,9 +48,9 @@ def merge_keys(rng: Random, folder: Path) -> str:
         )
         lines.append(f"a{number}: &a{number} {rng.choice(forms)}")
     text = "\n".join(lines) + "\n"
-    started = time.perf_counter()
+    started = time.process_time()
     found = outcome(lambda: parse_plain_yaml(text, "recipe.yaml"))
-    assert time.perf_counter() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     return found
 
 
@@ -165,7 +165,7 @@ def bombs(rng: Random, folder: Path) -> str:
     )
     del data
     reading = RowsConfig.model_validate({"text": {}} if ending == "txt" else {})
-    started = time.perf_counter()
+    started = time.process_time()
     good = bad = 0
     try:
         for table in find_tables(str(file)):
@@ -173,5 +173,5 @@ def bombs(rng: Random, folder: Path) -> str:
                 good, bad = good + (not isinstance(item, BadRow)), bad + isinstance(item, BadRow)
     except InputError:
         return "refused"
-    assert time.perf_counter() - started < SECONDS, (file.name, unit, good, bad)
+    assert time.process_time() - started < SECONDS, (file.name, unit, good, bad)
     return "refused" if bad else "taken"

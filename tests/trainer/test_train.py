@@ -369,7 +369,10 @@ def test_a_sampler_that_disagrees_is_refused(make_config, tmp_path):
         ({"method": "rlvr", "objective.answer_weight": 1}, "rlvr trains on sampled ones; unset it"),
         ({"method": "nover", "objective.answer_coef": 0.5}, "answer_coef weighs reference answers"),
         ({"method": "jepo", "overlap": True}, "overlap=true .* which jepo does not correct for"),
-        ({"method": "log-prob", "vllm.strict": False}, "unset it, or set objective.ratio=ppo"),
+        (
+            {"method": "log-prob", "sampler": "vllm", "vllm.strict": False},
+            "unset it, or set objective.ratio=ppo",
+        ),
         ({"objective.ratio": "none", "overlap": True}, "earlier weights"),
     ],
 )

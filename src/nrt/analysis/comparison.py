@@ -182,7 +182,7 @@ def _table(
 
 
 def _escape(name: str) -> str:
-    """Return a name for a cell of a table, whose end `|` would be."""
+    """Escape `|`, which would end a table cell."""
     return name.replace("|", "\\|")
 
 
@@ -234,8 +234,8 @@ def _check_same_questions(
     """Raise InputError unless each variant has the baseline's questions, seed by seed."""
     expected = {seed: set(map(_question, rows)) for seed, rows in baseline.items()}
     for variant, by_seed in records.items():
-        for seed, rows in by_seed.items():
-            if set(map(_question, rows)) != expected.get(seed, set(map(_question, rows))):
+        for seed in by_seed.keys() & expected.keys():
+            if set(map(_question, by_seed[seed])) != expected[seed]:
                 raise InputError(
                     f"{variant}, seed {seed}, has different questions than the baseline's run; "
                     "they cannot be paired"

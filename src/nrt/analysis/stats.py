@@ -58,7 +58,7 @@ def bootstrap(
 
     Questions that all seeds share are drawn once for all seeds of a resample: that a question is
     hard then counts once, not once for each seed (Owen, Annals of Applied Statistics 1, 2007).
-    Other questions are drawn for each seed anew (Davison and Hinkley, Bootstrap Methods and Their
+    Other questions are drawn again for each seed (Davison and Hinkley, Bootstrap Methods and Their
     Application, §3.8).
 
     If a family's values are all equal, its resampled means are too. With `bounds`, if this is so in

@@ -50,10 +50,10 @@ class ChatSession:
 
     def ask(self, question: str) -> str:
         """Stream trace and answer to the console; return the answer."""
-        self.messages.append(Message("user", question))
-        messages = tuple(self.messages)
+        messages = (*self.messages, Message("user", question))
         pair = Pair(Example("", messages, ""), self.chat.encode_prompt(messages), ())
-        generator, greedy = self.reasoner.fitted(pair), self.settings.temperature == 0
+        generator = self.reasoner.generator_for(pair, trace=self.settings.trace)
+        greedy = self.settings.temperature == 0
         if self.reasoner.thinks and self.settings.trace:
             request = generator.trace_request([pair], 1, seed=_new_seed(), greedy=greedy)
             trace = generator.to_trace(Sample(self._stream(request, style="dim", label="trace")))
@@ -62,7 +62,7 @@ class ChatSession:
             row = self.reasoner.row_without_trace(pair)
         request = generator.answer_request([row.before_answer], seed=_new_seed(), greedy=greedy)
         answer = self._text(self._stream(request, style="default", label="answer"))
-        self.messages.append(Message("assistant", answer))
+        self.messages = [*messages, Message("assistant", answer)]
         return answer
 
     def _stream(self, request: Request, style: str, label: str) -> tuple[int, ...]:

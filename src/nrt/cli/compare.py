@@ -181,7 +181,7 @@ def write_results(
     search: Search | None = None,
     failed_tries: Sequence[RunOutcome] = (),
 ) -> Comparison:
-    """Write the tables and plots of the runs that are done, whoever ran them.
+    """Write the tables and plots of the runs that are done, also by another command.
 
     Raises RunError if none is.
     """

@@ -193,8 +193,6 @@ def _parse_value(text: str) -> Any:
         return text
     if value is None and text.strip() and text.strip().lower() not in ("null", "~"):
         return text  # YAML takes `# Be brief` for a comment
-    if isinstance(value, int) and text.strip("+-").startswith("0") and text.isdecimal():
-        return int(text)  # YAML 1.1 takes 0100 for 64
     if not isinstance(value, str) or text.lstrip()[:1] in ("'", '"'):
         return value
     try:

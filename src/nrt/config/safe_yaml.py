@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,8 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > MAX_NUMBER_LENGTH:
             raise ValueError(f"a number of {len(node.value):,} characters")
+        if re.fullmatch(r"[+-]?0[\d_]+", node.value):
+            return int(node.value)  # YAML 1.1 takes 0100 for 64
         return super().construct_yaml_int(node)
 
 

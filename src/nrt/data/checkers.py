@@ -148,8 +148,9 @@ def resolve_dotted(name: str, kind: str) -> Callable[..., Any]:
 
 
 _NUMBER = re.compile(
-    r"""(?P<sign>(?<![\w)%])[-−–]         # after a word or a number it is a dash or a subtraction
-            |(?<=[=(≈])\s?[-−–]\s         # with a space behind it only where a number must begin
+    r"""(?P<sign>(?<![\w)%])[-−]          # after a word or a number it is a dash or a subtraction
+            |(?<![\w)%])(?<!\d\s)–       # an en dash often stands between two numbers
+            |(?<=[=(≈{\[<>,])\s*[-−–]\s+  # followed by a space only where a number must begin
         )?
         [$€£]?
         (?P<sign2>(?<=[$€£])[-−])?

@@ -112,9 +112,14 @@ def _folder_tables(path: str) -> list[Table]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, also below links to folders, each folder once."""
+    """Yield the files below a folder, also below links to folders, each folder once.
+
+    Hidden folders are left out. Real folders come before links, so that they give the names.
+    """
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
+        visible = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(visible, key=lambda name: (os.path.islink(f"{parent}/{name}"), name))
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()

@@ -9,6 +9,11 @@ import numpy as np
 
 from nrt.errors import InputError
 
+ORDER = 2
+"""Version of the order of rows with `group_by_length`. A checkpoint has it: a resumed run would
+draw other rows in another order.
+"""
+
 BATCHES_SORTED = 50
 """Batches whose rows are sorted together by length: few enough that an epoch stays mixed."""
 
@@ -97,16 +102,16 @@ def _group_by_length(
     order: RowOrder, lengths: np.ndarray, rows: np.ndarray, epoch: int
 ) -> np.ndarray:
     """Return the rows in batches of similar length; the step between two epochs has the rest."""
-    begun = min(len(rows), -epoch * len(rows) % order.batch)  # rows of the step that began earlier
+    carried = min(len(rows), -epoch * len(rows) % order.batch)  # complete the last epoch's step
     window = order.batch * BATCHES_SORTED
-    parts = [rows[:begun]]
-    parts += [rows[i : i + window] for i in range(begun, len(rows), window)]
+    parts = [rows[:carried]]
+    parts += [rows[i : i + window] for i in range(carried, len(rows), window)]
     ordered = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
-    end = begun + (len(rows) - begun) // order.batch * order.batch  # of the full batches
-    batches = ordered[begun:end].reshape(-1, order.batch)
+    end = carried + (len(rows) - carried) // order.batch * order.batch  # of the full batches
+    batches = ordered[carried:end].reshape(-1, order.batch)
     if order.shuffle:
         batches = _generator(order.seed, epoch, 1).permutation(batches)
-    return np.concatenate([ordered[:begun], batches.reshape(-1), ordered[end:]])
+    return np.concatenate([ordered[:carried], batches.reshape(-1), ordered[end:]])
 
 
 def _generator(seed: int, *further: int) -> np.random.Generator:

@@ -102,7 +102,7 @@ class Reasoner:
 
         Raises InputError as `fitted` does.
         """
-        generator = self.fitted(pair)
+        generator = self.generator_for(pair)
         traces: Sequence[Trace | None] = [None]
         if self.thinks:
             (traces,) = generator.traces([pair], n, seed=seed, greedy=greedy)
@@ -110,24 +110,35 @@ class Reasoner:
         answers = generator.answers(rows, seed=seed, greedy=True)
         return list(zip(traces, answers, strict=True))
 
-    def fitted(self, pair: Pair) -> Generator:
+    def generator_for(self, pair: Pair, *, trace: bool = True) -> Generator:
         """Return the generator with caps that fit into the context after the pair's prompt.
 
+        The reference answer, if the pair has one, fits behind a trace too.
+
         Raises InputError if the prompt leaves no room for a trace and the answer.
+
+        Args:
+            trace: whether a trace will be sampled, if the model thinks.
         """
         generator, reference = self.generator, len(pair.answer_ids)
+        samples_trace = trace and self.thinks
         room = self.context - len(pair.prompt_ids) - 2  # START and END
-        if room < self.thinks + max(1, reference):
+        if room < samples_trace + max(1, reference):
             raise InputError(
                 f"a prompt of {len(pair.prompt_ids)} tokens leaves no room for an answer in the "
                 f"context of {self.name} ({self.context} tokens); shorten it, or begin a new "
                 "conversation"
             )
-        trace = generator.max_trace_tokens if self.thinks else 0
-        trace, answer = share_room(room, trace, max(generator.max_answer_tokens, reference))
-        if answer < reference:
-            trace, answer = room - reference, reference
-        return replace(generator, max_trace_tokens=max(trace, 1), max_answer_tokens=answer)
+        longest_trace = generator.max_trace_tokens if samples_trace else 0
+        longest_answer = max(generator.max_answer_tokens, reference)
+        longest_trace, longest_answer = share_room(room, longest_trace, longest_answer)
+        if longest_answer < reference:
+            longest_trace, longest_answer = room - reference, reference
+        return replace(
+            generator,
+            max_trace_tokens=max(longest_trace, 1),
+            max_answer_tokens=min(longest_answer, generator.max_answer_tokens),
+        )
 
     def row_without_trace(self, pair: Pair) -> Row:
         """Return the row of an answer without thinking.
@@ -282,4 +293,5 @@ def _find(name: str) -> tuple[str, Config | None, bool | None]:
             method = METHODS.get(run.config.method)  # None: a method of a plug-in
             thinks = False if method and not method.samples else None
             return str(run.model_dir), run.config, thinks
-    return name, None, None
+    path = Path(name).expanduser()
+    return str(path) if path.exists() else name, None, None

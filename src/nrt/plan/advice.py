@@ -170,6 +170,9 @@ def _eight_bits(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
 def _adapters(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
     """Train LoRA adapters, then store the frozen weights in 4 bits."""
     config = request.config
+    resident_fits = plan.memory.resident.total + plan.memory.reserve <= plan.usable
+    if config.optimizer.name == "adamw-8bit" and resident_fits:
+        return  # what is left to save is not resident
     possible = config.parallel != "fsdp" and not config.overlap and find_spec("peft")
     if not config.lora.rank and possible:
         price = "only adapters are trained"

@@ -241,8 +241,8 @@ def _assumptions(request: PlanRequest, method: Method, parallel: Parallel) -> li
 
 def _beyond_positions(config: Config, method: Method, model_config: Any) -> list[str]:
     """Return a line if rows at the caps have more tokens than the model has positions."""
-    caps = longest_row(config, method, config.max_prompt_tokens, config.max_answer_tokens)
-    needed = caps.total
+    row = longest_row(config, method, config.max_prompt_tokens, config.max_answer_tokens)
+    needed = row.total
     limit = position_limit(model_config)
     if limit is None or needed <= limit:
         return []

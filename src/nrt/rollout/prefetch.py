@@ -54,6 +54,11 @@ class PrefetchSampler:
         self.wait()
         self._sampler.load_weights(weights, version)
 
+    def wait(self) -> None:
+        """Wait for the samples under way."""
+        if self._started:
+            self._started[1].exception()  # `sample` raises it
+
     def sleep(self) -> None:
         """Do nothing: it samples while the trainer computes."""
 
@@ -97,11 +102,6 @@ class PrefetchSampler:
         if self._merged is None:
             self._merged = self._sampler.merge(self._started[1].result())
         return self._merged
-
-    def wait(self) -> None:
-        """Wait for the samples under way."""
-        if self._started:
-            self._started[1].exception()  # `sample` raises it
 
 
 def _as_in_this_thread() -> Callable[[], None]:

@@ -267,7 +267,7 @@ METRICS: dict[str, Metric] = {
 }
 
 _GROUPS = {
-    "reward": "Over the B × K traces of the step, under the policy that sampled them.",
+    "reward": "Over the B × K traces of the step, under the weights before its update.",
     "group": "Over the B groups of the step.",
     "trace": "Over the B × K traces of the step.",
     "answer": "Mean over traces (or prompts) of the mean over the tokens of y*, including the "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -77,9 +76,10 @@ def _vllm_plugin(markers: MarkersConfig) -> str:
     """Return the source of the plugin, with these markers as defaults."""
     source = (files("nrt") / "serving" / VLLM_PLUGIN).read_text(encoding="utf-8")
     usual = MarkersConfig()
-    for default, marker in ((usual.start, markers.start), (usual.end, markers.end)):
-        source = source.replace(json.dumps(default), json.dumps(marker))
-    return source
+    start, end = (f'return "{marker}"' for marker in (usual.start, usual.end))
+    # END first: START may be any text, also that of the default END
+    source = source.replace(end, f"return {markers.end!r}")
+    return source.replace(start, f"return {markers.start!r}")
 
 
 def check_repository(name: str, setting: str) -> None:

@@ -111,7 +111,7 @@ class _Starter:
     stopped: threading.Event = field(default_factory=threading.Event)  # no run starts any more
 
     def run(self, variant: str, seed: int) -> RunOutcome:
-        """Run `nrt train` in its own process, and return how it ended.
+        """Prepare the run, run `nrt train` in its own process, and return how it ended.
 
         If another command's process holds the run, wait for that process instead.
         """
@@ -172,9 +172,8 @@ def _failure(status: int, log: Path, start: int) -> str:
         start: byte at which its part begins.
     """
     if status < 0:
-        name = signal.Signals(-status).name
-        hint = " (often for want of memory)" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}; see {log}"
+        hint = " (often: out of memory)" if -status == signal.SIGKILL else ""
+        return f"killed by signal {-status}, {signal.strsignal(-status)}{hint}; see {log}"
     text = log.read_bytes()[start:].decode("utf-8", errors="replace")
     # --json prints a record a step, which says nothing about a failure.
     lines = [line for line in text.split("\n") if line.strip() and not line.startswith("{")]

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from nrt.data import bare_row, hinted_row, null_row, sampled_part, trace_row
-from nrt.rollout import PrefetchSampler
 from nrt.trainer.groups import (
     BaselineScores,
     Group,
@@ -39,9 +38,6 @@ def sample_groups(
     method, policy = learner.method, learner.policy
     if not method.samples:
         return [SampledGroup(pair, (), (bare_row(pair),), ()) for pair in pairs]
-    if isinstance(policy.sampler, PrefetchSampler):
-        with timer("rollout"):
-            policy.sampler.wait()
     with timer("push"):
         policy.push_weights()
     with timer("rollout"):

@@ -11,6 +11,7 @@ from typing import Any
 
 from nrt.config import Config
 from nrt.data.checkers import exact
+from nrt.data.order import ORDER
 from nrt.errors import InputError, Interrupted, RunError
 from nrt.run import Record, Run, RunWriter
 from nrt.trainer import heldout
@@ -33,7 +34,7 @@ from nrt.trainer.requests import next_request, seed_of
 from nrt.trainer.setup import Parts
 from nrt.trainer.signals import Signals
 from nrt.trainer.start_warnings import warn_at_start
-from nrt.trainer.step import StepHooks, train_step
+from nrt.trainer.step import StepHooks, nothing, train_step
 from nrt.trainer.tracking import Tracking
 from nrt.trainer.watch import Watch
 from nrt.types import Pair
@@ -116,6 +117,7 @@ class Loop:
             checkpoint_here=self._checkpoint_here,
             traces_ready=self._start_prefetch,
             updated=self._stop_if_all_skipped,
+            wait_for_traces=self.parts.prefetch.wait if self.parts.prefetch else nothing,
         )
         seed = seed_of(config.seed, progress.step + 1)
         pending = train_step(learner, progress, self._draw, seed=seed, hooks=hooks)
@@ -278,6 +280,7 @@ class Loop:
         state = progress_json(self.progress)
         state["data"] = self.parts.data.content_hash
         state["valid"] = self.parts.valid.content_hash if self.parts.valid else None
+        state["order"] = ORDER
         state["ahead"] = self.parts.prefetch.state() if self.parts.prefetch else None
         state["ways"] = dict(self.parts.resolved)
         save_checkpoint(folder, self.parts.engine, state, self.parts.save_model)

@@ -136,6 +136,8 @@ def read_progress(
         drawn = draw(progress.position, pending["rollout"]["drawn"])
         pairs = [drawn[offset] for offset in pending["rollout"]["offsets"]]
         rollout = rollout_from_json(pending["rollout"], pairs, method, markers, method_state)
-        updates = [UpdateStats(**update) for update in pending["updates"]]
+        updates = [
+            UpdateStats(**{"sampled": update["tokens"], **update}) for update in pending["updates"]
+        ]
         progress.pending = RolloutUpdates(rollout, pending["seconds"], updates)
     return progress

@@ -57,7 +57,7 @@ def resolve_names(config: Config) -> ResolvedNames:
         )
     if config.overlap:
         _check_overlap(config, method)
-    if method.samples and method.ratio == "none":
+    if method.samples and method.ratio == "none" and not config.resume:
         _check_uncorrected(config, method)
     if method.samples_answers:
         _check_sampled_answers(config, method)
@@ -119,7 +119,8 @@ def _check_overlap(config: Config, method: Method) -> None:
 
 def _check_uncorrected(config: Config, method: Method) -> None:
     """Raise InputError for traces of earlier weights if no ratio corrects for them."""
-    stale = {"overlap=true": config.overlap, "vllm.strict=false": not config.vllm.strict}
+    is_loose = config.sampler == "vllm" and not config.vllm.strict
+    stale = {"overlap=true": config.overlap, "vllm.strict=false": is_loose}
     for setting, is_set in stale.items():
         if is_set:
             raise InputError(

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from nrt.config import Config
+from nrt.data.order import ORDER
 from nrt.distributed import ProcessGroup, process_group
 from nrt.errors import InputError
 from nrt.models import pick_device
@@ -181,6 +182,11 @@ def _from_checkpoint(
             draw=parts.draw,
             method=parts.learner.method,
             markers=parts.policy.markers,
+        )
+    if config.data.group_by_length and state.get("order") != ORDER:
+        raise InputError(
+            "an earlier nrt began this run, with another order of rows (data.group_by_length); "
+            "train it with that nrt, or start a new run"
         )
     if progress.step > parts.steps:
         raise InputError(

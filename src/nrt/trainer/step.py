@@ -32,7 +32,7 @@ whose groups the method drops; after the last, dropped groups fill the batch.
 """
 
 
-def _nothing(*_: object) -> None: ...
+def nothing(*_: object) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class StepHooks:
 
     # Before sampling, and before each update that the scores did not come with; may save a
     # checkpoint and stop the run.
-    checkpoint_here: Callable[[], None] = _nothing
-    traces_ready: Callable[[], None] = _nothing
-    updated: Callable[[RolloutUpdates], None] = _nothing  # after each update
+    checkpoint_here: Callable[[], None] = nothing
+    wait_for_traces: Callable[[], None] = nothing  # that are sampled ahead
+    traces_ready: Callable[[], None] = nothing
+    updated: Callable[[RolloutUpdates], None] = nothing  # after each update
 
 
 NO_HOOKS = StepHooks()
@@ -72,6 +73,8 @@ def train_step(
                 draw_next = batch.continuing(draw)
                 selection = learner.select(draw_next, batch.missing, seed=round_seed)
             timer.forwarded += selection.forwarded
+            with timer("rollout"):
+                hooks.wait_for_traces()
             sampled = sample_groups(
                 learner, selection.pairs, timer, seed=round_seed, answer_seed=answer_seed
             )
