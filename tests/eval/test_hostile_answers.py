@@ -39,17 +39,17 @@ def test_grading_takes_no_longer_than_reading(name):
     for unit in UNITS:
         for before, after in (("", ""), ("The answer is ", "\x01")):
             text = before + unit * (CHARACTERS // len(unit)) + after
-            start = time.perf_counter()
+            start = time.process_time()
             READERS[name](text)
-            if (seconds := time.perf_counter() - start) > SECONDS:
+            if (seconds := time.process_time() - start) > SECONDS:
                 slow.append((before, unit, after, seconds))
     assert not slow
 
 
 def test_a_program_after_thousands_of_empty_lines():
-    start = time.perf_counter()
+    start = time.process_time()
     assert humaneval.code_of("```python" + "\n" * 4000 + "x = 1").endswith("x = 1")
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 FENCE = r"```(?:[ \t]*[A-Za-z][\w+.-]*[ \t]*(?=\n))?\n*"
@@ -101,7 +101,7 @@ def test_words_before_an_answer_are_found_as_the_expressions_say():
 
 @pytest.mark.parametrize("unit", ["\n", " ", "\t", "`", "```", "```\n", "{", "["])
 def test_a_verdict_is_read_in_linear_time(unit):
-    start = time.perf_counter()
+    start = time.process_time()
     for reply in (
         "```json\n" + unit * 60_000,
         unit * 60_000 + "x",
@@ -109,4 +109,4 @@ def test_a_verdict_is_read_in_linear_time(unit):
     ):
         with pytest.raises(ValueError):
             read_verdict(reply)
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS

@@ -214,7 +214,7 @@ def _usage(config: Config, repo: str | None) -> str:
     if repo:  # vLLM reads the plugin from a local file only
         place, plugin = "repository", "vllm_reasoning.py"
         download = f"hf download {repo} {plugin} --local-dir .\n"
-    serving = "vLLM's parsers of reasoning need a token that begins the trace, which this model does not have."
+    serving = "vLLM's parsers need a token that begins the trace, which this model does not have."
     if start:
         serving = (
             "With vLLM, which returns the reasoning in a separate field (`vllm_reasoning.py` is in "
