@@ -190,12 +190,17 @@ def write_results(
     missing = {f"search: {each.variant}, seed {each.seed}": each.error for each in failed_tries}
     missing |= {f"{each.variant}, seed {each.seed}": each.error for each in failed}
     runs: dict[str, dict[int, Path]] = {variant: {} for variant in study.variants}
+    unfinished: dict[str, list[int]] = {variant: [] for variant in study.variants}
     for variant, seed in study.runs():
         path = run_path(folder, variant, seed)
         if is_finished(path):
             runs[variant][seed] = path
-        else:
-            missing.setdefault(f"{variant}, seed {seed}", "not finished")
+        elif f"{variant}, seed {seed}" not in missing:
+            unfinished[variant].append(seed)
+    for variant, seeds in unfinished.items():
+        if seeds:
+            noun = "seeds" if len(seeds) > 1 else "seed"
+            missing[f"{variant}, {noun} {', '.join(map(str, seeds))}"] = "not finished"
     if not any(runs.values()):
         reasons = "; ".join(f"{run}: {reason}" for run, reason in list(missing.items())[:3])
         raise RunError(f"no run of {folder} is finished ({reasons:.500})")
