@@ -82,7 +82,7 @@ def test_updates_are_skipped_counted_and_kept(ended):
     run, _, _ = ended
     assert [record["guard/skipped"] for record in run.metrics()] == [0, 1, 0, 1]
     assert [record["optim/updates"] for record in run.metrics()] == [1, 1, 2, 2]
-    files = [warning["file"] for warning in run.warnings()]
+    files = [warning["file"] for warning in run.warnings() if "file" in warning]
     assert files == [f"skipped/step-00000{step}.json" for step in (2, 4, 5)]
     batch = json.loads((run.path / "skipped" / "step-000002.json").read_text())
     assert (batch["loss"]["total"], batch["loss"]["grad_norm"]) == ("nan", "nan")
