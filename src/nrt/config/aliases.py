@@ -89,7 +89,7 @@ ALIASES = {
     "train_file": "data.train",
     "use_peft": "lora.rank",
     "use_vllm": "sampler=vllm",
-    "val_set_size": "data.valid (a file of its own)",
+    "val_set_size": "data.valid (a separate file)",
     "valid_dataset": "data.valid",
     "validation_file": "data.valid",
     "vllm_gpu_memory_utilization": "vllm.memory",

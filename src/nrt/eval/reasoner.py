@@ -100,7 +100,7 @@ class Reasoner:
         Without thinking there is one answer, and its trace is None. The last id of an answer ends
         the turn, unless the cap was reached.
 
-        Raises InputError as `fitted` does.
+        Raises InputError as `generator_for` does.
         """
         generator = self.generator_for(pair)
         traces: Sequence[Trace | None] = [None]

@@ -43,9 +43,8 @@ def advise(request: PlanRequest, plan: Plan) -> list[Advice]:
     """
     transient = (_vllm_share, _sampler_rows, _recompute, _tokens_per_batch)
     persistent = (_reference, _overlap, _bfloat16, _shards, _eight_bits, _adapters)
-    resident_fits = plan.memory.resident.total + plan.memory.reserve <= plan.usable
     advice: list[Advice] = []
-    for suggest in (*transient, *persistent) if resident_fits else (*persistent, *transient):
+    for suggest in (*transient, *persistent) if plan.resident_fits else (*persistent, *transient):
         if plan.fits:
             break
         for suggestion in suggest(request, plan):
@@ -162,16 +161,14 @@ def _eight_bits(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
     optimizer = config.optimizer.model_copy(update={"name": "adamw-8bit"}).model_dump()
     price = "rounds the optimizer's state; needs bitsandbytes"
     suggestion = _suggest(request, "optimizer.name=adamw-8bit", price, optimizer=optimizer)
-    memory = make_plan(suggestion.request).memory
-    if memory.resident.total + memory.reserve <= plan.usable or not find_spec("peft"):
+    if make_plan(suggestion.request).resident_fits or not find_spec("peft"):
         yield suggestion
 
 
 def _adapters(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
     """Train LoRA adapters, then store the frozen weights in 4 bits."""
     config = request.config
-    resident_fits = plan.memory.resident.total + plan.memory.reserve <= plan.usable
-    if config.optimizer.name == "adamw-8bit" and resident_fits:
+    if config.optimizer.name == "adamw-8bit" and plan.resident_fits:
         return  # what is left to save is not resident
     possible = config.parallel != "fsdp" and not config.overlap and find_spec("peft")
     if not config.lora.rank and possible:

@@ -84,6 +84,11 @@ class Plan:
         return self.memory.peak <= self.usable
 
     @property
+    def resident_fits(self) -> bool:
+        """True if what stays in memory all the time fits: weights, optimizer, reserve."""
+        return self.memory.resident.total + self.memory.reserve <= self.usable
+
+    @property
     def hours(self) -> float | None:
         return None if self.steps is None else self.steps * self.seconds.total / 3600
 

@@ -62,12 +62,12 @@ def write_export(
         copy_plain_files(source, new_folder)
         (new_folder / "README.md").write_text(card, encoding="utf-8")
         write_layout(new_folder, run.config)
-        if has_vllm_plugin(run.config):
+        if _has_vllm_plugin(run.config):
             plugin = _vllm_plugin(run.config.markers)
             (new_folder / VLLM_PLUGIN).write_text(plugin, encoding="utf-8")
 
 
-def has_vllm_plugin(config: Config) -> bool:
+def _has_vllm_plugin(config: Config) -> bool:
     """Return whether vLLM's parser can read the traces: not without START."""
     return config.method != "sft" and config.markers.start is not None
 
@@ -77,9 +77,8 @@ def _vllm_plugin(markers: MarkersConfig) -> str:
     source = (files("nrt") / "serving" / VLLM_PLUGIN).read_text(encoding="utf-8")
     usual = MarkersConfig()
     start, end = (f'return "{marker}"' for marker in (usual.start, usual.end))
-    # END first: START may be any text, also that of the default END
-    source = source.replace(end, f"return {markers.end!r}")
-    return source.replace(start, f"return {markers.start!r}")
+    source = source.replace(start, f"return {markers.start!r}")
+    return source.replace(end, f"return {markers.end!r}")
 
 
 def check_repository(name: str, setting: str) -> None:
