@@ -70,3 +70,20 @@ def test_no_free_form_answer_is_in_both_splits(tmp_path, monkeypatch):
     assert test
     assert not {row["answer"] for row in train} & {row["answer"] for row in test}
     assert {row["source"] for row in train} == {"gigaword"}
+
+
+def test_no_passage_of_a_test_question_is_trained_on():
+    def row(first, answer):
+        question = f"What is the next step?\n- {first}\n- It rains on them."
+        return {"question": question, "answer": answer, "source": "wiqa_what"}
+
+    rows = [row(f"Clouds of kind {i // 2} gather.", f"the grass {i} grows again") for i in range(80)]
+    parts = free_form.split(rows)
+    passages = [
+        {question.splitlines()[1] for question in (row["question"] for row in part)}
+        for part in parts.values()
+    ]
+    assert all(passages)
+    assert not passages[0] & passages[1]
+    # The instruction and the step that all rows share are not passages: most rows are trained on.
+    assert len(parts["train"]) > 40
