@@ -62,3 +62,9 @@ def test_runs(nrt_command, tmp_path):  # noqa: F811
     first, second = out.splitlines()[1:3]
     assert first.split()[:4] == ["first", "nrt-gm", "3", "finished"]
     assert second.split()[:4] == ["second", "cannot", "be", "read:"]
+
+
+def test_help_of_compare_names_all_sets_of_variants(nrt_command):  # noqa: F811
+    _, out, _ = nrt_command("compare", "--help")
+    words = out.replace("│", " ").split()
+    assert {name for name in packaged_recipes("ablations") if name not in " ".join(words)} == set()

@@ -77,7 +77,9 @@ def test_no_passage_of_a_test_question_is_trained_on():
         question = f"What is the next step?\n- {first}\n- It rains on them."
         return {"question": question, "answer": answer, "source": "wiqa_what"}
 
-    rows = [row(f"Clouds of kind {i // 2} gather.", f"the grass {i} grows again") for i in range(80)]
+    rows = [
+        row(f"Clouds of kind {i // 2} gather.", f"the grass {i} grows again") for i in range(80)
+    ]
     parts = free_form.split(rows)
     passages = [
         {question.splitlines()[1] for question in (row["question"] for row in part)}

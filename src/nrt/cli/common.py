@@ -7,9 +7,10 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from nrt.errors import InputError
 from nrt.system.environment import rank_and_world_size
@@ -24,6 +25,40 @@ Settings = Annotated[
         help="Recipe name or YAML file (default: pairs), then settings over those of the recipe.",
     ),
 ]
+
+
+class SettingsCommand(TyperCommand):
+    """A command with `key=value` arguments, which explains `--key VALUE` in nrt's own terms."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raise InputError for an option that the command does not have."""
+        command = "nrt" + ctx.command_path.removeprefix(ctx.find_root().command_path)
+        known = set()
+        for parameter in self.get_params(ctx):
+            known.update(parameter.opts, parameter.secondary_opts)
+        for argument in args:
+            name = argument.partition("=")[0]
+            is_option = argument.startswith("-") and not _is_number(argument)
+            if is_option and not {name, name[:2]} & known:
+                raise InputError(_explain_option(argument, command))
+        return super().parse_args(ctx, args)
+
+
+def _explain_option(argument: str, command: str) -> str:
+    setting = argument.partition("=")[0].lstrip("-").replace("-", "_")
+    example = f"{setting:.100}=VALUE" if len(setting) > 1 else "model=FOLDER, for example"
+    return (
+        f"{argument:.100} is no option of {command}; settings have no dashes: write {example}. "
+        f"{command} --help lists the options"
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def split_recipe(settings: list[str]) -> tuple[str, list[str]]:

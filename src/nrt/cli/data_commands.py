@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nrt.cli.common import console, print_line, print_next
+from nrt.cli.common import SettingsCommand, console, print_line, print_next
 from nrt.errors import InputError, install_hint
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ Recipe = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def check(
     files: Files,
     recipe: Recipe = "",
@@ -108,7 +108,7 @@ def _refusal(config: Config, inspections: Sequence[Inspection]) -> str:
     return ""
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def stats(
     files: Files,
     recipe: Recipe = "",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nrt.cli.common import Settings, console, print_next, split_recipe
+from nrt.cli.common import Settings, SettingsCommand, console, print_next, split_recipe
 from nrt.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ PlanJson = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def plan(
     settings: Settings,
     gpus: GpuCount = None,

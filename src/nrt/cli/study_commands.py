@@ -10,17 +10,19 @@ import typer
 
 from nrt.cli.common import (
     Settings,
+    SettingsCommand,
     check_single_process,
     console,
     print_line,
     print_next,
     split_recipe,
 )
+from nrt.errors import InputError
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def compare(
     settings: Settings,
     methods: Annotated[
@@ -30,8 +32,8 @@ def compare(
     variants: Annotated[
         str,
         typer.Option(
-            help="YAML file of variants, or a packaged set of them: answer-weight, terms, "
-            "advantage, sampling, sampler, engine, controls."
+            help="YAML file of variants, or a packaged set of them: advantage, answer-weight, "
+            "controls, engine, sampler, sampling, smollm2, smollm2-pairs, terms."
         ),
     ] = "",
     seeds: Annotated[
@@ -151,6 +153,9 @@ def report(
     from nrt.analysis.report.text import print_report
     from nrt.run import load_run, run_folder
 
+    if output and (text or serve):
+        other = "--text" if text else "--serve"
+        raise InputError(f"--output is the file of the page, which {other} does not write")
     if text:
         print_report(build_report(runs), console())
     elif serve:

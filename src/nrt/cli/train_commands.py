@@ -11,6 +11,7 @@ import typer
 
 from nrt.cli.common import (
     Settings,
+    SettingsCommand,
     check_single_process,
     console,
     print_line,
@@ -42,8 +43,7 @@ Report = Annotated[
 ]
 
 
-# Unknown options arrive as settings, so that `--steps 3` gets an answer in nrt's own terms.
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(cls=SettingsCommand)
 def train(
     settings: Settings,
     json_lines: JsonLines = False,
@@ -95,7 +95,7 @@ def train(
         print_next("chat" if report else "report", run_argument(run.path))
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(cls=SettingsCommand)
 def resume(
     run: Annotated[str, typer.Argument(help="Name or path of the run folder.")],
     settings: Annotated[
@@ -117,14 +117,6 @@ def _training_config(settings: list[str]) -> Config:
     from nrt.config import build_config, load_config, parse_overrides
     from nrt.run import load_run, run_folder
 
-    for setting in settings:
-        if setting.startswith("-"):
-            name = setting.lstrip("-").partition("=")[0].replace("-", "_")
-            example = f"{name:.100}=VALUE" if len(name) > 1 else "model=FOLDER, for example"
-            raise InputError(
-                f"{setting:.100} is no option of nrt train; settings have no dashes: write "
-                f"{example}. Options: --json, --report, --dry-run"
-            )
     recipe, overrides = split_recipe(settings)
     values = parse_overrides(overrides)
     resume = values.get("resume")
