@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import term_gradients
 from nrt.objective import METHODS
 from nrt.trainer.groups import Rollout
 from nrt.trainer.rollout_json import rollout_from_json, rollout_to_json
@@ -241,3 +242,15 @@ def test_the_flat_example_has_the_same_gradient(rolled):
     theirs = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert_close(ours, theirs)
     assert gain == pytest.approx(rollout.metrics["reward/gain"], rel=1e-4)
+
+
+def test_gradients_of_the_terms_add_up(rolled):
+    parts, rollout = rolled(method="nrt-ws-neg-log-p")
+    groups = term_gradients.roll_out(parts.learner, parts.data.pairs[:4], seed=1)
+    assert [g.advantage_K.tolist() for g in groups] == [
+        g.advantage_K.tolist() for g in rollout.groups
+    ]
+    terms = term_gradients.term_gradients(parts, groups)
+    whole, _ = gradient(parts.learner, rollout.groups)
+    assert_close(sum(terms.values()), whole)
+    assert all(term.norm() > 0 for term in terms.values())
