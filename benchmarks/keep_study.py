@@ -3,19 +3,26 @@
     python -m benchmarks.keep_study runs/smollm2 docs/results/smollm2
 
 Weights and checkpoints stay behind; `nrt compare` still takes a kept run for finished. Files that
-are there already are replaced.
+are there already are replaced. With `--small`, for studies of many runs, numbers are rounded to
+four digits, and traces, generated answers and the tokens of held-out rows stay behind too. Of a
+search for settings only scores and times are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from nrt.study.runs import is_finished
 
 TRACES = 40
 """Last lines of traces.jsonl that are kept."""
+
+HELDOUT_FIELDS = ("id", "source", "question", "reference", "logp", "length", "finished", "correct")
+SEARCH_METRICS = ("step", "time/step", "heldout/")
 
 CARD = (
     "The weights are not kept here. This folder marks the run as finished, so that `nrt compare` "
@@ -27,14 +34,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("study", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
-    keep_study(arguments.study, arguments.folder)
+    keep_study(arguments.study, arguments.folder, small=arguments.small)
     if (arguments.study / "search").is_dir():
-        keep_study(arguments.study / "search", arguments.folder / "search")
+        keep_study(
+            arguments.study / "search", arguments.folder / "search", small=True, only=SEARCH_METRICS
+        )
 
 
-def keep_study(study: Path, target: Path) -> None:
-    """Copy the results of a study and what its finished runs need."""
+def keep_study(study: Path, target: Path, *, small: bool, only: Sequence[str] = ("",)) -> None:
+    """Copy the results of a study and what its finished runs need.
+
+    Args:
+        only: beginnings of the metrics that are kept.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(study.iterdir()):
         if file.name == "study.yaml":
@@ -43,22 +57,39 @@ def keep_study(study: Path, target: Path) -> None:
             shutil.copy(file, target / file.name)
     for path in sorted((study / "runs").iterdir()):
         if is_finished(path):
-            keep_run(path, target / "runs" / path.name)
+            keep_run(path, target / "runs" / path.name, small=small, only=only)
             print(path.name)
 
 
-def keep_run(run: Path, target: Path) -> None:
-    """Copy config, metrics, the last traces and the last held-out rows of a run."""
+def keep_run(run: Path, target: Path, *, small: bool, only: Sequence[str] = ("",)) -> None:
+    """Copy config, metrics, the last held-out rows and, unless `small`, the last traces of a run."""
     (target / "heldout").mkdir(parents=True, exist_ok=True)
     (target / "model").mkdir(exist_ok=True)
     _copy_without_home(run / "config.yaml", target / "config.yaml")
-    shutil.copy(run / "metrics.jsonl", target)
     (target / "model" / "README.md").write_text(CARD, encoding="utf-8")
-    shutil.copy(max((run / "heldout").glob("step-*.jsonl")), target / "heldout")
+    heldout = max((run / "heldout").glob("step-*.jsonl"))
+    if small:
+        _copy_rows(heldout, target / "heldout" / heldout.name, HELDOUT_FIELDS)
+        _copy_rows(run / "metrics.jsonl", target / "metrics.jsonl", only)
+        return
+    shutil.copy(heldout, target / "heldout")
+    shutil.copy(run / "metrics.jsonl", target)
     traces = run / "traces.jsonl"
     if traces.is_file():
         lines = traces.read_bytes().split(b"\n")[:-1]  # a text may hold other line breaks
         (target / "traces.jsonl").write_bytes(b"".join(line + b"\n" for line in lines[-TRACES:]))
+
+
+def _copy_rows(file: Path, target: Path, only: Sequence[str]) -> None:
+    """Copy JSON lines with only the fields that begin so, and with rounded numbers."""
+    with file.open(encoding="utf-8") as lines, target.open("w", encoding="utf-8") as kept:
+        for line in lines:
+            row = {
+                key: float(f"{value:.4g}") if isinstance(value, float) else value
+                for key, value in json.loads(line).items()
+                if value is not None and key.startswith(tuple(only))
+            }
+            kept.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _copy_without_home(file: Path, target: Path) -> None:

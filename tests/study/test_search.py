@@ -8,6 +8,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from benchmarks.keep_study import SEARCH_METRICS, keep_study
 from nrt.analysis.comparison import Search, Try
 from nrt.cli.compare import compare_study, make_grids, make_study, write_results
 from nrt.config import load_config
@@ -102,14 +103,14 @@ def test_a_search_and_the_comparison_after_it(recipe, tmp_path, monkeypatch):  #
     (folder / "runs" / "sft-seed0").rename(tmp_path / "taken")
     out = io.StringIO()
 
-    def run(**options):
+    def run(study=folder, **options):
         return compare_study(
             Console(file=out, width=200),
             recipe,
             [],
             methods="sft",
             seeds=1,
-            study=str(folder),
+            study=str(study),
             measure="logp",
             sweep=["optimizer.lr=1e-3,0.3"],
             **options,
@@ -139,6 +140,16 @@ def test_a_search_and_the_comparison_after_it(recipe, tmp_path, monkeypatch):  #
     assert run().rows == comparison.rows, "nothing is left to do"
     assert "without plots: they need matplotlib" in out.getvalue()
     assert not (folder / "accuracy.png").exists()
+    # A kept copy is a finished study too: what a session measured, another one can add to.
+    keep_study(folder, tmp_path / "kept", small=True)
+    keep_study(folder / "search", tmp_path / "kept" / "search", small=True, only=SEARCH_METRICS)
+    out.truncate(0)
+    kept = run(tmp_path / "kept")
+    assert "0 of 2 runs to do" in out.getvalue()
+    assert "0 of 1 runs to do" in out.getvalue()
+    assert kept.rows[0].by_seed == pytest.approx(comparison.rows[0].by_seed, rel=1e-3)
+    assert kept.search.tries["sft"][0].score == pytest.approx(gentle.score, rel=1e-3)
+    assert kept.search.tries["sft"][0].minutes == pytest.approx(gentle.minutes, rel=1e-2)
     failed = RunOutcome("sft--1", FIRST_SEED, status=1, seconds=0.0, error="why")
     comparison = write_results(folder, [], measure="logp", failed_tries=[failed])
     assert comparison.missing == {"search: sft--1, seed 1000": "why"}
