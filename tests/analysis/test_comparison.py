@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 
-from nrt.analysis.comparison import compare, comparison_json, comparison_markdown
+from nrt.analysis.comparison import (
+    compare,
+    comparison_json,
+    comparison_markdown,
+    values_by_family,
+)
 from nrt.analysis.confidence import confidence_by_entropy
 from nrt.analysis.plots import DYNAMICS, dynamics_labels
 from nrt.config import Config
@@ -166,3 +171,13 @@ def test_the_readout_has_panels_where_a_run_measured_it():
     assert dynamics_labels([{"trace/length": 3.0}]) == DYNAMICS
     labels = dynamics_labels([{"trace/length": 3.0}, {"readout/right": 0.1}])
     assert list(labels) == [*DYNAMICS, "readout/right"]
+
+
+def test_rows_of_one_document_count_once():
+    """Cuts of a text, and rows with one reference each: four rows, two documents."""
+    rows = [
+        {"id": name, "source": "a", "question": name, "reference": "r", "logp": value}
+        for name, value in (("b.jsonl:1@64", 0.0), ("b.jsonl:1@128", 1.0), ("b.jsonl:2#1", 3.0))
+    ]
+    values = values_by_family([*rows, rows[-1] | {"id": "b.jsonl:2#2", "logp": None}], "logp")
+    assert list(values["a"].values()) == [0.5, 3.0]

@@ -246,6 +246,17 @@ def test_several_runs_are_compared(tmp_path):
     assert [part.variant for part in twins.runs] == ["a", "again"]
 
 
+def test_variants_of_a_study_that_share_a_method_keep_their_seeds(tmp_path):
+    names = ("warm-seed0", "warm-seed1", "cold-seed0", "cold-seed1")
+    runs = [write_run(tmp_path / name, seed=int(name[-1])) for name in names]
+    report = build_report(runs)
+    assert report.compared is not None
+    assert {row.variant: sorted(row.by_seed) for row in report.compared.rows} == {
+        "warm": [0, 1],
+        "cold": [0, 1],
+    }
+
+
 def test_runs_with_different_questions_are_not_compared(tmp_path):
     one = write_run(tmp_path / "one")
     with RunWriter.create(tmp_path / "other", Config(method="rlpr")) as writer:

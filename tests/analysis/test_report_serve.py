@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -16,7 +17,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
-from nrt.analysis.report.serve import TOKEN_VARIABLE, make_server
+from nrt.analysis.report.serve import TOKEN_VARIABLE, LivePage, make_server
 from nrt.errors import InputError
 from tests.runs import write_run
 
@@ -184,3 +185,21 @@ def test_the_command_prints_an_address_that_works(served):
                 assert status_of(f"http://127.0.0.1:{match[1]}/{match[2]}") == 200
             finally:
                 process.terminate()
+
+
+def test_the_page_learns_that_a_run_was_killed(tmp_path):
+    """Its files stay as they are: only the holder of its lock is gone."""
+    run = write_run(tmp_path / "run")
+    shutil.rmtree(run / "model")
+    code = "import sys, time; from pathlib import Path; from nrt.system.lock import acquire; "
+    code += "lock = acquire(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, str(run / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        page = LivePage([run])
+        before = page.version()
+        assert "in progress" in page.html()
+        holder.kill()
+    assert page.version() != before
+    assert "in progress on another machine" in page.html()

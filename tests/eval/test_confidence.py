@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from nrt.errors import InputError
 from nrt.eval.confidence import measure_confidence, print_confidences
 from nrt.eval.reasoner import find_model, open_reasoner
 from nrt.rollout import HFSampler, Request
-from nrt.types import Trace
+from nrt.types import Message, Trace
 from tests.cli.test_cli import nrt_command  # noqa: F401
 from tests.trainer.conftest import make_config, model_dir, pairs_file  # noqa: F401
 
@@ -86,6 +87,17 @@ def test_without_samples_the_trace_is_the_greedy_one(runs):
             )
     ended = greedy[-1] in reasoner.generator.stop_ids
     assert first.thoughts[0].trace == reasoner.chat.decode(greedy[:-1] if ended else greedy)
+
+
+def test_the_question_comes_after_the_system_message_of_training(runs):
+    source = find_model(runs["nrt-gm"])
+    assert source.config is not None
+    plain = open_reasoner(source, **SHORT).pair(QUESTION).prompt_ids
+    data = source.config.data.model_copy(update={"system": "so we add"})
+    told = replace(source, config=source.config.model_copy(update={"data": data}))
+    reasoner = open_reasoner(told, **SHORT)
+    messages = (Message("system", "so we add"), Message("user", QUESTION))
+    assert reasoner.pair(QUESTION).prompt_ids == reasoner.chat.encode_prompt(messages) != plain
 
 
 def test_sft_answers_straight_after_the_prompt(runs):

@@ -283,9 +283,8 @@ def _studies(folder: Path) -> Path:
     for name, traces in (("a", 3), ("b", 4)):
         study = open_study(str(folder / name), _terms(name))
         for variant, seed in read_study(study).runs():
-            run = write_run(
-                run_path(study, variant, seed), method=variant, seed=seed, groups=2, traces=traces
-            )
+            path = run_path(study, variant, seed)
+            run = write_run(path, method=variant, seed=seed, groups=2, traces=traces, norm="length")
             (run / "model" / "config.json").write_text("{}")
         write_results(study, [])
     return folder

@@ -9,14 +9,22 @@ import yaml
 from rich.console import Console
 
 from benchmarks.keep_study import SEARCH_METRICS, keep_study
-from nrt.analysis.comparison import Search, Try
 from nrt.cli.compare import compare_study, make_grids, make_study, write_results
-from nrt.config import load_config
+from nrt.config import dump_yaml, load_config
 from nrt.errors import InputError
 from nrt.study import RunOutcome
-from nrt.study.search import FIRST_SEED, check_chosen, parse_grid, search_study, tries_of, with_best
-from nrt.study.study import read_study, run_path
+from nrt.study.search import (
+    FIRST_SEED,
+    check_chosen,
+    parse_grid,
+    read_search,
+    search_study,
+    tries_of,
+    with_chosen,
+)
+from nrt.study.study import open_study, read_study, run_path
 from nrt.trainer import train
+from tests.runs import write_run
 from tests.study.test_compare import recipe  # noqa: F401
 from tests.trainer.conftest import make_config, model_dir, pairs_file  # noqa: F401
 
@@ -52,6 +60,19 @@ def test_a_setting_is_named_once():
         parse_grid(["optimizer.lr=1e-5,3e-5", "optimizer.lr=1e-4,3e-4"])
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed=1,2", "another variant or run"),
+        ("method=sft,rlpr", "another variant or run"),
+        ("optimizer.lr=1e-3,0.001", "has a value twice"),
+    ],
+)
+def test_a_sweep_tries_different_settings_of_training(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_grid([text])
+
+
 @pytest.mark.parametrize("text", ["optimizer.lr", "optimizer.lr=1e-5", "=1,2", "traces=4,,8"])
 def test_a_sweep_names_a_setting_and_values(text):
     with pytest.raises(InputError, match="at least two values"):
@@ -83,12 +104,175 @@ def test_every_variant_gets_equally_many_tries(tmp_path):
         make_grids(study, str(file), ["optimizer.lr=1e-5,3e-5"])
 
 
-def test_the_best_try_is_chosen_and_a_failed_one_never():
-    tries = (Try(("a=1",), 0.2, 1.0), Try(("a=2",), None, 0.5), Try(("a=3",), 0.7, 1.0))
-    search = Search("correct", (FIRST_SEED,), {"sft": tries})
-    assert with_best(study_of("sft"), search).variants == {"sft": ("method=sft", "a=3")}
-    with pytest.raises(InputError, match="search/logs"):
-        Search("correct", (FIRST_SEED,), {"sft": (Try(("a=2",), None, 0.5),)}).best("sft")
+@pytest.fixture
+def searched(tmp_path):
+    """Two methods with three tries each on two seeds; the first sft try is best by correct, the
+    second by logp. No run of the comparison is there.
+    """
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        "steps: 2\nbatch: 1\ntraces: 3\nmodel: m\ndata: {train: t.jsonl, valid: folder/valid.jsonl}\n"
+        "heldout: {checker: exact}\n"
+    )
+    folder = tmp_path / "study"
+    correct = {"sft": (0.5, 0.25, 0.5), "nrt-gm": (0.0, 0.25, 0.75)}
+    tries = make_tries(file, "sft,nrt-gm")
+    open_study(str(folder / "search"), tries)
+    for name, seed in tries.runs():
+        method, i = name.split("--")
+        write_searched_run(folder / "search", tries, name, seed, correct[method][int(i)])
+    return folder, file
+
+
+def make_tries(file, methods):
+    plan = make_study(str(file), [], methods=methods, variants="", seeds=1, baseline="")
+    grid = {"optimizer.lr": ("1e-3", "2e-3", "3e-3")}
+    return search_study(plan, dict.fromkeys(plan.variants, grid), seeds=2)
+
+
+def write_searched_run(folder, study, name, seed, correct):
+    """A finished run whose answers are right in that share of four questions. Its logp is the
+    higher, the lower the last digit of its name.
+    """
+    path = run_path(folder, name, seed)
+    write_run(path, groups=2)
+    recipe, *settings = study.train_arguments(name, seed, folder)  # noqa: F811
+    (path / "config.yaml").write_text(dump_yaml(load_config(recipe, settings)))
+    rows = [
+        {
+            "id": f"v.jsonl:{i}",
+            "source": "a",
+            "question": f"{i}",
+            "reference": "r",
+            "correct": i < 4 * correct,
+            "logp": -float(name[-1]) if name[-1].isdigit() else -1.0,
+        }
+        for i in range(4)
+    ]
+    last = max((path / "heldout").iterdir())
+    last.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def compare_searched(folder, file, **options):
+    arguments = {"methods": "sft,nrt-gm", "seeds": 1, "sweep_seeds": 2} | options
+    comparison = compare_study(
+        Console(file=io.StringIO()),
+        str(file),
+        [],
+        study=str(folder),
+        finished_only=True,
+        **arguments,
+    )
+    assert comparison.search is not None
+    return comparison, comparison.search
+
+
+def choose(folder, file):
+    """Write the study with its choice, and its finished runs."""
+    search = read_search(folder / "search", "correct", {})
+    plan = make_study(str(file), [], methods="sft,nrt-gm", variants="", seeds=1, baseline="")
+    plan = with_chosen(plan, search)
+    open_study(str(folder), plan)
+    for name, seed in plan.runs():
+        write_searched_run(folder, plan, name, seed, 0.5)
+    return search
+
+
+SWEEP = ["optimizer.lr=1e-3,2e-3,3e-3"]
+
+
+def test_the_first_of_the_best_tries_is_chosen(searched):
+    search = choose(*searched)
+    assert search.chosen("sft").settings == ("optimizer.lr=1e-3",)
+    assert search.chosen("nrt-gm").settings == ("optimizer.lr=3e-3",)
+    assert read_study(searched[0]).chosen_by == "correct"
+    assert all(each.minutes > 0 for each in search.tries["sft"])
+
+
+@pytest.mark.parametrize("sweep", [[], SWEEP])
+def test_a_choice_stays_whatever_is_measured(searched, sweep):
+    choose(*searched)
+    comparison, search = compare_searched(*searched, measure="logp", sweep=sweep)
+    assert search.measure == "correct"
+    assert search.chosen("nrt-gm").settings == ("optimizer.lr=3e-3",)
+    assert comparison.measure == "logp"
+    assert "`optimizer.lr=3e-3` **0.750**" in (searched[0] / "compare.md").read_text()
+
+
+def test_a_choice_stays_although_a_failed_try_would_now_be_better(searched):
+    folder, file = searched
+    lost = run_path(folder / "search", "nrt-gm--2", FIRST_SEED)
+    lost.rename(lost.with_name("lost"))
+    search = choose(folder, file)
+    assert search.tries["nrt-gm"][2].score is None
+    assert search.tries["nrt-gm"][2].minutes > 0, "the cost of the runs that are there"
+    assert search.chosen("nrt-gm").settings == ("optimizer.lr=2e-3",)
+    lost.with_name("lost").rename(lost)
+    _, search = compare_searched(folder, file, sweep=SWEEP)
+    assert search.tries["nrt-gm"][2].score == 0.75
+    assert search.chosen("nrt-gm").settings == ("optimizer.lr=2e-3",)
+
+
+def test_a_try_without_a_value_of_some_question_is_not_chosen(searched):
+    folder, file = searched
+    for seed in (FIRST_SEED, FIRST_SEED + 1):
+        rows = max((run_path(folder / "search", "sft--0", seed) / "heldout").iterdir())
+        first, *others = map(json.loads, rows.read_text().splitlines())
+        lines = [first | {"correct": None}, *others]
+        rows.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    assert choose(folder, file).chosen("sft").settings == ("optimizer.lr=3e-3",)
+
+
+def test_without_a_finished_try_nothing_can_be_chosen(searched):
+    folder, _ = searched
+    for i in range(3):
+        run_path(folder / "search", f"sft--{i}", FIRST_SEED).rename(folder / f"lost-{i}")
+    with pytest.raises(InputError, match="no try of sft has correct of all its questions"):
+        read_search(folder / "search", "correct", {})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sweep": SWEEP, "sweep_seeds": 1}, "has 2 seeds; give --sweep-seeds 2"),
+        ({"sweep": ["optimizer.lr=1e-3,2e-3"]}, "has 3 tries of each variant, not 2"),
+        ({"sweep": ["optimizer.lr=1e-3,2e-3,3e-3,4e-3"]}, "has 3 tries of each variant, not 4"),
+        ({"methods": "sft,nrt-gm,rlpr"}, "those of rlpr were not; give --sweep"),
+    ],
+)
+def test_a_search_goes_on_with_equal_terms_only(searched, options, message):
+    choose(*searched)
+    with pytest.raises(InputError, match=message):
+        compare_searched(*searched, **options)
+
+
+def test_settings_are_not_chosen_by_what_sft_does_not_have(searched):
+    folder, file = searched
+    (folder / "search").rename(folder / "other")
+    with pytest.raises(InputError, match="cannot be chosen by correct_null, since sft has no"):
+        compare_study(
+            Console(file=io.StringIO()), str(file), [], study=str(folder),
+            methods="sft,nrt-gm", measure="correct_null", sweep=SWEEP,
+        )  # fmt: skip
+
+
+def test_a_later_method_is_searched_for_alone_and_the_others_stay_in_the_table(searched):
+    folder, file = searched
+    choose(folder, file)
+    tries = make_tries(file, "sft,rlpr")
+    for name, seed in tries.runs():
+        if name.startswith("rlpr"):
+            write_searched_run(folder / "search", tries, name, seed, 0.5)
+    comparison, search = compare_searched(folder, file, methods="sft,rlpr", sweep=SWEEP)
+    assert set(search.tries) == {"sft", "nrt-gm", "rlpr"}
+    assert "rlpr" not in read_study(folder).variants, "no run of it is finished"
+    assert {row.variant for row in comparison.rows} == {"sft", "nrt-gm"}
+
+
+def test_finished_runs_only_do_not_enlarge_a_study(searched):
+    choose(*searched)
+    compare_searched(*searched, seeds=3)
+    assert read_study(searched[0]).seeds == 1
 
 
 def test_a_search_and_the_comparison_after_it(recipe, tmp_path, monkeypatch):  # noqa: F811
@@ -134,7 +318,7 @@ def test_a_search_and_the_comparison_after_it(recipe, tmp_path, monkeypatch):  #
     assert [each["score"] for each in saved["tries"]["sft"]] == [gentle.score, wild.score]
     markdown = (folder / "compare.md").read_text()
     assert "2 tries for each, on seed 1000" in markdown
-    assert "`optimizer.lr=1e-3`" in markdown
+    assert "`optimizer.lr=1e-3` **" in markdown
     (folder / "accuracy.png").unlink()
     monkeypatch.setattr("nrt.cli.compare.has_matplotlib", lambda: False)
     assert run().rows == comparison.rows, "nothing is left to do"
@@ -148,6 +332,7 @@ def test_a_search_and_the_comparison_after_it(recipe, tmp_path, monkeypatch):  #
     assert "0 of 2 runs to do" in out.getvalue()
     assert "0 of 1 runs to do" in out.getvalue()
     assert kept.rows[0].by_seed == pytest.approx(comparison.rows[0].by_seed, rel=1e-3)
+    assert kept.search is not None
     assert kept.search.tries["sft"][0].score == pytest.approx(gentle.score, rel=1e-3)
     assert kept.search.tries["sft"][0].minutes == pytest.approx(gentle.minutes, rel=1e-2)
     failed = RunOutcome("sft--1", FIRST_SEED, status=1, seconds=0.0, error="why")

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from nrt.analysis.stats import DIFFERENCE, SHARE, Interval, bootstrap
 from nrt.errors import InputError
-from nrt.run import Record, Run, explain_unreadable_files
+from nrt.run import Record, Run, document_id, explain_unreadable_files
 
 Question = tuple[str, str, str]
 """Id, text and reference: seeds may have different files of one name, whose ids agree."""
@@ -46,8 +46,9 @@ class Try:
     """Settings that a search tried for a variant."""
 
     settings: tuple[str, ...]
-    score: float | None  # mean of the measure over seeds and families; None: a run failed
+    score: float | None  # mean of the measure over seeds and families; None: a run is missing
     minutes: float  # of its runs' steps
+    chosen: bool = False  # its settings are the variant's in the comparison
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,9 @@ class Search:
     seeds: tuple[int, ...]
     tries: dict[str, tuple[Try, ...]]  # variant → the same number each
 
-    def best(self, variant: str) -> Try:
-        """Return the try with the highest score, of several the first.
-
-        Raises InputError if no try of the variant was finished.
-        """
-        tries = [each for each in self.tries[variant] if each.score is not None]
-        if not tries:
-            raise InputError(f"no try of {variant} was finished; see the logs in search/logs")
-        return max(tries, key=lambda each: each.score or 0.0)
+    def chosen(self, variant: str) -> Try:
+        """Return the try that was chosen: the first of those with the highest score."""
+        return next(each for each in self.tries[variant] if each.chosen)
 
 
 @dataclass(frozen=True)
@@ -187,22 +182,26 @@ def _escape(name: str) -> str:
 
 
 def _search_table(search: Search) -> str:
-    """Return a table with the chosen settings of each variant, all scores and the cost."""
+    """Return a table with the settings and scores of all tries and the cost of each variant."""
     seeds = ", ".join(map(str, search.seeds))
     number = len(next(iter(search.tries.values())))
     text = (
-        f"{number} tries for each, on seed {seeds}, which the tables above do not use. "
-        f"The best by {search.measure} is in the tables.\n\n"
-        "| | chosen | its score | scores of all tries | minutes of training |\n"
-        "|---|---|---|---|---|\n"
+        f"{number} tries for each, on seed {seeds}, which the tables above do not use. The tables "
+        f"have the try with the highest {search.measure}, in bold; of equal ones the first. A try "
+        "without a score failed, or is not finished.\n\n"
+        f"| |{' |' * number} minutes of training |\n|---|{'---|' * number}---|\n"
     )
     for variant, tries in search.tries.items():
-        best = search.best(variant)
-        scores = " ".join("failed" if t.score is None else f"{t.score:.3f}" for t in tries)
         minutes = sum(each.minutes for each in tries)
-        chosen = " ".join(f"`{setting}`" for setting in best.settings)
-        text += f"| `{variant}` | {chosen} | {best.score:.3f} | {scores} | {minutes:.1f} |\n"
+        cells = [f"`{_escape(variant)}`", *map(_try_cell, tries), f"{minutes:.1f}"]
+        text += f"| {' | '.join(cells)} |\n"
     return text
+
+
+def _try_cell(each: Try) -> str:
+    settings = _escape(" ".join(each.settings))
+    score = "–" if each.score is None else f"{each.score:.3f}"
+    return f"`{settings}` **{score}**" if each.chosen else f"`{settings}` {score}"
 
 
 def judges_answers(measure: str) -> bool:
@@ -213,13 +212,19 @@ def judges_answers(measure: str) -> bool:
 def values_by_family(records: Sequence[Record], measure: str) -> FamilyValues:
     """Return a measure of held-out records by source and question.
 
-    Records without a value are left out.
+    Rows of one document, or with one reference each of the same question, give their mean. Records
+    without a value are left out.
     """
-    families: FamilyValues = {}
+    values: dict[tuple[str, str], list[float]] = {}  # by family and document
+    names: dict[tuple[str, str], Question] = {}
     for record in records:
         if record.get(measure) is not None:
-            family = str(record.get("source") or "all")
-            families.setdefault(family, {})[_question(record)] = float(record[measure])
+            key = (str(record.get("source") or "all"), document_id(str(record["id"])))
+            names.setdefault(key, (key[1], *_question(record)[1:]))
+            values.setdefault(key, []).append(float(record[measure]))
+    families: FamilyValues = {}
+    for key, each in values.items():
+        families.setdefault(key[0], {})[names[key]] = fmean(each)
     return families
 
 
@@ -289,17 +294,12 @@ def _interval(
     """Return the mean over seeds, families and questions, or None without values."""
     if not by_seed or not all(values for families in by_seed for values in families):
         return None
-    first = by_seed[0]
-    same_questions = all(
-        values.keys() == expected.keys()
-        for families in by_seed
-        for values, expected in zip(families, first, strict=True)
-    )
+    questions = [[sorted(values) for values in families] for families in by_seed]
     ordered = [
-        [[values[question] for question in sorted(values)] for values in families]
-        for families in by_seed
+        [[values[name] for name in names] for values, names in zip(*pair, strict=True)]
+        for pair in zip(by_seed, questions, strict=True)
     ]
-    return bootstrap(ordered, same_questions=same_questions, bounds=bounds)
+    return bootstrap(ordered, questions=questions, bounds=bounds)
 
 
 def _seed_values(row: ComparisonRow, seeds: Sequence[int]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 
 import numpy as np
@@ -37,6 +38,9 @@ def wilson(successes: int, n: int) -> Interval:
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
+BLOCK = 10_000_000
+"""Counts of drawn questions that are in memory at once."""
+
 SHARE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)
 """Bounds of values that are 1 or 0, and of the differences of two such values."""
 
@@ -44,7 +48,7 @@ SHARE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)
 def bootstrap(
     values: Sequence[Sequence[Sequence[float]]],
     *,
-    same_questions: bool = False,
+    questions: Sequence[Sequence[Sequence[Hashable]]] | None = None,
     bounds: tuple[float, float] | None = None,
     resamples: int = 2000,
     seed: int = 0,
@@ -56,16 +60,15 @@ def bootstrap(
     95 % of the resampled means (percentiles). With one seed only the questions vary, and the
     interval says nothing about seeds.
 
-    Questions that all seeds share are drawn once for all seeds of a resample: that a question is
-    hard then counts once, not once for each seed (Owen, Annals of Applied Statistics 1, 2007).
-    Other questions are drawn again for each seed (Davison and Hinkley, Bootstrap Methods and Their
-    Application, §3.8).
+    A question that several seeds share is drawn for all of them at once: that it is hard then
+    counts once, not once for each seed (Owen, Annals of Applied Statistics 1, 2007).
 
     If a family's values are all equal, its resampled means are too. With `bounds`, if this is so in
     each family, the interval gets the width of Wilson's for as many questions as a seed has.
 
     Args:
-        same_questions: position i of a family is the same question under every seed.
+        questions: names of the questions, in the form of `values`; a name is one question, whatever
+            the seed. Default: no seed shares a question with another.
         bounds: SHARE or DIFFERENCE, if the values are such.
 
     >>> str(bootstrap([[[1.0] * 32], [[1.0] * 32]], bounds=SHARE))
@@ -77,41 +80,45 @@ def bootstrap(
     half = _wilson_half_width(values) if bounds else None
     if bounds and half is not None:
         return Interval(mean, max(bounds[0], mean - half), min(bounds[1], mean + half))
-    if same_questions:
-        means = _means_of_shared_questions(values, drawn_seeds, rng)
-    else:
-        means = _means_of_own_questions(values, drawn_seeds, rng)
+    family_means = []
+    for f in range(len(values[0])):
+        of_family = [families[f] for families in values]
+        if questions is None:
+            names = [[(seed, i) for i in range(len(own))] for seed, own in enumerate(of_family)]
+        else:
+            names = [families[f] for families in questions]
+        family_means.append(_resampled_means(of_family, names, resamples, rng))
+    means = np.take_along_axis(np.mean(family_means, axis=0), drawn_seeds, axis=1)
     low, high = np.percentile(means.mean(-1), [2.5, 97.5])
     return Interval(mean, float(low), float(high))
 
 
-def _means_of_shared_questions(
-    values: Sequence[Sequence[Sequence[float]]], drawn_seeds: np.ndarray, rng: np.random.Generator
+def _resampled_means(
+    values: Sequence[Sequence[float]],
+    names: Sequence[Sequence[Hashable]],
+    resamples: int,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """Return the mean of each drawn seed [resamples, seeds], over questions drawn once each."""
-    family_means = []
-    for family in zip(*values, strict=True):
-        values_SQ = np.asarray(family, dtype=float)
-        n = values_SQ.shape[1]
-        counts_RQ = rng.multinomial(n, np.full(n, 1 / n), size=len(drawn_seeds))
-        family_means.append(counts_RQ @ values_SQ.T / n)
-    return np.take_along_axis(np.mean(family_means, axis=0), drawn_seeds, axis=1)
+    """Return the mean of each seed [resamples, seeds] over questions drawn from those of all seeds.
 
-
-def _means_of_own_questions(
-    values: Sequence[Sequence[Sequence[float]]], drawn_seeds: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Return the mean of each drawn seed [resamples, seeds], over questions drawn for it."""
-    means = np.empty(drawn_seeds.shape)
-    for seed_index, families in enumerate(values):
-        is_drawn = drawn_seeds == seed_index
-        draws = int(is_drawn.sum())
-        family_means = []
-        for family in families:
-            questions = np.asarray(family, dtype=float)
-            drawn_questions = rng.integers(len(questions), size=(draws, len(questions)))
-            family_means.append(questions[drawn_questions].mean(-1))
-        means[is_drawn] = np.mean(family_means, axis=0)
+    A seed none of whose questions is drawn keeps its mean.
+    """
+    columns = {name: q for q, name in enumerate(dict.fromkeys(chain.from_iterable(names)))}
+    values_SQ, has_SQ = np.zeros((2, len(values), len(columns)))
+    for seed, (of_seed, names_of_seed) in enumerate(zip(values, names, strict=True)):
+        positions = [columns[name] for name in names_of_seed]
+        values_SQ[seed, positions] = of_seed
+        has_SQ[seed, positions] = 1.0
+    means = np.empty((resamples, len(values)))
+    block = max(1, BLOCK // len(columns))
+    for start in range(0, resamples, block):
+        rows = slice(start, min(start + block, resamples))
+        share = np.full(len(columns), 1 / len(columns))
+        counts_RQ = rng.multinomial(len(columns), share, size=rows.stop - start)
+        drawn_RS = counts_RQ @ has_SQ.T
+        sums_RS = counts_RQ @ values_SQ.T
+        own_S = values_SQ.sum(1) / has_SQ.sum(1)
+        means[rows] = np.where(drawn_RS > 0, sums_RS / np.maximum(drawn_RS, 1.0), own_S)
     return means
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,11 +34,22 @@ from nrt.lab.settings import prepare
 from nrt.run import Run, explain_unreadable_files, run_folder
 from nrt.study import RunOutcome, Study, open_study, run_study
 from nrt.study.runs import is_finished
-from nrt.study.search import Grid, check_chosen, parse_grid, read_search, search_study, with_best
+from nrt.study.search import (
+    Grid,
+    check_chosen,
+    check_same_tries,
+    parse_grid,
+    read_search,
+    search_study,
+    with_chosen,
+)
 from nrt.study.study import read_study, read_variants, run_path
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.system.files import write_file
 from nrt.trainer.heldout import MEASURES
+
+MEASURES_OF_SFT = frozenset({"correct", "logp"})
+"""Measures that held-out records without a trace have."""
 
 
 def compare_study(
@@ -68,11 +80,21 @@ def compare_study(
     plan = make_study(
         recipe, settings, methods=methods, variants=variants, seeds=seeds, baseline=baseline
     )
+    name = study or default_study(recipe)
+    folder = run_folder(name).absolute()
+    existing = read_study(folder) if (folder / "study.yaml").is_file() else None
     grids = make_grids(plan, variants, sweep)
     tries = search_study(plan, grids, sweep_seeds) if grids else None
-    name = study or default_study(recipe)
+    if tries and (folder / "search" / "study.yaml").is_file():
+        check_same_tries(read_study(folder / "search"), tries)
+    if tries and existing:
+        check_chosen(existing, plan, grids)
+    if tries and not existing and finished_only:
+        raise InputError("no settings are chosen yet; leave out --finished-only")
     makes_data = recipe in RECIPES and not any(text.startswith("data.train=") for text in settings)
-    _check_measurable(plan, run_folder(name), measure, makes_data=makes_data)
+    chosen_by = existing.chosen_by if existing else None
+    searches = bool(tries) and not chosen_by
+    _check_measurable(plan, folder, measure, makes_data=makes_data, searches=searches)
 
     def own_settings(seed: int) -> list[str]:
         if recipe not in RECIPES:
@@ -86,18 +108,19 @@ def compare_study(
     run = partial(
         run_study, jobs=jobs, report=report, prepare=own_settings, start=not finished_only
     )
-    with explain_disk_errors(run_folder(name), "run the same command again"):
-        search, failed_tries = None, []
+    with explain_disk_errors(folder, "run the same command again"):
+        failed_tries = []
         if tries:
-            if (run_folder(name) / "study.yaml").is_file():
-                check_chosen(read_study(run_folder(name)), plan, grids)
-            elif finished_only:
-                raise InputError("no settings are chosen yet; leave out --finished-only")
-            searched = open_study(str(run_folder(name).absolute() / "search"), tries)
+            searched = open_study(str(folder / "search"), tries)
             failed_tries = [outcome for outcome in run(searched) if outcome.status]
-            search = read_search(searched, plan, grids, sweep_seeds, measure)
-            plan = with_best(plan, search)
-        folder = open_study(name, plan)
+        search = None
+        if tries or chosen_by:
+            chosen = existing.variants if existing else {}
+            search = read_search(folder / "search", chosen_by or measure, chosen)
+            plan = with_chosen(plan, search)
+        if finished_only and existing:
+            plan = _with_finished_only(plan, existing, folder)
+        open_study(str(folder), plan)
         failed = [outcome for outcome in run(folder) if outcome.status]
         comparison = write_results(
             folder, failed, measure=measure, search=search, failed_tries=failed_tries
@@ -108,6 +131,15 @@ def compare_study(
         files += ", accuracy.png, dynamics.png, confidence.png"
     console.print(f"written to {folder}: {files}", soft_wrap=True)
     return comparison
+
+
+def _with_finished_only(plan: Study, existing: Study, folder: Path) -> Study:
+    """Return the plan without variants and seeds that would add only unfinished runs to a study."""
+    done = [run for run in plan.runs() if is_finished(run_path(folder, *run))]
+    seeds = max([existing.seeds, *(seed + 1 for _, seed in done)])
+    known = {*existing.variants, *(variant for variant, _ in done)}
+    variants = {name: own for name, own in plan.variants.items() if name in known}
+    return replace(plan, seeds=seeds, variants=variants)
 
 
 def default_study(recipe: str) -> str:
@@ -149,17 +181,25 @@ def make_grids(study: Study, variants: str, sweep: Sequence[str]) -> dict[str, G
     return {variant: {**grid, **own.get(variant, {})} for variant in study.variants}
 
 
-def _check_measurable(study: Study, folder: Path, measure: str, *, makes_data: bool) -> None:
+def _check_measurable(
+    study: Study, folder: Path, measure: str, *, makes_data: bool, searches: bool
+) -> None:
     """Raise InputError if no run of the study would have held-out records with the measure.
 
     Args:
         makes_data: the recipe's own data will be made, with held-out questions and a checker.
+        searches: settings of every variant are chosen by the measure.
     """
     if measure not in MEASURES:
         raise unknown_name("measure", measure, MEASURES)
     for variant in study.variants:
         recipe, *settings = study.train_arguments(variant, 0, folder)
         config = load_config(recipe, settings)
+        if searches and config.method == "sft" and measure not in MEASURES_OF_SFT:
+            raise InputError(
+                f"settings of {variant} cannot be chosen by {measure}, since sft has no traces; "
+                "choose by correct or logp, and give --measure again without --sweep afterwards"
+            )
         if measure.endswith("_swapped") and not config.heldout.swapped:
             raise InputError(f"--measure {measure} needs heldout.swapped=true")
         if makes_data:

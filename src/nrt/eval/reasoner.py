@@ -80,13 +80,14 @@ class Reasoner:
     thinks: bool
     context: int  # maximum tokens of prompt, trace and answer together
     model: Any = None  # the transformers module; None with the vLLM backend
+    system: str | None = None  # system message before a question, as in the run's training
 
     def pair(self, question: str, answer: str = "") -> Pair:
-        """Return the question as the user's only turn.
+        """Return the question as the user's only turn, after the system message if there is one.
 
         `answer_ids` ends with the token that ends the turn.
         """
-        return _pair(self.chat, question, answer)
+        return _pair(self.chat, question, answer, self.system)
 
     def row(self, pair: Pair, trace: Trace | None) -> Row:
         """Return the row `x START z END y*`, or `x y*` without a trace."""
@@ -158,6 +159,11 @@ class ModelSource:
     markers: MarkersConfig
     thinks: bool
     config: Config | None = None  # of the run that trained it
+
+    @property
+    def system(self) -> str | None:
+        """The system message that its run trained with, if any."""
+        return self.config.data.system if self.config else None
 
 
 def find_model(name: str) -> ModelSource:
@@ -240,7 +246,9 @@ def _open_hf(
 
     generator = _generator(chat, HFSampler(model, pad_id, max_rows, share), caps)
     context = position_limit(model.config) or 1 << 30
-    return Reasoner(source.name, chat, generator, score, source.thinks, context, model)
+    return Reasoner(
+        source.name, chat, generator, score, source.thinks, context, model, source.system
+    )
 
 
 def _open_vllm(
@@ -257,11 +265,15 @@ def _open_vllm(
         return [torch.tensor(logps) for logps in sampler.score(rows)]
 
     generator = _generator(chat, sampler, caps)
-    return Reasoner(source.name, chat, generator, score, source.thinks, sampler.context)
+    return Reasoner(
+        source.name, chat, generator, score, source.thinks, sampler.context, system=source.system
+    )
 
 
-def _pair(chat: Chat, question: str, answer: str) -> Pair:
+def _pair(chat: Chat, question: str, answer: str, system: str | None = None) -> Pair:
     messages = (Message("user", question),)
+    if system:
+        messages = (Message("system", system), *messages)
     example = Example("", messages, answer)
     return Pair(example, chat.encode_prompt(messages), chat.encode_answer(answer))
 

@@ -1,7 +1,9 @@
 """Search for the settings of a study's variants: equally many tries for each, on its own seeds.
 
 The search is a study in the folder `search` of the study that it is for. Its variants are the
-tries, named `<variant>--<i>`, so a search that was killed is resumed like any study.
+tries, named `<variant>--<i>`, so a search that was killed is resumed like any study. The study's
+study.yaml holds the settings that were chosen, and by which measure (`chosen_by`). A choice stays,
+whatever is measured or tried later.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ from statistics import fmean
 from nrt.analysis.comparison import Search, Try, values_by_family
 from nrt.errors import InputError
 from nrt.run import Run
-from nrt.study.runs import is_finished
-from nrt.study.study import MAX_SEEDS, Study, run_path
+from nrt.study.study import MAX_SEEDS, Study, read_study, run_path
 
 FIRST_SEED = MAX_SEEDS
 """Seed of the first run of each try. No comparison has it."""
+
+OF_A_RUN = frozenset({"method", "seed", "run", "resume"})
+"""Settings that tell variants and runs apart."""
 
 Grid = Mapping[str, Sequence[str]]
 """Setting → values to try. A grid with several settings has all combinations."""
@@ -34,16 +38,30 @@ def parse_grid(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
     grid: dict[str, tuple[str, ...]] = {}
     for text in texts:
         key, _, values = text.partition("=")
-        tried = tuple(value.strip() for value in values.split(","))
+        key, tried = key.strip(), tuple(value.strip() for value in values.split(","))
         if not key or len(tried) < 2 or not all(tried):
             raise InputError(
                 f"--sweep {text!r:.200}: give a setting and at least two values, such as "
                 "optimizer.lr=1e-5,3e-5"
             )
-        if key.strip() in grid:
-            raise InputError(f"--sweep names {key.strip()} twice; give all its values at once")
-        grid[key.strip()] = tried
+        if key in grid:
+            raise InputError(f"--sweep names {key} twice; give all its values at once")
+        if key in OF_A_RUN:
+            raise InputError(
+                f"--sweep {key} would make a try another variant or run; give settings of training"
+            )
+        if len(set(map(_number, tried))) < len(tried):
+            raise InputError(f"--sweep {text!r:.200} has a value twice; give each once")
+        grid[key] = tried
     return grid
+
+
+def _number(value: str) -> float | str:
+    """Return the value as a number if it is one: 1e-3 and 0.001 are the same try."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def search_study(study: Study, grids: Mapping[str, Grid], seeds: int) -> Study:
@@ -76,24 +94,64 @@ def search_study(study: Study, grids: Mapping[str, Grid], seeds: int) -> Study:
     )
 
 
-def read_search(
-    folder: Path, study: Study, grids: Mapping[str, Grid], seeds: int, measure: str
-) -> Search:
+def check_same_tries(existing: Study, search: Study) -> None:
+    """Raise InputError unless a search that goes on has as many tries and seeds as before.
+
+    Its variants may be others than those that were searched for.
+    """
+    if existing.seeds != search.seeds:
+        raise InputError(
+            f"the search has {existing.seeds} seeds; give --sweep-seeds {existing.seeds}, or "
+            "another --study name"
+        )
+    before, now = ({*map(len, _tries_by_variant(each).values())} for each in (existing, search))
+    if before != now:
+        raise InputError(
+            f"the search has {', '.join(map(str, before))} tries of each variant, not "
+            f"{', '.join(map(str, now))}; give the same number, or another --study name"
+        )
+
+
+def read_search(folder: Path, measure: str, chosen: Mapping[str, Sequence[str]]) -> Search:
     """Return the results of the search in a folder.
 
     Args:
-        study: the study that the search is for.
         measure: field of the held-out records; the higher, the better.
+        chosen: variant → all of its settings, where they are chosen already.
+
+    Raises InputError if a variant that is not in `chosen` has no finished try.
     """
-    numbers = tuple(range(FIRST_SEED, FIRST_SEED + seeds))
+    search = read_study(folder)
+    seeds = tuple(range(search.first_seed, search.first_seed + search.seeds))
     tries: dict[str, tuple[Try, ...]] = {}
-    for variant in study.variants:
+    for variant, settings_of_tries in _tries_by_variant(search).items():
+        common = set.intersection(*map(set, settings_of_tries))
         results = []
-        for i, settings in enumerate(tries_of(grids[variant])):
-            runs = [run_path(folder, _name(variant, i), seed) for seed in numbers]
-            results.append(_result(settings, runs, measure))
+        for i, settings in enumerate(settings_of_tries):
+            runs = [run_path(folder, _name(variant, i), seed) for seed in seeds]
+            own = tuple(text for text in settings if text not in common)
+            is_chosen = tuple(chosen.get(variant, ())) == settings
+            results.append(_result(own, runs, measure, chosen=is_chosen))
+        if variant not in chosen:
+            finished = [each for each in results if each.score is not None]
+            if not finished:
+                raise InputError(
+                    f"no try of {variant} has {measure} of all its questions; see the logs in "
+                    "search/logs"
+                )
+            # max takes the first of equal ones
+            best = results.index(max(finished, key=lambda each: each.score or 0.0))
+            results[best] = replace(results[best], chosen=True)
         tries[variant] = tuple(results)
-    return Search(measure, numbers, tries)
+    return Search(measure, seeds, tries)
+
+
+def _tries_by_variant(search: Study) -> dict[str, list[tuple[str, ...]]]:
+    """Return variant → the settings of each of its tries."""
+    tries: dict[str, list[tuple[str, ...]]] = {}
+    for name, settings in search.variants.items():
+        tries.setdefault(name.rpartition("--")[0], []).append(tuple(settings))
+    return tries
 
 
 def check_chosen(existing: Study, study: Study, grids: Mapping[str, Grid]) -> None:
@@ -110,12 +168,17 @@ def check_chosen(existing: Study, study: Study, grids: Mapping[str, Grid]) -> No
             )
 
 
-def with_best(study: Study, search: Search) -> Study:
-    """Return the study with the best settings of each variant."""
+def with_chosen(study: Study, search: Search) -> Study:
+    """Return the study with the chosen settings of each variant."""
     variants = {}
     for variant, settings in study.variants.items():
-        variants[variant] = (*settings, *search.best(variant).settings)
-    return replace(study, variants=variants)
+        if variant not in search.tries:
+            raise InputError(
+                f"the study's settings were searched for, and those of {variant} were not; give "
+                "--sweep and --sweep-seeds as before to add it"
+            )
+        variants[variant] = (*settings, *search.chosen(variant).settings)
+    return replace(study, variants=variants, chosen_by=search.measure)
 
 
 def tries_of(grid: Grid) -> list[tuple[str, ...]]:
@@ -128,18 +191,18 @@ def _name(variant: str, i: int) -> str:
     return f"{variant}--{i}"
 
 
-def _result(settings: tuple[str, ...], runs: Sequence[Path], measure: str) -> Try:
+def _result(settings: tuple[str, ...], paths: Sequence[Path], measure: str, *, chosen: bool) -> Try:
+    """Return a try. It has a score if all its runs are finished and all questions have the
+    measure: the mean of the questions that a diverged run can still answer says nothing.
+    """
     scores, seconds = [], 0.0
-    for path in runs:
-        if not is_finished(path):
-            return Try(settings, None, seconds / 60)
+    for path in paths:
+        if not (path / "config.yaml").is_file():
+            continue
         run = Run(path)
-        families = values_by_family(run.heldout(), measure)
-        if not families:
-            raise InputError(
-                f"no held-out record of {path} has {measure!r}; set data.valid and "
-                "heldout.checker, or choose another --measure"
-            )
-        scores.append(fmean(fmean(values.values()) for values in families.values()))
         seconds += sum(row.get("time/step", 0.0) for row in run.metrics())
-    return Try(settings, fmean(scores), seconds / 60)
+        if run.is_finished and all(row.get(measure) is not None for row in run.heldout()):
+            families = values_by_family(run.heldout(), measure).values()
+            scores.append(fmean(fmean(values.values()) for values in families))
+    score = fmean(scores) if len(scores) == len(paths) else None
+    return Try(settings, score, seconds / 60, chosen)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -17,10 +17,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from nrt.backends.verl.bridge import check_supported, rollout_name
 from nrt.backends.verl.requirements import check_installed
 from nrt.config import (
-    build_config,
+    Config,
+    flat_settings,
     load_config,
     packaged_recipes,
-    parse_overrides,
     parse_plain_yaml,
     read_yaml_file,
 )
@@ -47,6 +47,8 @@ class Study:
     seeds: Annotated[int, Field(strict=True)]  # number of runs of each variant
     baseline: str
     first_seed: Annotated[int, Field(strict=True, ge=0)] = 0  # of `seeds` successive ones
+    # measure by which a search chose the variants' own settings; None: there was no search
+    chosen_by: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.seeds <= MAX_SEEDS:
@@ -100,23 +102,38 @@ class Study:
     def check_existing_runs(self, folder: Path) -> None:
         """Raise InputError if a run in the folder has other settings than the study gives it.
 
-        Such a run is another variant's, another seed's or another study's.
+        Such a run is another variant's, another seed's or another study's, or the recipe has been
+        edited since.
         """
         for variant, seed in self.runs():
             run = run_path(folder, variant, seed)
             if not (run / "config.yaml").is_file():
                 continue
-            config = Run(run).config
-            overrides = parse_overrides([*self.settings, *self.variants[variant], f"seed={seed}"])
-            study_config = build_config(config.model_dump(mode="json"), overrides)
-            expected = study_config.model_dump(exclude=FREE_ON_RESUME - {"steps"})
-            for key, value in config.model_dump(include=set(expected)).items():
-                if value != expected[key]:
+            recipe, *settings = self.train_arguments(variant, seed, folder)
+            of_study, of_run = map(
+                _settings_of_runs, (load_config(recipe, settings), Run(run).config)
+            )
+            for key in _prepared(of_study):
+                del of_run[key]
+            for key, value in of_run.items():
+                if value != of_study.get(key):
                     raise InputError(
-                        f"{run} was trained with {key}={getattr(config, key)!r:.100}, which is "
-                        f"not the study's for {variant}, seed {seed}; move the folder away, and "
-                        "the same command trains the run again"
+                        f"{run} was trained with {key}={value!r:.100}, which is not the study's "
+                        f"for {variant}, seed {seed} ({of_study.get(key)!r:.100}); if the recipe "
+                        "was edited, restore it; else move the folder away, and the same command "
+                        "trains the run again"
                     )
+
+
+def _settings_of_runs(config: Config) -> dict[str, Any]:
+    """Return the settings, by their full names, that runs of a variant and seed have in common."""
+    return flat_settings(config.model_dump(exclude=FREE_ON_RESUME - {"steps"}))
+
+
+def _prepared(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the settings that `Prepare` adds for recipes that bring their model or data."""
+    model = () if settings["model"] else ("model",)
+    return model if settings["data.train"] else (*model, "data.train", "data.valid", "heldout.rows")
 
 
 _STUDY = TypeAdapter(Study)
@@ -149,7 +166,7 @@ def open_study(name: str, study: Study) -> Path:
 
 def _extend(folder: Path, existing: Study, study: Study) -> Study:
     """Return the existing study with the variants and seeds of `study` added."""
-    for key in ("recipe", "settings", "baseline", "first_seed"):
+    for key in ("recipe", "settings", "baseline", "first_seed", "chosen_by"):
         old, new = getattr(existing, key), getattr(study, key)
         if key == "settings" and set(old) != set(new):
             there = " ".join(text for text in old if text not in new) or "nothing"

@@ -18,7 +18,7 @@ from nrt.analysis.report.data import build_report
 from nrt.analysis.report.groups import TraceIndex
 from nrt.analysis.report.page import render_page
 from nrt.errors import NrtError
-from nrt.run import run_folder
+from nrt.run import Run, run_folder
 from nrt.system.network import Handler, Server, is_loopback, read_token
 
 HOST = "127.0.0.1"
@@ -76,12 +76,14 @@ class LivePage:
         self._indexes: defaultdict[Path, TraceIndex] = defaultdict(TraceIndex)
 
     def version(self) -> str:
-        """Return a hash that changes when a file that the report reads changes."""
-        state = []
+        """Return a hash that changes with the files that the report reads and the runs' states."""
+        state: list[tuple[object, ...]] = []
         for name in self.names:
             folder = run_folder(name)
             files = [folder / entry for entry in READ_BY_REPORT]
             state += [(str(file), *_size_and_mtime(file)) for file in files]
+            # A killed process leaves its files as they are.
+            state.append((str(folder), Run(folder).state))
         return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
     def html(self) -> str:

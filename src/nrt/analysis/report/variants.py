@@ -38,16 +38,23 @@ class ConfidenceByEntropy:
 
 
 def group_by_variant(runs: Sequence[LoadedRun]) -> Variants:
-    """Return the runs by method and seed.
+    """Return the runs by variant and seed.
 
-    If two runs share both, every run is a variant under its own name.
+    Methods are the variants, if no two runs share method and seed; else what a study's run folders
+    are named after, `<variant>-seed<k>`; else every run is a variant under its own name.
     """
-    counts = Counter((run.method, run.seed) for run in runs)
+    for name_of in (lambda run: run.method, _study_variant, lambda run: run.name):
+        counts = Counter((name_of(run), run.seed) for run in runs)
+        if max(counts.values()) == 1:
+            break
     variants: Variants = {}
     for run in runs:
-        name = run.method if max(counts.values()) == 1 else run.name
-        variants.setdefault(name, {})[run.seed] = run
+        variants.setdefault(name_of(run), {})[run.seed] = run
     return variants
+
+
+def _study_variant(run: LoadedRun) -> str:
+    return Path(run.name).name.removesuffix(f"-seed{run.seed}")
 
 
 def compare_variants(variants: Variants) -> tuple[VariantComparison | None, str]:
