@@ -1,10 +1,12 @@
 """Advantages under rounding and underflow."""
 
+import math
+
 import pytest
 import torch
 
 from nrt.objective import METHODS, NOISE, REWARDS, group_advantage, group_credit
-from nrt.objective.rewards import relative_rewards
+from nrt.objective.rewards import group_rewards, relative_rewards
 
 
 def test_products_of_long_answers_keep_their_order_and_ratios():
@@ -47,28 +49,71 @@ def test_relative_rewards_change_nothing_for_short_answers():
 def test_only_products_become_relative():
     logp_KT, base_T = torch.tensor([[-3.0, -4.0]]), torch.tensor([-2.0, -2.0])
     for name, reward in REWARDS.items():
-        R_K, R_base = relative_rewards(reward, logp_KT, base_T, base_T)
+        relative = relative_rewards(reward, logp_KT, base_T, base_T, 0.0)
         if name == "prob":
-            assert (R_K.item(), R_base.item()) == (
-                pytest.approx(torch.exp(torch.tensor(-3.0)).item()),
-                1.0,
-            )
+            assert relative.reward_K.item() == pytest.approx(math.exp(-3.0))
+            assert relative.base.item() == 1.0
         else:
-            assert (R_K.item(), R_base.item()) == (
-                reward(logp_KT, base_T).item(),
-                reward(base_T[None], base_T).item(),
-            )
+            assert relative.reward_K.item() == reward(logp_KT, base_T).item()
+            assert relative.base.item() == reward(base_T[None], base_T).item()
 
 
-@pytest.mark.parametrize(("dtype", "gap"), [("float32", 4e-6), ("bfloat16", 4e-3)])
-def test_rewards_that_differ_by_rounding_make_no_advantages(dtype, gap):
-    """Two traces equal R_base up to rounding, and six are below it.
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        ("log-prob", 0.01 * 2),
+        ("mean-log-prob", 0.01 / 2),
+        ("prob", 0.01 * 2 * math.exp(-2)),
+        ("geometric-mean", 0.01 / 2 * math.exp(-0.5)),
+        ("arithmetic-mean", 0.01 / 2 * math.exp(-0.5)),
+    ],
+)
+def test_rounding_of_four_equal_tokens_by_hand(reward, expected):
+    """Four tokens of −.5 nats with independent errors of .01 nats: .01 · ‖∂R/∂log c‖."""
+    logp_KT, base_T = torch.full((1, 4), -0.5), torch.full((4,), -1.0)
+    rewards = group_rewards(REWARDS[reward], logp_KT, base_T, base_T, 0.01)
+    assert rewards.rounding_K.item() == pytest.approx(expected)
 
-    In exact arithmetic R' = 0 for all, so A = 0.
-    """
-    R_K = torch.tensor([0.2 * (1 + gap), 0.2 * (1 - gap), *[0.1] * 6]).double()
-    noise = NOISE[dtype]
-    assert group_advantage(R_K, 0.2, noise=noise).tolist() == [0.0] * 8
-    if dtype == "bfloat16":
-        # With a smaller tolerance, the std turns rounding into advantages.
-        assert group_advantage(R_K, 0.2, noise=NOISE["float32"])[0] > 2
+
+def test_rounding_is_the_spread_of_rewards_under_noise():
+    """For each reward, against rewards of log-probabilities with errors of 1e-4 nats."""
+    generator = torch.Generator().manual_seed(0)
+    logp_T = -torch.rand(50, generator=generator, dtype=torch.float64) * 3
+    base_T = logp_T - 0.1
+    noisy = logp_T + 1e-4 * torch.randn(4000, 50, generator=generator, dtype=torch.float64)
+    for name, reward in REWARDS.items():
+        expected = group_rewards(reward, logp_T[None], base_T, base_T, 1e-4).rounding_K.item()
+        assert reward(noisy, base_T).std().item() == pytest.approx(expected, rel=0.05), name
+
+
+LONG = ("jlb", "nrt-gm", "rlpr", "nrt-ws-neg-log-p", "verifree", "log-prob")
+
+
+@pytest.mark.parametrize("method", LONG)
+def test_gains_of_a_nat_count_in_bfloat16_however_long_the_answer(method):
+    """400 tokens of −1 nat after the null trace; one of the traces gains a nat on one token."""
+    base_T = torch.full((400,), -1.0)
+    logp_KT = base_T.repeat(4, 1)
+    logp_KT[0, 7] = -0.01
+    credit = group_credit(METHODS[method], logp_KT, base_T, noise=NOISE["bfloat16"])
+    assert credit.beats_null_K.tolist() == [True, False, False, False]
+    assert credit.advantage_K[0] > 0.9
+
+
+@pytest.mark.parametrize("method", LONG)
+@pytest.mark.parametrize("dtype", NOISE)
+def test_rewards_that_differ_by_rounding_make_no_advantages(method, dtype):
+    """Eight traces like the null trace, but for errors whose sum is .1 of what is tolerated."""
+    generator = torch.Generator().manual_seed(1)
+    base_T = torch.full((64,), -0.3, dtype=torch.float64)
+    errors = torch.randn(8, 64, generator=generator, dtype=torch.float64)
+    logp_KT = base_T + 0.1 * NOISE[dtype] * errors
+    credit = group_credit(METHODS[method], logp_KT, base_T, noise=NOISE[dtype])
+    assert not credit.beats_null_K.any()
+    assert credit.advantage_K.tolist() == [0.0] * 8 or method == "log-prob"  # it divides by nothing
+
+
+def test_rewards_that_are_not_numbers_stay_so():
+    """The update is then skipped."""
+    R_K = torch.tensor([0.1, float("nan"), 0.3])
+    assert group_advantage(R_K, 0.2).isnan().all()

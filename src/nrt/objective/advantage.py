@@ -14,11 +14,11 @@ Centre = Literal["mean", "leave-one-out", "bound"]
 Scale = Literal["std", "mean"]
 
 NOISE = {"float32": 1e-5, "bfloat16": 5e-3}
-"""Relative difference below which two rewards count as equal, by the dtype of the model.
+"""Rounding error of a token's log-probability in nats, by the dtype of the model.
 
-Without this tolerance, division by the std would turn rounding into advantages. In bfloat16, the
-rounding of some kernels depends on a row's position in the batch. Rewards that are equal in exact
-arithmetic then differ by up to 4e-3.
+Rewards that differ by no more than this causes count as equal (`rewards.rounding`); without a
+tolerance, division by the std would turn rounding into advantages. In bfloat16, the rounding of
+some kernels depends on a row's position in the batch.
 """
 
 
@@ -30,7 +30,8 @@ def group_advantage(
     centre: Centre | None = "mean",
     scale: Scale | None = "std",
     eps: float = 0.0,
-    noise: float = NOISE["float32"],
+    rounding_K: Tensor | None = None,
+    base_rounding: Tensor | float = 0.0,
 ) -> Tensor:
     """Return the advantages A_K [K], float64, of one group.
 
@@ -43,14 +44,16 @@ def group_advantage(
       multi-sample bound (`_bound_gain`); it allows neither `clip` nor `scale`
     - with `centre` and `scale` None, A is R' itself
 
-    A centred group whose rewards are all equal up to `noise` has A = 0. So has a group with K = 1.
+    A centred group whose rewards are all equal up to rounding has A = 0. So has a group with K = 1.
 
     Args:
         R_K: rewards [K] of the traces.
         R_base: reward of the null trace.
         eps: added to the divisor; a group whose std is below `eps` has A = 0 (RLPR's own code:
             1e-6).
-        noise: relative difference below which rewards count as equal (see `NOISE`).
+        rounding_K: rounding error of each reward [K]; two rewards that differ by no more than the
+            larger of theirs count as equal. Default: 1e-5 of their magnitude.
+        base_rounding: that of R_base; used with `rounding_K`.
 
     Raises InputError for leave-one-out and bound with K = 1, for bound with clip or scale, and for
     scale "mean" with rewards whose mean is not positive.
@@ -69,14 +72,20 @@ def group_advantage(
         )
     R_K = R_K.detach().double()
     R_base = torch.as_tensor(R_base, dtype=torch.float64, device=R_K.device)
+    if rounding_K is None:
+        rounding_K, base_rounding = NOISE["float32"] * R_K.abs(), NOISE["float32"] * R_base.abs()
+    base_rounding = torch.as_tensor(base_rounding, dtype=torch.float64, device=R_K.device)
     if clip:
         # Equality is judged on rewards: the size of a difference says nothing about rounding.
-        at_base_K = nearly_equal(R_K, R_base, noise)
-        kept_K = torch.where(at_base_K, R_base, torch.maximum(R_K, R_base))
+        clipped_K = R_K - R_base <= torch.maximum(rounding_K, base_rounding)  # not where R is NaN
+        kept_K = torch.where(clipped_K, R_base, R_K)
+        rounding_K = torch.where(clipped_K, base_rounding, rounding_K)
         gain_K = kept_K - R_base
     else:
         kept_K = gain_K = R_K
-    all_equal = bool(nearly_equal(kept_K.max(), kept_K.min(), noise))
+    highest, lowest = kept_K.argmax(), kept_K.argmin()
+    larger = torch.maximum(rounding_K[highest], rounding_K[lowest])
+    all_equal = bool(kept_K[highest] - kept_K[lowest] <= larger)
     if centre is None and (scale is None or all_equal):
         mean = gain_K.mean()
         return gain_K / mean if scale == "mean" and mean > 0 else gain_K
@@ -94,11 +103,6 @@ def group_advantage(
     if centre is None:
         return gain_K
     return _bound_gain(gain_K) if centre == "bound" else _centred(gain_K, centre)
-
-
-def nearly_equal(a: Tensor, b: Tensor, noise: float = NOISE["float32"]) -> Tensor:
-    """Return elementwise whether a and b differ by at most `noise` times the larger magnitude."""
-    return (a - b).abs() <= noise * torch.maximum(a.abs(), b.abs())
 
 
 def _positive_mean(gain_K: Tensor) -> Tensor:

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from nrt.objective.advantage import NOISE, group_advantage, nearly_equal
+from nrt.objective.advantage import NOISE, group_advantage
 from nrt.objective.importance import truncated_importance
 from nrt.objective.method_state import ScoredGroup
 from nrt.objective.methods import Method
 from nrt.objective.reward_shaping import GroupFacts
 from nrt.objective.rewards import (
+    GroupRewards,
     Mix,
     capped_share,
     check_shapes,
+    group_rewards,
     log_prob,
     relative_rewards,
     token_signal,
@@ -104,7 +106,8 @@ def group_credit(
         base_T: [T], nats, the answer after the baseline.
         facts: what the method's `shape` needs to know of the traces; unused without a shape.
         state: the method's state, for methods with a `weigh`.
-        noise: relative difference below which rewards count as equal (`advantage.NOISE`).
+        noise: rounding error of a log-probability, nats (`advantage.NOISE`); rewards that differ
+            by no more than it causes count as equal.
 
     Raises InputError for shapes that do not fit.
     """
@@ -117,21 +120,19 @@ def group_credit(
     beats_null_K = torch.zeros(len(logp_KT), dtype=torch.bool)
     base_reward = 0.0
     for share, reward in weighted_parts(method.reward):
-        part_K, part_base = reward(logp_KT, weights_T), reward(base_T[None], weights_T)[0]
-        relative = relative_rewards(reward, logp_KT, base_T, weights_T)
-        part_final_K, part_advantage_K = _normalised(
-            method, part_K, part_base, relative, facts, noise
-        )
-        reward_K = reward_K + share * part_K
-        base_reward = base_reward + share * part_base.item()
+        rewards = group_rewards(reward, logp_KT, base_T, weights_T, noise)
+        relative = relative_rewards(reward, logp_KT, base_T, weights_T, noise)
+        part_final_K, part_advantage_K = _normalised(method, rewards, relative, facts)
+        reward_K = reward_K + share * rewards.reward_K
+        base_reward = base_reward + share * rewards.base.item()
         final_K = final_K + share * part_final_K
         advantage_K = advantage_K + share * part_advantage_K
-        beats_null_K = _exceeds(*relative, noise)
+        beats_null_K = relative.beats_base_K
     if method.masks_truncated and facts is not None and facts.truncated_K is not None:
         advantage_K = torch.where(facts.truncated_K, 0.0, advantage_K)
     if isinstance(method.reward, Mix):
-        base = torch.tensor(base_reward, dtype=torch.float64)
-        beats_null_K = _exceeds(reward_K, base, noise)
+        mix = group_rewards(method.reward, logp_KT, base_T, weights_T, noise)
+        beats_null_K = mix.beats_base_K
     # A reward is rightly 0, without underflow, if c = 1 everywhere or all weights are 0.
     underflow_K = (reward_K == 0) & (logp_KT < 0).any(-1) & bool((weights_T != 0).any())
     return GroupCredit(
@@ -150,11 +151,6 @@ def group_credit(
     )
 
 
-def _exceeds(reward_K: Tensor, base_reward: Tensor, noise: float) -> Tensor:
-    """Return bool [K]: the reward is larger than the baseline's beyond rounding."""
-    return (reward_K > base_reward) & ~nearly_equal(reward_K, base_reward, noise)
-
-
 def _token_advantages(method: Method, facts: GroupFacts | None) -> tuple[Tensor, ...] | None:
     """Return log π_reference − log π_old of each trace's sampled tokens; None for other methods."""
     if not method.token_advantages:
@@ -165,40 +161,33 @@ def _token_advantages(method: Method, facts: GroupFacts | None) -> tuple[Tensor,
 
 
 def _normalised(
-    method: Method,
-    reward_K: Tensor,
-    base_reward: Tensor,
-    relative: tuple[Tensor, Tensor],
-    facts: GroupFacts | None,
-    noise: float,
+    method: Method, rewards: GroupRewards, relative: GroupRewards, facts: GroupFacts | None
 ) -> tuple[Tensor, Tensor]:
     """Return (final rewards [K], advantages [K]) of one reward.
 
     The steps are: clip (Eq. 9), the method's own shape if it has one, centre and scale (Eq. 10).
-    `relative` holds the same rewards and baseline reward as `relative_rewards` returns them.
+    `relative` holds the same rewards as `relative_rewards` returns them.
     """
-    final_K = group_advantage(
-        reward_K, base_reward, clip=method.clip, centre=None, scale=None, noise=noise
-    )
+    final_K = _advantage(rewards, clip=method.clip, centre=None, scale=None)
+    rules: Any = {"centre": method.centre, "scale": method.scale, "eps": method.eps}
     if method.shape is not None:
         if facts is None:
             raise ValueError(f"method {method.name} shapes its rewards by facts; pass facts=")
         final_K = method.shape(final_K, facts).double()
-        reward_K, base_reward, clip = final_K, torch.zeros((), dtype=torch.float64), False
-    else:
-        clip = method.clip
-        if method.scale is not None and method.eps == 0:
-            reward_K, base_reward = relative  # the division by std or mean removes a common factor
-    advantage_K = group_advantage(
-        reward_K,
-        base_reward,
-        clip=clip,
-        centre=method.centre,
-        scale=method.scale,
-        eps=method.eps,
-        noise=noise,
+        return final_K, group_advantage(final_K, 0.0, clip=False, **rules)
+    if method.scale is not None and method.eps == 0:
+        rewards = relative  # the division by std or mean removes a common factor
+    return final_K, _advantage(rewards, clip=method.clip, **rules)
+
+
+def _advantage(rewards: GroupRewards, **rules: Any) -> Tensor:
+    return group_advantage(
+        rewards.reward_K,
+        rewards.base,
+        rounding_K=rewards.rounding_K,
+        base_rounding=rewards.base_rounding,
+        **rules,
     )
-    return final_K, advantage_K
 
 
 def streams(

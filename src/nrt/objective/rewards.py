@@ -169,26 +169,65 @@ def token_signal(reward: Reward, logp_KT: Tensor, base_T: Tensor) -> Tensor:
     return signal_KT
 
 
+@dataclass(frozen=True)
+class GroupRewards:
+    """Rewards of a group and how far rounding moves them; float64."""
+
+    reward_K: Tensor
+    base: Tensor  # reward of the baseline []
+    rounding_K: Tensor  # rounding errors of reward_K
+    base_rounding: Tensor  # []
+
+    @property
+    def beats_base_K(self) -> Tensor:
+        """bool [K]: the reward is larger than the baseline's beyond rounding."""
+        return self.reward_K - self.base > torch.maximum(self.rounding_K, self.base_rounding)
+
+
+def group_rewards(
+    reward: Reward, logp_KT: Tensor, base_T: Tensor, weights_T: Tensor, noise: float
+) -> GroupRewards:
+    """Return a group's rewards.
+
+    The rounding errors of the tokens are independent, `noise` nats each, so R has noise · ‖S‖ with
+    S = ∂R/∂log c: noise · √T for a sum of log-probabilities, noise · √T · R for their product,
+    noise · R/√T for the geometric mean.
+
+    Args: logp_KT [K, T] and base_T [T] in nats; `weights_T` is the reward's second argument.
+
+    >>> logp_KT, base_T = torch.tensor([[-1.0] * 4]), torch.tensor([-2.0] * 4)
+    >>> rewards = group_rewards(log_prob, logp_KT, base_T, base_T, 0.01)
+    >>> rewards.reward_K.tolist(), rewards.base.tolist(), rewards.rounding_K.tolist()
+    ([-4.0], -8.0, [0.02])
+    """
+    rows = torch.cat([logp_KT, base_T[None]])
+    R, rounding = (
+        reward(rows, weights_T),
+        noise * token_signal(reward, rows, weights_T).norm(dim=-1),
+    )
+    return GroupRewards(R[:-1], R[-1], rounding[:-1], rounding[-1])
+
+
 def relative_rewards(
-    reward: Reward, logp_KT: Tensor, base_T: Tensor, weights_T: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return a group's rewards [K] and baseline reward [], up to a common positive factor.
+    reward: Reward, logp_KT: Tensor, base_T: Tensor, weights_T: Tensor, noise: float
+) -> GroupRewards:
+    """Return a group's rewards up to a common positive factor; arguments as in `group_rewards`.
 
     The function divides products of probabilities by the largest of the group, baseline included.
     Answers of a thousand tokens have R = e^−1000 = 0 in float64, but e^(log R − max log R) keeps
     their order and ratios. Other rewards are returned unchanged.
 
-    Args: logp_KT [K, T] and base_T [T] in nats; `weights_T` is the reward's second argument.
-
-    >>> logp_KT = torch.tensor([[-900.0, -0.0], [-901.0, -0.0]])
-    >>> relative_rewards(prob, logp_KT, torch.tensor([-902.0, -0.0]), torch.zeros(2))
+    >>> logp_KT, base_T = torch.tensor([[-900.0], [-901.0]]), torch.tensor([-902.0])
+    >>> relative = relative_rewards(prob, logp_KT, base_T, base_T, 0.0)
+    >>> relative.reward_K, relative.base
     (tensor([1.0000, 0.3679], dtype=torch.float64), tensor(0.1353, dtype=torch.float64))
     """
     if reward is not prob:
-        return reward(logp_KT, weights_T), reward(base_T[None], weights_T)[0]
-    log_R_K, log_R_base = log_prob(logp_KT, weights_T), log_prob(base_T[None], weights_T)[0]
-    largest = torch.maximum(log_R_K.max(), log_R_base)
-    return (log_R_K - largest).exp(), (log_R_base - largest).exp()
+        return group_rewards(reward, logp_KT, base_T, weights_T, noise)
+    logs = group_rewards(log_prob, logp_KT, base_T, weights_T, noise)
+    largest = torch.maximum(logs.reward_K.max(), logs.base)
+    R_K, base = (logs.reward_K - largest).exp(), (logs.base - largest).exp()
+    return GroupRewards(R_K, base, logs.rounding_K * R_K, logs.base_rounding * base)
 
 
 def with_weight_norm(reward: Reward, norm: WeightNorm | None) -> Reward:

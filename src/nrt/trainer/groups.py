@@ -148,7 +148,7 @@ class GroupScores:
     base_T: Tensor  # and after the baseline
     sampled_answers: tuple[SampledAnswer, ...] = ()
     off_policy: bool = False  # see `Group.off_policy`
-    noise: float = NOISE["float32"]  # of the arithmetic behind the scores (`objective.NOISE`)
+    noise: float = NOISE["float32"]  # rounding error of the scores, nats (`objective.NOISE`)
     # log-prob of the same tails under the method's `trace_reference`, up to the last sampled token
     # or longer; empty without one
     reference: tuple[Tensor, ...] = ()

@@ -28,7 +28,7 @@ class Learner:
     # Also score answers under the initial model: for metrics, and for methods that need it.
     initial_reference: bool
     check_answer: CheckAnswer | None  # for methods that sample answers
-    noise: float  # relative rounding error of the model's arithmetic (`nrt.objective.NOISE`)
+    noise: float  # rounding error of a log-probability, nats (`nrt.objective.NOISE`)
 
     @property
     def fused(self) -> bool:
