@@ -29,6 +29,9 @@ def collect(
 ) -> Rollout:
     """Sample, score and credit `batch` prompts, without an update. `state` is the method's."""
     engine: Any = learner.policy.engine
+    rule = learner.method.state_rule
+    if rule is not None and state is None:
+        state = rule.initial()
     progress = Progress(method_state=state)
 
     def stop_before_updates() -> None:

@@ -144,6 +144,12 @@ class DistributedGroup(ProcessGroup):
         return self.control if tensor.device.type == "cpu" else None
 
 
+def processes_here() -> int:
+    """Return the number of this run's processes on this machine."""
+    _, size = rank_and_world_size()
+    return int(os.environ.get("LOCAL_WORLD_SIZE", size))
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[ProcessGroup]:
     """Context with the processes that torchrun started: NCCL between GPUs, gloo between CPUs. One
@@ -157,7 +163,7 @@ def process_group(device: torch.device) -> Iterator[ProcessGroup]:
         yield SINGLE_PROCESS
         return
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    _check(device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    _check(device, processes_here())
     is_owner = not dist.is_initialized()
     if device.type == "cuda":
         torch.cuda.set_device(local_rank)

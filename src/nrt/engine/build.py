@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from nrt.config import OptimizerConfig
-from nrt.distributed import SINGLE_PROCESS, ProcessGroup
+from nrt.distributed import SINGLE_PROCESS, ProcessGroup, processes_here
 from nrt.engine.compiled import CompiledChoice, CompileSetting, choose_compiled
 from nrt.engine.fsdp import (
     ShardedParameters,
@@ -81,13 +82,13 @@ def build_engine(
     )
     if gradient_checkpointing == "auto" and not layers_of(model):
         recompute = False
-    _check_supported(model, recompute=recompute, sharded=parallel == "fsdp")
+    _check_supported(model, config, recompute=recompute, sharded=parallel == "fsdp")
     _broadcast(model, reference, processes)
     if packed is None:
-        choose = partial(choose_scorer, rows=probe)
+        choose = partial(_choose_alike, processes, rows=probe)
     else:
         choose = partial(same_choice, packed=packed)
-    sharded = _is_sharded(model, reference, processes, parallel)
+    sharded = _is_sharded(model, reference, processes, parallel, config)
     counted = model_on_meta(model) if recompute == "auto" else None
     gathered = gathered_bytes(model, model.dtype) if sharded else 0
     check = partial(
@@ -145,7 +146,9 @@ def _memory_left(weights: Weights | ShardedWeights, device: torch.device, gather
     return free_gpu_memory(device) - gradients - gathered
 
 
-def _check_supported(model: nn.Module, *, recompute: Setting, sharded: bool) -> None:
+def _check_supported(
+    model: nn.Module, config: OptimizerConfig, *, recompute: Setting, sharded: bool
+) -> None:
     """Raise InputError for settings that the model does not allow."""
     if recompute is True and not layers_of(model):
         raise InputError(
@@ -157,6 +160,11 @@ def _check_supported(model: nn.Module, *, recompute: Setting, sharded: bool) -> 
             "adapters cannot be sharded; set parallel=ddp (each process holds the frozen model, in "
             "4 bits with "
             "quantize=nf4)"
+        )
+    if sharded and config.name != "adamw":
+        raise InputError(
+            f"optimizer.name={config.name} cannot be sharded; set parallel=ddp, or "
+            "optimizer.name=adamw"
         )
 
 
@@ -172,11 +180,24 @@ def _is_sharded(
     reference: nn.Module | None,
     processes: ProcessGroup,
     parallel: Literal["auto", "ddp", "fsdp"],
+    config: OptimizerConfig,
 ) -> bool:
     """True if each process holds a shard of the weights, not all of them."""
-    if processes.size == 1 or has_adapters(model):
+    if processes.size == 1 or has_adapters(model) or config.name != "adamw":
         return False
     return parallel == "fsdp" or (parallel == "auto" and not replica_fits(model, reference))
+
+
+def _choose_alike(processes: ProcessGroup, *arguments: Any, rows: Sequence[Row]) -> ScorerChoice:
+    """Return this process's choice of a scorer: padded, unless all processes choose packed rows.
+
+    Kernels or rounding of one GPU could differ, and with them the number of its micro-batches.
+    """
+    choice = choose_scorer(*arguments, rows=rows)
+    if processes.any(not choice.packed) and choice.packed:
+        padded = same_choice(*arguments, packed=False)
+        return replace(padded, why="rows are padded: another process cannot pack them")
+    return choice
 
 
 def _place_weights(
@@ -224,7 +245,8 @@ def _token_budget(
     lockstep: bool,
 ) -> TokenBudget:
     if tokens_per_batch == "auto":
-        tokens = auto_tokens(model, next(model.parameters()).device, recompute=recompute)
+        device = next(model.parameters()).device
+        tokens = auto_tokens(model, device, recompute=recompute, processes=processes_here())
     else:
         tokens = tokens_per_batch
     may_halve = tokens_per_batch == "auto" and not lockstep

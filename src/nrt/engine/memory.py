@@ -115,7 +115,9 @@ def free_gpu_memory(device: torch.device) -> int:
     return free + cached - max(0, int(MARGIN * total) - others)
 
 
-def auto_tokens(model: Any, device: torch.device, *, recompute: bool = False) -> int:
+def auto_tokens(
+    model: Any, device: torch.device, *, recompute: bool = False, processes: int = 1
+) -> int:
     """Return the number for tokens_per_batch=auto.
 
     It is AUTO_TOKENS_PER_BATCH, or on a CPU as many tokens as fit. The number is the same whenever
@@ -127,6 +129,7 @@ def auto_tokens(model: Any, device: torch.device, *, recompute: bool = False) ->
 
     Args:
         recompute: with gradient checkpointing, layers keep only their inputs.
+        processes: those that share the memory of this machine.
     """
     if device.type != "cpu":
         return AUTO_TOKENS_PER_BATCH
@@ -142,5 +145,5 @@ def auto_tokens(model: Any, device: torch.device, *, recompute: bool = False) ->
     # gradient checkpointing keeps all layers' inputs, and the rest of one layer at a time
     numbers = layers * hidden + numbers_of_layer if recompute else layers * numbers_of_layer
     bytes_each = max(4, torch.finfo(model.dtype).bits // 8)
-    fitting = machine_memory() // BACKWARD_SHARE // (numbers * bytes_each)
+    fitting = machine_memory() // processes // BACKWARD_SHARE // (numbers * bytes_each)
     return max(MIN_TOKENS, min(AUTO_TOKENS_PER_BATCH, fitting // 256 * 256))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -41,8 +41,8 @@ Weigh = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 The reward takes these weights in place of base_T.
 """
 
-Keep = Callable[[ScoredGroup, Tensor], bool]
-"""(group, the method's state) → True if the trainer trains on the group."""
+Keep = Callable[[ScoredGroup, Any], bool]
+"""(group, the method's state or None) → True if the trainer trains on the group."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,18 @@ class Method:
             raise InputError(
                 f"objective.scale=mean divides by the mean reward of a group, and the rewards of "
                 f"{self.name} can be negative; use it with a probability or a verdict"
+            )
+        if self.answer_weight == "reward" and negative:
+            raise InputError(
+                f"objective.answer_weight=reward weighs the answer with the reward, and the "
+                f"rewards of {self.name} can be negative: the answer would be trained away; set "
+                "another weight"
+            )
+        if self.signal_floor is not None and self.answer_weight != "signal":
+            raise InputError(
+                f"objective.signal_floor is for answer weights that are the signal, and this run "
+                f"has answer_weight={self.answer_weight}; unset it, or set "
+                "objective.answer_weight=signal"
             )
 
 

@@ -34,9 +34,11 @@ def choose_parallel(
 ) -> Parallel:
     """Return the layout that the config's `parallel` gives, as `engine.build` decides it.
 
-    Adapters are not sharded.
+    Adapters and 8-bit optimizers are not sharded.
     """
-    if config.lora.rank or gpus == 1 or config.parallel == "ddp":
+    if config.lora.rank or gpus == 1 or config.optimizer.name != "adamw":
+        return "ddp"
+    if config.parallel == "ddp":
         return "ddp"
     if config.parallel != "auto":
         return "fsdp"

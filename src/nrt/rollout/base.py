@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -36,7 +37,7 @@ class Request:
         """Places of the prompts to sample for."""
         return range(len(self.prompts)) if self.only is None else self.only
 
-    @property
+    @cached_property
     def seeds(self) -> Sequence[int]:
         """One seed for each prompt."""
         if isinstance(self.seed, int):

@@ -50,7 +50,7 @@ def prepare_cluster(config: Config, *, checkpoint: Path | None = None) -> Parts:
     check_installed(rollout_name(config))
     name = check_model_setting(config)
     tokenizer = load_tokenizer(name, config.trust_remote_code)
-    model_configs = load_configs(name)
+    model_configs = load_configs(name, config.trust_remote_code)
     knows_markers = not missing_markers(tokenizer, config.markers)
     add_marker_tokens(tokenizer, config.markers)
     ensure_template(tokenizer)

@@ -46,7 +46,7 @@ def replay(
     batch, pairs = _read_batch(file)
     run = Run(file.parents[1])
     folder = Path(checkpoint) if checkpoint else _last_checkpoint(run, batch["checkpoint"])
-    config = run.config.model_copy(update={"overlap": False, "engine": "local"})
+    config = run.config.model_copy(update={"overlap": False, "engine": "local", "sampler": "hf"})
     parts = prepare(config, checkpoint=folder)
     # A cluster's checkpoint has an ordinary model; the rest is not needed
     if folder and run.config.engine == "local":

@@ -55,6 +55,13 @@ def resolve_names(config: Config) -> ResolvedNames:
             "its own; set "
             "profile=paper"
         )
+    if config.vllm.urls and config.sampler != "vllm":
+        raise InputError("vllm.urls names rollout servers, which sampler=vllm asks; set it")
+    if config.engine == "local" and config.nodes * config.gpus_per_node > 1:
+        raise InputError(
+            "nodes and gpus_per_node are for engine=verl; with engine=local, torchrun starts a "
+            "process for each GPU (docs/several-gpus.md)"
+        )
     if config.overlap:
         _check_overlap(config, method)
     if method.samples and method.ratio == "none" and not config.resume:
@@ -120,12 +127,16 @@ def _check_overlap(config: Config, method: Method) -> None:
 def _check_uncorrected(config: Config, method: Method) -> None:
     """Raise InputError for traces of earlier weights if no ratio corrects for them."""
     is_loose = config.sampler == "vllm" and not config.vllm.strict
-    stale = {"overlap=true": config.overlap, "vllm.strict=false": is_loose}
+    stale = {
+        "overlap=true": config.overlap,
+        "vllm.strict=false": is_loose,
+        f"updates_per_rollout={config.updates_per_rollout}": config.updates_per_rollout > 1,
+    }
     for setting, is_set in stale.items():
         if is_set:
             raise InputError(
                 f"{setting} trains on traces of earlier weights, which {method.name} does not "
-                "correct for; unset it, or set objective.ratio=ppo"
+                "correct for; unset it (updates_per_rollout=1), or set objective.ratio=ppo"
             )
 
 

@@ -112,6 +112,7 @@ def start_vllm(engine: LocalEngine, config: Config) -> Sampler:
             memory=memory,
             dummy=True,
             sleep=sleep,
+            trust_remote_code=config.trust_remote_code,
         )
     engine.processes.at_end(sampler.close)
     sampler.sleep()  # it starts awake; the first push gathers the trainer's model

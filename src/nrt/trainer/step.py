@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nrt.engine.interface import UpdateStats
-from nrt.objective import ScoredGroup
+from nrt.objective.methods import Keep
 from nrt.trainer.collect import (
     compute_group,
     sample_groups,
@@ -165,13 +165,13 @@ class _Batch:
         self,
         selection: Selection,
         groups: Sequence[Group],
-        keep: Callable[[ScoredGroup, Tensor], bool] | None,
+        keep: Keep | None,
         state: Tensor | None,
     ) -> None:
         """Add the groups of a round. The method's filter `keep` decides which ones it drops."""
         for offset, group in zip(selection.offsets, groups, strict=True):
             kept = True
-            if keep and group.credit is not None and state is not None:
+            if keep and group.credit is not None:
                 kept = keep(group.credit.scored_group, state)
             (self.kept if kept else self.dropped).append((self.drawn + offset, group))
         self.drawn += selection.drawn
