@@ -186,6 +186,27 @@ def test_max_rows_does_not_change_samples(max_rows: int, shared: bool) -> None:
 
 
 @SHARED
+def test_prompts_are_prefilled_in_parts(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two prompts of nine tokens at most fit into 20 tokens; a longer one is alone."""
+    model = sampling_model("gemma3", shared=shared, initializer_range=0.05)
+    prompts = [tuple(range(3, 3 + length)) for length in (9, 4, 30, 8, 9)]
+    request = Request([*prompts, *prompts], n=2, stop_ids=frozenset({5}), cap=6, seed=3)
+    together = HFSampler(model, PAD).sample(request)
+    monkeypatch.setattr("nrt.rollout.hf.MAX_PREFILL", 20)
+    forwarded = []
+    forward = model.forward
+
+    def record(*arguments: Any, **keywords: Any) -> Any:
+        forwarded.append(keywords["input_ids"].shape)
+        return forward(*arguments, **keywords)
+
+    monkeypatch.setattr(model, "forward", record)
+    assert ids_of(HFSampler(model, PAD).sample(request)) == ids_of(together)
+    prefills = [shape for shape in forwarded if shape[1] > 1]
+    assert sorted(map(tuple, prefills)) == [(1, 9), (1, 30), (2, 8)]
+
+
+@SHARED
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "qwen2"])
 @pytest.mark.parametrize("greedy", [False, True])
 def test_what_prompts_have_in_common_changes_no_sample(

@@ -36,19 +36,29 @@ class SettingsCommand(TyperCommand):
         known = set()
         for parameter in self.get_params(ctx):
             known.update(parameter.opts, parameter.secondary_opts)
-        for argument in args:
+        for i, argument in enumerate(args):
             name = argument.partition("=")[0]
             is_option = argument.startswith("-") and not _is_number(argument)
             if is_option and not {name, name[:2]} & known:
-                raise InputError(_explain_option(argument, command))
+                raise InputError(_explain_option(argument, args[i + 1 : i + 2], command))
         return super().parse_args(ctx, args)
 
 
-def _explain_option(argument: str, command: str) -> str:
-    setting = argument.partition("=")[0].lstrip("-").replace("-", "_")
-    example = f"{setting:.100}=VALUE" if len(setting) > 1 else "model=FOLDER, for example"
+def _explain_option(argument: str, following: list[str], command: str) -> str:
+    """Return the error for an option that is not the command's; `following` may hold its value."""
+    from nrt.config.aliases import ALIASES
+
+    name, _, value = argument.lstrip("-").partition("=")
+    value = value or "".join(text for text in following if text[:1] != "-" and "=" not in text)
+    setting = name.replace("-", "_")
+    setting = ALIASES.get(setting, setting)
+    example = f"write {setting:.100}={value or 'VALUE':.100}"
+    if len(name) == 1:
+        example = "write model=FOLDER, for example"
+    elif not setting.replace(".", "").replace("_", "").isalnum():
+        example = f"{name:.100} is {setting}"  # no single setting
     return (
-        f"{argument:.100} is no option of {command}; settings have no dashes: write {example}. "
+        f"{argument:.100} is no option of {command}; settings have no dashes: {example}. "
         f"{command} --help lists the options"
     )
 
