@@ -34,7 +34,16 @@ from nrt.scoring.probe import probe_rows
 from nrt.trainer.setup import prepare
 from nrt.types import Example, Message, Pair
 from tests.steps import collect
-from tests.tiny import CHAT_TEMPLATE, EOS, PAD, random_rows, row, tiny_model, tiny_tokenizer
+from tests.tiny import (
+    ARCHITECTURES,
+    CHAT_TEMPLATE,
+    EOS,
+    PAD,
+    random_rows,
+    row,
+    tiny_model,
+    tiny_tokenizer,
+)
 from tests.trainer.conftest import make_tokenizer, tiny_config, write_model, write_sums
 
 MIXTURE: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -269,6 +278,37 @@ def test_the_tolerance_is_a_multiple_of_the_models_noise(monkeypatch):
     choice = choose_scorer(model, PAD, rows=ROWS)
     assert isinstance(choice.scorer, PackedScorer)
     assert 2e-3 < choice.tolerance < 1e-2
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_of_bfloat16_is_no_fault(architecture, seed):
+    """Where kernels do not depend on the batch, the model's own noise is 0."""
+    torch.manual_seed(seed)
+    model = tiny_model(architecture, hidden_size=64, head_dim=16).bfloat16()
+    rows = random_rows(seed, [(9, 12), (5, 14), (12, 20), (20, 9)])
+    choice = choose_scorer(model, PAD, rows=rows)
+    assert choice.packed, choice.why
+    assert sharing_fault(model, PAD, rows, choice.tolerance) == ""
+
+
+@pytest.mark.parametrize("fault", [{"scaling": 1.3}, {"scaling": 0.5}])
+def test_another_scale_of_attention_is_a_fault_in_bfloat16(fault, monkeypatch):
+    """One that changes log-probabilities by tenths of a nat in the mean."""
+
+    def wrong(model, attention, score=packed_check.score_packed):
+        for layer in model.model.layers:
+            layer.self_attn.scaling *= fault["scaling"]
+        try:
+            return score(model, attention)
+        finally:
+            for layer in model.model.layers:
+                layer.self_attn.scaling /= fault["scaling"]
+
+    monkeypatch.setattr(packed_check, "score_packed", wrong)
+    model = tiny_model("llama", hidden_size=64, head_dim=16).bfloat16()
+    choice = choose_scorer(model, PAD, rows=random_rows(1, [(9, 12), (5, 14), (12, 20), (20, 9)]))
+    assert "would differ" in choice.why
 
 
 def test_a_known_family_that_is_padded_is_a_surprise_with_numbers(monkeypatch):

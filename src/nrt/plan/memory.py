@@ -107,7 +107,8 @@ def _rollout_memory(workload: Workload, gathered: int) -> RolloutMemory:
         cache=rows * config.max_trace_tokens * workload.token.cache_bytes(width),
         prompts=prompt_cache,
         prefill=int(1.5 * prompt_cache) + 4 * prompts * opening * _widest_layer(model) * width,
-        distribution=rows * vocabulary * (4 + 4 + 4 + 8),
+        # logits, log-probabilities, probabilities, and a copy in float64 that cumsum adds up
+        distribution=rows * vocabulary * (4 + 4 + 4 + 8 + 8),
         gathered=gathered,
     )
 

@@ -12,6 +12,7 @@ from nrt.errors import InputError, first_line, is_out_of_memory
 from nrt.models.attention import has_installed_attention
 from nrt.rollout.kv_cache import Decoder
 from nrt.rollout.shared_prefix import SharedDecoder
+from nrt.scoring.packed_check import difference
 from nrt.types import Row
 
 DECODED = 4
@@ -102,11 +103,11 @@ def _decoder_fault(
             raise
         return f"its cache fails: {first_line(error)}"
     is_compared = expected.exp() > MIN_PROBABILITY
-    differences = ((torch.stack(logps) - expected).abs() * is_compared).nan_to_num(float("inf"))
-    difference = float(differences.max())
-    if difference <= tolerance:
+    found = torch.stack(logps).nan_to_num(float("inf"))[is_compared]
+    differs_by = difference(found, expected[is_compared], next(model.parameters()).dtype)
+    if differs_by <= tolerance:
         return ""
     return (
-        f"log-probabilities would differ by {difference:.1e} nats, "
+        f"log-probabilities would differ by {differs_by:.1e} nats, "
         f"where {tolerance:.1e} are allowed"
     )

@@ -29,7 +29,7 @@ from nrt.scoring.probe import made_up_rows
 from nrt.scoring.token_logprobs import GradientOf
 from nrt.types import Row
 
-MAX_NOISE = {torch.float32: 3e-3, torch.bfloat16: 3.0}
+MAX_NOISE = {torch.float32: 3e-3, torch.bfloat16: 0.3}
 """Noise in nats at which a model cannot be trained in batches: its scores depend on other rows."""
 
 PACKED_MODEL_TYPES = frozenset(
