@@ -234,6 +234,20 @@ def test_figures_as_png_svg_and_csv(nrt_command, tmp_path):
     assert "did you mean 'paper'" in err
 
 
+def test_figures_of_runs_with_different_questions(nrt_command, tmp_path):
+    """They have dynamics; what pairs questions is left out, with the reason."""
+    write_run(tmp_path / "runs" / "one", method="sft")
+    other = write_run(tmp_path / "runs" / "two")
+    last = max((other / "heldout").iterdir())
+    last.write_text(last.read_text(encoding="utf-8").replace('"id": "', '"id": "x'))
+    status, out, err = nrt_command("figures", "one", "two", "-o", "drawn")
+    assert status == 0, err
+    assert "no figure of accuracy: nrt-gm, seed 0, has different questions" in out
+    assert "baseline's run (sft)" in out
+    assert "written: drawn/dynamics.png" in out
+    assert not (tmp_path / "drawn" / "accuracy.png").exists()
+
+
 def test_train_report_writes_the_page(
     nrt_command,
     small,

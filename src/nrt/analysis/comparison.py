@@ -93,7 +93,7 @@ def compare(
     with explain_unreadable_files(*(path for paths in runs.values() for path in paths.values())):
         for variant, paths in runs.items():
             records[variant] = {seed: Run(path).heldout() for seed, path in paths.items()}
-    _check_same_questions(records, records.get(baseline, {}))
+    _check_same_questions(records, baseline)
     values = {
         variant: {seed: values_by_family(rows, measure) for seed, rows in by_seed.items()}
         for variant, by_seed in records.items()
@@ -232,18 +232,19 @@ def _question(record: Record) -> Question:
     return str(record["id"]), str(record.get("question")), str(record.get("reference"))
 
 
-def _check_same_questions(
-    records: Mapping[str, Mapping[int, Sequence[Record]]],
-    baseline: Mapping[int, Sequence[Record]],
-) -> None:
-    """Raise InputError unless each variant has the baseline's questions, seed by seed."""
+def _check_same_questions(records: Mapping[str, Mapping[int, Sequence[Record]]], name: str) -> None:
+    """Raise InputError unless each variant has the baseline's questions, seed by seed.
+
+    `name` is the baseline's.
+    """
+    baseline = records.get(name, {})
     expected = {seed: set(map(_question, rows)) for seed, rows in baseline.items()}
     for variant, by_seed in records.items():
         for seed in by_seed.keys() & expected.keys():
             if set(map(_question, by_seed[seed])) != expected[seed]:
                 raise InputError(
-                    f"{variant}, seed {seed}, has different questions than the baseline's run; "
-                    "they cannot be paired"
+                    f"{variant}, seed {seed}, has different questions than the baseline's run "
+                    f"({name}); they cannot be paired: give them the same data.valid"
                 )
 
 

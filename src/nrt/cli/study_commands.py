@@ -190,5 +190,5 @@ def figures(
     """Write figures of runs as PNG, SVG and CSV: dynamics, accuracy, token confidence."""
     from nrt.analysis.report.figures import write_figures
 
-    for file in write_figures(runs, output, look=style):
+    for file in write_figures(runs, output, look=style, say=print_line):
         print_line(f"written: {file}")

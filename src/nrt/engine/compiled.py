@@ -22,13 +22,13 @@ from torch._dynamo.exc import TorchDynamoException
 from nrt.distributed import ProcessGroup
 from nrt.engine.weights import layers_of, replaced_forwards
 from nrt.errors import InputError, first_line, is_out_of_memory
+from nrt.models.rounding import difference
 from nrt.scoring import ScorerChoice
 from nrt.scoring.flex import MAX_COMPILATIONS
 from nrt.scoring.packed import score_packed
 from nrt.scoring.packed_check import (
     FORWARD_ERRORS,
     MIN_TOLERANCE,
-    difference,
     embedding_gradient,
     relative_difference,
 )

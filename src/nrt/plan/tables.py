@@ -62,6 +62,11 @@ def print_run(console: Console, request: PlanRequest, step_seconds: float) -> No
     seconds = f"{short(step_seconds)} s"
     if hours is None:
         line = f"a step takes {seconds}; for the hours of the run set steps=… or give --rows"
+        if request.config.data.train:
+            line += (
+                " (nrt plan reads no data: nrt data check counts rows and tokens, for --rows, "
+                "--prompt and --answer)"
+            )
         console.print(line, highlight=False)
         return
     gpu_hours = f"{short(hours * request.gpus)} GPU hours"

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from nrt.errors import InputError, first_line, is_out_of_memory
 from nrt.models.attention import has_installed_attention
+from nrt.models.rounding import difference
 from nrt.rollout.kv_cache import Decoder
 from nrt.rollout.shared_prefix import SharedDecoder
-from nrt.scoring.packed_check import difference
 from nrt.types import Row
 
 DECODED = 4

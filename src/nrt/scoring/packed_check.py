@@ -16,6 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from nrt.errors import first_line, is_out_of_memory
 from nrt.models.attention import UnsupportedAttention, check_installable, install_attention
+from nrt.models.rounding import difference
 from nrt.scoring.packed import score_packed
 from nrt.scoring.packing import lay_out
 from nrt.scoring.padded import PaddedScorer
@@ -49,18 +50,6 @@ class NoKernel(UnsupportedAttention):
 
 class NotCompiled(UnsupportedAttention):
     """The kernel of the device could not be compiled."""
-
-
-def difference(a: Tensor, b: Tensor, dtype: torch.dtype) -> float:
-    """Return by how many nats two scorers of a model of this dtype differ.
-
-    In float32 that is their largest difference. Kernels round differently in bfloat16, and single
-    log-probabilities differ by tenths of a nat: the mean counts, or a tenth of the largest.
-    """
-    differences = (a - b).abs()
-    if dtype == torch.float32:
-        return differences.max().item()
-    return torch.maximum(differences.mean(), differences.max() / 10).item()
 
 
 @torch.no_grad()

@@ -32,12 +32,12 @@ class EarlyStopping(Callback):
         self.metric = metric.removeprefix("-")
         self.sign = -1.0 if metric.startswith("-") else 1.0
         self.patience, self.min_delta = patience, min_delta
-        describe(self.metric)
         if not self.metric.startswith("heldout/"):
             raise InputError(
-                f"EarlyStopping: {metric} is not a held-out metric; give heldout/accuracy or "
-                "another heldout/… metric"
+                f"EarlyStopping: {metric} is not a held-out metric; give heldout/accuracy, "
+                "heldout/logp or another heldout/… metric"
             )
+        describe(self.metric)
         if patience < 1 or not min_delta >= 0:
             raise InputError(
                 f"EarlyStopping: patience={patience}, min_delta={min_delta}; give a patience of at "

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from nrt.config import Config, flat_settings
 from nrt.config.service_sections import TrackerId
-from nrt.errors import InputError, first_line, unknown_name
+from nrt.errors import InputError, first_line, install_hint, unknown_name
 from nrt.run import Record
 from nrt.run.layout import TRACKING_FILE
 from nrt.system.files import read_bounded, write_file
@@ -109,7 +109,10 @@ def check_trackers(names: Iterable[str]) -> None:
             raise unknown_name("tracker", name, TRACKERS)
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # without an origin it is a mere folder, RUN/wandb
-            raise InputError(f"tracker {name} is not installed; pip install {name}")
+            raise InputError(
+                f"tracker {name} is not installed; pip install {name}, or all trackers: "
+                f"{install_hint('trackers')}"
+            )
 
 
 def open_tracking(config: Config, folder: Path, *, first: int = 0) -> Tracking:

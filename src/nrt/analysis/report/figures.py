@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from nrt.analysis.plots import (
@@ -31,8 +31,16 @@ from nrt.system.files import atomic_file
 IMAGE_FORMATS = ("png", "svg")
 
 
-def write_figures(names: Sequence[str | Path], folder: Path, *, look: str = "screen") -> list[Path]:
+def write_figures(
+    names: Sequence[str | Path],
+    folder: Path,
+    *,
+    look: str = "screen",
+    say: Callable[[str], None] = print,
+) -> list[Path]:
     """Write the dynamics, accuracy and confidence that the runs have, and return the files.
+
+    Runs that cannot be compared have only dynamics; `say` receives the reason.
 
     `look` is a style of `nrt.analysis.plots.STYLES`. Raises InputError for an unknown style,
     without matplotlib, for runs that cannot be read, and if `folder` cannot be written.
@@ -48,7 +56,7 @@ def write_figures(names: Sequence[str | Path], folder: Path, *, look: str = "scr
     with style(look), explain_unreadable_files(*map(run_folder, names)):
         return [
             *_dynamics(variants, folder),
-            *_accuracy(variants, folder),
+            *_accuracy(variants, folder, say),
             *_confidence(variants, folder),
         ]
 
@@ -76,10 +84,14 @@ def _dynamics(variants: Variants, folder: Path) -> Iterable[Path]:
     yield _write_csv(folder / "dynamics.csv", header, rows)
 
 
-def _accuracy(variants: Variants, folder: Path) -> Iterable[Path]:
+def _accuracy(variants: Variants, folder: Path, say: Callable[[str], None]) -> Iterable[Path]:
     if not with_final_evaluation(variants):
         return
-    comparison = compare_final_evaluations(variants)
+    try:
+        comparison = compare_final_evaluations(variants)
+    except InputError as error:
+        say(f"no figure of accuracy: {error}")
+        return
     for image_format in IMAGE_FORMATS:
         file = folder / f"accuracy.{image_format}"
         plot_accuracy(comparison, file)
