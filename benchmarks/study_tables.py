@@ -1,4 +1,4 @@
-"""`python -m benchmarks.study_tables FOLDER`: the tables of docs/real-model.md, from the runs of a study.
+"""`python -m benchmarks.study_tables FOLDER`: the tables of docs/real-model.md and docs/comparison.md, from the runs of a study.
 
 FOLDER is what `nrt compare` wrote, or its copy in docs/results/. The first table has the last held-out evaluation of each variant, with
 the intervals of `nrt compare`. The others have means over the seeds, by step.
@@ -27,6 +27,19 @@ DYNAMICS = {
     "the same after the null trace": "answer/logp_null",
     "seconds a step": "time/step",
 }
+CHANGES = {
+    "trace length, tokens": "trace/length",
+    "traces cut at the cap": "trace/capped",
+    "trace entropy, nats/token": "trace/entropy",
+    "traces that beat the null trace": "reward/beats_null",
+    "worked traces, *sum*": "worked/sum",
+    "gradient norm": "optim/grad_norm",
+}
+"""Metrics whose first and last values are compared."""
+
+LAST = 10
+"""Steps of the last values."""
+
 OTHER_VERDICTS = {
     "as a server sees it": "correct_served",
     "after the null trace": "correct_null",
@@ -40,6 +53,7 @@ def main() -> None:
     runs = _finished_runs(parser.parse_args().folder)
     print(_accuracy(runs), "", sep="\n")
     print(_evaluations(runs), "", sep="\n")
+    print(_changes(runs), "", sep="\n")
     for variant, members in runs.items():
         if any("readout/right" in row for run in members for row in run.metrics()):
             print(f"{variant}, {len(members)} seeds:\n\n{_dynamics(members)}\n")
@@ -62,15 +76,20 @@ def _accuracy(runs: dict[str, list[Run]]) -> str:
     baseline = next(iter(runs))
     verdicts = compare(paths, baseline).rows
     families = list(dict.fromkeys(row.family for row in verdicts))
-    names = [*families, *OTHER_VERDICTS, "log-probability"]
+    rows = [row for members in runs.values() for row in members[0].heldout()]
+    measured = {
+        name: key
+        for name, key in OTHER_VERDICTS.items()
+        if any(row.get(key) is not None for row in rows)
+    }
+    others = [compare(paths, baseline, measure=key).rows for key in (*measured.values(), "logp")]
+    names = [*families, *measured, "log-probability"]
     lines = [f"| | seeds | {' | '.join(names)} |", "|---|" + "---|" * (1 + len(names))]
-    others = [
-        compare(paths, baseline, measure=key).rows for key in (*OTHER_VERDICTS.values(), "logp")
-    ]
     for variant, members in runs.items():
         cells = [_cell(row) for row in verdicts if row.variant == variant]
-        for rows in others:
-            cells.append(_cell([row for row in rows if row.variant == variant][-1]))  # the mean
+        for of_measure in others:
+            own = [row for row in of_measure if row.variant == variant]
+            cells.append(_cell(own[-1]))  # the mean
         lines.append(f"| {variant} | {len(members)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -105,6 +124,23 @@ def _evaluations(runs: dict[str, list[Run]]) -> str:
                 if row["step"] == step and "heldout/accuracy" in row
             ]
             cells.append(f"{fmean(values):.2f}" if values else "")
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _changes(runs: dict[str, list[Run]]) -> str:
+    """Return metrics in the first step and in the last ones, means over the seeds."""
+    lines = [f"| first step → last {LAST} | {' | '.join(CHANGES)} |"]
+    lines.append("|---|" + "---|" * len(CHANGES))
+    for variant, members in runs.items():
+        cells = []
+        for key in CHANGES.values():
+            first, last = [], []
+            for run in members:
+                rows = [row for row in run.metrics() if key in row]
+                first += [row[key] for row in rows[:1]]
+                last += [row[key] for row in rows[-LAST:]]
+            cells.append(f"{fmean(first):.2f} → {fmean(last):.2f}" if first else "–")
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
