@@ -131,6 +131,35 @@ def test_a_file_of_which_nothing_can_be_used(tmp_path: Path) -> None:
     ) == (0, 0, 2, {}, {})
 
 
+def test_nothing_is_measured_where_no_row_can_be_used(tmp_path: Path) -> None:
+    rows = write(tmp_path / "train.jsonl", [{"Problem": "x", "Reference answer": "z"}])
+    config = build_config({"data": {"train": str(rows), "valid": str(rows)}, "batch": 1})
+    inspections = [inspect(config, kind, CHAT) for kind in ("train", "valid")]
+    out = io.StringIO()
+    overlap = find_overlap(*inspections)
+    print_check(Terminal(file=out, width=200), config, inspections, overlap)
+    assert "no question and answer among the columns" in out.getvalue()
+    assert "0.0" not in out.getvalue()
+    assert "leakage" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"Question": "x", "ANSWER": "z"}, ("Question", "ANSWER")),
+        ({"Question": "y", "question": "x", "answer": "z"}, ("question", "answer")),
+        ({"Instruction": "x", "input": "", "Output": "z"}, ("Instruction + input", "Output")),
+    ],
+)
+def test_columns_are_guessed_whatever_their_case(
+    row: dict[str, str], columns: tuple[str, str], tmp_path: Path
+) -> None:
+    rows = write(tmp_path / "train.jsonl", [row])
+    inspection = inspect(build_config({"data": {"train": str(rows)}}), "train", CHAT)
+    assert (inspection.columns["question"], inspection.columns["answer"]) == columns
+    assert inspection.kept == 1
+
+
 @pytest.mark.parametrize(("tokenizer", "unknown"), [("unigram", 3), ("byte-level", 0)])
 def test_text_without_a_token_is_counted(tokenizer: str, unknown: int, tmp_path: Path) -> None:
     file = write(tmp_path / "x.jsonl", [{"question": "𒀀", "answer": "𒀁 𒀂"}])

@@ -38,18 +38,17 @@ def print_check(
 ) -> None:
     """Print the tables of each file set, then leakage of validation rows into the training data."""
     for inspection in inspections:
-        for table in (
-            _summary_table(inspection),
-            _length_table(inspection),
-            source_table(inspection, most=8),
-        ):
+        tables = [_summary_table(inspection)]
+        if inspection.kept:
+            tables += [_length_table(inspection), source_table(inspection, most=8)]
+        for table in tables:
             console.print(table)
             console.print()
     if example := inspections[0].example:
         console.print("the first row, as the model reads it ([…]: the trace):", style="bold")
         console.print(_shortened_middle(example), markup=False, highlight=False)
         console.print()
-    if overlap is not None:
+    if overlap is not None and all(inspection.kept for inspection in inspections):
         text = (
             f"leakage: {overlap.rows:,} validation rows repeat a question of the training data "
             f"({overlap.questions:,} different questions)"

@@ -20,7 +20,12 @@ def chat(
         str, typer.Argument(help="Run, or model folder: RUN/model or what `nrt export` wrote.")
     ],
     prompt: Annotated[
-        str, typer.Option(help="Ask this one question and exit; default: read questions.")
+        str,
+        typer.Option(
+            "--prompt",
+            "--question",
+            help="Ask this one question and exit; default: read questions.",
+        ),
     ] = "",
     system: Annotated[
         str | None, typer.Option(help="System message; default: the run's data.system, if any.")

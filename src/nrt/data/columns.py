@@ -247,8 +247,12 @@ def _label(value: Any) -> str:
 
 def _guess_pair(row: Mapping[str, Any], columns: ColumnsConfig) -> tuple[str, tuple[str, ...], str]:
     """Return (question, columns appended to it, answer); named columns replace the guesses."""
+    # `Question` is guessed as well as `question`, which goes first
+    own = {name.lower(): name for name in row} | {name: name for name in row}
     candidates: list[tuple[str, tuple[str, ...], str]] = []
-    for question, appended, answer in COLUMN_PAIRS:
+    for guess in COLUMN_PAIRS:
+        question, answer = own.get(guess[0], guess[0]), own.get(guess[2], guess[2])
+        appended = tuple(own.get(name, name) for name in guess[1])
         if columns.question:
             question, appended = columns.question, ()
         candidates.append((question, appended, columns.answer or answer))
