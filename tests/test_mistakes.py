@@ -94,6 +94,7 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         ("plan pairs --steps 3", "--steps is no option of nrt plan; settings have no dashes: write steps=3"),
         ("compare pairs --num-seeds=3", "--num-seeds=3 is no option of nrt compare; settings have no"),
         ("data check pairs.jsonl --model tiny", "--model is no option of nrt data check; settings have no"),
+        ("compare pairs --study -x --lr=3", "--lr=3 is no option of nrt compare; settings have no"),
         ("report earlier --text -o page.html", "--output is the file of the page, which --text does not write"),
         ("train lora=true", "lora is a section of settings; set one of them, such as lora.rank"),
         ("train optimizer=adamw", "optimizer is a section of settings"),

@@ -179,5 +179,9 @@ def test_rows_of_one_document_count_once():
         {"id": name, "source": "a", "question": name, "reference": "r", "logp": value}
         for name, value in (("b.jsonl:1@64", 0.0), ("b.jsonl:1@128", 1.0), ("b.jsonl:2#1", 3.0))
     ]
-    values = values_by_family([*rows, rows[-1] | {"id": "b.jsonl:2#2", "logp": None}], "logp")
+    unread = {"id": "b.jsonl:2#2", "reference": "s", "logp": None}
+    values = values_by_family([*rows, rows[-1] | unread], "logp")
     assert list(values["a"].values()) == [0.5, 3.0]
+    # The question keeps its name although another of its references has the value.
+    others = [*rows[:2], rows[-1] | {"logp": None}, rows[-1] | unread | {"logp": 2.0}]
+    assert list(values_by_family(others, "logp")["a"]) == list(values["a"])

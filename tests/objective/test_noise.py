@@ -1,11 +1,12 @@
 """Advantages under rounding and underflow."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from nrt.objective import METHODS, NOISE, REWARDS, group_advantage, group_credit
+from nrt.objective import METHODS, NOISE, REWARDS, GroupFacts, group_advantage, group_credit
 from nrt.objective.rewards import group_rewards, relative_rewards
 
 
@@ -110,7 +111,39 @@ def test_rewards_that_differ_by_rounding_make_no_advantages(method, dtype):
     logp_KT = base_T + 0.1 * NOISE[dtype] * errors
     credit = group_credit(METHODS[method], logp_KT, base_T, noise=NOISE[dtype])
     assert not credit.beats_null_K.any()
-    assert credit.advantage_K.tolist() == [0.0] * 8 or method == "log-prob"  # it divides by nothing
+    assert credit.advantage_K.tolist() == [0.0] * 8
+
+
+def test_rounding_of_a_shaped_reward_makes_no_advantages():
+    base_T = torch.full((64,), -0.3, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    errors = torch.randn(4, 64, generator=generator, dtype=torch.float64)
+    logp_KT = base_T + 0.2 + 0.1 * NOISE["bfloat16"] * errors
+    facts = GroupFacts(
+        finished_K=torch.ones(4, dtype=torch.bool),
+        written=((1, 2),) * 4,
+        trace_lengths_K=torch.full((4,), 2.0),
+        log_ratios=(torch.zeros(2, dtype=torch.float64),) * 4,
+    )
+    credit = group_credit(METHODS["latro"], logp_KT, base_T, facts=facts, noise=NOISE["bfloat16"])
+    assert credit.advantage_K.tolist() == [0.0] * 4
+
+
+def test_a_reward_without_gradient_has_a_share_as_rounding():
+    def threshold(logp_KT, base_T):
+        return (logp_KT.exp().mean(-1) > 0.4).double()
+
+    method = replace(METHODS["nrt-gm"], reward=threshold, answer_weight=1.0)
+    logp_KT, base_T = torch.tensor([[0.5], [0.3], [0.9]]).log(), torch.tensor([0.1]).log()
+    credit = group_credit(method, logp_KT, base_T)
+    assert credit.beats_null_K.tolist() == [True, False, True]
+    assert credit.advantage_K[0] == credit.advantage_K[2] > 0
+
+
+def test_an_answer_of_probability_zero_makes_no_advantages():
+    logp_KT = torch.tensor([[-3.0], [float("-inf")], [-1.0]])
+    credit = group_credit(METHODS["log-prob"], logp_KT, torch.tensor([-2.0]))
+    assert credit.advantage_K.tolist() == [0.0] * 3
 
 
 def test_rewards_that_are_not_numbers_stay_so():

@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import yaml
@@ -154,13 +155,13 @@ def write_searched_run(folder, study, name, seed, correct):
 
 
 def compare_searched(folder, file, **options):
-    arguments = {"methods": "sft,nrt-gm", "seeds": 1, "sweep_seeds": 2} | options
+    arguments: dict[str, Any] = {"methods": "sft,nrt-gm", "seeds": 1, "sweep_seeds": 2}
+    arguments |= {"finished_only": True} | options
     comparison = compare_study(
         Console(file=io.StringIO()),
         str(file),
         [],
         study=str(folder),
-        finished_only=True,
         **arguments,
     )
     assert comparison.search is not None
@@ -169,7 +170,7 @@ def compare_searched(folder, file, **options):
 
 def choose(folder, file):
     """Write the study with its choice, and its finished runs."""
-    search = read_search(folder / "search", "correct", {})
+    search = read_search(folder / "search", "correct", {}, ["sft", "nrt-gm"])
     plan = make_study(str(file), [], methods="sft,nrt-gm", variants="", seeds=1, baseline="")
     plan = with_chosen(plan, search)
     open_study(str(folder), plan)
@@ -178,13 +179,19 @@ def choose(folder, file):
     return search
 
 
+def chosen_settings(search, variant):
+    found = search.chosen(variant)
+    assert found is not None
+    return found.settings
+
+
 SWEEP = ["optimizer.lr=1e-3,2e-3,3e-3"]
 
 
 def test_the_first_of_the_best_tries_is_chosen(searched):
     search = choose(*searched)
-    assert search.chosen("sft").settings == ("optimizer.lr=1e-3",)
-    assert search.chosen("nrt-gm").settings == ("optimizer.lr=3e-3",)
+    assert chosen_settings(search, "sft") == ("optimizer.lr=1e-3",)
+    assert chosen_settings(search, "nrt-gm") == ("optimizer.lr=3e-3",)
     assert read_study(searched[0]).chosen_by == "correct"
     assert all(each.minutes > 0 for each in search.tries["sft"])
 
@@ -194,7 +201,7 @@ def test_a_choice_stays_whatever_is_measured(searched, sweep):
     choose(*searched)
     comparison, search = compare_searched(*searched, measure="logp", sweep=sweep)
     assert search.measure == "correct"
-    assert search.chosen("nrt-gm").settings == ("optimizer.lr=3e-3",)
+    assert chosen_settings(search, "nrt-gm") == ("optimizer.lr=3e-3",)
     assert comparison.measure == "logp"
     assert "`optimizer.lr=3e-3` **0.750**" in (searched[0] / "compare.md").read_text()
 
@@ -206,11 +213,11 @@ def test_a_choice_stays_although_a_failed_try_would_now_be_better(searched):
     search = choose(folder, file)
     assert search.tries["nrt-gm"][2].score is None
     assert search.tries["nrt-gm"][2].minutes > 0, "the cost of the runs that are there"
-    assert search.chosen("nrt-gm").settings == ("optimizer.lr=2e-3",)
+    assert chosen_settings(search, "nrt-gm") == ("optimizer.lr=2e-3",)
     lost.with_name("lost").rename(lost)
     _, search = compare_searched(folder, file, sweep=SWEEP)
     assert search.tries["nrt-gm"][2].score == 0.75
-    assert search.chosen("nrt-gm").settings == ("optimizer.lr=2e-3",)
+    assert chosen_settings(search, "nrt-gm") == ("optimizer.lr=2e-3",)
 
 
 def test_a_try_without_a_value_of_some_question_is_not_chosen(searched):
@@ -220,7 +227,7 @@ def test_a_try_without_a_value_of_some_question_is_not_chosen(searched):
         first, *others = map(json.loads, rows.read_text().splitlines())
         lines = [first | {"correct": None}, *others]
         rows.write_text("".join(json.dumps(row) + "\n" for row in lines))
-    assert choose(folder, file).chosen("sft").settings == ("optimizer.lr=3e-3",)
+    assert chosen_settings(choose(folder, file), "sft") == ("optimizer.lr=3e-3",)
 
 
 def test_without_a_finished_try_nothing_can_be_chosen(searched):
@@ -228,7 +235,7 @@ def test_without_a_finished_try_nothing_can_be_chosen(searched):
     for i in range(3):
         run_path(folder / "search", f"sft--{i}", FIRST_SEED).rename(folder / f"lost-{i}")
     with pytest.raises(InputError, match="no try of sft has correct of all its questions"):
-        read_search(folder / "search", "correct", {})
+        read_search(folder / "search", "correct", {}, ["sft"])
 
 
 @pytest.mark.parametrize(
@@ -237,7 +244,7 @@ def test_without_a_finished_try_nothing_can_be_chosen(searched):
         ({"sweep": SWEEP, "sweep_seeds": 1}, "has 2 seeds; give --sweep-seeds 2"),
         ({"sweep": ["optimizer.lr=1e-3,2e-3"]}, "has 3 tries of each variant, not 2"),
         ({"sweep": ["optimizer.lr=1e-3,2e-3,3e-3,4e-3"]}, "has 3 tries of each variant, not 4"),
-        ({"methods": "sft,nrt-gm,rlpr"}, "those of rlpr were not; give --sweep"),
+        ({"methods": "sft,nrt-gm,rlpr", "finished_only": False}, "those of rlpr were not; give"),
     ],
 )
 def test_a_search_goes_on_with_equal_terms_only(searched, options, message):
@@ -259,14 +266,45 @@ def test_settings_are_not_chosen_by_what_sft_does_not_have(searched):
 def test_a_later_method_is_searched_for_alone_and_the_others_stay_in_the_table(searched):
     folder, file = searched
     choose(folder, file)
-    tries = make_tries(file, "sft,rlpr")
-    for name, seed in tries.runs():
-        if name.startswith("rlpr"):
-            write_searched_run(folder / "search", tries, name, seed, 0.5)
     comparison, search = compare_searched(folder, file, methods="sft,rlpr", sweep=SWEEP)
-    assert set(search.tries) == {"sft", "nrt-gm", "rlpr"}
-    assert "rlpr" not in read_study(folder).variants, "no run of it is finished"
-    assert {row.variant for row in comparison.rows} == {"sft", "nrt-gm"}
+    assert set(search.tries) == {"sft", "nrt-gm"}, "--finished-only writes nothing new"
+    tries = make_tries(file, "sft,rlpr")
+    open_study(str(folder / "search"), tries)
+    with pytest.raises(InputError, match="no try of rlpr has correct"):
+        read_search(folder / "search", "correct", read_study(folder).variants, ["rlpr"])
+    write_searched_run(folder / "search", tries, "rlpr--0", FIRST_SEED, 0.5)
+    for sweep in ([], SWEEP):  # one run of its search is finished: it holds up nothing
+        comparison, search = compare_searched(folder, file, sweep=sweep)
+        assert search.chosen("rlpr") is None
+        assert "rlpr" not in read_study(folder).variants
+        assert {row.variant for row in comparison.rows} == {"sft", "nrt-gm"}
+
+
+def test_a_study_of_an_earlier_nrt_goes_on(searched):
+    """Its study.yaml does not say by which measure the settings were chosen."""
+    folder, file = searched
+    choose(folder, file)
+    text = (folder / "study.yaml").read_text()
+    (folder / "study.yaml").write_text(text.replace("chosen_by: correct\n", ""))
+    _, search = compare_searched(folder, file, sweep=SWEEP)
+    assert chosen_settings(search, "nrt-gm") == ("optimizer.lr=3e-3",)
+    assert read_study(folder).chosen_by == "correct"
+
+
+def test_a_variants_own_setting_may_be_a_value_of_the_sweep(searched):
+    folder, file = searched
+    plan = replace(
+        make_study(str(file), [], methods="sft", variants="", seeds=1, baseline=""),
+        variants={"sft": ("method=sft", "optimizer.lr=1e-3")},
+    )
+    tries = search_study(plan, {"sft": {"optimizer.lr": ("1e-3", "2e-3")}}, seeds=1)
+    open_study(str(folder / "own"), tries)
+    for name, seed in tries.runs():
+        write_searched_run(folder / "own", tries, name, seed, 1 - int(name[-1]))
+    chosen = with_chosen(plan, read_search(folder / "own", "correct", {}, ["sft"]))
+    assert chosen.variants["sft"] == ("method=sft", "optimizer.lr=1e-3", "optimizer.lr=1e-3")
+    search = read_search(folder / "own", "correct", chosen.variants)
+    assert chosen_settings(search, "sft") == ("optimizer.lr=1e-3",)
 
 
 def test_finished_runs_only_do_not_enlarge_a_study(searched):

@@ -59,9 +59,9 @@ class Search:
     seeds: tuple[int, ...]
     tries: dict[str, tuple[Try, ...]]  # variant → the same number each
 
-    def chosen(self, variant: str) -> Try:
-        """Return the try that was chosen: the first of those with the highest score."""
-        return next(each for each in self.tries[variant] if each.chosen)
+    def chosen(self, variant: str) -> Try | None:
+        """Return the try that was chosen, the first with the highest score; None if none was."""
+        return next((each for each in self.tries.get(variant, ()) if each.chosen), None)
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,9 @@ def comparison_markdown(comparison: Comparison) -> str:
     if not any(row.variant == baseline and row.interval for row in comparison.rows):
         text += f"\nNo differences: no run of `{baseline}` has {measure}.\n"
     text += (
-        "\nIntervals: bootstrap over seeds and questions, 2,000 resamples; questions that all "
-        "seeds share are drawn once for all. Differences are paired by seed and question; the "
-        f"baseline `{baseline}` was written to study.yaml before the runs.\n"
+        "\nIntervals: bootstrap over seeds and questions, 2,000 resamples; a question that several "
+        "seeds share is drawn once for all of them. Differences are paired by seed and question; "
+        f"the baseline `{baseline}` was written to study.yaml before the runs.\n"
     )
     if comparison.search:
         text += "\n## Search for settings\n\n" + _search_table(comparison.search)
@@ -218,9 +218,9 @@ def values_by_family(records: Sequence[Record], measure: str) -> FamilyValues:
     values: dict[tuple[str, str], list[float]] = {}  # by family and document
     names: dict[tuple[str, str], Question] = {}
     for record in records:
+        key = (str(record.get("source") or "all"), document_id(str(record["id"])))
+        names.setdefault(key, (key[1], *_question(record)[1:]))
         if record.get(measure) is not None:
-            key = (str(record.get("source") or "all"), document_id(str(record["id"])))
-            names.setdefault(key, (key[1], *_question(record)[1:]))
             values.setdefault(key, []).append(float(record[measure]))
     families: FamilyValues = {}
     for key, each in values.items():

@@ -103,6 +103,10 @@ def _resampled_means(
 
     A seed none of whose questions is drawn keeps its mean.
     """
+    if len(values) > 1 and len(set(chain.from_iterable(names))) == sum(map(len, names)):
+        pairs = zip(values, names, strict=True)
+        alone = [_resampled_means([own], [named], resamples, rng) for own, named in pairs]
+        return np.concatenate(alone, axis=1)
     columns = {name: q for q, name in enumerate(dict.fromkeys(chain.from_iterable(names)))}
     values_SQ, has_SQ = np.zeros((2, len(values), len(columns)))
     for seed, (of_seed, names_of_seed) in enumerate(zip(values, names, strict=True)):

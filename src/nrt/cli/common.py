@@ -33,14 +33,19 @@ class SettingsCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Raise InputError for an option that the command does not have."""
         command = "nrt" + ctx.command_path.removeprefix(ctx.find_root().command_path)
-        known = set()
+        known: dict[str, bool] = {}  # option → whether it takes a value
         for parameter in self.get_params(ctx):
-            known.update(parameter.opts, parameter.secondary_opts)
+            takes_value = not getattr(parameter, "is_flag", False)
+            known.update(dict.fromkeys((*parameter.opts, *parameter.secondary_opts), takes_value))
+        previous = ""
         for i, argument in enumerate(args):
+            if argument == "--" or ctx.resilient_parsing:
+                break
             name = argument.partition("=")[0]
-            is_option = argument.startswith("-") and not _is_number(argument)
-            if is_option and not {name, name[:2]} & known:
+            is_option = argument.startswith("-") and argument != "-" and not known.get(previous)
+            if is_option and not {name, name[:2]} & known.keys():
                 raise InputError(_explain_option(argument, args[i + 1 : i + 2], command))
+            previous = argument
         return super().parse_args(ctx, args)
 
 
@@ -61,14 +66,6 @@ def _explain_option(argument: str, following: list[str], command: str) -> str:
         f"{argument:.100} is no option of {command}; settings have no dashes: {example}. "
         f"{command} --help lists the options"
     )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def split_recipe(settings: list[str]) -> tuple[str, list[str]]:

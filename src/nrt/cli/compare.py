@@ -110,16 +110,17 @@ def compare_study(
     )
     with explain_disk_errors(folder, "run the same command again"):
         failed_tries = []
-        if tries:
+        if tries and not finished_only:
             searched = open_study(str(folder / "search"), tries)
             failed_tries = [outcome for outcome in run(searched) if outcome.status]
+        if finished_only and existing:
+            plan = _with_finished_only(plan, existing, folder)
         search = None
         if tries or chosen_by:
             chosen = existing.variants if existing else {}
-            search = read_search(folder / "search", chosen_by or measure, chosen)
+            choose = plan.variants if tries else ()  # else the search may not be complete
+            search = read_search(folder / "search", chosen_by or measure, chosen, choose)
             plan = with_chosen(plan, search)
-        if finished_only and existing:
-            plan = _with_finished_only(plan, existing, folder)
         open_study(str(folder), plan)
         failed = [outcome for outcome in run(folder) if outcome.status]
         comparison = write_results(

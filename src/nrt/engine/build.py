@@ -82,7 +82,12 @@ def build_engine(
     )
     if gradient_checkpointing == "auto" and not layers_of(model):
         recompute = False
-    _check_supported(model, config, recompute=recompute, sharded=parallel == "fsdp")
+    _check_supported(model, recompute=recompute, sharded=parallel == "fsdp")
+    if parallel == "fsdp" and processes.size > 1 and config.name != "adamw":
+        raise InputError(
+            f"optimizer.name={config.name} cannot be sharded; set parallel=ddp, or "
+            "optimizer.name=adamw"
+        )
     _broadcast(model, reference, processes)
     if packed is None:
         choose = partial(_choose_alike, processes, rows=probe)
@@ -146,9 +151,7 @@ def _memory_left(weights: Weights | ShardedWeights, device: torch.device, gather
     return free_gpu_memory(device) - gradients - gathered
 
 
-def _check_supported(
-    model: nn.Module, config: OptimizerConfig, *, recompute: Setting, sharded: bool
-) -> None:
+def _check_supported(model: nn.Module, *, recompute: Setting, sharded: bool) -> None:
     """Raise InputError for settings that the model does not allow."""
     if recompute is True and not layers_of(model):
         raise InputError(
@@ -160,11 +163,6 @@ def _check_supported(
             "adapters cannot be sharded; set parallel=ddp (each process holds the frozen model, in "
             "4 bits with "
             "quantize=nf4)"
-        )
-    if sharded and config.name != "adamw":
-        raise InputError(
-            f"optimizer.name={config.name} cannot be sharded; set parallel=ddp, or "
-            "optimizer.name=adamw"
         )
 
 
@@ -191,12 +189,13 @@ def _is_sharded(
 def _choose_alike(processes: ProcessGroup, *arguments: Any, rows: Sequence[Row]) -> ScorerChoice:
     """Return this process's choice of a scorer: padded, unless all processes choose packed rows.
 
-    Kernels or rounding of one GPU could differ, and with them the number of its micro-batches.
+    One GPU may lack a kernel or round differently. Other rows are other micro-batches, and
+    processes must agree on how many there are.
     """
     choice = choose_scorer(*arguments, rows=rows)
     if processes.any(not choice.packed) and choice.packed:
         padded = same_choice(*arguments, packed=False)
-        return replace(padded, why="rows are padded: another process cannot pack them")
+        return replace(padded, why="rows are padded: another process cannot share prompts")
     return choice
 
 

@@ -44,7 +44,8 @@ def group_advantage(
       multi-sample bound (`_bound_gain`); it allows neither `clip` nor `scale`
     - with `centre` and `scale` None, A is R' itself
 
-    A centred group whose rewards are all equal up to rounding has A = 0. So has a group with K = 1.
+    A centred group whose rewards are all equal up to rounding has A = 0. So has a group with K = 1,
+    and one with a reward of −∞. Rewards that are no numbers give advantages that are none.
 
     Args:
         R_K: rewards [K] of the traces.
@@ -85,7 +86,8 @@ def group_advantage(
         kept_K = gain_K = R_K
     highest, lowest = kept_K.argmax(), kept_K.argmin()
     larger = torch.maximum(rounding_K[highest], rounding_K[lowest])
-    all_equal = bool(kept_K[highest] - kept_K[lowest] <= larger)
+    spread = kept_K[highest] - kept_K[lowest]
+    all_equal = bool(spread <= larger) or bool(spread.isinf())  # log 0: nothing to divide by
     if centre is None and (scale is None or all_equal):
         mean = gain_K.mean()
         return gain_K / mean if scale == "mean" and mean > 0 else gain_K

@@ -122,7 +122,7 @@ def group_credit(
     for share, reward in weighted_parts(method.reward):
         rewards = group_rewards(reward, logp_KT, base_T, weights_T, noise)
         relative = relative_rewards(reward, logp_KT, base_T, weights_T, noise)
-        part_final_K, part_advantage_K = _normalised(method, rewards, relative, facts)
+        part_final_K, part_advantage_K = _normalised(method, rewards, relative, facts, noise)
         reward_K = reward_K + share * rewards.reward_K
         base_reward = base_reward + share * rewards.base.item()
         final_K = final_K + share * part_final_K
@@ -161,7 +161,11 @@ def _token_advantages(method: Method, facts: GroupFacts | None) -> tuple[Tensor,
 
 
 def _normalised(
-    method: Method, rewards: GroupRewards, relative: GroupRewards, facts: GroupFacts | None
+    method: Method,
+    rewards: GroupRewards,
+    relative: GroupRewards,
+    facts: GroupFacts | None,
+    noise: float,
 ) -> tuple[Tensor, Tensor]:
     """Return (final rewards [K], advantages [K]) of one reward.
 
@@ -174,7 +178,8 @@ def _normalised(
         if facts is None:
             raise ValueError(f"method {method.name} shapes its rewards by facts; pass facts=")
         final_K = method.shape(final_K, facts).double()
-        return final_K, group_advantage(final_K, 0.0, clip=False, **rules)
+        rounding_K = noise * final_K.abs()  # a shape has no gradient
+        return final_K, group_advantage(final_K, 0.0, clip=False, rounding_K=rounding_K, **rules)
     if method.scale is not None and method.eps == 0:
         rewards = relative  # the division by std or mean removes a common factor
     return final_K, _advantage(rewards, clip=method.clip, **rules)

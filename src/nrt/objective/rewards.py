@@ -200,12 +200,25 @@ def group_rewards(
     >>> rewards.reward_K.tolist(), rewards.base.tolist(), rewards.rounding_K.tolist()
     ([-4.0], -8.0, [0.02])
     """
-    rows = torch.cat([logp_KT, base_T[None]])
-    R, rounding = (
-        reward(rows, weights_T),
-        noise * token_signal(reward, rows, weights_T).norm(dim=-1),
-    )
-    return GroupRewards(R[:-1], R[-1], rounding[:-1], rounding[-1])
+    R_K, rounding_K = _reward_and_rounding(reward, logp_KT, weights_T, noise)
+    base, base_rounding = _reward_and_rounding(reward, base_T[None], weights_T, noise)
+    return GroupRewards(R_K, base[0], rounding_K, base_rounding[0])
+
+
+def _reward_and_rounding(
+    reward: Reward, logp_KT: Tensor, weights_T: Tensor, noise: float
+) -> tuple[Tensor, Tensor]:
+    """Return (rewards [K], their rounding errors [K]).
+
+    A reward without gradient, such as a threshold, gets `noise` as a share of its magnitude.
+    """
+    with torch.enable_grad():
+        leaf_KT = logp_KT.detach().double().requires_grad_(True)
+        R_K = reward(leaf_KT, weights_T)
+    if not R_K.requires_grad:
+        return R_K.double(), noise * R_K.double().abs()
+    (signal_KT,) = torch.autograd.grad(R_K.sum(), leaf_KT)
+    return R_K.detach().double(), noise * signal_KT.norm(dim=-1)
 
 
 def relative_rewards(

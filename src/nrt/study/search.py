@@ -8,9 +8,9 @@ whatever is measured or tried later.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import product, takewhile
 from pathlib import Path
 from statistics import fmean
 
@@ -112,27 +112,29 @@ def check_same_tries(existing: Study, search: Study) -> None:
         )
 
 
-def read_search(folder: Path, measure: str, chosen: Mapping[str, Sequence[str]]) -> Search:
+def read_search(
+    folder: Path, measure: str, chosen: Mapping[str, Sequence[str]], choose: Iterable[str] = ()
+) -> Search:
     """Return the results of the search in a folder.
 
     Args:
         measure: field of the held-out records; the higher, the better.
         chosen: variant → all of its settings, where they are chosen already.
+        choose: variants whose best try is chosen now, unless it is already.
 
-    Raises InputError if a variant that is not in `chosen` has no finished try.
+    Raises InputError if such a variant has no finished try.
     """
     search = read_study(folder)
     seeds = tuple(range(search.first_seed, search.first_seed + search.seeds))
     tries: dict[str, tuple[Try, ...]] = {}
     for variant, settings_of_tries in _tries_by_variant(search).items():
-        common = set.intersection(*map(set, settings_of_tries))
+        common = _common(settings_of_tries)  # the variant's own settings come first
         results = []
         for i, settings in enumerate(settings_of_tries):
             runs = [run_path(folder, _name(variant, i), seed) for seed in seeds]
-            own = tuple(text for text in settings if text not in common)
             is_chosen = tuple(chosen.get(variant, ())) == settings
-            results.append(_result(own, runs, measure, chosen=is_chosen))
-        if variant not in chosen:
+            results.append(_result(settings[common:], runs, measure, chosen=is_chosen))
+        if variant in choose and variant not in chosen:
             finished = [each for each in results if each.score is not None]
             if not finished:
                 raise InputError(
@@ -144,6 +146,12 @@ def read_search(folder: Path, measure: str, chosen: Mapping[str, Sequence[str]])
             results[best] = replace(results[best], chosen=True)
         tries[variant] = tuple(results)
     return Search(measure, seeds, tries)
+
+
+def _common(settings: Sequence[Sequence[str]]) -> int:
+    """Return how many settings all tries begin with."""
+    columns = zip(*settings, strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _tries_by_variant(search: Study) -> dict[str, list[tuple[str, ...]]]:
@@ -172,12 +180,13 @@ def with_chosen(study: Study, search: Search) -> Study:
     """Return the study with the chosen settings of each variant."""
     variants = {}
     for variant, settings in study.variants.items():
-        if variant not in search.tries:
+        chosen = search.chosen(variant)
+        if chosen is None:
             raise InputError(
                 f"the study's settings were searched for, and those of {variant} were not; give "
                 "--sweep and --sweep-seeds as before to add it"
             )
-        variants[variant] = (*settings, *search.chosen(variant).settings)
+        variants[variant] = (*settings, *chosen.settings)
     return replace(study, variants=variants, chosen_by=search.measure)
 
 

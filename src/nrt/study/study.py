@@ -166,7 +166,7 @@ def open_study(name: str, study: Study) -> Path:
 
 def _extend(folder: Path, existing: Study, study: Study) -> Study:
     """Return the existing study with the variants and seeds of `study` added."""
-    for key in ("recipe", "settings", "baseline", "first_seed", "chosen_by"):
+    for key in ("recipe", "settings", "baseline", "first_seed"):
         old, new = getattr(existing, key), getattr(study, key)
         if key == "settings" and set(old) != set(new):
             there = " ".join(text for text in old if text not in new) or "nothing"
@@ -266,7 +266,8 @@ def _as_text(value: object) -> str:
 
 def _is_grid(values: object) -> bool:
     return isinstance(values, dict) and all(
-        isinstance(tried, list) and len(tried) > 1 for tried in values.values()
+        isinstance(tried, list) and len(set(map(str, tried))) == len(tried) > 1
+        for tried in values.values()
     )
 
 

@@ -59,7 +59,7 @@ class RunReport:
     """One run in the report."""
 
     name: str
-    variant: str  # method, or the run's name if two runs share method and seed
+    variant: str  # see `variants.group_by_variant`
     method: str
     seed: int
     scheme: str | None  # of its reward, if it is one of the explorer's schemes
