@@ -4,8 +4,9 @@
 
 Weights and checkpoints stay behind; `nrt compare` still takes a kept run for finished. Files that
 are there already are replaced. With `--small`, for studies of many runs, numbers are rounded to
-four digits, and traces, generated answers and the tokens of held-out rows stay behind too. Of a
-search for settings only scores and times are kept.
+four digits, and traces, some metrics and the texts of held-out rows stay behind too; a hash in
+place of the question still tells questions apart. Of a search for settings only scores and times
+are kept.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from nrt.study.runs import is_finished
@@ -21,8 +23,14 @@ from nrt.study.runs import is_finished
 TRACES = 40
 """Last lines of traces.jsonl that are kept."""
 
-HELDOUT_FIELDS = ("id", "source", "question", "reference", "logp", "length", "finished", "correct")
-SEARCH_METRICS = ("step", "time/step", "heldout/")
+HELDOUT_FIELDS = ("id", "source", "logp", "length", "finished", "correct")
+METRICS = (
+    "step", "trace/", "reward/", "answer/", "group/", "worked/", "p_key", "advantage", "readout/",
+    "optim/grad_norm", "time/step", "heldout/",
+)  # fmt: skip
+"""Beginnings of the metrics that `--small` keeps."""
+
+SEARCH_METRICS = ("step", "time/step", "heldout/accuracy", "heldout/logp")
 
 CARD = (
     "The weights are not kept here. This folder marks the run as finished, so that `nrt compare` "
@@ -36,7 +44,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
-    keep_study(arguments.study, arguments.folder, small=arguments.small)
+    only = METRICS if arguments.small else ("",)
+    keep_study(arguments.study, arguments.folder, small=arguments.small, only=only)
     if (arguments.study / "search").is_dir():
         keep_study(
             arguments.study / "search", arguments.folder / "search", small=True, only=SEARCH_METRICS
@@ -84,11 +93,15 @@ def _copy_rows(file: Path, target: Path, only: Sequence[str]) -> None:
     """Copy JSON lines with only the fields that begin so, and with rounded numbers."""
     with file.open(encoding="utf-8") as lines, target.open("w", encoding="utf-8") as kept:
         for line in lines:
+            whole = json.loads(line)
             row = {
                 key: float(f"{value:.4g}") if isinstance(value, float) else value
-                for key, value in json.loads(line).items()
+                for key, value in whole.items()
                 if value is not None and key.startswith(tuple(only))
             }
+            if "question" in whole:
+                text = f"{whole['question']}\n{whole['reference']}"
+                row["question"] = sha256(text.encode()).hexdigest()[:8]
             kept.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -127,10 +127,8 @@ def compare_study(
             folder, failed, measure=measure, search=search, failed_tries=failed_tries
         )
     console.print(Markdown(comparison_markdown(comparison)))
-    files = "compare.md, compare.json"
-    if has_matplotlib():
-        files += ", accuracy.png, dynamics.png, confidence.png"
-    console.print(f"written to {folder}: {files}", soft_wrap=True)
+    files = ["compare.md", "compare.json", *sorted(file.name for file in folder.glob("*.png"))]
+    console.print(f"written to {folder}: {', '.join(files)}", soft_wrap=True)
     return comparison
 
 
