@@ -374,6 +374,20 @@ def test_a_sampler_that_disagrees_is_refused(make_config, tmp_path):
             "unset it, or set objective.ratio=ppo",
         ),
         ({"objective.ratio": "none", "overlap": True}, "earlier weights"),
+        (
+            {"method": "jepo", "updates_per_rollout": 4},
+            "updates_per_rollout=4 trains on traces of earlier weights, .* set it to 1, or set",
+        ),
+        (
+            {"method": "log-prob", "objective.answer_weight": "reward"},
+            "rewards of log-prob can be negative: the answer would be trained away",
+        ),
+        (
+            {"objective.answer_weight": 1, "objective.signal_floor": 0.1},
+            "signal_floor is for answer weights that are the signal",
+        ),
+        ({"vllm.urls": ["http://one:1"]}, "vllm.urls names rollout servers, which sampler=vllm"),
+        ({"gpus_per_node": 4}, "nodes and gpus_per_node are for engine=verl"),
     ],
 )
 def test_corrections_that_cannot_be(make_config, settings, message):

@@ -134,9 +134,10 @@ def _check_uncorrected(config: Config, method: Method) -> None:
     }
     for setting, is_set in stale.items():
         if is_set:
+            fix = "set it to 1" if setting.startswith("updates") else "unset it"
             raise InputError(
                 f"{setting} trains on traces of earlier weights, which {method.name} does not "
-                "correct for; unset it (updates_per_rollout=1), or set objective.ratio=ppo"
+                f"correct for; {fix}, or set objective.ratio=ppo"
             )
 
 
