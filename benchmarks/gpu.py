@@ -1,8 +1,11 @@
-"""`python -m benchmarks.gpu [--rehearse] [--only PART,…]`: check correctness, speed and memory on a GPU in ten minutes.
+"""`python -m benchmarks.gpu [--rehearse] [--only PART,…] [--out FOLDER]`: check a GPU in 9 minutes.
 
-It needs no network, no pytest and no vLLM, only what nrt needs to train. Each part runs in a process of its own with a budget of
-seconds, the most valuable first. Each case is in benchmarks/results/gpu-NAME.json as soon as its part ends, also if the part took too
-long or failed, and a table comes last. `--rehearse` runs the same code with small shapes, on anything, and writes nothing.
+It checks correctness, speed and memory. It needs no network, no pytest and no vLLM, only what nrt
+needs to train. Each part runs in a process of its own with a budget of seconds, the most valuable
+first. Each case is printed and written to FOLDER/gpu-NAME.json as soon as it is finished. So a part
+that took too long or failed keeps its cases, and other parts in that file stay. A table comes last.
+The exit status is 1 if there was an error. `--rehearse` runs the same code with small shapes, on
+anything; it writes FOLDER/rehearsal-NAME.json, and nothing without `--out`.
 """
 
 from __future__ import annotations
@@ -10,14 +13,18 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +34,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from benchmarks.common import RESULTS, Shape, make_learner, seconds, write
-from benchmarks.memory import update
+from benchmarks.memory import create_gradients, forward_and_backward, update
 from benchmarks.scoring import rows_of
 from nrt.config import Config, build_config
 from nrt.engine.counting import count_update
+from nrt.engine.meter import Meter
 from nrt.engine.weights import layers_of
-from nrt.errors import InputError
+from nrt.errors import InputError, first_line
 from nrt.plan import PlanRequest, RowLengths, accelerator, make_plan
 from nrt.plan.hardware import GPUS
 from nrt.plan.meta_model import BUILT_IN, meta_model
@@ -41,13 +49,13 @@ from nrt.scoring.flex import make_block_mask
 from nrt.scoring.logprob_head import LMHead
 from nrt.scoring.packing import lay_out
 from nrt.scoring.prefix_attention import PrefixAttention, _attention_by_tail
+from nrt.scoring.token_logprobs import _Tiles
 from nrt.trainer import train
-from nrt.types import Row
 
 GIB = 2**30
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPE = Shape(prompts=4, traces=8, prompt=512, trace=320, answer=126)
-"""Of an update: about 16,000 packed tokens, 31,000 padded ones."""
+"""Shape of an update: about 16,000 packed tokens, 31,000 padded ones."""
 SMALL = Shape(prompts=2, traces=2, prompt=40, trace=12, answer=6)
 
 PARITY: dict[str, dict[str, Any]] = {
@@ -70,46 +78,71 @@ PARITY: dict[str, dict[str, Any]] = {
     "gemma3": {"model_type": "gemma3_text", "head_dim": 64, "sliding_window": 100},
 }
 
+UPDATES: dict[str, tuple[bool, Any]] = {
+    "recomputed": (True, False),
+    "not recomputed": (False, False),
+    "not recomputed, compile_layers=auto": (False, "auto"),
+}
+"""Case → (whether layers are recomputed, compile_layers).
+
+The last one is what a run on CUDA does by default if memory is left.
+"""
+
+LORA = {"lora": {"rank": 16}}
+
 Cases = Iterator[tuple[str, dict[str, Any]]]
-"""(name, figures) of each case."""
+"""(name, figures) of each case. The figure "error" means that the case failed."""
 
 
 def parity(small: bool) -> Cases:
-    """Record whether the packed scorer is chosen: its numbers and gradients are the padded scorer's."""
+    """Check that the packed scorer has the padded scorer's numbers and gradients.
+
+    It must be chosen in float32. In bfloat16 a tiny model's rounding may be too large to tell.
+    """
     for name, values in PARITY.items():
         for dtype in ("float32", "bfloat16"):
             for shape in (SMALL,) if small else (SMALL, SHAPE):
                 began = time.perf_counter()
                 choice = choose_scorer(_tiny(values, dtype), 0, rows=rows_of(shape))
-                figures = {"packed": choice.packed, "why": choice.why}
+                figures: dict[str, Any] = {"packed": choice.packed, "why": choice.why}
                 figures["seconds"] = time.perf_counter() - began
+                if dtype == "float32" and not choice.packed:
+                    figures["error"] = "the packed scorer was not chosen in float32"
                 yield f"{name}, {dtype}, {shape}", figures
 
 
 def head(small: bool) -> Cases:
-    """Time the head's forward and backward with tiles of few and of many tokens, by vocabulary."""
-    N, d = (64, 32) if small else (8192, 3072)
+    """Time the head's forward and backward with low and high tiles, by vocabulary.
+
+    TILE_TOKENS is the minimum height of a tile. With 1, a tile has all columns and as many tokens
+    as fit.
+    """
+    N, d = (1024, 32) if small else (8192, 3072)
     for V in (1000, 1002) if small else (128_256, 128_258, 32_770):
-        for tokens in (256, 1024, 4096):
-            token_logprobs.TILE_TOKENS[DEVICE.type] = tokens
-            work = _head_pass(N, d, V)
+        for minimum in (1, 512, 1024) if small else (1, 2048, 4096):
+            token_logprobs.TILE_TOKENS[DEVICE.type] = minimum
+            weight_Vd = _random(V, d, dtype=torch.bfloat16)
+            work = _head_pass(weight_Vd, N)
             figures = {"seconds": _median(work), **_peak(work)}
-            yield f"{V:,} columns, tiles of {tokens:,} tokens", figures
+            yield f"{V:,} columns, tiles of {_tile(weight_Vd, N)}", figures
 
 
-def _head_pass(N: int, d: int, V: int) -> Callable[[], None]:
-    hidden_Nd, weight_Vd = (
-        torch.randn(n, d, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for n in (N, V)
-    )
+def _head_pass(weight_Vd: torch.Tensor, N: int) -> Callable[[], None]:
+    """Return the forward and backward of N tokens' log-probabilities."""
+    V, d = weight_Vd.shape
+    hidden_Nd = _random(N, d, dtype=torch.bfloat16)
     gradient_Vd = torch.zeros(V, d, device=DEVICE)
     target_N = torch.randint(V, (N,), device=DEVICE)
     lm_head = LMHead(weight_Vd, None, 1.0, None)
+    return lambda: lm_head(hidden_Nd, target_N, lambda _: gradient_Vd)[0].sum().backward()
 
-    def work() -> None:
-        logp_N, _ = lm_head(hidden_Nd, target_N, lambda _: gradient_Vd)
-        logp_N.sum().backward()
 
-    return work
+def _tile(weight_Vd: torch.Tensor, N: int) -> str:
+    """Return the size of the head's first tile in words."""
+    tiles = _Tiles(weight_Vd, None, 1.0, None)
+    rows = next(tiles.token_slices(N))
+    columns = next(tiles.vocabulary_slices(len(weight_Vd)))
+    return f"{rows.stop:,} tokens × {columns.stop:,} columns"
 
 
 def attention(small: bool) -> Cases:
@@ -118,68 +151,63 @@ def attention(small: bool) -> Cases:
     layout = lay_out(rows_of(shape), DEVICE)
     H, H_kv, D = (4, 2, 16) if small else (24, 8, 128)
     dtype = torch.float32 if small else torch.bfloat16
-    query, key, value = (
-        torch.randn(1, h, len(layout.ids_F), D, device=DEVICE, dtype=dtype, requires_grad=True)
-        for h in (H, H_kv, H_kv)
-    )
+    tokens = len(layout.ids_F)
+    query, key, value = (_random(1, heads, tokens, D, dtype=dtype) for heads in (H, H_kv, H_kv))
     packed = PrefixAttention(layout)
+    rows = shape.prompts * shape.traces
     length = shape.prompt + shape.trace + shape.answer + 2
-    q, k, v = (
-        torch.randn(
-            shape.prompts * shape.traces,
-            h,
-            length,
-            D,
-            device=DEVICE,
-            dtype=dtype,
-            requires_grad=True,
-        )
-        for h in (H, H_kv, H_kv)
-    )
-
-    def nrt() -> None:
-        out = packed(None, query, key, value, scale=D**-0.5, window=None, softcap=None)
-        out.sum().backward()
-
-    def by_tail() -> None:
-        out = _attention_by_tail(query, key, value, layout.groups, D**-0.5, None, None)
-        out.sum().backward()
-
-    def padded() -> None:
-        scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).sum().backward()
-
-    works = {"packed": nrt, "packed, tail by tail": by_tail, "padded": padded}
-    for name, work in works.items():
+    q, k, v = (_random(rows, heads, length, D, dtype=dtype) for heads in (H, H_kv, H_kv))
+    forwards = {
+        "packed": lambda: packed(None, query, key, value, scale=D**-0.5, window=None, softcap=None),
+        "packed, tail by tail": lambda: _attention_by_tail(
+            query, key, value, layout.groups, D**-0.5, None, None
+        ),
+        "padded": lambda: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
+    }
+    for name, forward in forwards.items():
+        work = partial(_backward_of_sum, forward)
         yield name, {"seconds": _median(work), **_peak(work)}
     yield "block mask", {"seconds": _median(lambda: make_block_mask(layout, None, DEVICE))}
 
 
+def _backward_of_sum(forward: Callable[[], torch.Tensor]) -> None:
+    """Run a forward, and the backward of the sum of its output."""
+    forward().sum().backward()
+
+
 def update_3b(small: bool) -> Cases:
     """Time an update of the 3B shape: utilisation, and memory beside `nrt plan`'s count."""
-    shape = SMALL if small else SHAPE
-    rows = rows_of(shape)
-    for recompute in (True, False):
+    for name, (recompute, compile_layers) in UPDATES.items():
         try:
-            figures = _measure_update(shape, rows, recompute=recompute, small=small)
+            figures = _measure_update(small, recompute=recompute, compile_layers=compile_layers)
         except (InputError, torch.OutOfMemoryError) as error:
-            figures = {"error": str(error).partition("\n")[0]}
+            figures = {"error": first_line(error)}
         gc.collect()  # hooks of the weights make cycles
         if DEVICE.type == "cuda":
             torch.cuda.empty_cache()
-        yield f"recomputed {recompute}", figures
+        yield name, figures
 
 
-def _measure_update(
-    shape: Shape, rows: list[Row], *, recompute: bool, small: bool
-) -> dict[str, Any]:
+def _measure_update(small: bool, *, recompute: bool, compile_layers: Any) -> dict[str, Any]:
+    """Return the figures of an update whose rows are one micro-batch.
+
+    The peak is that of its forward and backward with all gradients in place, as in the plan.
+    """
+    shape = SMALL if small else SHAPE
+    rows = rows_of(shape)
     model = _random_model("llama-3.2-3b", small)
-    learner = make_learner(model, shape, tokens_per_batch=16_384, initial_reference=False)
+    learner = make_learner(
+        model,
+        shape,
+        tokens_per_batch=16_384,
+        initial_reference=False,
+        compile_layers=compile_layers,
+    )
     engine: Any = learner.policy.engine
-    if recompute:
-        engine.recomputed = layers_of(model)
+    engine.recomputed = layers_of(model) if recompute else ()
     took = _median(lambda: update(learner, rows))
-    gradients = sum(4 * p.numel() for p in engine.weights.masters.values())
-    peak = _peak(lambda: update(learner, rows), beyond=gradients)
+    create_gradients(engine)
+    peak = _peak(lambda: forward_and_backward(engine, rows))
     flops = _model_flops(model.config, model.num_parameters(), shape)
     counted = count_update(
         _on_meta(model.config), tuple(rows), recompute=recompute, device_type=DEVICE.type
@@ -190,61 +218,78 @@ def _measure_update(
         **peak,
         "planned_gib": counted.peak / GIB,
         "scorer": engine.scorer_why,
+        "compiled": engine.compiled.is_on,
+        "compile_fault": engine.compiled.fault,
     }
 
 
 def run(small: bool) -> Cases:
-    """Run a 1B model of random weights from end to end, with evaluation, and a step beside the plan.
+    """Save and resume a small model, then run a 1B model of random weights beside the plan.
 
-    Then save and resume, with few layers, since a checkpoint of all has 16 GiB.
+    A cut should lose the least important case, so LoRA comes last. The run of all weights evaluates
+    before and after training, the others not at all. It writes a checkpoint of 16 GiB, for which
+    TMPDIR may name a fast disk.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        data = _write_pairs(Path(folder))
-        model = _write_model(Path(folder) / "whole", small, layers=None)
-        lora = {"lora": {"rank": 16}}
-        for name, settings in {"all weights": {}, "LoRA": lora}.items():
-            config = _config_of_run(model, data, Path(folder) / name, small, **settings)
-            result = train(config)
-            steps = [row for row in result.metrics() if "time/step" in row]
-            lengths = RowLengths(16, config.max_trace_tokens, 4)
-            plan = make_plan(PlanRequest(config, _gpu_of_plan(), lengths=lengths, rows=64))
-            yield (
-                name,
-                {
-                    "seconds_a_step": statistics.median(row["time/step"] for row in steps[1:]),
-                    "planned_seconds_a_step": plan.seconds.total,
-                    "warnings": [row["message"] for row in result.warnings()],
-                },
-            )
-            shutil.rmtree(result.path)
-        few = _write_model(Path(folder) / "few", small, layers=2)
-        for name, settings in {"all weights": {}, "LoRA": lora}.items():
-            path = Path(folder) / f"{name}, resumed"
-            settings = {**settings, "save_every": 2, "eval_every": 0}
-            train(_config_of_run(few, data, path, small, **settings))
-            resumed = _config_of_run(few, data, path, small, **settings, resume=str(path))
-            result = train(resumed.model_copy(update={"steps": 5}))
-            yield f"{name}, resumed", {"steps": result.metrics()[-1]["step"]}
-            shutil.rmtree(result.path)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pairs = _write_pairs(folder)
+        few = _write_model(folder / "few", small, cut=True)
+        yield "all weights, resumed", _resume(few, pairs, folder / "resumed", small)
+        yield "LoRA, resumed", _resume(few, pairs, folder / "LoRA-resumed", small, **LORA)
+        model = _write_model(folder / "whole", small, cut=False)
+        evaluation = {
+            "data": {"train": str(pairs), "valid": str(pairs)},
+            "heldout": {"rows": 4, "checker": "exact"},
+        }
+        config = _config_of_run(model, pairs, folder / "all", small, **evaluation)
+        yield "all weights", _seconds_a_step(config)
+        config = _config_of_run(model, pairs, folder / "LoRA", small, **LORA)
+        yield "LoRA", _seconds_a_step(config)
 
 
-def _config_of_run(model: Path, data: Path, path: Path, small: bool, **settings: Any) -> Config:
+def _resume(model: Path, pairs: Path, path: Path, small: bool, **settings: Any) -> dict[str, Any]:
+    """Run, resume for one more step, and return the number of steps."""
+    first = train(_config_of_run(model, pairs, path, small, **settings))
+    steps = first.metrics()[-1]["step"] + 1
+    resumed = _config_of_run(model, pairs, path, small, **settings, resume=str(path))
+    result = train(resumed.model_copy(update={"steps": steps}))
+    figures = {"steps": result.metrics()[-1]["step"]}
+    shutil.rmtree(result.path)
+    return figures
+
+
+def _seconds_a_step(config: Config) -> dict[str, Any]:
+    """Run, and return the seconds of a step beside the plan's, and the run's warnings."""
+    result = train(config)
+    steps = [row["time/step"] for row in result.metrics() if "time/step" in row]
+    lengths = RowLengths(16, config.max_trace_tokens, 4)
+    plan = make_plan(PlanRequest(config, _gpu_of_plan(), lengths=lengths, rows=64))
+    warnings = [row["message"] for row in result.warnings()]
+    shutil.rmtree(result.path)
+    return {
+        "seconds_a_step": statistics.median(steps[1:]),  # the first one compiles
+        "planned_seconds_a_step": plan.seconds.total,
+        "warnings": warnings,
+    }
+
+
+def _config_of_run(model: Path, pairs: Path, path: Path, small: bool, **settings: Any) -> Config:
+    """Return the config of a short run, which saves at its end only."""
     values = {
         "model": str(model),
         "run": str(path),
         "dtype": "float32" if small else "bfloat16",
-        "steps": 4,
+        "steps": 3,
         "batch": 2 if small else 16,
         "traces": 4 if small else 8,
         "max_prompt_tokens": 64,
-        "max_trace_tokens": 16 if small else 256,
+        "max_trace_tokens": 16 if small else 64,
         "max_answer_tokens": 16,
         "save_every": 0,
-        "eval_every": 2,
+        "eval_every": 0,
         "keep": 1,
         "initial_reference": False,
-        "heldout": {"rows": 4, "checker": "exact"},
-        "data": {"train": str(data), "valid": str(data)},
+        "data": {"train": str(pairs)},
     }
     return build_config(values | settings)
 
@@ -258,69 +303,142 @@ class Part:
 
 
 PARTS = {
-    "parity": Part(parity, 120),
-    "head": Part(head, 60),
-    "attention": Part(attention, 60),
-    "update": Part(update_3b, 180),
+    "parity": Part(parity, 110),
+    "head": Part(head, 40),
+    "attention": Part(attention, 50),
+    "update": Part(update_3b, 170),
     "run": Part(run, 150),
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the parts of the command line, or one of them in this process."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rehearse", action="store_true", help="small shapes; nothing is written")
+    parser.add_argument("--rehearse", action="store_true", help="small shapes")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    parser.add_argument("--out", type=Path, help=f"folder of the results ({RESULTS})")
     parser.add_argument("--part", help="(used by the benchmark itself)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.part:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         for case, figures in PARTS[arguments.part].work(arguments.rehearse):
             print(json.dumps({case: figures}), flush=True)
         return
-    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
-    found: dict[str, Any] = {}
-    for part in arguments.only.split(","):
+    parts = arguments.only.split(",")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        parser.error(f"--only: no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
+    file = _file_of_results(arguments.out, arguments.rehearse)
+    results = _read(file)
+    for part in parts:
         began = time.perf_counter()
-        found[part] = _in_process(part, arguments.rehearse)
-        found[part]["seconds in all"] = time.perf_counter() - began
-        print(f"{part}: {json.dumps(found[part], indent=1, ensure_ascii=False)}", flush=True)
-        if not arguments.rehearse:
-            write(f"gpu-{name.lower().replace(' ', '-')}", found)
-    print(_table(found))
-    failed = [part for part, results in found.items() if "error" in results]
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
-    if not arguments.rehearse:
-        print(f"written to {RESULTS}")
+        date = datetime.now(UTC).date().isoformat()
+        results[part] = {"measured": f"{date}, torch {torch.__version__}"}
+        for case, figures in _in_process(part, arguments.rehearse):
+            results[part][case] = figures
+            _write(file, results)
+            print(f"{part}: {json.dumps({case: figures}, ensure_ascii=False)}", flush=True)
+        results[part]["seconds in all"] = time.perf_counter() - began
+        _write(file, results)
+    ran = {part: results[part] for part in parts}
+    print(_table(ran))
+    if file:
+        print(f"written to {file}")
+    failures = _failures(ran)
+    if failures:
+        sys.exit(f"failed: {'; '.join(failures)}")
 
 
-def _in_process(part: str, small: bool) -> dict[str, Any]:
-    """Run a part in a process of its own, and return its cases, and "error" if it did not end well."""
+def _in_process(part: str, small: bool) -> Iterator[tuple[str, Any]]:
+    """Run a part in a process of its own, and yield its cases as they come.
+
+    The process is killed after the part's budget; a rehearsal has ten times as much. If it does not
+    end well, ("error", why) is last.
+    """
     command = [sys.executable, "-m", "benchmarks.gpu", "--part", part]
     if small:
         command.append("--rehearse")
-    budget, error = PARTS[part].budget, ""
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+    budget = PARTS[part].budget
+    if small:
+        budget *= 10  # a busy CPU may need a minute only to import torch
+    began = time.perf_counter()
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
+        timer = threading.Timer(budget, process.kill)
+        timer.daemon = True
+        timer.start()
         try:
-            done = subprocess.run(
-                command, stdout=output, stderr=errors, timeout=budget, check=False
-            )
-            if done.returncode:
-                errors.seek(0)
-                error = errors.read()[-2000:] or f"status {done.returncode}"
-        except subprocess.TimeoutExpired:
-            error = f"not done within {budget} s"
-        output.seek(0)
-        cases: dict[str, Any] = {}
-        for line in output:
-            if line.startswith("{") and line.endswith("\n"):
-                cases |= json.loads(line)
-    return cases | {"error": error} if error else cases
+            for line in process.stdout or ():
+                if line.startswith("{") and line.endswith("\n"):  # the last line may be cut
+                    yield from json.loads(line).items()
+            status = process.wait()
+        finally:
+            timer.cancel()
+            process.kill()
+        errors.seek(0)
+        message = errors.read()[-2000:] or f"status {status}"
+    if status and time.perf_counter() - began >= budget:
+        yield "error", f"not done within {budget} s"
+    elif status:
+        yield "error", message
 
 
-def _table(found: dict[str, Any]) -> str:
+def _end_with_parent() -> None:
+    """Wait until the parent ends, however that happens, and end this process too.
+
+    The parent holds the other end of stdin and writes nothing to it. So the read returns only when
+    the parent is gone.
+    """
+    os.read(0, 1)  # not through sys.stdin, whose lock no thread may hold when Python ends
+    os._exit(1)
+
+
+def _file_of_results(folder: Path | None, small: bool) -> Path | None:
+    """Return the file of this GPU's results; None: write nothing."""
+    if small and folder is None:
+        return None
+    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
+    kind = "rehearsal" if small else "gpu"
+    return (folder or RESULTS) / f"{kind}-{device.lower().replace(' ', '-')}.json"
+
+
+def _read(file: Path | None) -> dict[str, Any]:
+    """Return the results of earlier runs, by part."""
+    if file is None or not file.exists():
+        return {}
+    return json.loads(file.read_text(encoding="utf-8"))["results"]
+
+
+def _write(file: Path | None, results: dict[str, Any]) -> None:
+    """Replace the file, so that a kill leaves either the old or the new one."""
+    if file is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.resolve().with_suffix(".new")
+    write(str(new), results)  # adds .json; an absolute name replaces its own folder
+    Path(f"{new}.json").replace(file)
+
+
+def _failures(results: dict[str, Any]) -> list[str]:
+    """Return the names of the parts and cases with an error."""
+    failures = []
+    for part, cases in results.items():
+        for case, figures in cases.items():
+            if case == "error":
+                failures.append(part)
+            elif isinstance(figures, dict) and "error" in figures:
+                failures.append(f"{part}, {case}")
+    return failures
+
+
+def _table(results: dict[str, Any]) -> str:
     """Return all numbers as a table in Markdown."""
     lines = ["| part | case | figures |", "|---|---|---|"]
-    for part, cases in found.items():
+    for part, cases in results.items():
         for case, figures in cases.items():
             if isinstance(figures, dict):
                 texts = [
@@ -339,18 +457,28 @@ def _median(work: Callable[[], Any], repeats: int = 5) -> float:
     return statistics.median(seconds(work) for _ in range(repeats))
 
 
-def _peak(work: Callable[[], Any], *, beyond: int = 0) -> dict[str, float]:
-    """Return {"peak_gib": what `work` allocates at the highest, beyond what is there and `beyond` bytes}; nothing on a CPU."""
+def _peak(work: Callable[[], Any]) -> dict[str, float]:
+    """Return {"peak_gib": the most that `work` allocates at once, beyond what was there before}.
+
+    On a CPU the meter of `nrt plan` counts tensors.
+    """
     if DEVICE.type != "cuda":
-        work()
-        return {}
+        with Meter() as meter:
+            work()
+        return {"peak_gib": meter.peak / GIB}
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     work()
-    return {"peak_gib": (torch.cuda.max_memory_allocated() - before - beyond) / GIB}
+    return {"peak_gib": (torch.cuda.max_memory_allocated() - before) / GIB}
+
+
+def _random(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return a random tensor that needs a gradient."""
+    return torch.randn(*shape, device=DEVICE, dtype=dtype, requires_grad=True)
 
 
 def _tiny(values: dict[str, Any], dtype: str) -> Any:
+    """Return a model of random weights with four layers."""
     shape = {
         "vocab_size": 600,
         "hidden_size": 256,
@@ -372,6 +500,7 @@ def _tiny(values: dict[str, Any], dtype: str) -> Any:
 
 
 def _config(name: str, small: bool) -> LlamaConfig:
+    """Return the shape of a Llama that `nrt plan` knows, or a small one."""
     values = dict(BUILT_IN[name])
     values.pop("model_type")
     if small:
@@ -388,6 +517,7 @@ def _config(name: str, small: bool) -> LlamaConfig:
 
 
 def _random_model(name: str, small: bool) -> Any:
+    """Return a Llama of random weights."""
     torch.manual_seed(0)
     with DEVICE:
         dtype = torch.float32 if small else torch.bfloat16
@@ -419,10 +549,15 @@ def _gpu_of_plan() -> Any:
     return accelerator(next((gpu for gpu in GPUS if gpu in name.replace(" ", "")), "cpu"))
 
 
-def _write_model(path: Path, small: bool, *, layers: int | None) -> Path:
-    """Write a model of random weights, with its own number of layers or `layers`, and a tokenizer of words."""
+def _write_model(path: Path, small: bool, *, cut: bool) -> Path:
+    """Write a model of random weights and a tokenizer of words.
+
+    A cut model has few layers and tokens, since its checkpoints are written only to resume.
+    """
     config = _config("llama-3.2-1b", small)
-    config.num_hidden_layers = layers or config.num_hidden_layers
+    if cut:
+        config.num_hidden_layers = 2
+        config.vocab_size = min(config.vocab_size, 8192)
     words = ["<pad>", "<s>", "</s>", "<unk>", "\n", *(f"w{i}" for i in range(500))]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
@@ -446,6 +581,7 @@ def _write_model(path: Path, small: bool, *, layers: int | None) -> Path:
 
 
 def _write_pairs(folder: Path) -> Path:
+    """Write questions and answers."""
     path = folder / "pairs.jsonl"
     rows = [
         {"question": " ".join(f"w{(7 * i + j) % 500}" for j in range(14)), "answer": f"w{i} w{i}"}

@@ -1,10 +1,15 @@
-"""`python -m benchmarks.memory [--quick]`: the peak of an update, beyond weights, gradients and optimiser.
+"""`python -m benchmarks.memory [--quick]`: the peak of an update beyond what a run always holds.
 
-1. Prompt, trace and answer of 1000, 300 and 200 tokens, K = 8: against the padded oracle, each with the micro-batch of one group.
-2. A vocabulary of 131,072 against one of 1,024: nothing of [tokens × vocabulary] may be there, and no copy of the vocabulary's matrix.
+That is beyond weights, gradients and optimizer state.
 
-Each figure comes from a process of its own, in which two updates (the optimiser's state exists then) precede the one that is watched. On a
-CPU it is the resident memory at its highest (`common.Peak`), on a GPU what torch says was allocated.
+1. Prompt, trace and answer of 1000, 300 and 200 tokens, K = 8: against the padded oracle, each with
+   the micro-batch of one group.
+2. A vocabulary of 131,072 against one of 1,024: nothing of [tokens × vocabulary] may be there, and
+   no copy of the vocabulary's matrix.
+
+Each figure comes from a process of its own. Two updates come first, then all gradients are created,
+so that gradients and optimizer state exist before the update that is measured. On a CPU the figure
+is the resident memory at its highest (`common.Peak`), on a GPU what torch says was allocated.
 """
 
 from __future__ import annotations
@@ -19,7 +24,8 @@ from typing import Any
 import torch
 
 from benchmarks.common import Bar, Peak, Shape, finish, llama, make_learner
-from benchmarks.scoring import rows_of
+from benchmarks.scoring import backward, rows_of
+from nrt.engine.weights import recomputing
 from nrt.objective import RowCredit
 from nrt.scoring import PaddedScorer
 from nrt.trainer.learner import Learner
@@ -29,6 +35,7 @@ MIB = 2**20
 
 
 def main() -> None:
+    """Measure the four peaks, or print one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=["3m", "30m"], default="3m")
     parser.add_argument(
@@ -66,7 +73,7 @@ def main() -> None:
         f"vocabulary {wide}": large,
     }
     for name, value in figures.items():
-        print(f"{name}: {value / MIB:.1f} MiB beyond weights, gradients and optimiser")
+        print(f"{name}: {value / MIB:.1f} MiB beyond weights, gradients and optimizer")
     bars = [
         Bar(f"peak over the oracle's, {arguments.model}, {long}", packed / padded, 0.5),
         Bar(
@@ -84,7 +91,7 @@ def main() -> None:
 
 
 def measure(size: str, scorer: str, vocabulary: int, shape: Shape) -> int:
-    """`peak` in a new process."""
+    """Return `peak` of a new process."""
     one = [
         scorer,
         *(
@@ -99,7 +106,10 @@ def measure(size: str, scorer: str, vocabulary: int, shape: Shape) -> int:
 
 
 def peak(size: str, scorer: str, vocabulary: int, shape: Shape) -> int:
-    """Bytes at the highest point of an update, less gradients (weights and optimiser state are there before)."""
+    """Return the most bytes that an update takes beyond what exists before it.
+
+    Weights, all gradients and the optimizer's state exist before it.
+    """
     model = llama(size, vocabulary=vocabulary)
     group = shape.prompt + shape.traces * (shape.trace + shape.answer + 2)
     padded = shape.traces * (shape.prompt + shape.trace + shape.answer + 2)
@@ -109,22 +119,39 @@ def peak(size: str, scorer: str, vocabulary: int, shape: Shape) -> int:
         tokens_per_batch=padded if scorer == "padded" else group,
         initial_reference=False,
     )
-    engine = learner.policy.engine
+    engine: Any = learner.policy.engine
     if scorer == "padded":
         engine.scorer = PaddedScorer(0)
     rows = rows_of(shape)
     for _ in range(2):
         update(learner, rows)
-    engine.optimizer.zero_grad(set_to_none=True)
-    gradients = sum(p.numel() * p.element_size() for p in engine.weights.masters.values())
+    create_gradients(engine)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        update(learner, rows)
-        return torch.cuda.max_memory_allocated() - before - gradients
+        forward_and_backward(engine, rows)
+        engine.optimizer.step()
+        return torch.cuda.max_memory_allocated() - before
     with Peak().watched() as watched:
-        update(learner, rows)
-    return watched.bytes - gradients
+        forward_and_backward(engine, rows)
+        engine.optimizer.step()
+    return watched.bytes
+
+
+def create_gradients(engine: Any) -> None:
+    """Create the gradients of all trained parameters, zero where there are none."""
+    for parameter in engine.model.parameters():
+        if parameter.requires_grad:
+            engine.weights.gradient_of(parameter)
+
+
+def forward_and_backward(engine: Any, rows: list[Row]) -> None:
+    """Run an update's forwards and backwards, which add to the gradients that exist.
+
+    An update of the engine would remove them first, and its peak come while few exist.
+    """
+    with engine.compiled.layers_of(engine.model), recomputing(engine.recomputed):
+        backward(engine.scorer, engine.model, rows, engine.budget.tokens)
 
 
 @dataclass(frozen=True)
@@ -134,13 +161,18 @@ class CreditedRow:
     credit: RowCredit
 
     def row_credits(self) -> list[RowCredit]:
+        """Return the row's credit."""
         return [self.credit]
 
 
 def update(learner: Learner, rows: list[Row]) -> Any:
-    """Take one optimizer step; each row's credit comes from its own forward, as in an on-policy step."""
+    """Take one optimizer step.
+
+    Each row's credit comes from its own forward, as in an on-policy step.
+    """
 
     def credit(i: int, tails: Sequence[TailScores]) -> CreditedRow:
+        """Return a credit of -1, 0 or 1, in turns."""
         answer = rows[i].tail_roles.count(rows[i].tail_roles[-1])
         return CreditedRow(RowCredit(float(i % 3 - 1), torch.zeros(answer), tails[0][0]))
 
