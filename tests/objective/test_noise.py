@@ -50,7 +50,8 @@ def test_relative_rewards_change_nothing_for_short_answers():
 def test_only_products_become_relative():
     logp_KT, base_T = torch.tensor([[-3.0, -4.0]]), torch.tensor([-2.0, -2.0])
     for name, reward in REWARDS.items():
-        relative = relative_rewards(reward, logp_KT, base_T, base_T, 0.0)
+        rewards = group_rewards(reward, logp_KT, base_T, base_T, 0.0)
+        relative = relative_rewards(reward, rewards, logp_KT, base_T, 0.0)
         if name == "prob":
             assert relative.reward_K.item() == pytest.approx(math.exp(-3.0))
             assert relative.base.item() == 1.0
@@ -150,3 +151,11 @@ def test_rewards_that_are_not_numbers_stay_so():
     """The update is then skipped."""
     R_K = torch.tensor([0.1, float("nan"), 0.3])
     assert group_advantage(R_K, 0.2).isnan().all()
+
+
+def test_credit_is_the_same_with_gradients_disabled():
+    logp_KT, base_T = torch.tensor([[-3.0, -0.2], [-1.0, -0.1]]), torch.tensor([-2.0, -2.0])
+    expected = group_credit(METHODS["nrt-gm"], logp_KT, base_T)
+    with torch.no_grad():
+        credit = group_credit(METHODS["nrt-gm"], logp_KT, base_T)
+    assert credit.advantage_K.tolist() == expected.advantage_K.tolist()

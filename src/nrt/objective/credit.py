@@ -121,7 +121,7 @@ def group_credit(
     base_reward = 0.0
     for share, reward in weighted_parts(method.reward):
         rewards = group_rewards(reward, logp_KT, base_T, weights_T, noise)
-        relative = relative_rewards(reward, logp_KT, base_T, weights_T, noise)
+        relative = relative_rewards(reward, rewards, logp_KT, base_T, noise)
         part_final_K, part_advantage_K = _normalised(method, rewards, relative, facts, noise)
         reward_K = reward_K + share * rewards.reward_K
         base_reward = base_reward + share * rewards.base.item()

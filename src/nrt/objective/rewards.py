@@ -163,10 +163,16 @@ def token_signal(reward: Reward, logp_KT: Tensor, base_T: Tensor) -> Tensor:
 
     S is the token reward signal α_i c_i of Eq. 8.
     """
+    R_K, leaf_KT = _differentiable(reward, logp_KT, base_T)
+    (signal_KT,) = torch.autograd.grad(R_K, leaf_KT, torch.ones_like(R_K))
+    return signal_KT
+
+
+def _differentiable(reward: Reward, logp_KT: Tensor, base_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (R_K with its graph, the float64 leaf [K, T] that it is differentiable in)."""
     with torch.enable_grad():
         leaf_KT = logp_KT.detach().double().requires_grad_(True)
-        (signal_KT,) = torch.autograd.grad(reward(leaf_KT, base_T.detach()).sum(), leaf_KT)
-    return signal_KT
+        return reward(leaf_KT, base_T.detach()), leaf_KT
 
 
 @dataclass(frozen=True)
@@ -212,32 +218,31 @@ def _reward_and_rounding(
 
     A reward without gradient, such as a threshold, gets `noise` as a share of its magnitude.
     """
-    with torch.enable_grad():
-        leaf_KT = logp_KT.detach().double().requires_grad_(True)
-        R_K = reward(leaf_KT, weights_T)
+    R_K, leaf_KT = _differentiable(reward, logp_KT, weights_T)
     if not R_K.requires_grad:
         return R_K.double(), noise * R_K.double().abs()
-    (signal_KT,) = torch.autograd.grad(R_K.sum(), leaf_KT)
+    (signal_KT,) = torch.autograd.grad(R_K, leaf_KT, torch.ones_like(R_K))
     return R_K.detach().double(), noise * signal_KT.norm(dim=-1)
 
 
 def relative_rewards(
-    reward: Reward, logp_KT: Tensor, base_T: Tensor, weights_T: Tensor, noise: float
+    reward: Reward, rewards: GroupRewards, logp_KT: Tensor, base_T: Tensor, noise: float
 ) -> GroupRewards:
-    """Return a group's rewards up to a common positive factor; arguments as in `group_rewards`.
+    """Return a group's rewards, which `group_rewards` computed, up to a common positive factor.
 
     The function divides products of probabilities by the largest of the group, baseline included.
     Answers of a thousand tokens have R = e^−1000 = 0 in float64, but e^(log R − max log R) keeps
     their order and ratios. Other rewards are returned unchanged.
 
     >>> logp_KT, base_T = torch.tensor([[-900.0], [-901.0]]), torch.tensor([-902.0])
-    >>> relative = relative_rewards(prob, logp_KT, base_T, base_T, 0.0)
+    >>> rewards = group_rewards(prob, logp_KT, base_T, base_T, 0.0)
+    >>> relative = relative_rewards(prob, rewards, logp_KT, base_T, 0.0)
     >>> relative.reward_K, relative.base
     (tensor([1.0000, 0.3679], dtype=torch.float64), tensor(0.1353, dtype=torch.float64))
     """
     if reward is not prob:
-        return group_rewards(reward, logp_KT, base_T, weights_T, noise)
-    logs = group_rewards(log_prob, logp_KT, base_T, weights_T, noise)
+        return rewards
+    logs = group_rewards(log_prob, logp_KT, base_T, base_T, noise)
     largest = torch.maximum(logs.reward_K.max(), logs.base)
     R_K, base = (logs.reward_K - largest).exp(), (logs.base - largest).exp()
     return GroupRewards(R_K, base, logs.rounding_K * R_K, logs.base_rounding * base)
