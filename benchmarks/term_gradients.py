@@ -29,7 +29,7 @@ from nrt.trainer.collect import compute_group, sample_groups, score_baselines, s
 from nrt.trainer.groups import Group
 from nrt.trainer.learner import Learner
 from nrt.trainer.metrics import PhaseTimer
-from nrt.trainer.setup import Parts, prepare
+from nrt.trainer.setup import Parts, in_one_process, prepare
 from nrt.trainer.step import denominator
 from nrt.types import Pair
 
@@ -57,7 +57,7 @@ def checkpoint_norms(run: Run, checkpoint: Path | None, *, batches: int) -> dict
 
     Raises InputError for a method with a state, which this script does not restore.
     """
-    config = run.config.model_copy(update={"overlap": False, "engine": "local"})
+    config = in_one_process(run.config)
     parts = prepare(config, checkpoint=checkpoint)
     if parts.learner.method.state_rule is not None:
         raise InputError(f"method {config.method} has a state; give runs of other methods")

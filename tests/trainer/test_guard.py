@@ -12,7 +12,8 @@ from nrt.config import WatchConfig
 from nrt.errors import Interrupted, RunError
 from nrt.objective import METHODS
 from nrt.trainer import replay
-from nrt.trainer.setup import prepare
+from nrt.trainer.resolve import resolve_names
+from nrt.trainer.setup import in_one_process, prepare
 from nrt.trainer.step import update
 from nrt.trainer.watch import Watch
 from tests.steps import collect, local_engine
@@ -167,6 +168,20 @@ def test_a_replay_says_where(bad, tmp_path, capsys):
     assert found[1].startswith(
         "log-probability of token 1 ('<|think_start|>', START) of trace 1 of rows.jsonl:3: "
     )
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"engine": "verl", "nodes": 2, "gpus_per_node": 8},
+        {"sampler": "vllm", "vllm": {"urls": ["http://gpu-1:8000"]}},
+        {"overlap": True},
+    ],
+)
+def test_a_batch_is_replayed_in_one_process_whatever_the_run_had(bad, elsewhere):
+    config = in_one_process(bad().model_copy(update=elsewhere))
+    assert resolve_names(config).method.name == "breaks"
+    assert config == in_one_process(bad())
 
 
 def test_what_cannot_be_replayed(bad):

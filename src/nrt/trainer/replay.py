@@ -17,7 +17,7 @@ from nrt.system.files import read_bounded
 from nrt.trainer.checkpoint import MAX_STATE_BYTES, load_checkpoint
 from nrt.trainer.groups import Group
 from nrt.trainer.rollout_json import rollout_from_json
-from nrt.trainer.setup import Parts, prepare
+from nrt.trainer.setup import Parts, in_one_process, prepare
 from nrt.trainer.step import denominator
 from nrt.types import Example, Pair
 
@@ -46,8 +46,7 @@ def replay(
     batch, pairs = _read_batch(file)
     run = Run(file.parents[1])
     folder = Path(checkpoint) if checkpoint else _last_checkpoint(run, batch["checkpoint"])
-    config = run.config.model_copy(update={"overlap": False, "engine": "local", "sampler": "hf"})
-    parts = prepare(config, checkpoint=folder)
+    parts = prepare(in_one_process(run.config), checkpoint=folder)
     # A cluster's checkpoint has an ordinary model; the rest is not needed
     if folder and run.config.engine == "local":
         load_checkpoint(folder, parts.engine)

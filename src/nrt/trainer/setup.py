@@ -78,6 +78,21 @@ class Parts:
         return [self.data.pairs[i] for i in self.stream.indices(position, count)]
 
 
+def in_one_process(config: Config) -> Config:
+    """Return the config of a run with the engine and the sampler of one ordinary process, to look
+    at what the run wrote on whatever machines.
+    """
+    alone = {
+        "engine": "local",
+        "nodes": 1,
+        "gpus_per_node": 1,
+        "sampler": "hf",
+        "vllm": {"urls": ()},
+        "overlap": False,
+    }
+    return config.model_copy(update=alone)
+
+
 def prepare(
     config: Config, *, checkpoint: Path | None = None, processes: ProcessGroup = SINGLE_PROCESS
 ) -> Parts:
