@@ -15,6 +15,7 @@ from nrt.serving import export
 from nrt.system.files import (
     atomic_file,
     atomic_folder,
+    cached_folder,
     copy_plain_files,
     open_to_append,
     remove_leftovers,
@@ -105,6 +106,21 @@ def test_only_old_temporary_files_are_removed(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {young.name, other.name, ".a.notes.tmp"}
     remove_leftovers(tmp_path, name="c", older_than=0.0)
     assert not other.exists()
+
+
+def test_a_cached_folder_is_complete_or_absent_and_the_first_writer_wins(tmp_path):
+    abandoned = temporary_path(tmp_path / "a", "new")
+    abandoned.mkdir()
+    os.utime(abandoned, (0, 0))  # a process was killed while it wrote
+    with pytest.raises(ZeroDivisionError), cached_folder(tmp_path / "a") as new:
+        (new / "half").write_text(str(1 // 0))
+    assert not list(tmp_path.iterdir())
+    with cached_folder(tmp_path / "a") as second:
+        with cached_folder(tmp_path / "a") as first:
+            (first / "weights").write_text("first")
+        (second / "weights").write_text("second")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a" / "weights").read_text() == "first"
 
 
 # --- a run folder ---

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain, islice
@@ -15,6 +14,7 @@ import pyarrow
 
 from nrt.data.rows import BadRow
 from nrt.errors import InputError
+from nrt.system.files import cached_folder
 from nrt.types import Example, Message, Pair
 
 T = TypeVar("T")
@@ -105,20 +105,15 @@ def write_token_cache(folder: Path, items: Iterable[Pair | BadRow], skip_bad_row
     """
     bad_rows: list[BadRow] = []
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as temporary:
-            path = Path(temporary) / folder.name
-            path.mkdir()
+        with cached_folder(folder) as new_folder:
             with (
-                pyarrow.OSFile(str(path / ROWS_FILE), "wb") as sink,
+                pyarrow.OSFile(str(new_folder / ROWS_FILE), "wb") as sink,
                 pyarrow.ipc.new_file(sink, _SCHEMA) as writer,
             ):
                 for pairs in batched(_usable_pairs(items, bad_rows, skip_bad_rows)):
                     writer.write_batch(_record_batch(pairs))
             text = json.dumps([asdict(row) for row in bad_rows])
-            (path / BAD_ROWS_FILE).write_text(text, encoding="utf-8")
-            if not folder.is_dir():  # another process may have written the same folder meanwhile
-                path.rename(folder)
+            (new_folder / BAD_ROWS_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"the token cache cannot be written to {folder.parent} ({error.strerror or error}); "

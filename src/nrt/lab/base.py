@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from nrt.lab.corpus import BOS, EOS, MIXTURES, PAD, UNK, VOCABULARY, documents
 from nrt.lab.world import WEIGHTS
 from nrt.models import hide_progress_bars
 from nrt.system.environment import cache_folder
+from nrt.system.files import cached_folder
 
 SOURCE_VERSION = 2  # increase it whenever the same settings would give another model
 
@@ -115,23 +115,15 @@ def build_base(
     folder = cache / settings.name
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
-    with TemporaryDirectory(dir=cache, prefix=".building-") as temporary, _one_thread():
+    with cached_folder(folder) as new_folder, _one_thread():
         model = build_model(settings)
         _train(model, settings, progress)
-        new_folder = Path(temporary) / settings.name
         with hide_progress_bars():
             model.save_pretrained(new_folder)
         tokenizer.save_pretrained(new_folder)
         text = json.dumps(asdict(settings), indent=2) + "\n"
         (new_folder / "base.json").write_text(text, encoding="utf-8")
-        try:
-            new_folder.rename(folder)
-        except OSError:
-            # another process may have built the same model first
-            if not folder.is_dir():
-                raise
     return folder
 
 

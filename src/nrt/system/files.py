@@ -59,6 +59,28 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def cached_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder to write into, which then becomes `folder`, unless another process has
+    written that meanwhile; for a cache, where both have the same content.
+
+    After an error nothing is left. What a killed process left is removed by the next one that
+    writes the same folder, an hour later.
+    """
+    remove_leftovers(folder.parent, name=folder.name)
+    new = temporary_path(folder, "new")
+    new.mkdir(parents=True)
+    try:
+        yield new
+        try:
+            new.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
 def write_file(path: Path, lines: Iterable[str]) -> None:
     """Write a text file atomically.
 
