@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nrt.config import OptimizerConfig, build_config
 from nrt.data import Markers
 from nrt.engine.build import build_engine, frozen_copy
+from nrt.engine.compiled import CompileSetting
 from nrt.objective import NOISE
 from nrt.rollout import HFSampler, Request
 from nrt.trainer.difficulty import InOrder
@@ -85,7 +86,7 @@ def make_learner(
     *,
     tokens_per_batch: int = 4096,
     initial_reference: bool = True,
-    compile_layers: bool = False,
+    compile_layers: CompileSetting = False,
 ) -> Learner:
     """Build a learner for random pairs. No token ends a trace, so that each has exactly `shape.trace` tokens."""
     reference = frozen_copy(model) if initial_reference else None

@@ -37,6 +37,7 @@ from benchmarks.common import RESULTS, Shape, make_learner, seconds, write
 from benchmarks.memory import create_gradients, forward_and_backward, update
 from benchmarks.scoring import rows_of
 from nrt.config import Config, build_config
+from nrt.engine.compiled import CompileSetting
 from nrt.engine.counting import count_update
 from nrt.engine.meter import Meter
 from nrt.engine.weights import layers_of
@@ -78,7 +79,7 @@ PARITY: dict[str, dict[str, Any]] = {
     "gemma3": {"model_type": "gemma3_text", "head_dim": 64, "sliding_window": 100},
 }
 
-UPDATES: dict[str, tuple[bool, Any]] = {
+UPDATES: dict[str, tuple[bool, CompileSetting]] = {
     "recomputed": (True, False),
     "not recomputed": (False, False),
     "not recomputed, compile_layers=auto": (False, "auto"),
@@ -188,7 +189,9 @@ def update_3b(small: bool) -> Cases:
         yield name, figures
 
 
-def _measure_update(small: bool, *, recompute: bool, compile_layers: Any) -> dict[str, Any]:
+def _measure_update(
+    small: bool, *, recompute: bool, compile_layers: CompileSetting
+) -> dict[str, Any]:
     """Return the figures of an update whose rows are one micro-batch.
 
     The peak is that of its forward and backward with all gradients in place, as in the plan.

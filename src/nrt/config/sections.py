@@ -111,6 +111,11 @@ class OptimizerConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Maximum norm of the gradient; a larger gradient is scaled down to it."""
 
+    @property
+    def is_8_bit(self) -> bool:
+        """Whether bitsandbytes keeps the state in 8 bits. Such a state cannot be sharded."""
+        return self.name != "adamw"
+
 
 class ObjectiveConfig(Section):
     """Values that replace those of the method; null keeps the method's own value."""

@@ -83,7 +83,7 @@ def build_engine(
     if gradient_checkpointing == "auto" and not layers_of(model):
         recompute = False
     _check_supported(model, recompute=recompute, sharded=parallel == "fsdp")
-    if parallel == "fsdp" and processes.size > 1 and config.name != "adamw":
+    if parallel == "fsdp" and processes.size > 1 and config.is_8_bit:
         raise InputError(
             f"optimizer.name={config.name} cannot be sharded; set parallel=ddp, or "
             "optimizer.name=adamw"
@@ -181,7 +181,7 @@ def _is_sharded(
     config: OptimizerConfig,
 ) -> bool:
     """True if each process holds a shard of the weights, not all of them."""
-    if processes.size == 1 or has_adapters(model) or config.name != "adamw":
+    if processes.size == 1 or has_adapters(model) or config.is_8_bit:
         return False
     return parallel == "fsdp" or (parallel == "auto" and not replica_fits(model, reference))
 

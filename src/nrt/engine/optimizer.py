@@ -26,7 +26,7 @@ def make_optimizer(config: OptimizerConfig, masters: Sequence[Tensor]) -> Optimi
         "weight_decay": config.weight_decay,
     }
     device = masters[0].device.type
-    if config.name == "adamw":
+    if not config.is_8_bit:
         # fused: without temporary tensors as large as the parameters
         return AdamW(masters, **settings, fused=device in ("cpu", "cuda"))
     if config.name == "paged-adamw-8bit" and device != "cuda":

@@ -156,7 +156,7 @@ def _shards(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
 def _eight_bits(request: PlanRequest, plan: Plan) -> Iterator[Suggestion]:
     """Suggest an optimizer state in 8 bits where adapters are not needed then, or cannot be."""
     config = request.config
-    if config.optimizer.name != "adamw" or plan.parallel == "fsdp" or config.engine != "local":
+    if config.optimizer.is_8_bit or plan.parallel == "fsdp" or config.engine != "local":
         return
     optimizer = config.optimizer.model_copy(update={"name": "adamw-8bit"}).model_dump()
     price = "rounds the optimizer's state; needs bitsandbytes"

@@ -237,7 +237,7 @@ def _assumptions(request: PlanRequest, method: Method, parallel: Parallel) -> li
         )
     if config.quantize:
         lines.append("nf4: .516 bytes a number of frozen matrices; no time for unpacking them")
-    if config.optimizer.name != "adamw":
+    if config.optimizer.is_8_bit:
         lines.append(f"{config.optimizer.name}: 2 bytes a number, all on the GPU")
     if method.keep is not None:
         lines.append(f"{method.name} replaces groups that it drops: its rollouts take longer")

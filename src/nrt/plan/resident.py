@@ -36,7 +36,7 @@ def choose_parallel(
 
     Adapters and 8-bit optimizers are not sharded.
     """
-    if config.lora.rank or gpus == 1 or config.optimizer.name != "adamw":
+    if config.lora.rank or gpus == 1 or config.optimizer.is_8_bit:
         return "ddp"
     if config.parallel == "ddp":
         return "ddp"

@@ -48,7 +48,7 @@ def check_supported(config: Config) -> None:
         raise InputError(
             "engine=verl does not support adapters and 4-bit weights; unset lora.rank and quantize"
         )
-    if config.optimizer.name != "adamw":
+    if config.optimizer.is_8_bit:
         raise InputError(
             f"engine=verl does not support optimizer.name={config.optimizer.name}; set adamw, or "
             "optimizer_offload under verl"
