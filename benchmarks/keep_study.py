@@ -5,8 +5,8 @@
 Weights and checkpoints stay behind; `nrt compare` still takes a kept run for finished. Files that
 are there already are replaced. With `--small`, for studies of many runs, numbers are rounded to
 four digits, and traces, some metrics and the texts of held-out rows stay behind too; a hash in
-place of the question still tells questions apart. Of a search for settings only scores and times
-are kept.
+place of the question still tells questions apart. Of a search for settings only study.yaml is
+kept; compare.json has its scores.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ METRICS = (
 )  # fmt: skip
 """Beginnings of the metrics that `--small` keeps."""
 
-SEARCH_METRICS = ("step", "time/step", "heldout/accuracy", "heldout/logp")
-
 CARD = (
     "The weights are not kept here. This folder marks the run as finished, so that `nrt compare` "
     "makes only the tables of it.\n"
@@ -46,10 +44,6 @@ def main() -> None:
     arguments = parser.parse_args()
     only = METRICS if arguments.small else ("",)
     keep_study(arguments.study, arguments.folder, small=arguments.small, only=only)
-    if (arguments.study / "search").is_dir():
-        keep_study(
-            arguments.study / "search", arguments.folder / "search", small=True, only=SEARCH_METRICS
-        )
 
 
 def keep_study(study: Path, target: Path, *, small: bool, only: Sequence[str] = ("",)) -> None:
@@ -64,6 +58,10 @@ def keep_study(study: Path, target: Path, *, small: bool, only: Sequence[str] = 
             _copy_without_home(file, target / file.name)
         elif file.is_file():
             shutil.copy(file, target / file.name)
+    search = study / "search" / "study.yaml"
+    if search.is_file():
+        (target / "search").mkdir(exist_ok=True)
+        _copy_without_home(search, target / "search" / "study.yaml")
     for path in sorted((study / "runs").iterdir()):
         if is_finished(path):
             keep_run(path, target / "runs" / path.name, small=small, only=only)

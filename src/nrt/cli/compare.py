@@ -40,7 +40,9 @@ from nrt.study.search import (
     check_same_tries,
     parse_grid,
     read_search,
+    recorded_search,
     search_study,
+    tries_of_variants,
     with_chosen,
 )
 from nrt.study.study import read_study, read_variants, run_path
@@ -110,16 +112,19 @@ def compare_study(
     )
     with explain_disk_errors(folder, "run the same command again"):
         failed_tries = []
+        chosen = existing.variants if existing else {}
         if tries and not finished_only:
             searched = open_study(str(folder / "search"), tries)
-            failed_tries = [outcome for outcome in run(searched) if outcome.status]
+            new = tries_of_variants(tries, set(plan.variants) - set(chosen))
+            if new:
+                failed_tries = [each for each in run(searched, variants=new) if each.status]
         if finished_only and existing:
             plan = _with_finished_only(plan, existing, folder)
         search = None
         if tries or chosen_by:
-            chosen = existing.variants if existing else {}
             choose = plan.variants if tries else ()  # else the search may not be complete
-            search = read_search(folder / "search", chosen_by or measure, chosen, choose)
+            before = recorded_search(folder)
+            search = read_search(folder / "search", chosen_by or measure, chosen, choose, before)
             plan = with_chosen(plan, search)
         open_study(str(folder), plan)
         failed = [outcome for outcome in run(folder) if outcome.status]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,15 +59,17 @@ def run_study(
     report: Callable[[str], None] = print,
     prepare: Prepare = lambda seed: (),
     start: bool = True,
+    variants: Container[str] | None = None,
 ) -> list[RunOutcome]:
     """Start the study's missing runs, resume its unfinished ones, and return all outcomes.
 
     Up to `jobs` runs at a time. A failed run is reported, and its outcome has the error. With
-    `start=False` none is started, and only finished runs have an outcome. Raises RunError if a run
-    was interrupted: Ctrl-C reaches every run, each saves a checkpoint, and no other starts.
+    `start=False` none is started, and only finished runs have an outcome. With `variants` all other
+    variants are left out. Raises RunError if a run was interrupted: Ctrl-C reaches every run, each
+    saves a checkpoint, and no other starts.
     """
     study = read_study(folder)
-    runs = study.runs()
+    runs = [run for run in study.runs() if variants is None or run[0] in variants]
     todo = [run for run in runs if not is_finished(run_path(folder, *run))]
     outcomes = [RunOutcome(*run, status=0, seconds=0.0) for run in runs if run not in todo]
     report(f"{len(todo)} of {len(runs)} runs to do in {folder}")

@@ -3,21 +3,26 @@
 The search is a study in the folder `search` of the study that it is for. Its variants are the
 tries, named `<variant>--<i>`, so a search that was killed is resumed like any study. The study's
 study.yaml holds the settings that were chosen, and by which measure (`chosen_by`). A choice stays,
-whatever is measured or tried later.
+whatever is measured or tried later, so the runs of the search may be deleted then: compare.json
+keeps their scores.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product, takewhile
 from pathlib import Path
 from statistics import fmean
 
+from pydantic import TypeAdapter
+
 from nrt.analysis.comparison import Search, Try, values_by_family
-from nrt.errors import InputError
+from nrt.errors import InputError, first_line
 from nrt.run import Run
 from nrt.study.study import MAX_SEEDS, Study, read_study, run_path
+from nrt.system.files import read_bounded
 
 FIRST_SEED = MAX_SEEDS
 """Seed of the first run of each try. No comparison has it."""
@@ -27,6 +32,8 @@ OF_A_RUN = frozenset({"method", "seed", "run", "resume"})
 
 Grid = Mapping[str, Sequence[str]]
 """Setting → values to try. A grid with several settings has all combinations."""
+
+_SEARCH = TypeAdapter(Search | None)
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -112,8 +119,35 @@ def check_same_tries(existing: Study, search: Study) -> None:
         )
 
 
+def tries_of_variants(search: Study, variants: Iterable[str]) -> set[str]:
+    """Return the names of the tries of these variants."""
+    wanted = set(variants)
+    return {name for name in search.variants if _variant_of(name) in wanted}
+
+
+def recorded_search(folder: Path) -> Search | None:
+    """Return the search that the study's compare.json holds; None without one.
+
+    Raises InputError for a damaged file.
+    """
+    file = folder / "compare.json"
+    if not file.is_file():
+        return None
+    try:
+        return _SEARCH.validate_python(json.loads(read_bounded(file)).get("search"))
+    except (ValueError, AttributeError) as error:  # also json's and pydantic's
+        raise InputError(
+            f"{file} is damaged ({first_line(error)}); restore it from a copy, or move it away, "
+            "which loses the scores of tries whose runs were deleted"
+        ) from None
+
+
 def read_search(
-    folder: Path, measure: str, chosen: Mapping[str, Sequence[str]], choose: Iterable[str] = ()
+    folder: Path,
+    measure: str,
+    chosen: Mapping[str, Sequence[str]],
+    choose: Iterable[str] = (),
+    recorded: Search | None = None,
 ) -> Search:
     """Return the results of the search in a folder.
 
@@ -121,9 +155,12 @@ def read_search(
         measure: field of the held-out records; the higher, the better.
         chosen: variant → all of its settings, where they are chosen already.
         choose: variants whose best try is chosen now, unless it is already.
+        recorded: results by the same measure, for tries whose runs were deleted.
 
-    Raises InputError if such a variant has no finished try.
+    Raises InputError if a variant of `choose` has no finished try.
     """
+    if recorded is None or recorded.measure != measure:
+        recorded = Search(measure, (), {})
     search = read_study(folder)
     seeds = tuple(range(search.first_seed, search.first_seed + search.seeds))
     tries: dict[str, tuple[Try, ...]] = {}
@@ -133,7 +170,12 @@ def read_search(
         for i, settings in enumerate(settings_of_tries):
             runs = [run_path(folder, _name(variant, i), seed) for seed in seeds]
             is_chosen = tuple(chosen.get(variant, ())) == settings
-            results.append(_result(settings[common:], runs, measure, chosen=is_chosen))
+            result = _result(settings[common:], runs, measure, chosen=is_chosen)
+            if not any(map(_is_run, runs)):
+                before = recorded.tries.get(variant, ())
+                same = (each for each in before if each.settings == result.settings)
+                result = replace(next(same, result), chosen=is_chosen)
+            results.append(result)
         if variant in choose and variant not in chosen:
             finished = [each for each in results if each.score is not None]
             if not finished:
@@ -158,7 +200,7 @@ def _tries_by_variant(search: Study) -> dict[str, list[tuple[str, ...]]]:
     """Return variant → the settings of each of its tries."""
     tries: dict[str, list[tuple[str, ...]]] = {}
     for name, settings in search.variants.items():
-        tries.setdefault(name.rpartition("--")[0], []).append(tuple(settings))
+        tries.setdefault(_variant_of(name), []).append(tuple(settings))
     return tries
 
 
@@ -200,13 +242,22 @@ def _name(variant: str, i: int) -> str:
     return f"{variant}--{i}"
 
 
+def _variant_of(name: str) -> str:
+    """Return the variant of a try's name."""
+    return name.rpartition("--")[0]
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file()
+
+
 def _result(settings: tuple[str, ...], paths: Sequence[Path], measure: str, *, chosen: bool) -> Try:
     """Return a try. It has a score if all its runs are finished and all questions have the
     measure: the mean of the questions that a diverged run can still answer says nothing.
     """
     scores, seconds = [], 0.0
     for path in paths:
-        if not (path / "config.yaml").is_file():
+        if not _is_run(path):
             continue
         run = Run(path)
         seconds += sum(row.get("time/step", 0.0) for row in run.metrics())
