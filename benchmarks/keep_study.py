@@ -15,9 +15,9 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 
+from nrt.analysis.comparison import question_hash
 from nrt.study.runs import is_finished
 
 TRACES = 40
@@ -98,8 +98,7 @@ def _copy_rows(file: Path, target: Path, only: Sequence[str]) -> None:
                 if value is not None and key.startswith(tuple(only))
             }
             if "question" in whole:
-                text = f"{whole['question']}\n{whole['reference']}"
-                row["question"] = sha256(text.encode()).hexdigest()[:8]
+                row["question"] = question_hash(whole)
             kept.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

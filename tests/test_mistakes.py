@@ -2,11 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 import nrt
 from nrt.cli.app import main
+from nrt.objective import METHODS
 from tests.trainer.conftest import model_dir, pairs_file  # noqa: F401
 
 SMALL = [
@@ -87,12 +90,19 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         ("train report_to=wandb", "in nrt it is trackers"),
         ("train push_to_hub=true", "in nrt it is hub.repo"),
         ("train stesp=4", "did you mean 'steps'?"),
+        ("train data=pairs.jsonl", "set one of them, such as data.train"),
+        ("train model=tiny train=pairs.jsonl", "unknown setting 'train'; in nrt it is data.train"),
+        ("train tiny pairs.jsonl", "'pairs.jsonl' is not a setting; write data.train=pairs.jsonl, or"),
+        ("train pairs --foo", "--foo is no option of nrt train, and nrt has no setting foo. nrt train --help"),
+        ("replay done", "runs/done is a run, not a file: it skipped no batch"),
+        ("train model=nowhere data.train=pairs.jsonl run=earlier", "runs/earlier already holds a run (config.yaml); choose"),
+        ("compare earlier done", "nrt report RUN RUN puts runs side by side"),
         ("train --steps 3 model=tiny", "settings have no dashes: write steps=3. nrt train --help"),
         ("train pairs --lr=3", "settings have no dashes: write optimizer.lr=3"),
         ("train pairs --lora-rank model=tiny", "settings have no dashes: write lora.rank=VALUE"),
         ("train pairs --max-length 9", "no dashes: max-length is max_prompt_tokens (and max_trace"),
         ("plan pairs --steps 3", "--steps is no option of nrt plan; settings have no dashes: write steps=3"),
-        ("compare pairs --num-seeds=3", "--num-seeds=3 is no option of nrt compare; settings have no"),
+        ("compare pairs --num-seeds=3", "--num-seeds=3 is no option of nrt compare, and nrt has no setting num_seeds"),
         ("data check pairs.jsonl --model tiny", "--model is no option of nrt data check; settings have no"),
         ("compare pairs --study -x --lr=3", "--lr=3 is no option of nrt compare; settings have no"),
         ("report earlier --text -o page.html", "--output is the file of the page, which --text does not write"),
@@ -291,7 +301,10 @@ def test_a_run_that_exists_and_what_it_does_not_have(command):
     assert command(*TRAIN.split(), *SMALL, "run=first")[0] == 0
     for arguments, message in (
         (f"{TRAIN} {' '.join(SMALL)} run=first", "runs/first already holds a run"),
-        ("export first new --step 7", "checkpoints that do: step-000001; choose one with --step"),
+        (
+            "export first new --step 7",
+            "checkpoints that do: step-000001; choose one by its step (--step N",
+        ),
         ("export first empty", "empty exists already; give a new folder"),
         (
             "judge first --model tiny",
@@ -325,6 +338,12 @@ def test_a_learning_rate_that_overwrites_the_model_is_reported(command, rate, hi
     [
         (("tiny", []), {}, "no rows"),
         (
+            ("tiny", {"question": ["one ?"], "answer": ["two"]}),
+            {},
+            r"Dataset.from_dict\(…\), or a list with",
+        ),
+        (("tiny", {"train": "rows"}), {}, r"give one split, such as dataset\['train'\]"),
+        (
             ("tiny", [{"question": "one ?", "answer": "two"}]),
             {"num_generation": 4},
             "in nrt num_generations is traces",
@@ -341,3 +360,48 @@ def test_a_learning_rate_that_overwrites_the_model_is_reported(command, rate, hi
 def test_mistakes_in_python(arguments, settings, message):
     with pytest.raises(nrt.InputError, match=message):
         nrt.train(*arguments, **settings)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (
+            lambda logp_KT, base_T: logp_KT,
+            r"returned a tensor \[2, 3\] for .* return a tensor \[2\]",
+        ),
+        (lambda logp_KT, base_T: logp_KT.mean(), r"returned a tensor \[\] for"),
+        (lambda logp_KT, base_T: None, "returned NoneType for"),
+        (lambda logp_KT, base_T: logp_KT.nonsense(), "has no attribute 'nonsense'"),
+    ],
+)
+@pytest.mark.usefixtures("command")
+def test_a_reward_of_the_wrong_form_is_refused_before_anything_is_loaded(reward, message):
+    method = replace(METHODS["nrt-gm"], name="mine", reward=reward)
+    with pytest.raises(nrt.InputError, match=f"method mine: its reward fails .*{message}"):
+        nrt.train("nowhere", "pairs.jsonl", method=method)
+    METHODS.pop("mine")
+
+
+def test_a_run_with_a_method_from_python_says_how_to_resume(command):
+    method = replace(METHODS["nrt-gm"], name="mine")
+    settings: dict[str, Any] = dict(argument.split("=") for argument in SMALL)
+    nrt.train("tiny", "pairs.jsonl", method=method, run="own", **settings)
+    METHODS.pop("mine")
+    status, _, err = command("resume", "own", "steps=2")
+    assert status == 2
+    assert (
+        "own was trained with the method 'mine', which is defined in Python; pass it again" in err
+    )
+
+
+def test_files_are_written_where_they_belong(command, tmp_path):
+    """Histograms only when asked for, and the figures of one run into its folder."""
+    assert command(*TRAIN.split(), *SMALL, "run=first")[0] == 0
+    before = {path.name for path in tmp_path.iterdir()}
+    status, out, _ = command("data", "stats", "pairs.jsonl")
+    assert status == 0
+    assert "written" not in out
+    assert command("figures", "first")[0] == 0
+    assert (tmp_path / "runs" / "first" / "figures" / "dynamics.png").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert command("-h")[0] == command("train", "-h")[0] == 0

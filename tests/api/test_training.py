@@ -298,7 +298,7 @@ def test_a_run_is_not_overwritten(loaded):
     given = {"processing_class": tokenizer, **SETTINGS, "run": "mine", "method": "sft"}
     run = nrt.train(model, ROWS, **given)
     before = sorted(run.path.rglob("*"))
-    with pytest.raises(InputError, match=r"already holds a run; .* nrt\.resume\('.*/runs/mine'\)"):
+    with pytest.raises(InputError, match=r"already holds a run .* \(nrt\.resume\('.*/runs/mine'\)"):
         nrt.train(model, ROWS[:8], **given)
     assert sorted(run.path.rglob("*")) == before
 

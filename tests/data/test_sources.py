@@ -65,7 +65,8 @@ def test_the_answer_before_the_first_mark(tmp_path: Path) -> None:
         {"prompt": "a", "completion": "b"},
     )
     with pytest.raises(
-        InputError, match=r":2: the answer has no mark '<\|endoftext\|>'; write it after the answer"
+        InputError,
+        match=r":2: the answer has no mark '<\|endoftext\|>', .*else write it after the answer",
     ):
         read_examples(path, DataConfig(answer="before:<|endoftext|>"))
     (table,) = find_tables(path)
@@ -170,7 +171,7 @@ def test_datasets_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     with pytest.raises(
         InputError,
-        match=r"org/name:dev is not a file, and loading it as a dataset failed: .*check org/name:config:split",
+        match=r"org/name:dev: org/name is a folder, and loading it as a dataset failed: .*check org/name:CONFIG:SPLIT",
     ):
         read_examples("org/name:dev", DataConfig())
 
@@ -367,7 +368,7 @@ def test_faulty_rows(row: Any, message: str, tmp_path: Path) -> None:
         (
             GOOD,
             {"answer": "after:####"},
-            "the answer has no mark '####'; write it before the final answer, or set data.answer=whole",
+            "the answer has no mark '####', which data.answer looks for; if answers have none, set data.answer=whole, else write it before the final answer",
         ),
         (
             {"question": "a", "answer": "b ####"},

@@ -288,7 +288,7 @@ def test_model_folders_of_a_run(tmp_path):
         run.model_of(4)
     (checkpoint / "model" / "config.json").write_text("[]")
     with pytest.raises(
-        InputError, match=r"damaged: .*config.json is not what was written.*choose another one"
+        InputError, match=r"damaged: .*config.json is not what was written.*choose another step"
     ):
         run.model_of(3)
 

@@ -240,6 +240,20 @@ def test_after_the_choice_the_runs_of_the_search_may_be_deleted(searched):
     assert chosen_settings(search, "sft") == ("optimizer.lr=1e-3",)
 
 
+def test_runs_can_be_added_to_a_kept_copy_without_texts(searched, tmp_path):
+    folder, file = searched
+    choose(folder, file)
+    whole, _ = compare_searched(folder, file, sweep=SWEEP)
+    kept = tmp_path / "kept"
+    keep_study(folder, kept, small=True)
+    added = run_path(kept, "nrt-gm", 0)
+    assert '"reference"' not in max((added / "heldout").iterdir()).read_text()
+    shutil.rmtree(added)
+    shutil.copytree(run_path(folder, "nrt-gm", 0), added)
+    comparison, _ = compare_searched(kept, file, sweep=SWEEP)
+    assert comparison.rows == whole.rows
+
+
 def test_a_try_without_a_value_of_some_question_is_not_chosen(searched):
     folder, file = searched
     for seed in (FIRST_SEED, FIRST_SEED + 1):

@@ -95,9 +95,12 @@ def _rows_of(data: Any, name: str) -> Iterable[Any]:
             raise InputError(f"{name} has several columns '{twice}'; rename or drop all but one")
         return data.astype(object).where(data.notna(), None).to_dict("records")
     if isinstance(data, Mapping):  # DatasetDict is one
+        fix = "give one split, such as dataset['train']"
+        if _holds_columns(data):
+            fix = "give datasets.Dataset.from_dict(…), or a list with a dict for each row"
         raise InputError(
             f"{name} is of type {type(data).__name__}, with the keys "
-            f"{', '.join(map(str, data)):.200}; give one split, such as dataset['train']"
+            f"{', '.join(map(str, data)):.200}; {fix}"
         )
     if not isinstance(data, Iterable):
         raise InputError(
@@ -105,6 +108,14 @@ def _rows_of(data: Any, name: str) -> Iterable[Any]:
             "list of dicts"
         )
     return data
+
+
+def _holds_columns(data: Mapping[Any, Any]) -> bool:
+    """Return whether the values are columns: lists of anything but dicts."""
+    return all(
+        isinstance(values, list) and not any(isinstance(value, Mapping) for value in values)
+        for values in data.values()
+    )
 
 
 def _lines(rows: Iterable[Any], name: str) -> Iterator[bytes]:

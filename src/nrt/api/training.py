@@ -17,13 +17,13 @@ from nrt.data.checkers import Checker
 from nrt.distributed import ProcessGroup, process_group
 from nrt.errors import InputError
 from nrt.models import pick_device
-from nrt.objective import METHODS, Method
-from nrt.run import Run, run_folder
+from nrt.objective import Method
+from nrt.run import Run, check_free, run_folder
 from nrt.run.layout import DATA_FOLDER, MODEL_FOLDER
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.trainer import Callback, Listener
 from nrt.trainer import train as run_training
-from nrt.trainer.resolve import resolve_names
+from nrt.trainer.resolve import check_method_known, resolve_names
 from nrt.trainer.start import with_run_name
 
 
@@ -126,11 +126,8 @@ def resume(
     values = _settings_of(settings, steps=steps)
     folder = os.path.join(os.curdir, earlier.path)  # a path, not a name; absolute ones stay
     config = _changed(earlier.config, values | {"resume": folder})
-    if config.method not in METHODS and not config.plugins:
-        raise InputError(
-            f"{earlier.path} was trained with the method '{config.method}', which is defined in "
-            "Python; pass it again: nrt.resume(run, method=METHOD)"
-        )
+    if "method" not in settings:
+        check_method_known(earlier)
     return _run(config, callbacks, progress, listener)
 
 
@@ -238,11 +235,7 @@ def _remove_new(parts: Iterable[Path], before: Set[Path]) -> None:
 def _store(
     config: Config, objects: Mapping[str, Any], processing_class: Any, folder: Path
 ) -> Config:
-    if (folder / "config.yaml").exists():
-        raise InputError(
-            f"{folder} already holds a run; choose another name with run=NAME, or continue it with "
-            f"nrt.resume({str(folder)!r})"
-        )
+    check_free(folder)
     if "model" in objects and (folder / MODEL_FOLDER).exists():
         raise InputError(
             f"{folder / MODEL_FOLDER} exists, where nrt would save the loaded model; choose "

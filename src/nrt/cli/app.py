@@ -28,6 +28,7 @@ from nrt.system.environment import rank_and_world_size
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Teach language models to reason from plain question–answer pairs (Native Reasoning "
     "Training).",
 )

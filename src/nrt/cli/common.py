@@ -51,11 +51,18 @@ class SettingsCommand(TyperCommand):
 
 def _explain_option(argument: str, following: list[str], command: str) -> str:
     """Return the error for an option that is not the command's; `following` may hold its value."""
+    from nrt.config import Config
     from nrt.config.aliases import ALIASES
 
     name, _, value = argument.lstrip("-").partition("=")
     value = value or "".join(text for text in following if text[:1] != "-" and "=" not in text)
     setting = name.replace("-", "_")
+    known = setting in ALIASES or setting.partition(".")[0] in Config.model_fields
+    if len(name) > 1 and not known:
+        return (
+            f"{argument:.100} is no option of {command}, and nrt has no setting {setting:.100}. "
+            f"{command} --help lists the options, docs/settings.md the settings"
+        )
     setting = ALIASES.get(setting, setting)
     example = f"write {setting:.100}={value or 'VALUE':.100}"
     if len(name) == 1:

@@ -162,7 +162,10 @@ def make_study(
 ) -> Study:
     """Return the study that the options of `nrt compare` describe."""
     if bool(methods) == bool(variants):
-        raise InputError("give either --methods a,b,c or --variants FILE")
+        raise InputError(
+            "give a recipe and either --methods a,b,c or --variants FILE; nrt report RUN RUN puts "
+            "runs side by side"
+        )
     if variants:
         variant_set = read_variants(variants)
         default_baseline, settings_of_variants = variant_set.baseline, variant_set.variants

@@ -114,10 +114,11 @@ def stats(
     recipe: Recipe = "",
     json_output: Json = False,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File of the histogram of lengths.")
-    ] = Path("lengths.png"),
+        Path | None,
+        typer.Option("--output", "-o", help="Also plot a histogram of lengths into this file."),
+    ] = None,
 ) -> None:
-    """Count rows and mean lengths by source, and plot a histogram of lengths.
+    """Count rows and mean lengths by source, and plot a histogram of lengths with -o FILE.
 
     The table has the form of the paper's Table 4.
     """
@@ -131,7 +132,8 @@ def stats(
         kinds = [inspection.kind for inspection in inspections]
         print(dumps({kind: {key: record[kind][key] for key in keys} for kind in kinds}))
         return
-    plot_lengths(inspections, output)
+    if output:
+        plot_lengths(inspections, output)
     terminal = console()
     for inspection in inspections:
         terminal.print(source_table(inspection))
@@ -141,7 +143,8 @@ def stats(
                 "nrt data check lists the reasons",
                 style="red",
             )
-    print_line(f"written: {output}")
+    if output:
+        print_line(f"written: {output}")
 
 
 @app.command()

@@ -181,14 +181,23 @@ def report(
 def figures(
     runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Names or folders of runs.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the files; created if missing.")
-    ] = Path("figures"),
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for the files; default: RUN/figures, or ./figures for several runs.",
+        ),
+    ] = None,
     style: Annotated[
         str, typer.Option(help="screen, or paper: small, with serifs, 300 dpi.")
     ] = "screen",
 ) -> None:
     """Write figures of runs as PNG, SVG and CSV: dynamics, accuracy, token confidence."""
     from nrt.analysis.report.figures import write_figures
+    from nrt.run import load_run, run_folder
 
+    if output is None:
+        one = load_run(run_folder(runs[0])).path if len(runs) == 1 else Path()
+        output = one / "figures"
     for file in write_figures(runs, output, look=style, say=print_line):
         print_line(f"written: {file}")

@@ -47,7 +47,8 @@ def first_error(root: type[Section], error: ValidationError) -> InputError:
     value = _SHORT.repr(errors[0]["input"])
     section = section_of(annotation_of(root, key))
     if section and not isinstance(errors[0]["input"], Mapping):
-        example = next(iter(section.model_fields))
+        usual = {"data": "train", "heldout": "checker", "objective": "answer_weight"}
+        example = usual.get(key, next(iter(section.model_fields)))
         return InputError(
             f"setting {key}={value}: {key} is a section of settings; set one of them, such as "
             f"{key}.{example}"

@@ -293,7 +293,8 @@ def _answer_extractor(rule: str) -> Callable[[str], str]:
             position = "after the answer"
         if not separator:
             raise InputError(
-                f"the answer has no mark '{mark}'; write it {position}, or set data.answer=whole"
+                f"the answer has no mark '{mark}', which data.answer looks for; if answers have "
+                f"none, set data.answer=whole, else write it {position}"
             )
         return answer.strip()
 

@@ -196,9 +196,10 @@ def _dataset_table(path: str, name: str, config: str | None, split: str) -> Tabl
                 f"{full_name}: the folder has the configs {', '.join(configs[:10])}; write "
                 f"{name}:CONFIG:SPLIT, such as {name}:{configs[0]}:train"
             ) from error
+        kind = "a folder" if Path(name).is_dir() else "not a file"
         raise InputError(
-            f"{full_name} is not a file, and loading it as a dataset failed: {reason:.300}; "
-            "check org/name:config:split"
+            f"{full_name}: {name} is {kind}, and loading it as a dataset failed: "
+            f"{reason.rstrip('.'):.300}; check {name}:CONFIG:SPLIT"
         ) from error
 
     def read(_: str | None) -> Rows:

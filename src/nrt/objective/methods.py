@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from nrt.errors import InputError
+from nrt.errors import InputError, first_line
 from nrt.objective.advantage import Centre, Scale
 from nrt.objective.method_state import LearnedWeights, ScoredGroup, StateRule, StdFilter
 from nrt.objective.reward_shaping import (
@@ -28,6 +29,7 @@ from nrt.objective.rewards import (
     REWARDS,
     Mix,
     Reward,
+    group_rewards,
     log_prob,
     mean_log_prob,
     spread_weights,
@@ -119,6 +121,21 @@ class Method:
                 f"method {self.name} uses {self.centre}, which needs K ≥ 2 traces per prompt; "
                 "set traces=2 or more"
             )
+
+    def check_reward(self) -> None:
+        """Raise InputError if the reward, which may be a user's, fails on a made-up group of two
+        traces and an answer of three tokens.
+        """
+        if self.reward is None or self.weigh is not None:  # weights of its own come from a group
+            return
+        logp_KT = torch.tensor([[0.5, 0.9, 0.2], [0.7, 0.9, 0.1]]).log()
+        try:
+            group_rewards(self.reward, logp_KT, logp_KT[0], logp_KT[0], 0.0)
+        except Exception as error:
+            raise InputError(
+                f"method {self.name}: its reward fails on log-probabilities [2, 3] of two traces: "
+                f"{first_line(error)} (docs/new-method.md)"
+            ) from error
 
     def check_rules(self) -> None:
         """Raise InputError for rules that exclude one another."""

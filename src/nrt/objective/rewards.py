@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -169,10 +169,21 @@ def token_signal(reward: Reward, logp_KT: Tensor, base_T: Tensor) -> Tensor:
 
 
 def _differentiable(reward: Reward, logp_KT: Tensor, base_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (R_K with its graph, the float64 leaf [K, T] that it is differentiable in)."""
+    """Return (R_K with its graph, the float64 leaf [K, T] that it is differentiable in).
+
+    Raises InputError if the reward, which may be a user's, does not return one number per trace.
+    """
     with torch.enable_grad():
         leaf_KT = logp_KT.detach().double().requires_grad_(True)
-        return reward(leaf_KT, base_T.detach()), leaf_KT
+        R_K: Any = reward(leaf_KT, base_T.detach())
+    K = len(leaf_KT)
+    if not isinstance(R_K, Tensor) or R_K.shape != (K,):
+        what = f"a tensor {list(R_K.shape)}" if isinstance(R_K, Tensor) else type(R_K).__name__
+        raise InputError(
+            f"the reward returned {what} for log-probabilities {list(leaf_KT.shape)}; return a "
+            f"tensor [{K}], one number for each of the {K} traces"
+        )
+    return R_K, leaf_KT
 
 
 @dataclass(frozen=True)

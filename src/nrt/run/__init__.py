@@ -13,13 +13,14 @@ from __future__ import annotations
 from nrt.run.layout import document_id, fresh_run_name, run_folder, step_name
 from nrt.run.lines import Record, explain_unreadable_files
 from nrt.run.reader import Run, load_run
-from nrt.run.writer import NullWriter, RunWriter, close_on_error
+from nrt.run.writer import NullWriter, RunWriter, check_free, close_on_error
 
 __all__ = [
     "NullWriter",
     "Record",
     "Run",
     "RunWriter",
+    "check_free",
     "close_on_error",
     "document_id",
     "explain_unreadable_files",

@@ -258,11 +258,11 @@ class Run:
         if not folder.is_dir():
             existing = ", ".join(path.name for path in self.checkpoints()) or "none"
             raise InputError(
-                f"{folder} does not exist; checkpoints that do: {existing}; choose one with "
-                "--step (step=… in Python)"
+                f"{folder} does not exist; checkpoints that do: {existing}; choose one by its "
+                "step (--step N, or step=N in Python)"
             )
         if step is not None and (damage := find_damage(parent)):
-            raise InputError(f"the checkpoint is damaged: {damage}; choose another one with --step")
+            raise InputError(f"the checkpoint is damaged: {damage}; choose another step")
         return folder
 
     def frame(self, records: str = "metrics") -> DataFrame:

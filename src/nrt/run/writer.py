@@ -38,6 +38,18 @@ from nrt.system.files import (
 )
 
 
+def check_free(path: Path) -> None:
+    """Raise InputError if the folder holds a run."""
+    names = ("config.yaml", *APPENDED_FILES, "heldout", "checkpoints", "model")
+    existing = [name for name in names if (path / name).exists()]
+    if existing:
+        raise InputError(
+            f"{path} already holds a run ({', '.join(existing)}); "
+            f"choose another name with run=NAME, or continue it with nrt resume {path} "
+            f"(nrt.resume({str(path)!r}) in Python)"
+        )
+
+
 class RunWriter:
     """Writer of a run folder and holder of its lock; use it as a context manager.
 
@@ -67,14 +79,7 @@ class RunWriter:
         path = run_folder(name_or_path)
         writer = cls(path, resumed=False)
         with close_on_error(writer):
-            names = ("config.yaml", *APPENDED_FILES, "heldout", "checkpoints", "model")
-            existing = [name for name in names if (path / name).exists()]
-            if existing:
-                raise InputError(
-                    f"{path} already holds a run ({', '.join(existing)}); "
-                    f"choose another name with run=NAME, or continue it with nrt resume {path} "
-                    f"(nrt.resume({str(path)!r}) in Python)"
-                )
+            check_free(path)
             writer._remove_leftovers()
             started = ("config.yaml", "environment.json", TRACKING_FILE, *TRACKER_FOLDERS)
             writer._created = [name for name in started if not (path / name).exists()]

@@ -256,7 +256,7 @@ class Loop:
         }
         mini_batches = pending.rollout.split(self.config.updates_per_rollout)
         for message in report_skipped(self.writer, step, pending, mini_batches, facts):
-            self.listener.say(message)
+            self.listener.say(f"warning: {message}")
 
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
         """True if an evaluation was the best so far, which `progress.best` then remembers."""
@@ -311,7 +311,7 @@ class Loop:
 
     def _warn(self, kind: str, message: str, **details: Any) -> None:
         self.writer.warn(kind, message, self.current_step, **details)
-        self.listener.say(message)
+        self.listener.say(f"warning: {message}")
 
 
 def _due(step: int, every: int) -> bool:

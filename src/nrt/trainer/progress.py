@@ -116,8 +116,8 @@ def read_progress(
     for name, key, content in (("training", "data", data), ("validation", "valid", valid)):
         if state.get(key, content) != content:
             raise InputError(
-                f"the {name} data changed since this run was interrupted; restore the old files, "
-                "or start a new run"
+                f"the {name} data are no longer those of this run; restore the old files, or start "
+                "a new run"
             )
     method_state = (
         None if state["memory"] is None else torch.tensor(state["memory"], dtype=torch.float64)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nrt.engine.local import LocalEngine
 from nrt.errors import InputError
-from nrt.run import Run
+from nrt.run import Run, run_folder
 from nrt.system.files import read_bounded
 from nrt.trainer.checkpoint import MAX_STATE_BYTES, load_checkpoint
 from nrt.trainer.groups import Group
@@ -42,6 +42,10 @@ def replay(
 
     Raises InputError for a file that is no such batch.
     """
+    if (folder := run_folder(str(file))).is_dir():
+        batches = sorted((folder / "skipped").glob("step-*.json"))
+        fix = f"one of a skipped batch, such as {batches[0]}" if batches else "it skipped no batch"
+        raise InputError(f"{folder} is a run, not a file: {fix}")
     file = Path(file).resolve()
     batch, pairs = _read_batch(file)
     run = Run(file.parents[1])

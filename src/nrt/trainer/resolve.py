@@ -19,6 +19,7 @@ from nrt.data import find_tables
 from nrt.data.checkers import Checker, resolve_checker, resolve_dotted
 from nrt.errors import InputError, unknown_name
 from nrt.objective import METHODS, NOT_OFFERED, Method, with_weight_norm
+from nrt.run import Run
 from nrt.run.metrics import describe
 from nrt.trainer.hub import check_hub
 from nrt.trainer.signals import check_signal
@@ -49,6 +50,7 @@ def resolve_names(config: Config) -> ResolvedNames:
     if method.samples:
         method.check_traces(config.traces)
         method.check_rules()
+        method.check_reward()
     if method.own_rules and config.profile == "release":
         raise InputError(
             f"profile=release replaces a method's rules by the release's, and {method.name} has "
@@ -180,6 +182,15 @@ def import_plugin(module: str) -> None:
             f"plugins={module}: there is no such module; put it into the working folder or install "
             "it"
         ) from None
+
+
+def check_method_known(run: Run) -> None:
+    """Raise InputError for a run whose method was passed to Python and is not known here."""
+    if run.config.method not in METHODS and not run.config.plugins:
+        raise InputError(
+            f"{run.path} was trained with the method '{run.config.method}', which is defined in "
+            "Python; pass it again: nrt.resume(run, method=METHOD)"
+        )
 
 
 def resolve_method(name: str, values: ObjectiveConfig) -> Method:

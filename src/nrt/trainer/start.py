@@ -21,6 +21,7 @@ from nrt.run import (
     NullWriter,
     Run,
     RunWriter,
+    check_free,
     close_on_error,
     explain_unreadable_files,
     fresh_run_name,
@@ -109,7 +110,7 @@ def _train(
                 "the damaged one aside"
             )
             writer.warn("damaged-checkpoint", message, run.progress.step)
-            listener.say(message)
+            listener.say(f"warning: {message}")
         if run.progress.step >= run.parts.steps:
             more = "epochs=null steps=N" if config.epochs else "steps=N"
             listener.say(
@@ -130,6 +131,7 @@ def _train(
 
 def _prepare_new(config: Config, processes: ProcessGroup) -> PreparedRun:
     folder = run_folder(str(config.run))
+    processes.on_main(lambda: check_free(folder))  # before a large model is loaded
     parts, progress = _from_the_beginning(config, processes)
     with explain_disk_errors(folder):
         if processes.is_main:
