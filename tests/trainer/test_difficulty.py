@@ -178,7 +178,7 @@ def test_data_that_changed_since_are_not_gone_on_with(make_config, pairs_file, t
     file.write_text(text.replace("sum", "add"))
     with pytest.raises(
         nrt.InputError,
-        match="the training data changed since this run was interrupted; restore the old files",
+        match="the training data are no longer those of this run; restore the old files",
     ):
         nrt.train(make_config(resume=str(tmp_path / "cut"), **settings))
     file.write_text(text)
@@ -194,7 +194,7 @@ def test_held_out_data_that_changed_since(make_config, pairs_file, tmp_path) -> 
     settings = {"run": str(tmp_path / "cut"), "data.valid": str(file)}
     nrt.train(make_config(**settings))
     file.write_text(pairs_file.read_text().replace("sum", "add"))
-    with pytest.raises(nrt.InputError, match="the validation data changed since this run"):
+    with pytest.raises(nrt.InputError, match="the validation data are no longer those"):
         nrt.train(make_config(resume=str(tmp_path / "cut"), **{**settings, "steps": 5}))
 
 
