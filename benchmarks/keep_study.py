@@ -5,8 +5,8 @@
 Weights and checkpoints stay behind; `nrt compare` still takes a kept run for finished. Files that
 are there already are replaced. With `--small`, for studies of many runs, numbers are rounded to
 four digits, and traces, some metrics and the texts of held-out rows stay behind too; a hash in
-place of the question still tells questions apart. Of a search for settings only study.yaml is
-kept; compare.json has its scores.
+place of the question still tells questions apart. Of a search for settings only
+the scores are kept.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def keep_study(study: Path, target: Path, *, small: bool, only: Sequence[str] = 
             _copy_without_home(file, target / file.name)
         elif file.is_file():
             shutil.copy(file, target / file.name)
-    search = study / "search" / "study.yaml"
-    if search.is_file():
-        (target / "search").mkdir(exist_ok=True)
-        _copy_without_home(search, target / "search" / "study.yaml")
+    for name in ("study.yaml", "results.json"):
+        if (study / "search" / name).is_file():
+            (target / "search").mkdir(exist_ok=True)
+            _copy_without_home(study / "search" / name, target / "search" / name)
     for path in sorted((study / "runs").iterdir()):
         if is_finished(path):
             keep_run(path, target / "runs" / path.name, small=small, only=only)

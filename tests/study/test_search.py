@@ -13,7 +13,7 @@ from rich.console import Console
 from benchmarks.keep_study import keep_study
 from nrt.cli.compare import compare_study, make_grids, make_study, write_results
 from nrt.config import dump_yaml, load_config
-from nrt.errors import InputError
+from nrt.errors import InputError, RunError
 from nrt.study import RunOutcome
 from nrt.study.search import (
     FIRST_SEED,
@@ -231,13 +231,28 @@ def test_after_the_choice_the_runs_of_the_search_may_be_deleted(searched):
         _, search = compare_searched(folder, file, **options)
         assert search == before
         assert (folder / "compare.md").read_text() == text
-    (folder / "compare.json").write_text("{")
-    with pytest.raises(InputError, match=r"compare.json is damaged .*; restore it from a copy"):
+    (folder / "search" / "results.json").write_text("{")
+    with pytest.raises(InputError, match=r"results.json is damaged .*; restore it from a copy"):
         compare_searched(folder, file)
-    (folder / "compare.json").unlink()
+    (folder / "search" / "results.json").unlink()
     _, search = compare_searched(folder, file)
-    assert [each.score for each in search.tries["sft"]] == [None] * 3, "nobody knows them any more"
+    assert [each.score for each in search.tries["sft"]] == [None] * 3, "the scores are lost"
     assert chosen_settings(search, "sft") == ("optimizer.lr=1e-3",)
+
+
+def test_scores_are_recorded_before_the_comparison_starts(searched):
+    """One run of a try is deleted, and the comparison has no finished run yet."""
+    folder, file = searched
+    choose(folder, file)
+    shutil.rmtree(folder / "runs")
+    with pytest.raises(RunError, match=r"no run of .* is finished"):
+        compare_searched(folder, file)
+    shutil.rmtree(run_path(folder / "search", "sft--0", FIRST_SEED))
+    study = read_study(folder)
+    for name, seed in study.runs():
+        write_searched_run(folder, study, name, seed, 0.5)
+    _, search = compare_searched(folder, file)
+    assert search.tries["sft"][0].score == 0.5
 
 
 def test_runs_can_be_added_to_a_kept_copy_without_texts(searched, tmp_path):
@@ -400,7 +415,7 @@ def test_a_search_and_the_comparison_after_it(recipe, tmp_path, monkeypatch):  #
     assert not (tmp_path / "kept" / "search" / "runs").exists()
     out.truncate(0)
     kept = run(tmp_path / "kept")
-    assert "search" not in out.getvalue().split("runs to do")[0], "no try is made again"
+    assert f"in {tmp_path / 'kept' / 'search'}" not in out.getvalue(), "no try is made again"
     assert "0 of 1 runs to do" in out.getvalue()
     assert kept.rows[0].by_seed == pytest.approx(comparison.rows[0].by_seed, rel=1e-3)
     assert kept.search == comparison.search

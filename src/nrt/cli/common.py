@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from nrt.errors import InputError
+from nrt.errors import InputError, did_you_mean
 from nrt.system.environment import rank_and_world_size
 
 if TYPE_CHECKING:
@@ -52,16 +52,18 @@ class SettingsCommand(TyperCommand):
 def _explain_option(argument: str, following: list[str], command: str) -> str:
     """Return the error for an option that is not the command's; `following` may hold its value."""
     from nrt.config import Config
-    from nrt.config.aliases import ALIASES
+    from nrt.config.aliases import ABSENT, ALIASES
 
     name, _, value = argument.lstrip("-").partition("=")
     value = value or "".join(text for text in following if text[:1] != "-" and "=" not in text)
     setting = name.replace("-", "_")
     known = setting in ALIASES or setting.partition(".")[0] in Config.model_fields
     if len(name) > 1 and not known:
+        hint = did_you_mean(setting, Config.model_fields)
+        reason = f": {ABSENT[setting]}" if setting in ABSENT else hint.removesuffix("?")
         return (
-            f"{argument:.100} is no option of {command}, and nrt has no setting {setting:.100}. "
-            f"{command} --help lists the options, docs/settings.md the settings"
+            f"{argument:.100} is no option of {command}, and nrt has no setting {setting:.100}"
+            f"{reason}. {command} --help lists the options, nrt settings the settings"
         )
     setting = ALIASES.get(setting, setting)
     example = f"write {setting:.100}={value or 'VALUE':.100}"

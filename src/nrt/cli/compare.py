@@ -40,6 +40,7 @@ from nrt.study.search import (
     check_same_tries,
     parse_grid,
     read_search,
+    record_search,
     recorded_search,
     search_study,
     tries_of_variants,
@@ -93,6 +94,7 @@ def compare_study(
         check_chosen(existing, plan, grids)
     if tries and not existing and finished_only:
         raise InputError("no settings are chosen yet; leave out --finished-only")
+    recorded = recorded_search(folder / "search")
     makes_data = recipe in RECIPES and not any(text.startswith("data.train=") for text in settings)
     chosen_by = existing.chosen_by if existing else None
     searches = bool(tries) and not chosen_by
@@ -123,8 +125,8 @@ def compare_study(
         search = None
         if tries or chosen_by:
             choose = plan.variants if tries else ()  # else the search may not be complete
-            before = recorded_search(folder)
-            search = read_search(folder / "search", chosen_by or measure, chosen, choose, before)
+            search = read_search(folder / "search", chosen_by or measure, chosen, choose, recorded)
+            record_search(folder / "search", search)
             plan = with_chosen(plan, search)
         open_study(str(folder), plan)
         failed = [outcome for outcome in run(folder) if outcome.status]

@@ -116,7 +116,6 @@ def _training_config(settings: list[str]) -> Config:
     """Return the config of [RECIPE] key=value …, or that of the run to resume with overrides."""
     from nrt.config import build_config, load_config, parse_overrides
     from nrt.run import load_run, run_folder
-    from nrt.trainer.resolve import check_method_known
 
     recipe, overrides = split_recipe(settings)
     values = parse_overrides(overrides)
@@ -131,6 +130,8 @@ def _training_config(settings: list[str]) -> Config:
         return load_config(recipe, [*_own_settings(recipe, overrides), *overrides])
     if not resume:
         return load_config(None, overrides)
+    from nrt.trainer.resolve import check_method_known
+
     run = load_run(run_folder(str(resume)))
     check_method_known(run)
     return build_config(run.config.model_dump(mode="json"), values)

@@ -33,6 +33,7 @@ from nrt.objective.rewards import (
     log_prob,
     mean_log_prob,
     spread_weights,
+    token_signal,
     weighted_log_prob,
     weighted_prob,
 )
@@ -131,10 +132,13 @@ class Method:
         logp_KT = torch.tensor([[0.5, 0.9, 0.2], [0.7, 0.9, 0.1]]).log()
         try:
             group_rewards(self.reward, logp_KT, logp_KT[0], logp_KT[0], 0.0)
+            if self.answer_weight == "signal":
+                token_signal(self.reward, logp_KT, logp_KT[0])
         except Exception as error:
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
             raise InputError(
-                f"method {self.name}: its reward fails on log-probabilities [2, 3] of two traces: "
-                f"{first_line(error)} (docs/new-method.md)"
+                f"method {self.name}: its reward fails on made-up log-probabilities of two traces "
+                f"and an answer of three tokens: {kind}{first_line(error)} (docs/new-method.md)"
             ) from error
 
     def check_rules(self) -> None:

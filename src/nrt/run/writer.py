@@ -39,9 +39,12 @@ from nrt.system.files import (
 
 
 def check_free(path: Path) -> None:
-    """Raise InputError if the folder holds a run."""
+    """Raise InputError if the folder holds a run, or cannot be read."""
     names = ("config.yaml", *APPENDED_FILES, "heldout", "checkpoints", "model")
-    existing = [name for name in names if (path / name).exists()]
+    try:
+        existing = [name for name in names if (path / name).exists()]
+    except OSError as error:
+        raise InputError(f"the run folder {path} cannot be read ({error.strerror})") from error
     if existing:
         raise InputError(
             f"{path} already holds a run ({', '.join(existing)}); "

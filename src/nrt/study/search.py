@@ -3,15 +3,15 @@
 The search is a study in the folder `search` of the study that it is for. Its variants are the
 tries, named `<variant>--<i>`, so a search that was killed is resumed like any study. The study's
 study.yaml holds the settings that were chosen, and by which measure (`chosen_by`). A choice stays,
-whatever is measured or tried later, so the runs of the search may be deleted then: compare.json
-keeps their scores.
+whatever is measured or tried later. The scores of all tries are in search/results.json before the
+first run of the comparison, so the runs of the search may be deleted then.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product, takewhile
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +22,7 @@ from nrt.analysis.comparison import Search, Try, values_by_family
 from nrt.errors import InputError, first_line
 from nrt.run import Run
 from nrt.study.study import MAX_SEEDS, Study, read_study, run_path
-from nrt.system.files import read_bounded
+from nrt.system.files import read_bounded, write_file
 
 FIRST_SEED = MAX_SEEDS
 """Seed of the first run of each try. No comparison has it."""
@@ -33,7 +33,10 @@ OF_A_RUN = frozenset({"method", "seed", "run", "resume"})
 Grid = Mapping[str, Sequence[str]]
 """Setting → values to try. A grid with several settings has all combinations."""
 
-_SEARCH = TypeAdapter(Search | None)
+RESULTS_FILE = "results.json"
+"""Scores of the tries, in the search's folder."""
+
+_SEARCH = TypeAdapter(Search)
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -126,20 +129,25 @@ def tries_of_variants(search: Study, variants: Iterable[str]) -> set[str]:
 
 
 def recorded_search(folder: Path) -> Search | None:
-    """Return the search that the study's compare.json holds; None without one.
+    """Return the results that `record_search` wrote into the search's folder; None without any.
 
     Raises InputError for a damaged file.
     """
-    file = folder / "compare.json"
+    file = folder / RESULTS_FILE
     if not file.is_file():
         return None
     try:
-        return _SEARCH.validate_python(json.loads(read_bounded(file)).get("search"))
-    except (ValueError, AttributeError) as error:  # also json's and pydantic's
+        return _SEARCH.validate_json(read_bounded(file))
+    except ValueError as error:  # pydantic's too
         raise InputError(
             f"{file} is damaged ({first_line(error)}); restore it from a copy, or move it away, "
             "which loses the scores of tries whose runs were deleted"
         ) from None
+
+
+def record_search(folder: Path, search: Search) -> None:
+    """Write the results into the search's folder."""
+    write_file(folder / RESULTS_FILE, [json.dumps(asdict(search), indent=1) + "\n"])
 
 
 def read_search(
@@ -155,7 +163,7 @@ def read_search(
         measure: field of the held-out records; the higher, the better.
         chosen: variant → all of its settings, where they are chosen already.
         choose: variants whose best try is chosen now, unless it is already.
-        recorded: results by the same measure, for tries whose runs were deleted.
+        recorded: earlier results, for tries whose runs were deleted.
 
     Raises InputError if a variant of `choose` has no finished try.
     """
@@ -171,7 +179,7 @@ def read_search(
             runs = [run_path(folder, _name(variant, i), seed) for seed in seeds]
             is_chosen = tuple(chosen.get(variant, ())) == settings
             result = _result(settings[common:], runs, measure, chosen=is_chosen)
-            if not any(map(_is_run, runs)):
+            if result.score is None:
                 before = recorded.tries.get(variant, ())
                 same = (each for each in before if each.settings == result.settings)
                 result = replace(next(same, result), chosen=is_chosen)
@@ -247,17 +255,13 @@ def _variant_of(name: str) -> str:
     return name.rpartition("--")[0]
 
 
-def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file()
-
-
 def _result(settings: tuple[str, ...], paths: Sequence[Path], measure: str, *, chosen: bool) -> Try:
     """Return a try. It has a score if all its runs are finished and all questions have the
     measure: the mean of the questions that a diverged run can still answer says nothing.
     """
     scores, seconds = [], 0.0
     for path in paths:
-        if not _is_run(path):
+        if not (path / "config.yaml").is_file():
             continue
         run = Run(path)
         seconds += sum(row.get("time/step", 0.0) for row in run.metrics())

@@ -44,8 +44,8 @@ def replay(
     """
     if (folder := run_folder(str(file))).is_dir():
         batches = sorted((folder / "skipped").glob("step-*.json"))
-        fix = f"one of a skipped batch, such as {batches[0]}" if batches else "it skipped no batch"
-        raise InputError(f"{folder} is a run, not a file: {fix}")
+        hint = f", such as {batches[0]}" if batches else "; this run has none"
+        raise InputError(f"{folder} is a folder; give the file of a skipped batch{hint}")
     file = Path(file).resolve()
     batch, pairs = _read_batch(file)
     run = Run(file.parents[1])

@@ -32,8 +32,8 @@ COLLAPSE_REMEDY = (
 )
 READOUT_REMEDY = (
     "the policy learns to ignore its traces: the answer term, trained after wrong traces, teaches "
-    "the answer without them; it may return when right traces spread, and in a new run "
-    "objective.answer_weight=signal may be faster (docs/tuning.md)"
+    "the answer without them; it may return when right traces spread. A new run with profile=paper "
+    "is faster if the model writes answers in the right form already (docs/tuning.md)"
 )
 END_TOKEN_REMEDY = (
     "a served model ends its turn there and gives no answer (heldout/accuracy_served); raise "
