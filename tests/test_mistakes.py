@@ -92,6 +92,7 @@ def command(tmp_path, monkeypatch, capsys, model_dir, pairs_file):  # noqa: F811
         ("train stesp=4", "did you mean 'steps'?"),
         ("train data=pairs.jsonl", "set one of them, such as data.train"),
         ("train model=tiny train=pairs.jsonl", "unknown setting 'train'; in nrt it is data.train"),
+        (f"train tiny {'x' * 5000}", "' is not a setting; write key=value, for example steps=100"),
         ("train tiny pairs.jsonl", "'pairs.jsonl' is not a setting; write data.train=pairs.jsonl, or"),
         ("train pairs --top-p=1", "nrt has no setting top_p: "),
         ("train pairs --stpes 3", "nrt has no setting stpes; did you mean 'steps'. nrt train --help"),

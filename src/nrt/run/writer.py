@@ -39,12 +39,25 @@ from nrt.system.files import (
 
 
 def check_free(path: Path) -> None:
-    """Raise InputError if the folder holds a run, or cannot be read."""
-    names = ("config.yaml", *APPENDED_FILES, "heldout", "checkpoints", "model")
+    """Raise InputError if the folder holds a run, in progress or not, or cannot be read."""
     try:
-        existing = [name for name in names if (path / name).exists()]
+        existing = _parts_of_run(path)
+        if existing:
+            lock.acquire(
+                path / "lock"
+            ).release()  # its error names the process of a run in progress
     except OSError as error:
-        raise InputError(f"the run folder {path} cannot be read ({error.strerror})") from error
+        raise InputError(f"the run folder {path} cannot be used ({error.strerror})") from error
+    _refuse_run(path, existing)
+
+
+def _parts_of_run(path: Path) -> list[str]:
+    """Return the names of what a run has written into the folder."""
+    names = ("config.yaml", *APPENDED_FILES, "heldout", "checkpoints", "model")
+    return [name for name in names if (path / name).exists()]
+
+
+def _refuse_run(path: Path, existing: Sequence[str]) -> None:
     if existing:
         raise InputError(
             f"{path} already holds a run ({', '.join(existing)}); "
@@ -82,7 +95,7 @@ class RunWriter:
         path = run_folder(name_or_path)
         writer = cls(path, resumed=False)
         with close_on_error(writer):
-            check_free(path)
+            _refuse_run(path, _parts_of_run(path))
             writer._remove_leftovers()
             started = ("config.yaml", "environment.json", TRACKING_FILE, *TRACKER_FOLDERS)
             writer._created = [name for name in started if not (path / name).exists()]

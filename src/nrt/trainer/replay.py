@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def replay(
 
     Raises InputError for a file that is no such batch.
     """
-    if (folder := run_folder(str(file))).is_dir():
+    folder = run_folder(str(file))
+    if os.path.isdir(folder):
         batches = sorted((folder / "skipped").glob("step-*.json"))
         hint = f", such as {batches[0]}" if batches else "; this run has none"
         raise InputError(f"{folder} is a folder; give the file of a skipped batch{hint}")
