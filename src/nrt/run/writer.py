@@ -43,9 +43,8 @@ def check_free(path: Path) -> None:
     try:
         existing = _parts_of_run(path)
         if existing:
-            lock.acquire(
-                path / "lock"
-            ).release()  # its error names the process of a run in progress
+            # its error names the process of a run in progress
+            lock.acquire(path / "lock").release()
     except OSError as error:
         raise InputError(f"the run folder {path} cannot be used ({error.strerror})") from error
     _refuse_run(path, existing)
