@@ -5,8 +5,8 @@
 Weights and checkpoints stay behind; `nrt compare` still takes a kept run for finished. Files that
 are there already are replaced. With `--small`, for studies of many runs, numbers are rounded to
 four digits, and traces, some metrics and the texts of held-out rows stay behind too; a hash in
-place of the question still tells questions apart. Of a search for settings only
-the scores are kept.
+place of the question still tells questions apart. Of a search for settings only the scores are
+kept.
 """
 
 from __future__ import annotations
@@ -42,16 +42,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
-    only = METRICS if arguments.small else ("",)
-    keep_study(arguments.study, arguments.folder, small=arguments.small, only=only)
+    keep_study(arguments.study, arguments.folder, small=arguments.small)
 
 
-def keep_study(study: Path, target: Path, *, small: bool, only: Sequence[str] = ("",)) -> None:
-    """Copy the results of a study and what its finished runs need.
-
-    Args:
-        only: beginnings of the metrics that are kept.
-    """
+def keep_study(study: Path, target: Path, *, small: bool) -> None:
+    """Copy the results of a study and what its finished runs need."""
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(study.iterdir()):
         if file.name == "study.yaml":
@@ -64,11 +59,11 @@ def keep_study(study: Path, target: Path, *, small: bool, only: Sequence[str] = 
             _copy_without_home(study / "search" / name, target / "search" / name)
     for path in sorted((study / "runs").iterdir()):
         if is_finished(path):
-            keep_run(path, target / "runs" / path.name, small=small, only=only)
+            keep_run(path, target / "runs" / path.name, small=small)
             print(path.name)
 
 
-def keep_run(run: Path, target: Path, *, small: bool, only: Sequence[str] = ("",)) -> None:
+def keep_run(run: Path, target: Path, *, small: bool) -> None:
     """Copy config, metrics, the last held-out rows and, unless `small`, the last traces of a run."""
     (target / "heldout").mkdir(parents=True, exist_ok=True)
     (target / "model").mkdir(exist_ok=True)
@@ -77,7 +72,7 @@ def keep_run(run: Path, target: Path, *, small: bool, only: Sequence[str] = ("",
     heldout = max((run / "heldout").glob("step-*.jsonl"))
     if small:
         _copy_rows(heldout, target / "heldout" / heldout.name, HELDOUT_FIELDS)
-        _copy_rows(run / "metrics.jsonl", target / "metrics.jsonl", only)
+        _copy_rows(run / "metrics.jsonl", target / "metrics.jsonl", METRICS)
         return
     shutil.copy(heldout, target / "heldout")
     shutil.copy(run / "metrics.jsonl", target)

@@ -83,7 +83,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             hint = "write key=value, for example steps=100"
             if argument.endswith((".yaml", ".yml")):
                 hint = "give one recipe, first; a recipe builds on another with its key `over`"
-            elif os.path.exists(argument):
+            elif os.path.exists(argument):  # Path raises for names that are too long
                 hint = f"write data.train={argument}, or model={argument}"
             raise InputError(f"'{argument:.100}' is not a setting; {hint}")
         value = _parse_value(text)

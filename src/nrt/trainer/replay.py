@@ -43,11 +43,11 @@ def replay(
 
     Raises InputError for a file that is no such batch.
     """
-    folder = run_folder(str(file))
-    if os.path.isdir(folder):
-        batches = sorted((folder / "skipped").glob("step-*.json"))
+    named = run_folder(str(file))
+    if os.path.isdir(named):  # Path raises for names that are too long
+        batches = sorted((named / "skipped").glob("step-*.json"))
         hint = f", such as {batches[0]}" if batches else "; this run has none"
-        raise InputError(f"{folder} is a folder; give the file of a skipped batch{hint}")
+        raise InputError(f"{named} is a folder; give the file of a skipped batch{hint}")
     file = Path(file).resolve()
     batch, pairs = _read_batch(file)
     run = Run(file.parents[1])
