@@ -22,11 +22,14 @@ from nrt.run import RunWriter
 def write_run(tmp_path):
     """write_run(name, {"sum": [1, 0], "bot": [1]}) → run folder with one evaluation.
 
-    The lists hold the verdicts of each family.
+    The lists hold the verdicts of each family. `start` is the log-probability of the answer after
+    the null trace before training.
     """
 
-    def write(name, verdicts):
+    def write(name, verdicts, start=None):
         with RunWriter.create(tmp_path / name, Config()) as writer:
+            if start is not None:
+                writer.metrics({"step": 0, "heldout/logp_null": start})
             rows = [
                 (family, i, value)
                 for family, values in verdicts.items()
@@ -99,6 +102,27 @@ def test_different_questions_cannot_be_paired(write_run):
     runs = {"sft": {0: write_run("a", {"s": [0, 0]})}, "nrt": {0: write_run("b", {"s": [1, 1, 1]})}}
     with pytest.raises(InputError, match="different questions"):
         compare(runs, "sft")
+
+
+def test_runs_of_a_seed_from_different_models_are_named(write_run):
+    """As when variants of one seed are run on two machines, each with its own base model."""
+    verdicts = {"s": [1, 0]}
+    runs = {
+        "nrt": {
+            0: write_run("a", verdicts, start=-0.3231),
+            1: write_run("b", verdicts, start=-0.3404),
+        },
+        "rlpr": {
+            0: write_run("c", verdicts, start=-0.5371),
+            1: write_run("d", verdicts, start=-0.3401),
+        },
+        "sft": {0: write_run("e", verdicts)},
+    }
+    comparison = compare(runs, "nrt")
+    assert comparison.different_starts == {0: {"nrt": -0.3231, "rlpr": -0.5371}}
+    assert "- seed 0: `nrt` -0.323, `rlpr` -0.537\n" in comparison_markdown(comparison)
+    del runs["nrt"][0]
+    assert "different models" not in comparison_markdown(compare(runs, "nrt"))
 
 
 def test_questions_that_all_seeds_share_are_drawn_once(write_run):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +19,11 @@ Question = tuple[str, str]
 
 FamilyValues = dict[str, dict[Question, float]]
 """family → question → value"""
+
+SAME_START = 5e-3
+"""Nats a token by which log-probabilities of one model, prompt and answer may differ: threads,
+devices and bfloat16. Base models of one seed from two processors were .014 to .2 apart.
+"""
 
 MEAN = "mean"
 """Name of the mean over the families, each with the same weight."""
@@ -74,6 +79,9 @@ class Comparison:
     rows: tuple[ComparisonRow, ...]
     missing: dict[str, str]  # run → why it is not in the table
     search: Search | None = None  # for the variants' settings, before the runs
+    # Seed → variant → log-probability, nats/token, of held-out answers after the null trace before
+    # training: only seeds whose runs differ, as they do after different models or prompts.
+    different_starts: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
 def compare(
@@ -121,7 +129,8 @@ def compare(
         for variant, by_seed in values.items()
         for name, members in members_of.items()
     ]
-    return Comparison(baseline, measure, tuple(rows), dict(missing or {}), search)
+    starts = _different_starts(runs)
+    return Comparison(baseline, measure, tuple(rows), dict(missing or {}), search, starts)
 
 
 def comparison_json(comparison: Comparison) -> str:
@@ -150,6 +159,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         "seeds share is drawn once for all of them. Differences are paired by seed and question; "
         f"the baseline `{baseline}` was written to study.yaml before the runs.\n"
     )
+    text += _starts_text(comparison.different_starts)
     if comparison.search:
         text += "\n## Search for settings\n\n" + _search_table(comparison.search)
     if comparison.missing:
@@ -258,6 +268,40 @@ def _check_same_questions(records: Mapping[str, Mapping[int, Sequence[Record]]],
                     f"{variant}, seed {seed}, has different questions than the baseline's run "
                     f"({name}); they cannot be paired: give them the same data.valid"
                 )
+
+
+def _different_starts(
+    runs: Mapping[str, Mapping[int, Path]],
+) -> dict[int, dict[str, float]]:
+    """Return `Comparison.different_starts`. Runs without null trace (sft) are not looked at."""
+    starts: dict[int, dict[str, float]] = defaultdict(dict)
+    for variant, paths in runs.items():
+        for seed, path in paths.items():
+            first = next(iter(Run(path).metrics()), {})
+            if first.get("step") == 0 and "heldout/logp_null" in first:
+                starts[seed][variant] = first["heldout/logp_null"]
+    return {
+        seed: values
+        for seed, values in sorted(starts.items())
+        if max(values.values()) - min(values.values()) > SAME_START
+    }
+
+
+def _starts_text(starts: Mapping[int, Mapping[str, float]]) -> str:
+    if not starts:
+        return ""
+    text = (
+        "\n**Runs of a seed started from different models, prompts or markers**, so more than the "
+        "variant differs between them. Before training, the answer had after the null trace, "
+        "nats/token:\n\n"
+    )
+    for seed, values in starts.items():
+        cells = ", ".join(f"`{_escape(name)}` {value:.3f}" for name, value in values.items())
+        text += f"- seed {seed}: {cells}\n"
+    return text + (
+        "\nA base model that nrt makes comes out otherwise on another processor; such seeds have "
+        "to be run on one machine.\n"
+    )
 
 
 def _row(

@@ -10,6 +10,7 @@ from typing import Any
 from nrt.engine.interface import UpdateStats
 from nrt.run import RunWriter, step_name
 from nrt.trainer.groups import Group
+from nrt.trainer.listener import Listener, warn
 from nrt.trainer.progress import RolloutUpdates
 from nrt.trainer.rollout_json import group_to_json
 
@@ -26,18 +27,17 @@ def skipped_in_a_row(before: int, updates: Sequence[UpdateStats]) -> int:
 
 def report_skipped(
     writer: RunWriter,
+    listener: Listener,
     step: int,
     pending: RolloutUpdates,
     mini_batches: Sequence[Sequence[Group]],
     facts: dict[str, Any],
-) -> list[str]:
-    """Write a warning and a file for each skipped update of a rollout; return the texts of the
-    warnings.
+) -> None:
+    """Write a file for each skipped update of a rollout, and warn of it.
 
     Args:
         facts: values that go into each file.
     """
-    messages = []
     for i, (update, groups) in enumerate(zip(pending.updates, mini_batches, strict=False)):
         if not update.skipped:
             continue
@@ -60,9 +60,8 @@ def report_skipped(
             f"{update.grad_norm:.4g}; "
             f"nrt replay {path} shows where"
         )
-        writer.warn("skipped-update", message, step, update=i, file=f"skipped/{name}.json")
-        messages.append(message)
-    return messages
+        details = {"update": i, "file": f"skipped/{name}.json"}
+        warn(writer, listener, "skipped-update", message, step, **details)
 
 
 def _group_json(group: Group) -> dict[str, Any]:

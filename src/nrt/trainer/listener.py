@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from nrt.run import RunWriter
 
 
 class Listener(Protocol):
@@ -19,6 +21,14 @@ class Listener(Protocol):
     def say(self, text: str) -> None: ...
     def phase(self, name: str) -> None: ...
     def step(self, metrics: Mapping[str, float]) -> None: ...
+
+
+def warn(
+    writer: RunWriter, listener: Listener, kind: str, message: str, step: int, **details: Any
+) -> None:
+    """Write a warning into the run and display it; the arguments are those of `RunWriter.warn`."""
+    writer.warn(kind, message, step, **details)
+    listener.say(f"warning: {message}")
 
 
 class NullListener:

@@ -20,7 +20,7 @@ from nrt.trainer.callbacks import Callback, CallbackGroup, Control
 from nrt.trainer.checkpoint import point_and_prune, save_checkpoint
 from nrt.trainer.guard import report_skipped, skipped_in_a_row
 from nrt.trainer.hub import HubUploads
-from nrt.trainer.listener import Listener
+from nrt.trainer.listener import Listener, warn
 from nrt.trainer.metrics import trace_record, update_metrics
 from nrt.trainer.progress import (
     Progress,
@@ -255,8 +255,7 @@ class Loop:
             "memory": None if state is None else state.tolist(),
         }
         mini_batches = pending.rollout.split(self.config.updates_per_rollout)
-        for message in report_skipped(self.writer, step, pending, mini_batches, facts):
-            self.listener.say(f"warning: {message}")
+        report_skipped(self.writer, self.listener, step, pending, mini_batches, facts)
 
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
         """True if an evaluation was the best so far, which `progress.best` then remembers."""
@@ -310,8 +309,7 @@ class Loop:
             )
 
     def _warn(self, kind: str, message: str, **details: Any) -> None:
-        self.writer.warn(kind, message, self.current_step, **details)
-        self.listener.say(f"warning: {message}")
+        warn(self.writer, self.listener, kind, message, self.current_step, **details)
 
 
 def _due(step: int, every: int) -> bool:

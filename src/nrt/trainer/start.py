@@ -33,7 +33,7 @@ from nrt.trainer.callbacks import Callback, checked_callbacks
 from nrt.trainer.checkpoint import load_checkpoint, newest_undamaged, set_damaged_aside
 from nrt.trainer.cluster_setup import prepare_cluster
 from nrt.trainer.hub import HubUploads, open_hub
-from nrt.trainer.listener import Listener, NullListener
+from nrt.trainer.listener import Listener, NullListener, warn
 from nrt.trainer.loop import Loop
 from nrt.trainer.progress import Progress, read_progress
 from nrt.trainer.requests import next_request
@@ -109,8 +109,7 @@ def _train(
                 f"damaged checkpoint: {damage}; the run resumes from {run.checkpoint} and keeps "
                 "the damaged one aside"
             )
-            writer.warn("damaged-checkpoint", message, run.progress.step)
-            listener.say(f"warning: {message}")
+            warn(writer, listener, "damaged-checkpoint", message, run.progress.step)
         if run.progress.step >= run.parts.steps:
             more = "epochs=null steps=N" if config.epochs else "steps=N"
             listener.say(
