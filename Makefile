@@ -72,7 +72,7 @@ test-browser: .venv/.dev
 	touch $@
 
 test-lowest: .venv-lowest/.done
-	.venv-lowest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	.venv-lowest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal --ignore=tests/browser
 
 # vLLM's pins are its own. What it brings for images and sound does not fit this torch, and is not used.
 .venv-vllm/.done: pyproject.toml constraints-vllm.txt

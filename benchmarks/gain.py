@@ -15,7 +15,7 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
-from nrt.analysis.stats import Interval, bootstrap
+from nrt.analysis.stats import Interval, mean_interval
 from nrt.run import Record, document_id, load_run, run_folder
 
 BASELINES = {"against the null trace": "logp_null", "against another's trace": "logp_swapped"}
@@ -37,7 +37,7 @@ def gain(records: Sequence[Record]) -> Gain:
     for column, field in BASELINES.items():
         against[column] = _difference(records, field)
     means = _means_by_document(records, lambda record: record["logp"])
-    return Gain(len(means), bootstrap([[means]]), against)
+    return Gain(len(means), mean_interval([[means]]), against)
 
 
 def gains(records: Sequence[Record]) -> dict[str, Gain]:
@@ -55,7 +55,7 @@ def _difference(records: Sequence[Record], field: str) -> Interval | None:
     if any(record[field] is None for record in records):
         return None
     means = _means_by_document(records, lambda record: record["logp"] - record[field])
-    return bootstrap([[means]])
+    return mean_interval([[means]])
 
 
 def _means_by_document(records: Sequence[Record], value: Callable[[Record], float]) -> list[float]:

@@ -213,7 +213,7 @@ def _measure_update(
     peak = _peak(lambda: forward_and_backward(engine, rows))
     flops = _model_flops(model.config, model.num_parameters(), shape)
     counted = count_update(
-        _on_meta(model.config), tuple(rows), recompute=recompute, device_type=DEVICE.type
+        _on_meta(model), tuple(rows), recompute=recompute, device_type=DEVICE.type
     )
     return {
         "seconds": took,
@@ -527,11 +527,11 @@ def _random_model(name: str, small: bool) -> Any:
         return AutoModelForCausalLM.from_config(_config(name, small), dtype=dtype).eval()
 
 
-def _on_meta(config: LlamaConfig) -> Any:
-    """Return the model of a config as `nrt plan` builds it."""
+def _on_meta(model: Any) -> Any:
+    """Return a model without memory for its weights, as `nrt plan` builds it."""
     with tempfile.TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
-        dtype = str(config.dtype).removeprefix("torch.")
+        model.config.save_pretrained(folder)
+        dtype = str(model.dtype).removeprefix("torch.")
         return meta_model(build_config({"model": folder, "dtype": dtype}))
 
 

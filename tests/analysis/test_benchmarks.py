@@ -118,7 +118,8 @@ def test_paired_difference_is_over_common_rows_only():
     theirs = [record(x, row=i) for i, x in enumerate([0, 1, 0, 0])] + [record(1, row=77)]
     interval = paired_difference(ours, theirs, "bbh")
     assert interval.mean == 0.5
-    assert 0 <= interval.low < interval.mean < interval.high <= 1
+    # Differences 1 0 1 0: 3.182 · √(1/3) / √4 is above .5, and no difference exceeds 1.
+    assert (interval.low, interval.high) == (pytest.approx(0.5 - 3.182 / math.sqrt(12)), 1)
     same = paired_difference(ours, ours, "bbh")
     assert (same.mean, same.low, same.high) == pytest.approx((0, -0.4899, 0.4899), abs=1e-4)
     with pytest.raises(InputError, match="no common row"):

@@ -3,9 +3,9 @@
 import json
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
-import typer
 from transformers import BertConfig, BertModel
 
 import nrt
@@ -336,19 +336,21 @@ def test_plan(nrt_command):
     assert "model=FOLDER" in err
 
 
-def integer_options(command, path=()):
+def integer_options(app):
     """(command, option, least value) of every option that takes a whole number."""
-    for name, child in getattr(command, "commands", {}).items():
-        yield from integer_options(child, (*path, name))
-    for parameter in command.params:
-        descriptor = getattr(parameter, "type_descriptor", None)
-        if descriptor and descriptor.annotation in (int, int | None):
-            yield " ".join(path), parameter.name, descriptor.parameter_info.min
+    for group in app.registered_groups:
+        yield from integer_options(group.typer_instance)
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__.strip("_").replace("_", "-")
+        hints = get_type_hints(command.callback, include_extras=True)
+        for option, hint in hints.items():
+            if get_args(hint) and get_args(hint)[0] in (int, int | None):
+                yield name, option, get_args(hint)[1].min
 
 
 def test_every_count_has_a_least_value():
     """`nrt eval --seeds 0` asked nothing, and said nothing. Seeds may be any number."""
-    options = list(integer_options(typer.main.get_command(cli.app)))
+    options = list(integer_options(cli.app))
     assert len(options) > 20
     checked_later = {("compare", "seeds")}  # by Study, which also bounds it from above
     unbounded = {(command, name) for command, name, least in options if least is None}

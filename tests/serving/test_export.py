@@ -9,7 +9,7 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from nrt.analysis.stats import bootstrap, wilson
+from nrt.analysis.stats import mean_interval, wilson
 from nrt.config import MarkersConfig, build_config
 from nrt.errors import InputError
 from nrt.eval.reasoner import find_model, open_reasoner
@@ -48,7 +48,7 @@ def test_the_card_has_settings_and_measurements(run, tmp_path, pairs_file):  # n
     line = rf"accuracy, after its own trace \| share \| [\d., \[\]]+ \| {re.escape(str(wilson(right, 6)))} \|"
     assert re.search(line, card.text)
     before = {row["id"]: row["logp"] for row in run.heldout(0)}
-    gain = bootstrap([[[row["logp"] - before[row["id"]] for row in rows]]])
+    gain = mean_interval([[[row["logp"] - before[row["id"]] for row in rows]]])
     line = f"after its own trace | nats per token | .* | {gain} |"
     assert re.search(re.escape(line).replace(re.escape(".*"), ".*"), card.text)
     assert str(tmp_path) not in card.content
@@ -105,7 +105,7 @@ def test_rows_of_one_document_count_once(tmp_path):
     with RunWriter.create(tmp_path / "run", build_config({"model": "some/base"})) as writer:
         writer.heldout(0, rows)
     card = model_card(load_run(tmp_path / "run"), "mine")
-    assert f"| nats per token | {bootstrap([[[2.0, 4.0]]])} |" in card
+    assert f"| nats per token | {mean_interval([[[2.0, 4.0]]])} |" in card
 
 
 def test_the_code_in_the_card_runs(run, tmp_path, capsys):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Any
 
-from nrt.analysis.stats import DIFFERENCE, Interval, bootstrap
+from nrt.analysis.stats import DIFFERENCE, Interval, mean_interval
 from nrt.errors import InputError
 from nrt.run import Record
 
@@ -76,8 +76,8 @@ def paired_difference(
 ) -> Interval:
     """Return the mean score difference over the common rows of two models.
 
-    The 95 % bootstrap interval resamples rows within strata. Raises InputError if the models have
-    no row in common.
+    The 95 % interval is over rows; the strata have equal weights. Raises InputError if the models
+    have no row in common.
     """
     scores = scores_by_stratum([row for row in records if row["benchmark"] == benchmark])
     baseline = scores_by_stratum([row for row in baseline_records if row["benchmark"] == benchmark])
@@ -91,7 +91,7 @@ def paired_difference(
         raise InputError(
             f"{benchmark}: the two models have no common row; evaluate both with the same --limit"
         )
-    return bootstrap([differences], bounds=DIFFERENCE)
+    return mean_interval([differences], bounds=DIFFERENCE)
 
 
 def scores_by_stratum(records: Sequence[Record]) -> ScoresByStratum:

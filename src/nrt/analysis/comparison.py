@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 
-from nrt.analysis.stats import DIFFERENCE, SHARE, Interval, bootstrap
+from nrt.analysis.stats import DIFFERENCE, SHARE, Interval, mean_interval
 from nrt.errors import InputError
 from nrt.run import Record, Run, document_id, explain_unreadable_files
 
@@ -155,9 +155,10 @@ def comparison_markdown(comparison: Comparison) -> str:
     if not any(row.variant == baseline and row.interval for row in comparison.rows):
         text += f"\nNo differences: no run of `{baseline}` has {measure}.\n"
     text += (
-        "\nIntervals: bootstrap over seeds and questions, 2,000 resamples; a question that several "
-        "seeds share is drawn once for all of them. Differences are paired by seed and question; "
-        f"the baseline `{baseline}` was written to study.yaml before the runs.\n"
+        "\nIntervals: Student's t over seeds, and over questions Wilson's for shares and t for "
+        "other values; a question that several seeds share counts once. Each is the interval of "
+        "one comparison: of twenty, one may exclude 0 by chance. Differences are paired by seed "
+        f"and question; the baseline `{baseline}` was written to study.yaml before the runs.\n"
     )
     text += _starts_text(comparison.different_starts)
     if comparison.search:
@@ -356,7 +357,7 @@ def _interval(
         [[values[name] for name in names] for values, names in zip(*pair, strict=True)]
         for pair in zip(by_seed, questions, strict=True)
     ]
-    return bootstrap(ordered, questions=questions, bounds=bounds)
+    return mean_interval(ordered, questions=questions, bounds=bounds)
 
 
 def _seed_values(row: ComparisonRow, seeds: Sequence[int]) -> str:

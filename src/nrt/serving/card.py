@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from nrt.analysis.stats import DIFFERENCE, Interval, bootstrap, wilson
+from nrt.analysis.stats import DIFFERENCE, Interval, mean_interval, wilson
 from nrt.config import Config, parse_plain_yaml
 from nrt.config.data_sections import DATASET, SourceConfig
 from nrt.errors import InputError
@@ -300,7 +300,7 @@ def _measurements(run: Run, step: int | None) -> str:
             before, after = values
             changes = [after[key] - before[key] for key in after if key in before]
             bounds = DIFFERENCE if unit == "share" else None
-            cells.append(str(bootstrap([[changes]], bounds=bounds)) if changes else "–")
+            cells.append(str(mean_interval([[changes]], bounds=bounds)) if changes else "–")
         lines.append(f"| {name} | {unit} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -316,10 +316,10 @@ def _by_question(rows: Sequence[Record], value_of: Callable[[Record], Any]) -> d
 
 
 def _interval(values: Sequence[float]) -> Interval:
-    """Return Wilson's interval of a share, and a bootstrap interval of any other mean."""
+    """Return Wilson's interval of a share, and Student's of any other mean."""
     if set(values) <= {0.0, 1.0}:
         return wilson(int(sum(values)), len(values))
-    return bootstrap([[values]])
+    return mean_interval([[values]])
 
 
 def _benchmarks(run: Run, step: int | None) -> list[str]:

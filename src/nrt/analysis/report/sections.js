@@ -63,7 +63,7 @@ function runSummary(run) {
   const warnings = run.warnings.map((warning) => h("li", {}, h("b", {}, `step ${warning.step}: `), visible(String(warning.message ?? warning.kind))));
   return h("div", {},
     facts, ...results,
-    run.measured.length ? note("Brackets hold 95 % of bootstrap resamples of the questions (one run says nothing about seeds); changes are paired by question.") : null,
+    run.measured.length ? note("Brackets hold 95 % intervals over questions (one run says nothing about seeds); changes are paired by question.") : null,
     warnings.length ? h("div", { class: "callout" }, h("h3", {}, "Warnings"), h("ul", {}, warnings)) : null,
     run.missing.length ? h("div", { class: "callout quiet" }, h("h3", {}, "Missing in this folder"), h("ul", {}, run.missing.map((text) => h("li", {}, visible(text))))) : null);
 }
@@ -159,7 +159,7 @@ function drawConfidence() {
   const { baseline, bins } = report.confidence;
   const names = Object.keys(bins);
   const middle = (bin) => (bin.low + bin.high) / 2;
-  section.append(lead("Left: how uncertain the baseline, ", h("b", {}, visible(baseline)), ", is about the tokens of the reference answers. Right: their probability relative to the baseline; above 1 the model is more certain of the reference. Bands hold 95 % of bootstrap resamples of the questions."));
+  section.append(lead("Left: how uncertain the baseline, ", h("b", {}, visible(baseline)), ", is about the tokens of the reference answers. Right: their probability relative to the baseline; above 1 the model is more certain of the reference. Bands hold 95 % of bootstrap resamples of the questions; they say nothing about further seeds."));
   if (names.length > 1) section.append(legend(names));
   const [first] = Object.values(bins);
   section.append(h("div", { class: "panels two" },
@@ -233,6 +233,6 @@ function drawComparison() {
     table(["", "seeds", ...families], names.map((name) => [swatched(name, name), String(seeds(name)), ...cells(name, (row) => interval(row.interval))]), "scores"),
     h("h3", {}, "Difference from ", visible(compared.baseline)),
     table(["", ...families], names.filter((name) => name !== compared.baseline).map((name) => [swatched(name, name), ...cells(name, (row) => change(row.difference))]), "scores"),
-    note("Means over seeds with 95 % intervals: bootstrap over seeds and questions. Differences are paired by seed and question."));
+    note("Means over seeds with 95 % intervals over seeds and questions. Differences are paired by seed and question."));
   return undefined;
 }

@@ -9,12 +9,10 @@ from typing import Any
 
 from nrt.analysis.comparison import FamilyValues, values_by_family
 from nrt.analysis.report.loaded_run import LoadedRun
-from nrt.analysis.stats import DIFFERENCE, SHARE, Interval, bootstrap
+from nrt.analysis.stats import DIFFERENCE, SHARE, Interval, mean_interval
 
 MEASURES = {"correct": "accuracy", "logp": "log-probability of the reference, nats per token"}
 """Field of the held-out records → its name on the page."""
-
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ def _interval(
     if not all(values.get(family) for family in families):
         return None
     by_family = [list(values[family].values()) for family in families]
-    return bootstrap([by_family], bounds=bounds, resamples=RESAMPLES)
+    return mean_interval([by_family], bounds=bounds)
 
 
 def _batch(run: LoadedRun) -> str:
