@@ -187,6 +187,8 @@ def _from_numbers(make: Any) -> Any:
 _CUDA: dict[str, Any] = {
     "_lazy_init": lambda: None,
     "is_available": lambda: True,
+    "is_initialized": lambda: True,
+    "set_device": lambda *_: None,
     "device_count": lambda: 1,
     "current_device": lambda: 0,
     "get_device_name": lambda *_: "pretended",

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -35,6 +35,7 @@ class ProcessGroup:
 
     rank: int = 0
     size: int = 1
+    ending: ExitStack = field(default_factory=ExitStack)
 
     @property
     def is_main(self) -> bool:
@@ -59,7 +60,8 @@ class ProcessGroup:
         """Wait until all processes are here."""
 
     def at_end(self, close: Callable[[], None]) -> None:
-        """Call `close` before the process group is destroyed."""
+        """Call `close` when `process_group` ends. With several processes only without an error."""
+        self.ending.callback(close)
 
     def any(self, flag: bool) -> bool:
         """True if the flag is true in any process."""
@@ -116,7 +118,6 @@ class DistributedGroup(ProcessGroup):
 
     local_rank: int  # on this node
     control: Any  # gloo group on the CPU, for everything but a device's tensors
-    ending: ExitStack
 
     def local_device(self, device: torch.device) -> torch.device:
         return torch.device("cuda", self.local_rank) if device.type == "cuda" else device
@@ -137,9 +138,6 @@ class DistributedGroup(ProcessGroup):
     def barrier(self) -> None:
         dist.barrier(group=self.control)
 
-    def at_end(self, close: Callable[[], None]) -> None:
-        self.ending.callback(close)
-
     def _group(self, tensor: Tensor) -> Any:
         return self.control if tensor.device.type == "cpu" else None
 
@@ -157,29 +155,32 @@ def process_group(device: torch.device) -> Iterator[ProcessGroup]:
 
     Raises InputError for a device that several processes cannot share, RunError if another process
     is lost meanwhile.
+
+    After an error of one of several processes nothing is closed: destroying the group would wait
+    for the others, and they wait for this process. It must end, and torchrun then ends the others.
     """
     rank, size = rank_and_world_size()
     if size == 1:
-        yield SINGLE_PROCESS
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+        single = ProcessGroup()
+        with single.ending:
+            yield single
         return
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
     _check(device, processes_here())
     is_owner = not dist.is_initialized()
     if device.type == "cuda":
         torch.cuda.set_device(local_rank)
-    try:
-        with _explain_lost_process(), ExitStack() as ending:
-            if is_owner:
-                dist.init_process_group(
-                    "nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
-                )
-            control = dist.new_group(backend="gloo", timeout=TIMEOUT)
-            yield DistributedGroup(
-                rank, size, local_rank=local_rank, control=control, ending=ending
-            )
-    finally:
-        if is_owner and dist.is_initialized():
-            dist.destroy_process_group()
+    with _explain_lost_process():
+        if is_owner:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        group = DistributedGroup(rank, size, local_rank=local_rank, control=control)
+        yield group
+        group.ending.close()
+    if is_owner:
+        dist.destroy_process_group()
 
 
 def _check(device: torch.device, processes: int) -> None:

@@ -1,10 +1,13 @@
-"""Learning rates of the updates, computed by hand."""
+"""Learning rates of the updates, computed by hand; the state of paged optimizers."""
 
 import pytest
 import torch
 
 from nrt.config import OptimizerConfig
+from nrt.distributed import SINGLE_PROCESS
 from nrt.engine.optimizer import make_optimizer, make_schedule
+from nrt.engine.state import collect_state, restore_state, write_state
+from nrt.engine.weights import Weights
 
 
 def rates(updates: int, **settings) -> list[float]:
@@ -39,3 +42,34 @@ def test_linear_and_cosine_fall_after_warmup():
     assert linear == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
     cosine = rates(6, warmup=2, schedule="cosine")
     assert cosine == pytest.approx([0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447], rel=1e-5)
+
+
+def test_state_that_can_be_paged_is_still_so_after_a_resume(tmp_path, monkeypatch):
+    """On a CPU bitsandbytes has no pages, so the test marks the tensors that it would page."""
+    pytest.importorskip("bitsandbytes")
+    from bitsandbytes.optim.adamw import PagedAdamW8bit
+
+    def paged(self, p, dtype=torch.float32):
+        tensor = torch.zeros_like(p, dtype=dtype)
+        tensor.is_paged = True  # pyright: ignore[reportAttributeAccessIssue]
+        return tensor
+
+    monkeypatch.setattr(PagedAdamW8bit, "get_state_buffer", paged)
+    monkeypatch.setattr("bitsandbytes.functional.prefetch_tensor", lambda *_: None)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(80, 80, bias=False)
+    weights = Weights(layer)
+    optimizer = PagedAdamW8bit(list(weights.masters.values()))
+    (master,) = weights.masters.values()
+    master.grad = torch.randn_like(master)
+    optimizer.step()
+    tensors, groups = collect_state(weights, optimizer, SINGLE_PROCESS)
+    write_state(tmp_path, tensors)
+    resumed = PagedAdamW8bit(list(weights.masters.values()))
+    restore_state(tmp_path, weights, resumed, groups)
+    expected, found = optimizer.state[master], resumed.state[master]
+    assert found["step"] == 1
+    assert found["state1"].dtype == torch.uint8
+    for slot in ("state1", "state2"):
+        assert found[slot].is_paged
+        assert torch.equal(found[slot], expected[slot])

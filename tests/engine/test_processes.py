@@ -1,5 +1,8 @@
 """Process group: collectives, partition of work, devices."""
 
+from contextlib import suppress
+from functools import partial
+
 import pytest
 import torch
 
@@ -62,7 +65,7 @@ def test_the_main_process_runs_first(gang, tmp_path):
 
 def test_without_torchrun_there_is_one_process():
     with process_group(CPU) as processes:
-        assert processes is SINGLE_PROCESS
+        assert (processes.rank, processes.size) == (0, 1)
         assert processes.all_gather("x") == ["x"]
         assert processes.map(str, [1, 2]) == ["1", "2"]
 
@@ -106,3 +109,30 @@ def test_samples_of_a_prompt_do_not_depend_on_the_share(seed):
     for only in (range(0, 5, 2), range(1, 5, 2), (4, 0)):
         groups = sampler.sample(Request(**settings, only=only))
         assert [[sample.ids for sample in group] for group in groups] == [ids[b] for b in only]
+
+
+def test_a_single_process_closes_what_it_opened_also_after_an_error():
+    """In a notebook, the next run needs the memory of this one's sampler."""
+    closed = []
+    with suppress(InputError), process_group(CPU) as processes:
+        processes.at_end(lambda: closed.append("sampler"))
+        raise InputError("wrong")
+    assert closed == ["sampler"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_one_of_several_processes_does_not_wait_for_the_others_after_an_error(monkeypatch, fails):
+    """Destroying an NCCL group waits for all of its processes, and they wait for this one. NCCL
+    needs GPUs, so calls are recorded.
+    """
+    called = []
+    monkeypatch.setattr("nrt.distributed.rank_and_world_size", lambda: (0, 2))
+    for name in ("init_process_group", "new_group", "destroy_process_group"):
+        record = partial(lambda name, *_, **__: called.append(name), name)
+        monkeypatch.setattr(torch.distributed, name, record)
+    with suppress(InputError), process_group(CPU) as processes:
+        processes.at_end(lambda: called.append("close"))
+        if fails:
+            raise InputError("wrong")
+    begun = ["init_process_group", "new_group"]
+    assert called == begun if fails else [*begun, "close", "destroy_process_group"]

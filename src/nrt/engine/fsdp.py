@@ -125,9 +125,8 @@ class ShardedWeights:
             param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         mesh = _mesh(model, processes)
-        float32_of: dict[int, nn.Parameter] = {}
         for part in (*layers_of(self.module), self.module):
-            _own_float32(part, float32_of)
+            _own_float32(part)
             sharded: Any = fully_shard(part, mesh=mesh, mp_policy=policy)
             sharded.set_gradient_divide_factor(1.0)  # the loss is divided already: gradients add up
             sharded.set_force_sum_reduction_for_comms(True)
@@ -193,12 +192,13 @@ def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
     return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
 
 
-def _own_float32(part: nn.Module, float32_of: dict[int, nn.Parameter]) -> None:
+def _own_float32(part: nn.Module) -> None:
     """Replace the parameters that `part` shares with the ordinary model by float32 copies.
 
-    Args:
-        float32_of: the copies so far, by id of the original, so that tied parameters stay tied.
+    Parameters that are tied within `part` stay tied. Nothing but the modules keeps the copies, so
+    that sharding a part frees them before the next part is copied.
     """
+    float32_of: dict[int, nn.Parameter] = {}  # by id of the original
     for module in part.modules():
         for name, p in module.named_parameters(recurse=False):
             if not isinstance(p, DTensor):

@@ -54,7 +54,7 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write the optimizer's tensors and the random state into a checkpoint's folder."""
     save_file(dict(tensors), folder / "optimizer.safetensors")
     random_state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         random_state["cuda"] = torch.cuda.get_rng_state()
     save_file(random_state, folder / "rng.safetensors")
 
@@ -67,6 +67,8 @@ def restore_state(
     groups: Sequence[Mapping[str, Any]],
 ) -> None:
     """Restore the optimizer and the random state that `collect_state` and `write_state` saved."""
+    if getattr(optimizer, "is_paged", False):
+        _allocate_pages(optimizer)
     with safe_open(folder / "optimizer.safetensors", "pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118
             name, _, slot = key.rpartition("|")
@@ -77,6 +79,8 @@ def restore_state(
                 # `step`: an int for bitsandbytes; for torch a tensor, on the CPU unless fused
                 step = value.to(master.device) if optimizer.defaults.get("fused") else value
                 optimizer.state[master][slot] = step if isinstance(optimizer, AdamW) else int(step)
+            elif slot in optimizer.state[master]:
+                optimizer.state[master][slot].copy_(value)
             else:
                 optimizer.state[master][slot] = shard_like(value, master)
     weights.copy_to_model()
@@ -88,3 +92,13 @@ def restore_state(
     torch.set_rng_state(random_state["cpu"])
     if "cuda" in random_state and torch.cuda.is_available():
         torch.cuda.set_rng_state(random_state["cuda"])
+
+
+def _allocate_pages(optimizer: Any) -> None:
+    """Allocate the state of a paged optimizer of bitsandbytes, as its first step would.
+
+    Its tensors can move between GPU and memory; those of a checkpoint could not.
+    """
+    for g, group in enumerate(optimizer.param_groups):
+        for i, parameter in enumerate(group["params"]):
+            optimizer.init_state(group, parameter, g, i)

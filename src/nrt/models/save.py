@@ -45,7 +45,8 @@ def save_model(
         _replaced_attribute(tokenizer, "chat_template", template),
     ):
         if has_adapters(model):
-            weights = dict(merged_parameters(model))
+            # One merged tensor at a time on the GPU, which may have no room for all.
+            weights = {name: tensor.cpu() for name, tensor in merged_parameters(model)}
             _without_adapters(model).save_pretrained(new_folder, state_dict=weights)
         else:
             model.save_pretrained(new_folder)

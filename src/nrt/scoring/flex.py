@@ -34,9 +34,10 @@ def packed_flex_attention(
     q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, scale: float, softcap: float | None
 ) -> Tensor:
     """Return attention under a block mask, [1, H, F, D]. The first call compiles the kernel."""
+    # At each call: another thread or context has torch's own limit again.
+    limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILATIONS)
+    torch._dynamo.config.recompile_limit = limit
     if not _compiled:
-        limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILATIONS)
-        torch._dynamo.config.recompile_limit = limit
         # With fullgraph an error is raised where torch would run the slow, dense attention instead
         _compiled.append(torch.compile(flex_attention, dynamic=True, fullgraph=True))
     return _compiled[0](
