@@ -103,13 +103,31 @@ def parity(small: bool) -> Cases:
     for name, values in PARITY.items():
         for dtype in ("float32", "bfloat16"):
             for shape in (SMALL,) if small else (SMALL, SHAPE):
-                began = time.perf_counter()
-                choice = choose_scorer(_tiny(values, dtype), 0, rows=rows_of(shape))
-                figures: dict[str, Any] = {"packed": choice.packed, "why": choice.why}
-                figures["seconds"] = time.perf_counter() - began
-                if dtype == "float32" and not choice.packed:
-                    figures["error"] = "the packed scorer was not chosen in float32"
-                yield f"{name}, {dtype}, {shape}", figures
+                work = partial(_choice, values, dtype, shape)
+                yield f"{name}, {dtype}, {shape}", _figures_of(work)
+
+
+def _choice(values: dict[str, Any], dtype: str, shape: Shape) -> dict[str, Any]:
+    """Return which scorer is chosen, and why."""
+    began = time.perf_counter()
+    choice = choose_scorer(_tiny(values, dtype), 0, rows=rows_of(shape))
+    figures: dict[str, Any] = {"packed": choice.packed, "why": choice.why}
+    figures["seconds"] = time.perf_counter() - began
+    if dtype == "float32" and not choice.packed:
+        figures["error"] = "the packed scorer was not chosen in float32"
+    return figures
+
+
+def _figures_of(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of a case, or why it failed; other cases follow."""
+    try:
+        return work()
+    except (InputError, RuntimeError) as error:
+        return {"error": first_line(error)}
+
+
+def _time_and_peak(work: Callable[[], None]) -> dict[str, Any]:
+    return {"seconds": _median(work), **_peak(work)}
 
 
 def head(small: bool) -> Cases:
@@ -124,7 +142,7 @@ def head(small: bool) -> Cases:
             token_logprobs.TILE_TOKENS[DEVICE.type] = minimum
             weight_Vd = _random(V, d, dtype=torch.bfloat16)
             work = _head_pass(weight_Vd, N)
-            figures = {"seconds": _median(work), **_peak(work)}
+            figures = _figures_of(partial(_time_and_peak, work))
             yield f"{V:,} columns, tiles of {_tile(weight_Vd, N)}", figures
 
 
@@ -167,7 +185,7 @@ def attention(small: bool) -> Cases:
     }
     for name, forward in forwards.items():
         work = partial(_backward_of_sum, forward)
-        yield name, {"seconds": _median(work), **_peak(work)}
+        yield name, _figures_of(partial(_time_and_peak, work))
     yield "block mask", {"seconds": _median(lambda: make_block_mask(layout, None, DEVICE))}
 
 
@@ -179,10 +197,8 @@ def _backward_of_sum(forward: Callable[[], torch.Tensor]) -> None:
 def update_3b(small: bool) -> Cases:
     """Time an update of the 3B shape: utilisation, and memory beside `nrt plan`'s count."""
     for name, (recompute, compile_layers) in UPDATES.items():
-        try:
-            figures = _measure_update(small, recompute=recompute, compile_layers=compile_layers)
-        except (InputError, torch.OutOfMemoryError) as error:
-            figures = {"error": first_line(error)}
+        work = partial(_measure_update, small, recompute=recompute, compile_layers=compile_layers)
+        figures = _figures_of(work)
         gc.collect()  # hooks of the weights make cycles
         if DEVICE.type == "cuda":
             torch.cuda.empty_cache()
@@ -237,17 +253,19 @@ def run(small: bool) -> Cases:
         folder = Path(name)
         pairs = _write_pairs(folder)
         few = _write_model(folder / "few", small, cut=True)
-        yield "all weights, resumed", _resume(few, pairs, folder / "resumed", small)
-        yield "LoRA, resumed", _resume(few, pairs, folder / "LoRA-resumed", small, **LORA)
+        work = partial(_resume, few, pairs, folder / "resumed", small)
+        yield "all weights, resumed", _figures_of(work)
         model = _write_model(folder / "whole", small, cut=False)
         evaluation = {
             "data": {"train": str(pairs), "valid": str(pairs)},
             "heldout": {"rows": 4, "checker": "exact"},
         }
         config = _config_of_run(model, pairs, folder / "all", small, **evaluation)
-        yield "all weights", _seconds_a_step(config)
+        yield "all weights", _figures_of(partial(_seconds_a_step, config))
+        work = partial(_resume, few, pairs, folder / "LoRA-resumed", small, **LORA)
+        yield "LoRA, resumed", _figures_of(work)
         config = _config_of_run(model, pairs, folder / "LoRA", small, **LORA)
-        yield "LoRA", _seconds_a_step(config)
+        yield "LoRA", _figures_of(partial(_seconds_a_step, config))
 
 
 def _resume(model: Path, pairs: Path, path: Path, small: bool, **settings: Any) -> dict[str, Any]:

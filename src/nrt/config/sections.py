@@ -141,7 +141,7 @@ class ObjectiveConfig(Section):
     """λ_format, the coefficient of the cross-entropy of the two markers."""
     weight_norm: Literal["length", "sum", "none"] | None = None
     """Normalisation of the weights in a weighted sum: by the number of answer tokens, by their sum,
-    or none. It changes the signal, never the advantage."""
+    or none. It scales reward and signal; the advantage changes only with objective.scale=none."""
     baseline_clip: bool | None = None
     """Clip rewards at the reward of the null trace (Eq. 9)."""
     base_layout: Literal["null", "bare"] | None = None

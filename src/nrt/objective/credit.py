@@ -2,8 +2,8 @@
 
 `group_credit` runs once per rollout, under π_old, and freezes R, R_base and A. `streams` runs at
 every update. It places A on the sampled tokens, the answer weight S on the answer, and the format
-weight on the markers. S comes from the current log-probabilities, detached. The loss
-knows streams and no method.
+weight on the markers. With `answer_weight="signal"`, S comes from the current log-probabilities,
+detached; any other S is fixed under π_old. The loss knows streams and no method.
 """
 
 from __future__ import annotations
