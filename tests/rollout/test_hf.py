@@ -186,6 +186,40 @@ def test_max_rows_does_not_change_samples(max_rows: int, shared: bool) -> None:
 
 
 @SHARED
+def test_out_of_memory_halves_the_rows_and_keeps_the_samples(
+    shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory for three rows: 12 rows fail, then 6 do, then all are decoded in threes."""
+    model = sampling_model("llama", shared=shared, initializer_range=0.05)
+    request = Request(PROMPTS[:3], n=4, stop_ids=frozenset({5}), cap=6, seed=3)
+    together = HFSampler(model, PAD).sample(request)
+    forward = model.forward
+
+    def small(*arguments: Any, **keywords: Any) -> Any:
+        if len(keywords["input_ids"]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(*arguments, **keywords)
+
+    monkeypatch.setattr(model, "forward", small)
+    messages: list[str] = []
+    sampler = HFSampler(model, PAD, warn=messages.append)
+    assert ids_of(sampler.sample(request)) == ids_of(together)
+    assert sampler.max_rows == 3
+    assert [message.split(" from")[0] for message in messages] == [
+        f"out of memory while sampling: sampler_rows is {rows}" for rows in (6, 3)
+    ]
+    assert ids_of(sampler.sample(request)) == ids_of(together)
+    assert len(messages) == 2
+    monkeypatch.setattr(model, "forward", _out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        sampler.sample(request)
+
+
+def _out_of_memory(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@SHARED
 def test_prompts_are_prefilled_in_parts(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two prompts of nine tokens at most fit into 20 tokens; a longer one is alone."""
     model = sampling_model("gemma3", shared=shared, initializer_range=0.05)

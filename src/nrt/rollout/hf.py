@@ -6,15 +6,15 @@ can change samples.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from nrt.errors import InputError
+from nrt.errors import InputError, is_out_of_memory
 from nrt.models import has_adapters
 from nrt.models.attention import has_installed_attention
 from nrt.rollout.base import Request, cut
@@ -43,13 +43,13 @@ one of a single token.
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class HFSampler:
     """Samples with the trainer's own module, or with a copy of it.
 
-    Rows are decoded in lock step, at most `max_rows` at a time. Each prompt is forwarded once. Its
-    traces share its keys and values where the model has nrt's attention installed, else each trace
-    gets a copy.
+    Rows are decoded in lock step, at most `max_rows` at a time, which is halved if memory runs out.
+    Each prompt is forwarded once. Its traces share its keys and values where the model has nrt's
+    attention installed, else each trace gets a copy.
 
     Each token is drawn with a uniform number that belongs to its (prompt, sample, step). So neither
     `max_rows` nor rows that finish early change what is drawn, except for rounding: a row's logits
@@ -61,6 +61,7 @@ class HFSampler:
     max_rows: int = 512
     share: bool = True  # keep a prompt's keys and values once for all traces, if possible
     uses_trainer_model: bool = True  # False for a copy
+    warn: Callable[[str], None] = lambda message: None  # receives a message if memory runs out
 
     def load_weights(
         self, weights: Iterable[tuple[str, Tensor]], version: int | None = None
@@ -93,13 +94,21 @@ class HFSampler:
         # Similar lengths need less padding, and rows with a common part belong together
         order = sorted(range(len(prompts)), key=lambda row: prompts[row].sort_key)
         with _eval_mode(self.model), float32_logits(self.model), torch.no_grad():
-            for rows in _batches(order, prompts, self.max_rows):
+            todo = deque(_batches(order, prompts, self.max_rows))
+            while todo:
+                rows = todo.popleft()
+                if len(rows) > self.max_rows:
+                    todo.extendleft((rows[self.max_rows :], rows[: self.max_rows]))
+                    continue
                 uniforms = None if uniforms_RC is None else uniforms_RC[rows]
-                samples |= zip(
-                    rows,
-                    self._decode([prompts[row] for row in rows], uniforms, request),
-                    strict=True,
+                decoded = self._decode_if_possible(
+                    [prompts[row] for row in rows], uniforms, request
                 )
+                if decoded is None:
+                    self._halve(len(rows))
+                    todo.appendleft(rows)
+                else:
+                    samples |= zip(rows, decoded, strict=True)
         return [[samples[b * n + k] for k in range(n)] for b in range(len(places))]
 
     @torch.no_grad()
@@ -130,6 +139,30 @@ class HFSampler:
         shares = self.share and has_installed_attention(self.model)
         make_decoder = SharedDecoder if shares else Decoder
         return make_decoder(self.model, prompts, self.pad_id, cap)
+
+    def _decode_if_possible(
+        self, prompts: Sequence[_Prompt], uniforms_RC: Tensor | None, request: Request
+    ) -> list[Sample] | None:
+        """Return `_decode` of the prompts, or None if memory ran out and they can be divided.
+
+        The error ends here: its traceback holds the tensors of the failed batch.
+        """
+        try:
+            return self._decode(prompts, uniforms_RC, request)
+        except RuntimeError as error:
+            if len(prompts) == 1 or not is_out_of_memory(error):
+                raise
+            return None
+
+    def _halve(self, rows: int) -> None:
+        """Decode half as many rows at a time from now on."""
+        self.max_rows = rows // 2
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        self.warn(
+            f"out of memory while sampling: sampler_rows is {self.max_rows} from now on; samples "
+            "stay the same but for rounding"
+        )
 
     def _decode(
         self, prompts: Sequence[_Prompt], uniforms_RC: Tensor | None, request: Request

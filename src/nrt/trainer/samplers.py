@@ -47,7 +47,13 @@ def build_samplers(
         share_prompts: keep a prompt's keys and values once for all of its traces (sampler=hf).
     """
     if config.sampler == "hf" or not method.samples:
-        own = HFSampler(engine.model, pad_id, config.sampler_rows, share_prompts)
+        own = HFSampler(
+            engine.model,
+            pad_id,
+            config.sampler_rows,
+            share_prompts,
+            warn=lambda message: engine.warn(message),  # which the run's loop replaces
+        )
         sampler = ShardedSampler(own, engine.processes, engine.gathered_parameters)
         if not config.overlap:
             return Samplers(sampler, sampler)
