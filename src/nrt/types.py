@@ -160,6 +160,8 @@ class TokenScores:
     lengths: tuple[int, ...]
 
     def rows(self) -> list[TailScores]:
-        """Split the scores into those of each row."""
+        """Split the scores into those of each row: copies, since sending a view sends all rows."""
         logps, entropies = self.logp_N.split(self.lengths), self.entropy_N.split(self.lengths)
-        return list(zip(logps, entropies, strict=True))
+        return [
+            (logp.clone(), entropy.clone()) for logp, entropy in zip(logps, entropies, strict=True)
+        ]

@@ -1,5 +1,6 @@
 """Process group: collectives, partition of work, devices."""
 
+import pickle
 from contextlib import suppress
 from functools import partial
 
@@ -9,6 +10,7 @@ import torch
 from nrt.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from nrt.errors import InputError
 from nrt.rollout import HFSampler, Request
+from nrt.types import TokenScores
 from tests.tiny import PAD, tiny_model
 
 CPU = torch.device("cpu")
@@ -136,3 +138,9 @@ def test_one_of_several_processes_does_not_wait_for_the_others_after_an_error(mo
             raise InputError("wrong")
     begun = ["init_process_group", "new_group"]
     assert called == begun if fails else [*begun, "close", "destroy_process_group"]
+
+
+def test_a_row_of_scores_is_sent_without_the_others():
+    """Pickling a view writes its whole storage."""
+    scores = TokenScores(torch.zeros(10_000), torch.zeros(10_000), (10,) * 1_000)
+    assert len(pickle.dumps(scores.rows()[3])) < 2_000
