@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nrt.errors import InputError, RunError
+from nrt.errors import InputError, Interrupted, RunError
 from nrt.system.environment import rank_and_world_size
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class ProcessGroup:
         """Wait until all processes are here."""
 
     def at_end(self, close: Callable[[], None]) -> None:
-        """Call `close` when `process_group` ends. With several processes only without an error."""
+        """Call `close` when `process_group` ends. With several processes, an error skips it."""
         self.ending.callback(close)
 
     def any(self, flag: bool) -> bool:
@@ -156,8 +156,9 @@ def process_group(device: torch.device) -> Iterator[ProcessGroup]:
     Raises InputError for a device that several processes cannot share, RunError if another process
     is lost meanwhile.
 
-    After an error of one of several processes nothing is closed: destroying the group would wait
-    for the others, and they wait for this process. It must end, and torchrun then ends the others.
+    After an error in several processes nothing is closed: if only this one has it, destroying the
+    group would wait for the others, and they wait for this one. It must end, and torchrun then ends
+    the others.
     """
     rank, size = rank_and_world_size()
     if size == 1:
@@ -177,10 +178,16 @@ def process_group(device: torch.device) -> Iterator[ProcessGroup]:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         control = dist.new_group(backend="gloo", timeout=TIMEOUT)
         group = DistributedGroup(rank, size, local_rank=local_rank, control=control)
-        yield group
+        interrupted = None
+        try:
+            yield group
+        except Interrupted as error:  # all processes raise it together
+            interrupted = error
         group.ending.close()
     if is_owner:
         dist.destroy_process_group()
+    if interrupted:
+        raise interrupted
 
 
 def _check(device: torch.device, processes: int) -> None:

@@ -6,14 +6,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from nrt.analysis.stats import DIFFERENCE, SHARE, mean_interval, student, wilson
+from nrt.analysis.stats import DIFFERENCE, SHARE, mean_interval, t_quantile, wilson
 
 
 def test_quantiles_of_student_against_a_published_table():
     """Fisher and Yates, table III."""
     table = {1: 12.706, 4: 2.776, 5: 2.571, 7: 2.365, 10: 2.228, 20: 2.086, 60: 2.000, 120: 1.980}
     for freedom, quantile in table.items():
-        assert student(freedom) == pytest.approx(quantile, abs=0.002)
+        assert t_quantile(freedom) == pytest.approx(quantile, abs=0.002)
 
 
 def test_three_seeds_by_hand():

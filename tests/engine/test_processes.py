@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nrt.distributed import SINGLE_PROCESS, ProcessGroup, process_group
-from nrt.errors import InputError
+from nrt.errors import InputError, Interrupted
 from nrt.rollout import HFSampler, Request
 from nrt.types import TokenScores
 from tests.tiny import PAD, tiny_model
@@ -122,22 +122,23 @@ def test_a_single_process_closes_what_it_opened_also_after_an_error():
     assert closed == ["sampler"]
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_one_of_several_processes_does_not_wait_for_the_others_after_an_error(monkeypatch, fails):
+@pytest.mark.parametrize("error", [None, InputError("wrong"), Interrupted("stopped")])
+def test_one_of_several_processes_does_not_wait_for_the_others_after_an_error(monkeypatch, error):
     """Destroying an NCCL group waits for all of its processes, and they wait for this one. NCCL
-    needs GPUs, so calls are recorded.
+    needs GPUs, so calls are recorded. A signal interrupts all of them together.
     """
     called = []
     monkeypatch.setattr("nrt.distributed.rank_and_world_size", lambda: (0, 2))
     for name in ("init_process_group", "new_group", "destroy_process_group"):
         record = partial(lambda name, *_, **__: called.append(name), name)
         monkeypatch.setattr(torch.distributed, name, record)
-    with suppress(InputError), process_group(CPU) as processes:
+    with suppress(InputError, Interrupted), process_group(CPU) as processes:
         processes.at_end(lambda: called.append("close"))
-        if fails:
-            raise InputError("wrong")
+        if error:
+            raise error
     begun = ["init_process_group", "new_group"]
-    assert called == begun if fails else [*begun, "close", "destroy_process_group"]
+    ended = [] if isinstance(error, InputError) else ["close", "destroy_process_group"]
+    assert called == begun + ended
 
 
 def test_a_row_of_scores_is_sent_without_the_others():

@@ -189,7 +189,9 @@ def test_max_rows_does_not_change_samples(max_rows: int, shared: bool) -> None:
 def test_out_of_memory_halves_the_rows_and_keeps_the_samples(
     shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory for three rows: 12 rows fail, then 6 do, then all are decoded in threes."""
+    """Memory for three rows: 12 rows fail, then 6 do, then all are decoded in threes. A batch that
+    is short because of its prompts is only cut.
+    """
     model = sampling_model("llama", shared=shared, initializer_range=0.05)
     request = Request(PROMPTS[:3], n=4, stop_ids=frozenset({5}), cap=6, seed=3)
     together = HFSampler(model, PAD).sample(request)
@@ -202,7 +204,10 @@ def test_out_of_memory_halves_the_rows_and_keeps_the_samples(
 
     monkeypatch.setattr(model, "forward", small)
     messages: list[str] = []
-    sampler = HFSampler(model, PAD, warn=messages.append)
+    short = HFSampler(model, PAD, warn=messages.append)
+    assert ids_of(short.sample(request)) == ids_of(together)
+    assert (short.max_rows, messages) == (512, [])
+    sampler = HFSampler(model, PAD, max_rows=12, warn=messages.append)
     assert ids_of(sampler.sample(request)) == ids_of(together)
     assert sampler.max_rows == 3
     assert [message.split(" from")[0] for message in messages] == [

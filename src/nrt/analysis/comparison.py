@@ -102,6 +102,7 @@ def compare(
     with explain_unreadable_files(*(path for paths in runs.values() for path in paths.values())):
         for variant, paths in runs.items():
             records[variant] = {seed: Run(path).heldout() for seed, path in paths.items()}
+        starts = _different_starts(runs)
     _check_same_questions(records, baseline)
     values = {
         variant: {seed: values_by_family(rows, measure) for seed, rows in by_seed.items()}
@@ -129,7 +130,6 @@ def compare(
         for variant, by_seed in values.items()
         for name, members in members_of.items()
     ]
-    starts = _different_starts(runs)
     return Comparison(baseline, measure, tuple(rows), dict(missing or {}), search, starts)
 
 
@@ -274,13 +274,14 @@ def _check_same_questions(records: Mapping[str, Mapping[int, Sequence[Record]]],
 def _different_starts(
     runs: Mapping[str, Mapping[int, Path]],
 ) -> dict[int, dict[str, float]]:
-    """Return `Comparison.different_starts`. Runs without null trace (sft) are not looked at."""
+    """Return `Comparison.different_starts`. Runs without a null trace (sft) are left out."""
     starts: dict[int, dict[str, float]] = defaultdict(dict)
     for variant, paths in runs.items():
         for seed, path in paths.items():
             first = next(iter(Run(path).metrics()), {})
-            if first.get("step") == 0 and "heldout/logp_null" in first:
-                starts[seed][variant] = first["heldout/logp_null"]
+            start = first.get("heldout/logp_null")  # None also if it was not finite
+            if first.get("step") == 0 and start is not None:
+                starts[seed][variant] = start
     return {
         seed: values
         for seed, values in sorted(starts.items())
@@ -293,15 +294,15 @@ def _starts_text(starts: Mapping[int, Mapping[str, float]]) -> str:
         return ""
     text = (
         "\n**Runs of a seed started from different models, prompts or markers**, so more than the "
-        "variant differs between them. Before training, the answer had after the null trace, "
-        "nats/token:\n\n"
+        "variant differs between them. Log-probability of the reference answer after the null "
+        "trace, before training, nats/token:\n\n"
     )
     for seed, values in starts.items():
         cells = ", ".join(f"`{_escape(name)}` {value:.3f}" for name, value in values.items())
         text += f"- seed {seed}: {cells}\n"
     return text + (
-        "\nA base model that nrt makes comes out otherwise on another processor; such seeds have "
-        "to be run on one machine.\n"
+        "\nnrt makes a different base model on another processor: run all variants of a seed on "
+        "one machine.\n"
     )
 
 

@@ -40,21 +40,22 @@ def wilson(successes: float, n: int) -> Interval:
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def student(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t with `freedom` ≥ 1 degrees of freedom.
+def t_quantile(degrees_of_freedom: int) -> float:
+    """Return the 97.5 % quantile of Student's t with that many (≥ 1) degrees of freedom.
 
     Up to 5 from a table; above by the expansion of Abramowitz and Stegun, 26.7.5, with an error
     below .002.
 
-    >>> [round(student(freedom), 2) for freedom in (1, 2, 5, 9, 30)]
+    >>> [round(t_quantile(n), 2) for n in (1, 2, 5, 9, 30)]
     [12.71, 4.3, 2.57, 2.26, 2.04]
     """
-    if freedom <= 5:
-        return (12.706, 4.303, 3.182, 2.776, 2.571)[freedom - 1]
+    n = degrees_of_freedom
+    if n <= 5:
+        return (12.706, 4.303, 3.182, 2.776, 2.571)[n - 1]
     first = (Z**3 + Z) / 4
     second = (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96
     third = (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384
-    return Z + first / freedom + second / freedom**2 + third / freedom**3
+    return Z + first / n + second / n**2 + third / n**3
 
 
 def mean_interval(
@@ -81,7 +82,7 @@ def mean_interval(
     Args:
         questions: names of the questions, in the form of `values`; a name is one question, whatever
             the seed. Default: no seed shares a question with another.
-        bounds: SHARE or DIFFERENCE, if the values are such.
+        bounds: of the values, SHARE or DIFFERENCE. None: unbounded; one value then has no width.
 
     >>> str(mean_interval([[[1.0] * 32]], bounds=SHARE))
     '1.000 [0.893, 1.000]'
@@ -134,4 +135,4 @@ def _over_questions(
 def _student_distance(values: Sequence[float]) -> float:
     """Return the distance of the ends of Student's interval from the mean; of one value, 0."""
     n = len(values)
-    return student(n - 1) * stdev(values) / math.sqrt(n) if n > 1 else 0.0
+    return t_quantile(n - 1) * stdev(values) / math.sqrt(n) if n > 1 else 0.0

@@ -202,10 +202,9 @@ def _own_float32(part: nn.Module) -> None:
     for module in part.modules():
         for name, p in module.named_parameters(recurse=False):
             if not isinstance(p, DTensor):
-                copied = float32_of.setdefault(
-                    id(p), nn.Parameter(p.detach().float(), p.requires_grad)
-                )
-                setattr(module, name, copied)
+                if id(p) not in float32_of:
+                    float32_of[id(p)] = nn.Parameter(p.detach().float(), p.requires_grad)
+                setattr(module, name, float32_of[id(p)])
 
 
 def _mesh(model: nn.Module, processes: ProcessGroup) -> DeviceMesh:

@@ -79,7 +79,7 @@ def restore_state(
                 # `step`: an int for bitsandbytes; for torch a tensor, on the CPU unless fused
                 step = value.to(master.device) if optimizer.defaults.get("fused") else value
                 optimizer.state[master][slot] = step if isinstance(optimizer, AdamW) else int(step)
-            elif slot in optimizer.state[master]:
+            elif getattr(optimizer.state[master].get(slot), "is_paged", False):
                 optimizer.state[master][slot].copy_(value)
             else:
                 optimizer.state[master][slot] = shard_like(value, master)

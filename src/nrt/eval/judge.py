@@ -20,7 +20,7 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
-from nrt.analysis.stats import mean_interval
+from nrt.analysis.stats import SHARE, mean_interval
 from nrt.errors import InputError, RunError
 from nrt.eval.judge_model import TEMPERATURE, open_judge
 from nrt.eval.judge_requests import REPEAT, request_all
@@ -72,7 +72,7 @@ class JudgedStep:
         """
         outcomes = [outcome for _, outcome in self.rows]
         new = [outcome for outcome in outcomes if not outcome.cached]
-        interval = mean_interval([[self.scores]]) if len(self.scores) > 1 else None
+        interval = mean_interval([[self.scores]], bounds=SHARE) if len(self.scores) > 1 else None
         return {
             "step": self.step, "quality": self.quality,
             "low": interval and interval.low, "high": interval and interval.high,

@@ -105,8 +105,10 @@ class HFSampler:
                     [prompts[row] for row in rows], uniforms, request
                 )
                 if decoded is None:
-                    self._halve(len(rows))
-                    todo.appendleft(rows)
+                    half = len(rows) // 2
+                    if len(rows) == self.max_rows:  # else the batch was short, of long prompts
+                        self._lower_max_rows(half)
+                    todo.extendleft((rows[half:], rows[:half]))
                 else:
                     samples |= zip(rows, decoded, strict=True)
         return [[samples[b * n + k] for k in range(n)] for b in range(len(places))]
@@ -154,14 +156,14 @@ class HFSampler:
                 raise
             return None
 
-    def _halve(self, rows: int) -> None:
-        """Decode half as many rows at a time from now on."""
-        self.max_rows = rows // 2
+    def _lower_max_rows(self, rows: int) -> None:
+        """Decode at most so many rows at a time from now on."""
+        self.max_rows = rows
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         self.warn(
-            f"out of memory while sampling: sampler_rows is {self.max_rows} from now on; samples "
-            "stay the same but for rounding"
+            f"out of memory while sampling: sampler_rows is {rows} from now on; samples stay the "
+            f"same but for rounding; set sampler_rows={rows} to start with it"
         )
 
     def _decode(

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from nrt.analysis.stats import DIFFERENCE, Interval, mean_interval, wilson
+from nrt.analysis.stats import DIFFERENCE, SHARE, mean_interval
 from nrt.config import Config, parse_plain_yaml
 from nrt.config.data_sections import DATASET, SourceConfig
 from nrt.errors import InputError
@@ -295,7 +295,11 @@ def _measurements(run: Run, step: int | None) -> str:
         values = [_by_question(rows[at], value_of) for at in shown]
         if not any(values):
             continue
-        cells = [str(_interval(list(each.values()))) if each else "–" for each in values]
+        bounds = SHARE if unit == "share" else None
+        cells = [
+            str(mean_interval([[list(each.values())]], bounds=bounds)) if each else "–"
+            for each in values
+        ]
         if len(shown) == 2:
             before, after = values
             changes = [after[key] - before[key] for key in after if key in before]
@@ -313,13 +317,6 @@ def _by_question(rows: Sequence[Record], value_of: Callable[[Record], Any]) -> d
         if value is not None:
             values.setdefault(document_id(str(row["id"])), []).append(float(value))
     return {question: fmean(each) for question, each in values.items()}
-
-
-def _interval(values: Sequence[float]) -> Interval:
-    """Return Wilson's interval of a share, and Student's of any other mean."""
-    if set(values) <= {0.0, 1.0}:
-        return wilson(int(sum(values)), len(values))
-    return mean_interval([[values]])
 
 
 def _benchmarks(run: Run, step: int | None) -> list[str]:
