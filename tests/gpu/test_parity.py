@@ -35,8 +35,8 @@ def test_scores_and_gradients_equal_the_oracles(architecture: str) -> None:
     model, oracle = (tiny_model(architecture, **SIZES).cuda() for _ in range(2))
     assert isinstance(choose_scorer(model, PAD).scorer, PackedScorer), choose_scorer(model, PAD).why
     found, expected = PackedScorer()(model, rows), PaddedScorer(PAD)(oracle, rows)
-    torch.testing.assert_close(found.logp_N, expected.logp_N, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.entropy_N, expected.entropy_N, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.logp_N, expected.logp_N, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.entropy_N, expected.entropy_N, atol=1e-5, rtol=1e-5)
     weights = torch.linspace(-1, 1, len(found.logp_N), device="cuda")
     ours, oracles = (
         gradients(model, found.logp_N @ weights),
@@ -44,7 +44,7 @@ def test_scores_and_gradients_equal_the_oracles(architecture: str) -> None:
     )
     largest = max(g.abs().max().item() for g in oracles.values())
     for name, gradient in oracles.items():
-        torch.testing.assert_close(ours[name], gradient, atol=1e-4 * largest, rtol=0, msg=name)
+        torch.testing.assert_close(ours[name], gradient, atol=1e-5 * largest, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
