@@ -205,9 +205,11 @@ def test_out_of_memory_halves_the_rows_and_keeps_the_samples(
     monkeypatch.setattr(model, "forward", small)
     messages: list[str] = []
     short = HFSampler(model, PAD, warn=messages.append)
-    assert ids_of(short.sample(request)) == ids_of(together)
+    with monkeypatch.context() as patch:
+        patch.setattr("nrt.rollout.hf.MAX_PREFILL", 1)  # four rows of one prompt
+        assert ids_of(short.sample(request)) == ids_of(together)
     assert (short.max_rows, messages) == (512, [])
-    sampler = HFSampler(model, PAD, max_rows=12, warn=messages.append)
+    sampler = HFSampler(model, PAD, warn=messages.append)
     assert ids_of(sampler.sample(request)) == ids_of(together)
     assert sampler.max_rows == 3
     assert [message.split(" from")[0] for message in messages] == [

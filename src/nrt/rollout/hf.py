@@ -106,7 +106,10 @@ class HFSampler:
                 )
                 if decoded is None:
                     half = len(rows) // 2
-                    if len(rows) == self.max_rows:  # else the batch was short, of long prompts
+                    if torch.cuda.is_initialized():
+                        torch.cuda.empty_cache()
+                    # A batch that was cut for its long prompts says nothing about others.
+                    if len(rows) == min(self.max_rows, len(order)):
                         self._lower_max_rows(half)
                     todo.extendleft((rows[half:], rows[:half]))
                 else:
@@ -159,8 +162,6 @@ class HFSampler:
     def _lower_max_rows(self, rows: int) -> None:
         """Decode at most so many rows at a time from now on."""
         self.max_rows = rows
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
         self.warn(
             f"out of memory while sampling: sampler_rows is {rows} from now on; samples stay the "
             f"same but for rounding; set sampler_rows={rows} to start with it"
