@@ -184,7 +184,7 @@ def process_group(device: torch.device) -> Iterator[ProcessGroup]:
         except Interrupted as error:  # all processes raise it together
             interrupted = error
         group.ending.close()
-    if is_owner:
+    if is_owner and dist.is_initialized():  # vLLM's end destroys all groups
         dist.destroy_process_group()
     if interrupted:
         raise interrupted

@@ -122,23 +122,45 @@ def test_a_single_process_closes_what_it_opened_also_after_an_error():
     assert closed == ["sampler"]
 
 
+class RecordedCalls:
+    """Stands in for torch.distributed, whose NCCL needs GPUs."""
+
+    def __init__(self, monkeypatch):
+        self.names = []
+        for name in ("init_process_group", "new_group", "destroy_process_group"):
+            monkeypatch.setattr(torch.distributed, name, partial(self.call, name))
+        monkeypatch.setattr(torch.distributed, "is_initialized", self.is_initialized)
+        monkeypatch.setattr("nrt.distributed.rank_and_world_size", lambda: (0, 2))
+
+    def call(self, name, *_, **__):
+        assert name == "init_process_group" or self.is_initialized()
+        self.names.append(name)
+
+    def is_initialized(self):
+        return "init_process_group" in self.names and "destroy_process_group" not in self.names
+
+
 @pytest.mark.parametrize("error", [None, InputError("wrong"), Interrupted("stopped")])
 def test_one_of_several_processes_does_not_wait_for_the_others_after_an_error(monkeypatch, error):
-    """Destroying an NCCL group waits for all of its processes, and they wait for this one. NCCL
-    needs GPUs, so calls are recorded. A signal interrupts all of them together.
+    """Destroying an NCCL group waits for all of its processes, and they wait for this one. A signal
+    interrupts all of them together.
     """
-    called = []
-    monkeypatch.setattr("nrt.distributed.rank_and_world_size", lambda: (0, 2))
-    for name in ("init_process_group", "new_group", "destroy_process_group"):
-        record = partial(lambda name, *_, **__: called.append(name), name)
-        monkeypatch.setattr(torch.distributed, name, record)
+    calls = RecordedCalls(monkeypatch)
     with suppress(InputError, Interrupted), process_group(CPU) as processes:
-        processes.at_end(lambda: called.append("close"))
+        processes.at_end(lambda: calls.names.append("close"))
         if error:
             raise error
     begun = ["init_process_group", "new_group"]
     ended = [] if isinstance(error, InputError) else ["close", "destroy_process_group"]
-    assert called == begun + ended
+    assert calls.names == begun + ended
+
+
+def test_groups_that_the_sampler_destroyed_are_not_destroyed_again(monkeypatch):
+    """As vLLM does when it stops under torchrun."""
+    calls = RecordedCalls(monkeypatch)
+    with process_group(CPU) as processes:
+        processes.at_end(torch.distributed.destroy_process_group)
+    assert calls.names == ["init_process_group", "new_group", "destroy_process_group"]
 
 
 def test_a_row_of_scores_is_sent_without_the_others():
