@@ -395,6 +395,14 @@ def test_corrections_that_cannot_be(make_config, settings, message):
         prepare(make_config(**settings))
 
 
+def test_a_sampler_that_is_not_installed_is_told_before_the_model_is_loaded(
+    make_config, monkeypatch
+):
+    monkeypatch.setattr("nrt.rollout.vllm.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install vllm"):
+        prepare(make_config(sampler="vllm", model="no-such-folder"))
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_more_steps_stretch_the_schedule_from_the_first_update_on(make_config, tmp_path, schedule):
     """Resumed after 2 of 2 steps with 4, the third step has the rate that 4 steps give it."""

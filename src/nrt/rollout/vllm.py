@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -208,6 +209,19 @@ def _memory_settings(memory: float | None) -> dict[str, Any]:
     return {"kv_cache_memory_bytes": int((memory or 0.1) * machine_memory())}
 
 
+def check_installed() -> None:
+    """Raise InputError if vLLM is not installed, at once: to import it takes seconds."""
+    if find_spec("vllm") is None:
+        raise _not_installed("no such package")
+
+
+def _not_installed(reason: object) -> InputError:
+    return InputError(
+        f"sampling with vllm needs the package vllm ({reason}); pip install vllm (docs/vllm.md), "
+        "or choose hf instead of vllm"
+    )
+
+
 def _import_vllm() -> Any:
     """Import vLLM with its settings; raises InputError if it is not installed."""
     # Read at the import. The engine must be in this process, whose threads vLLM must not pin.
@@ -218,10 +232,7 @@ def _import_vllm() -> Any:
     try:
         import vllm  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise InputError(
-            f"sampling with vllm needs the package vllm ({error}); pip install vllm "
-            "(docs/vllm.md), or choose hf instead of vllm"
-        ) from None
+        raise _not_installed(error) from None
     return vllm
 
 

@@ -38,6 +38,14 @@ class Samplers:
     servers: RemoteSampler | None = None  # the client of rollout servers, if there are any
 
 
+def check_sampler_installed(config: Config, method: Method) -> None:
+    """Raise InputError if vLLM is to sample in this process and is not installed."""
+    if method.samples and config.sampler == "vllm" and not config.vllm.urls:
+        from nrt.rollout.vllm import check_installed
+
+        check_installed()
+
+
 def build_samplers(
     config: Config, method: Method, engine: LocalEngine, pad_id: int, *, share_prompts: bool
 ) -> Samplers:

@@ -37,7 +37,12 @@ from nrt.trainer.loading import (
 )
 from nrt.trainer.policy import Policy
 from nrt.trainer.resolve import ResolvedNames, resolve_names
-from nrt.trainer.samplers import Samplers, build_samplers, prompt_sharing_fault
+from nrt.trainer.samplers import (
+    Samplers,
+    build_samplers,
+    check_sampler_installed,
+    prompt_sharing_fault,
+)
 from nrt.types import Pair
 
 
@@ -106,6 +111,7 @@ def prepare(
     """
     names = resolve_names(config)
     method = names.method
+    check_sampler_installed(config, method)  # before a large model is loaded
     if config.threads:
         torch.set_num_threads(config.threads)
     loaded = load_model_and_data(config, checkpoint, processes)
