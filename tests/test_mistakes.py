@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import numpy
 import pytest
 
 import nrt
@@ -341,7 +342,7 @@ def test_a_learning_rate_that_overwrites_the_model_is_reported(command, rate, hi
     [
         (("tiny", []), {}, "no rows"),
         (
-            ("tiny", {"question": ["one ?"], "answer": ["two"]}),
+            ("tiny", {"question": ("one ?",), "answer": numpy.array(["two"])}),
             {},
             r"Dataset.from_dict\(…\), or a list with",
         ),

@@ -290,6 +290,8 @@ def test_data_check_and_stats(nrt_command, tmp_path):
     assert "2 usable, 0 not" in out
     assert nrt_command("data", "stats", "a.csv", "-o", "lengths.png")[0] == 0
     assert (tmp_path / "lengths.png").is_file()
+    assert nrt_command("data", "stats", "a.csv", "--json", "-o", "again.png")[0] == 0
+    assert (tmp_path / "again.png").is_file()
     file.write_text('question,answer\nWhat is 2+2?,4\n"broken\n')
     status, out, _ = nrt_command("data", "check", "a.csv", "--json")
     assert status == 1, "training would refuse these data"

@@ -111,9 +111,10 @@ def _rows_of(data: Any, name: str) -> Iterable[Any]:
 
 
 def _holds_columns(data: Mapping[Any, Any]) -> bool:
-    """Return whether the values are columns: lists of anything but dicts."""
+    """Return whether the values are columns: sequences or arrays of anything but dicts."""
     return all(
-        isinstance(values, list) and not any(isinstance(value, Mapping) for value in values)
+        (isinstance(values, list | tuple) or hasattr(values, "dtype"))
+        and not any(isinstance(value, Mapping) for value in values)
         for values in data.values()
     )
 

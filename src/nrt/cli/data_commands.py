@@ -126,14 +126,14 @@ def stats(
     from nrt.cli.inspection_view import plot_lengths, source_table
 
     inspections, _ = inspect_all(config_for(recipe, files))
+    if output:
+        plot_lengths(inspections, output)
     if json_output:
         record = as_json(inspections, None)
         keys = ("unit", "rows", "sources")
         kinds = [inspection.kind for inspection in inspections]
         print(dumps({kind: {key: record[kind][key] for key in keys} for kind in kinds}))
         return
-    if output:
-        plot_lengths(inspections, output)
     terminal = console()
     for inspection in inspections:
         terminal.print(source_table(inspection))
