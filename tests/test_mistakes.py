@@ -268,7 +268,7 @@ def test_resume_with_fewer_steps_than_are_done_changes_nothing(command, tmp_path
     config = (tmp_path / "runs" / "run" / "config.yaml").read_bytes()
     status, _, err = command("resume", "run", "steps=1")
     assert status == 2
-    assert "steps=1 is below the 2 steps that the run has done" in err
+    assert "steps=1 is below the 2 steps that the run has done or begun" in err
     assert (tmp_path / "runs" / "run" / "config.yaml").read_bytes() == config
 
 

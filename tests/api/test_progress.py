@@ -1,5 +1,6 @@
 """Progress of `nrt.train`: in a real notebook, in a log, and nowhere."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 import nrt
+from nrt.api.live import JsonLines
 from tests.trainer.conftest import make_config, model_dir, pairs_file  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -39,3 +41,8 @@ def test_a_log_has_lines_unless_refused(make_config, capsys, progress, lines):  
     out = capsys.readouterr().out
     assert ("step 3/3" in out) == lines
     assert bool(out) == lines
+
+
+def test_json_lines_are_json_also_without_a_finite_value(capsys):
+    JsonLines().step({"step": 3, "loss/total": float("nan")})
+    assert json.loads(capsys.readouterr().out) == {"step": 3, "loss/total": None}

@@ -376,3 +376,15 @@ def test_data_check_shows_what_new_markers_start_from(nrt_command, model_dir, pa
     status, _, err = nrt_command("data", "check", str(pairs_file), "--markers")
     assert status == 2
     assert "--markers needs a model" in err
+
+
+def test_a_recipe_that_makes_its_model_checks_the_settings_first(
+    nrt_command, tmp_path, monkeypatch
+):
+    """Making the base model takes minutes; a dry run does not make it."""
+    monkeypatch.setenv("NRT_CACHE", str(tmp_path / "cache"))
+    status, _, err = nrt_command("train", "miniature", "method=nrt-gmm")
+    assert (status, "did you mean 'nrt-gm'" in err) == (2, True)
+    status, out, err = nrt_command("train", "miniature", "--dry-run")
+    assert (status, "model: null" in out) == (0, True), err
+    assert not (tmp_path / "cache").exists()

@@ -37,7 +37,6 @@ def test_the_same_problems_as_documents(tmp_path, monkeypatch):
         for pair, document in zip(pairs, documents, strict=True):
             assert document["text"] == f"{pair['question']} \n {pair['answer']}"
             assert document.keys() == {"text", "family", "key", "work"}
-    assert pair_settings[2] == text_settings[2], "heldout.rows"
 
 
 def test_a_document_of_the_miniature_becomes_its_pair(tmp_path, monkeypatch):
@@ -82,7 +81,7 @@ def test_only_what_the_user_has_not_given_is_prepared(tmp_path, monkeypatch):
     for recipe in ("miniature", "smollm2"):
         settings = prepare(recipe, 0, ["model=runs/first/model", "steps=3"])
         keys = [text.split("=")[0] for text in settings]
-        assert keys == ["data.train", "data.valid", "heldout.rows"]
+        assert keys == ["data.train", "data.valid"]
         assert prepare(recipe, 0, ["model=m", "data.train=d"]) == []
     assert not list(tmp_path.rglob("*.safetensors")), "no model was made"
 
@@ -91,7 +90,7 @@ def test_a_system_message_in_place_of_worked_examples(tmp_path, monkeypatch):
     monkeypatch.setenv("NRT_CACHE", str(tmp_path))
     turns = {}
     for recipe in ("smollm2", "smollm2-zero-shot"):
-        _, valid, _ = prepare(recipe, 0, ["model=m"])
+        _, valid = prepare(recipe, 0, ["model=m"])
         turns[recipe] = [row["messages"] for row in read(Path(valid.split("=", 1)[1]))]
     assert len(turns["smollm2"]) == 64
     for with_examples, without in zip(*turns.values(), strict=True):

@@ -20,6 +20,7 @@ from nrt.system.manifest import find_damage
 from nrt.trainer.checkpoint import saved_choices
 from nrt.trainer.listener import NullListener
 from nrt.trainer.progress import Best, improved
+from nrt.trainer.start import _checkpoint_errors
 from tests.trainer.test_train import assert_same_run
 
 ROOT = Path(__file__).parents[2]
@@ -285,7 +286,32 @@ def test_a_signal_saves_and_the_run_goes_on(make_config, tmp_path, n):
     assert last.name == "step-000003"
     assert saved.name == f"step-{n - 1:06d}+1"
     shutil.rmtree(last)
+    if n > 1:
+        with pytest.raises(nrt.InputError, match=f"below the {n} steps that the run has done or"):
+            resume(make_config, run, steps=n - 1, **settings)
     assert_same_run(whole, resume(make_config, run, **settings))
+
+
+def test_lack_of_memory_is_no_fault_of_the_checkpoint(tmp_path):
+    lack = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+    with pytest.raises(RuntimeError, match="can't allocate"), _checkpoint_errors(tmp_path):
+        raise RuntimeError(lack)
+    with pytest.raises(nrt.InputError, match="is no checkpoint"), _checkpoint_errors(tmp_path):
+        raise RuntimeError("shapes differ")
+
+
+def test_a_metric_given_at_the_resume_must_exist(make_config, tmp_path):
+    run = tmp_path / "run"
+    nrt.train(make_config(run=str(run), steps=1, eval_every=1))
+    with pytest.raises(nrt.InputError, match="no such metric; it has heldout/"):
+        resume(make_config, run, steps=2, keep_best="heldout/logp/nowhere")
+
+
+def test_stale_traces_need_a_correction_after_a_resume_too(make_config, tmp_path):
+    run, settings = tmp_path / "run", {"method": "log-prob", "steps": 1}
+    nrt.train(make_config(run=str(run), **settings))
+    with pytest.raises(nrt.InputError, match="trains on traces of earlier weights"):
+        resume(make_config, run, sampler="vllm", **{**settings, "vllm.strict": False})
 
 
 def test_what_was_saved_already_is_not_written_again(calls, make_config):

@@ -27,10 +27,9 @@ def settings():
     stages = BaseSettings().stages
     quick = [Stage(stage.mixture, 20, stage.lr, warmup=5) for stage in stages]
     model = build_base(BaseSettings(stages=tuple(quick)))
-    data = data_settings(BaseSettings())
     return [
         f"model={model}",
-        *(setting for setting in data if not setting.startswith("heldout.rows")),
+        *data_settings(BaseSettings()),
         "steps=4",
         "batch=4",
         "traces=4",

@@ -17,6 +17,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from nrt.run import Run
+from nrt.run.lines import finite
 from nrt.system.terminal import escape_control
 
 FIELDS = (
@@ -197,5 +198,5 @@ class JsonLines:
     def close(self) -> None: ...
 
     def _write(self, value: Mapping[str, object]) -> None:
-        sys.stdout.write(json.dumps(value) + "\n")
+        sys.stdout.write(json.dumps(finite(value), allow_nan=False) + "\n")
         sys.stdout.flush()

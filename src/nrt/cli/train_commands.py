@@ -62,7 +62,7 @@ def train(
     With the recipe `pairs`, for any columns: nrt train model=FOLDER data.train=FILE
     For several GPUs see docs/several-gpus.md. To continue a run: nrt resume NAME.
     """
-    config = _training_config(settings)
+    config = _training_config(settings, prepare_lab=not dry_run)
     from nrt.trainer import train as run_training  # takes seconds: wrong settings are told before
 
     if dry_run:
@@ -112,8 +112,11 @@ def resume(
     train([f"resume={run}", *(settings or [])], json_lines, report)
 
 
-def _training_config(settings: list[str]) -> Config:
-    """Return the config of [RECIPE] key=value …, or that of the run to resume with overrides."""
+def _training_config(settings: list[str], *, prepare_lab: bool) -> Config:
+    """Return the config of [RECIPE] key=value …, or that of the run to resume with overrides.
+
+    With `prepare_lab`, a recipe that brings model and data has them made.
+    """
     from nrt.config import build_config, load_config, parse_overrides
     from nrt.run import load_run, run_folder
 
@@ -127,7 +130,8 @@ def _training_config(settings: list[str]) -> Config:
     if resume and "run" in values:
         raise InputError("a resumed run stays in its folder; leave out run=")
     if recipe:
-        return load_config(recipe, [*_own_settings(recipe, overrides), *overrides])
+        own = _own_settings(recipe, overrides) if prepare_lab else []
+        return load_config(recipe, [*own, *overrides])
     if not resume:
         return load_config(None, overrides)
     from nrt.trainer.resolve import check_method_known
@@ -145,8 +149,14 @@ def _own_settings(recipe: str, overrides: list[str]) -> list[str]:
         return []
     from nrt.config import load_config
     from nrt.lab.settings import prepare
+    from nrt.system.terminal import Terminal
+    from nrt.trainer.resolve import resolve_names
 
-    return prepare(recipe, load_config(recipe, overrides).seed, overrides)
+    config = load_config(recipe, overrides)
+    resolve_names(config)  # before minutes of work
+    terminal = Terminal(stderr=True, quiet=rank_and_world_size()[0] > 0)
+    with terminal.status("model and data of the recipe (made once, then cached)"):
+        return prepare(recipe, config.seed, overrides)
 
 
 def _open_display(json_lines: bool) -> ResilientDisplay:

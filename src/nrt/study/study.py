@@ -133,7 +133,7 @@ def _settings_of_runs(config: Config) -> dict[str, Any]:
 def _prepared(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the settings that `Prepare` adds for recipes that bring their model or data."""
     model = () if settings["model"] else ("model",)
-    return model if settings["data.train"] else (*model, "data.train", "data.valid", "heldout.rows")
+    return model if settings["data.train"] else (*model, "data.train", "data.valid")
 
 
 _STUDY = TypeAdapter(Study)

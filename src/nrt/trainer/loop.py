@@ -12,7 +12,7 @@ from typing import Any
 from nrt.config import Config
 from nrt.data.checkers import exact
 from nrt.data.order import ORDER
-from nrt.errors import InputError, Interrupted, RunError
+from nrt.errors import Interrupted, RunError
 from nrt.run import Record, Run, RunWriter
 from nrt.trainer import heldout
 from nrt.trainer.agreement import max_gap
@@ -31,6 +31,7 @@ from nrt.trainer.progress import (
 )
 from nrt.trainer.readout import readout_metrics
 from nrt.trainer.requests import next_request, seed_of
+from nrt.trainer.resolve import check_keep_best
 from nrt.trainer.setup import Parts
 from nrt.trainer.signals import Signals
 from nrt.trainer.start_warnings import warn_at_start
@@ -208,12 +209,7 @@ class Loop:
         if not metrics:
             return
         self._write({"step": 0, **metrics})
-        metric = (self.config.keep_best or "").removeprefix("-")
-        if metric and metric not in metrics:
-            raise InputError(
-                f"keep_best={self.config.keep_best}: the evaluation has no such metric; it has "
-                f"{', '.join(metrics)}"
-            )
+        check_keep_best(self.config, metrics)
 
     def _evaluate(self) -> dict[str, float]:
         if self.parts.heldout is None:
@@ -260,7 +256,7 @@ class Loop:
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
         """True if an evaluation was the best so far, which `progress.best` then remembers."""
         metric = self.config.keep_best
-        if not metric or self.parts.heldout is None or metric.removeprefix("-") not in metrics:
+        if not metric or metric.removeprefix("-") not in metrics:  # there was no evaluation
             return False
         better = improved(self.progress.best, metric, self.progress.name, metrics)
         if better:

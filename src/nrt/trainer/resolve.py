@@ -66,7 +66,7 @@ def resolve_names(config: Config) -> ResolvedNames:
         )
     if config.overlap:
         _check_overlap(config, method)
-    if method.samples and method.ratio == "none" and not config.resume:
+    if method.samples and method.ratio == "none":
         _check_uncorrected(config, method)
     if method.samples_answers:
         _check_sampled_answers(config, method)
@@ -88,7 +88,7 @@ def resolve_names(config: Config) -> ResolvedNames:
     check_hub(config)
     check_signal(config.save_signal)
     if config.keep_best:
-        _check_keep_best(config, config.keep_best.removeprefix("-"))
+        _check_keep_best_setting(config, config.keep_best.removeprefix("-"))
     return ResolvedNames(method, checker, observer)
 
 
@@ -235,7 +235,17 @@ def resolve_method(name: str, values: ObjectiveConfig) -> Method:
     return replace(method, **changes)
 
 
-def _check_keep_best(config: Config, metric: str) -> None:
+def check_keep_best(config: Config, metrics: Mapping[str, Any]) -> None:
+    """Raise InputError if an evaluation lacks the metric of keep_best, such as that of a family."""
+    if config.keep_best and config.keep_best.removeprefix("-") not in metrics:
+        names = [name for name in metrics if name.startswith("heldout/")]
+        raise InputError(
+            f"keep_best={config.keep_best}: the evaluation has no such metric; it has "
+            f"{', '.join(names)}"
+        )
+
+
+def _check_keep_best_setting(config: Config, metric: str) -> None:
     describe(metric)
     if not metric.startswith("heldout/"):
         raise InputError(

@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from nrt.config import Config
 from nrt.data.order import ORDER
 from nrt.distributed import ProcessGroup, process_group
-from nrt.errors import InputError
+from nrt.errors import InputError, is_out_of_memory
 from nrt.models import pick_device
 from nrt.run import (
     NullWriter,
@@ -37,7 +36,7 @@ from nrt.trainer.listener import Listener, NullListener, warn
 from nrt.trainer.loop import Loop
 from nrt.trainer.progress import Progress, read_progress
 from nrt.trainer.requests import next_request
-from nrt.trainer.resolve import check_resumable, resolve_names
+from nrt.trainer.resolve import check_keep_best, check_resumable, resolve_names
 from nrt.trainer.setup import Parts, prepare
 from nrt.trainer.signals import handle_signals
 from nrt.trainer.tracking import Tracking, open_tracking
@@ -52,7 +51,8 @@ def train(
     a listener and callbacks.
 
     Raises:
-        InputError: config, data or model cannot be used. Nothing was written.
+        InputError: config, data or model cannot be used. Nothing was written, unless it showed only
+            in a step or an evaluation, such as too little memory.
         Interrupted: SIGINT or SIGTERM came, and a checkpoint was saved. `train` with `resume=run`
             then gives the run that was not interrupted.
     """
@@ -152,6 +152,9 @@ def _prepare_resumed(config: Config, name: str, processes: ProcessGroup) -> Prep
     folder = run_folder(name)
     before = Run(folder).config
     check_resumable(config, before)
+    for record in Run(folder).metrics()[:1]:  # that of the evaluation before training
+        if record["step"] == 0:
+            check_keep_best(config, record)
     resumed_config = config.model_copy(update={"run": before.run, "resume": None})
     writer = (
         RunWriter.lock_existing(folder) if processes.is_main else NullWriter(folder, resumed=True)
@@ -189,9 +192,10 @@ def _from_checkpoint(
             "an earlier nrt began this run, with another order of rows (data.group_by_length); "
             "train it with that nrt, or start a new run"
         )
-    if progress.step > parts.steps:
+    begun = progress.step + (progress.pending is not None)
+    if begun > parts.steps:
         raise InputError(
-            f"steps={parts.steps} is below the {progress.step} steps that the run has done; give "
+            f"steps={parts.steps} is below the {begun} steps that the run has done or begun; give "
             f"more, or take an earlier model with nrt export {writer.path} FOLDER --step N"
         )
     _check_sampler(parts, config)
@@ -242,9 +246,9 @@ def _checkpoint_errors(checkpoint: Path) -> Iterator[None]:
     try:
         with explain_unreadable_files(checkpoint):
             yield
-    except torch.OutOfMemoryError:
-        raise
     except (SafetensorError, FileNotFoundError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         message = " ".join(str(error).split())
         raise InputError(
             f"{checkpoint} is no checkpoint of this run ({message:.200}); restore it from a copy, "
