@@ -221,6 +221,9 @@ def test_sources_stand_one_after_the_other(file: Path, tmp_path: Path) -> None:
         ("g.jsonl:2", "own"),
     ]
     assert [(bad.number, bad.message[:10]) for bad in encoded.bad] == [(1, "the answer")]
+    firsts = {n: [pair.example.id for pair in encoded.pairs.first(n)] for n in (1, 2, 3, 9)}
+    f1, f2, f3, g = (pair.example.id for pair in encoded.pairs)
+    assert firsts == {1: [f1], 2: [f1, g], 3: [f1, f2, g], 9: [f1, f2, f3, g]}
 
 
 def test_bad_rows_are_all_listed_and_the_rest_is_read(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ class HeldoutConfig(Section):
     """Held-out evaluation: before training, every `eval_every` steps and at the end."""
 
     rows: Positive = 200
-    """Number of validation rows, taken from the beginning."""
+    """Number of validation rows: the first of each source, equally many of each."""
     checker: str | None = None
     """Checker of answers: `exact`, `last-number`, `contains` or a dotted name `module:function`;
     unset: likelihood only."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal, overload
 
 import numpy as np
@@ -65,6 +66,19 @@ class Pairs(Sequence[Pair]):
 
     def __len__(self) -> int:
         return sum(self.sizes)
+
+    def first(self, n: int) -> tuple[Pair, ...]:
+        """Return the first rows of each source, `n` in all, or all if there are fewer.
+
+        Each source gives the same number, or all its rows if it has fewer.
+        """
+        left, sources = min(n, len(self)), len(self.sizes)
+        counts = [0] * sources
+        for place, source in enumerate(sorted(range(sources), key=lambda i: self.sizes[i])):
+            counts[source] = min(self.sizes[source], left // (sources - place))
+            left -= counts[source]
+        starts = accumulate(self.sizes, initial=0)
+        return tuple(self[start + i] for start, count in zip(starts, counts) for i in range(count))
 
     @overload
     def __getitem__(self, index: int) -> Pair: ...

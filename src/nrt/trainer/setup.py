@@ -266,7 +266,7 @@ def _heldout(
     settings = config.heldout
     return Heldout(
         policy,
-        pairs[: settings.rows],
+        pairs.first(settings.rows),
         chat,
         names.checker,
         settings.greedy,
