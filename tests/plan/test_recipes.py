@@ -39,6 +39,27 @@ def test_headers_have_the_verdict_of_the_plan(capsys, name, command, verdict):
     assert fits == (peak <= 0.93 * memory + 0.1), "7 % stay free in every phase; 0.1 is rounding"
 
 
+CHECKS = Path(__file__).parents[2] / "docs" / "results" / "checks.md"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gpus", "hours", "rollout"),
+    re.findall(
+        r"^\| `([^`]+)` \| (\d+) × H100 \| ([\d.]+) \| ([\d.]+) \|$",
+        CHECKS.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    ),
+)
+def test_planned_hours_are_the_plans(capsys, recipe, gpus, hours, rollout):
+    """Those of the table under "Planned hours of the recipes"."""
+    lengths = "--prompt 300 --trace 500 --answer 416 --rows 204800"
+    command = f"plan {recipe} --gpu h100 --gpus {gpus} {lengths}"
+    app(command.split(), standalone_mode=False)
+    out = capsys.readouterr().out
+    assert f": {hours} hours, " in out
+    assert re.search(rf"^ rollout +[\d.]+ +{re.escape(rollout)} *$", out, re.MULTILINE), out
+
+
 def test_recipes_for_real_models_have_a_verdict():
     assert {name for name, _, _ in planned()} == {*MODELS, "single-24gb", "laptop"}
 
