@@ -30,11 +30,15 @@ class Gang:
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         if not self.members:
             self._start()
-        for pipe in self.pipes:
-            pipe.send((function, arguments))
-        answers = [
-            pipe.recv() if pipe.poll(PATIENCE) else ("no answer", None) for pipe in self.pipes
-        ]
+        try:
+            for pipe in self.pipes:
+                pipe.send((function, arguments))
+            answers = [
+                pipe.recv() if pipe.poll(PATIENCE) else ("no answer", None) for pipe in self.pipes
+            ]
+        except (OSError, EOFError) as error:
+            self.close()
+            raise AssertionError("a process has ended") from error
         if failures := [what for what, _ in answers if what]:
             self.close()
             raise AssertionError("\n\n".join(failures))

@@ -19,8 +19,6 @@ Script = Callable[[tuple[int, ...], int], Sequence[Sequence[int]]]
 class ScriptedSampler:
     """Samples the ids of `script`, cut at the first stop id and the cap; no log-probabilities."""
 
-    uses_trainer_model = False
-
     script: Script
 
     def load_weights(

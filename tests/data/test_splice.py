@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrt.data import Markers, bare_row, null_row, split_row, to_trace, trace_row
+from nrt.data import Markers, bare_row, null_row, to_trace, trace_row
 from nrt.errors import RunError
-from nrt.types import Example, Message, Pair, Role, Sample, Trace
+from nrt.types import Example, Message, Pair, Role, Row, Sample, Trace
 from tests.data.cases import build_case
 
 GOLDEN = json.loads(
@@ -114,6 +114,15 @@ def test_a_sampler_that_breaks_its_contract_is_caught() -> None:
         to_trace(Sample((7, 2, 8)), end_id=2, stop_ids=STOPS)
     with pytest.raises(RunError, match="3 ids and 1 log-probabilities"):
         to_trace(Sample((7, 8, 2), (-1.0,)), end_id=2, stop_ids=STOPS)
+
+
+def split_row(row: Row) -> tuple[tuple[int, ...], ...]:
+    """Return (trace ids, answer ids), by roles: ids of markers inside them do not matter."""
+    tokens = list(zip(row.tail_ids, row.tail_roles, strict=True))
+    return tuple(
+        tuple(token for token, found in tokens if found is role)
+        for role in (Role.TRACE, Role.ANSWER)
+    )
 
 
 IDS = st.lists(st.integers(0, 12), max_size=12).map(tuple)

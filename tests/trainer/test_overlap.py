@@ -30,7 +30,9 @@ def move(model):
 
 def test_what_was_started_is_sampled_under_the_weights_of_then():
     trained, copy = tiny_model(), tiny_model()
-    ahead = PrefetchSampler(ShardedSampler(HFSampler(copy, PAD), SINGLE_PROCESS, nullcontext))
+    ahead = PrefetchSampler(
+        ShardedSampler(HFSampler(copy, PAD), SINGLE_PROCESS, nullcontext, False)
+    )
     now = HFSampler(trained, PAD)
     prompts = [(3, 4), (5,)]
     before = now.sample(Request(prompts, seed=1, **REQUEST))

@@ -27,7 +27,7 @@ class StandIn(HFSampler):
 
     def __init__(self, folder, *, rows, **settings):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-        super().__init__(model, pad_id=0, max_rows=rows, uses_trainer_model=False)
+        super().__init__(model, pad_id=0, max_rows=rows)
         self.events[:] = ["start"]
 
     def load_weights(self, weights, version=None):

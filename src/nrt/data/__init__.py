@@ -16,7 +16,6 @@ from nrt.data.sequence import (
     null_row,
     sampled_answer_row,
     sampled_part,
-    split_row,
     to_trace,
     trace_row,
 )
@@ -48,7 +47,6 @@ __all__ = [
     "read_examples",
     "sampled_answer_row",
     "sampled_part",
-    "split_row",
     "to_trace",
     "tokenise",
     "trace_row",

@@ -77,8 +77,12 @@ class Pairs(Sequence[Pair]):
         for place, source in enumerate(sorted(range(sources), key=lambda i: self.sizes[i])):
             counts[source] = min(self.sizes[source], left // (sources - place))
             left -= counts[source]
-        starts = accumulate(self.sizes, initial=0)
-        return tuple(self[start + i] for start, count in zip(starts, counts) for i in range(count))
+        starts = accumulate((0, *self.sizes[:-1]))
+        return tuple(
+            self[start + i]
+            for start, count in zip(starts, counts, strict=True)
+            for i in range(count)
+        )
 
     @overload
     def __getitem__(self, index: int) -> Pair: ...

@@ -129,14 +129,6 @@ def sampled_part(row: Row) -> Row:
     return replace(row, tail_ids=row.tail_ids[:stop], tail_roles=row.tail_roles[:stop])
 
 
-def split_row(row: Row) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return (trace ids, answer ids): the inverse of `trace_row`.
-
-    It goes by roles, so ids of markers inside a trace or an answer do not matter.
-    """
-    return _ids_of_role(row, Role.TRACE), _ids_of_role(row, Role.ANSWER)
-
-
 def _row(
     pair: Pair, trace: Trace, markers: Markers, answer_ids: tuple[int, ...], role: Role
 ) -> Row:
@@ -148,8 +140,3 @@ def _row(
         *(role,) * len(answer_ids),
     )
     return Row(pair.prompt_ids, tail, roles, trace.finished, trace.temperature)
-
-
-def _ids_of_role(row: Row, role: Role) -> tuple[int, ...]:
-    tokens = zip(row.tail_ids, row.tail_roles, strict=True)
-    return tuple(token for token, token_role in tokens if token_role is role)

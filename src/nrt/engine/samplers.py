@@ -24,10 +24,8 @@ class ShardedSampler:
     processes: ProcessGroup
     # Context in which the model has all weights
     gathered_parameters: Callable[[], AbstractContextManager[None]]
-
-    @property
-    def uses_trainer_model(self) -> bool:
-        return self.sampler.uses_trainer_model
+    # The sampler samples with the module that the trainer updates, whose weights may be sharded
+    with_trainer_model: bool
 
     def load_weights(
         self, weights: Iterable[tuple[str, Tensor]], version: int | None = None
@@ -38,7 +36,7 @@ class ShardedSampler:
 
     def sample(self, request: Request) -> list[list[Sample]]:
         """See `Sampler.sample`."""
-        with self.gathered_parameters() if self.uses_trainer_model else nullcontext():
+        with self.gathered_parameters() if self.with_trainer_model else nullcontext():
             samples = self.sample_share(request)
         return self.merge(samples)
 
@@ -67,7 +65,6 @@ class RankZeroSampler:
     processes: ProcessGroup
     # Context in which the model has all weights
     gathered_parameters: Callable[[], AbstractContextManager[None]]
-    uses_trainer_model: bool = False
 
     def load_weights(
         self, weights: Iterable[tuple[str, Tensor]], version: int | None = None

@@ -16,7 +16,7 @@ Scale = Literal["std", "mean"]
 NOISE = {"float32": 1e-5, "bfloat16": 5e-3}
 """Rounding error of a token's log-probability in nats, by the dtype of the model.
 
-Rewards that differ by no more than this causes count as equal (`rewards.rounding`); without a
+Rewards that differ by no more than this causes count as equal; without a
 tolerance, division by the std would turn rounding into advantages. In bfloat16, the rounding of
 some kernels depends on a row's position in the batch.
 """

@@ -50,11 +50,6 @@ class Sampler(Protocol):
     generation_config.
     """
 
-    @property
-    def uses_trainer_model(self) -> bool:
-        """True if it samples with the module that the trainer updates."""
-        ...
-
     def load_weights(
         self, weights: Iterable[tuple[str, Tensor]], version: int | None = None
     ) -> None:

@@ -60,7 +60,6 @@ class HFSampler:
     pad_id: int  # any id of the vocabulary: nothing attends to it
     max_rows: int = 512
     share: bool = True  # keep a prompt's keys and values once for all traces, if possible
-    uses_trainer_model: bool = True  # False for a copy
     warn: Callable[[str], None] = lambda message: None  # receives a message if memory runs out
 
     def load_weights(

@@ -39,8 +39,6 @@ class PrefetchSampler:
     calls to other processes.
     """
 
-    uses_trainer_model = False
-
     def __init__(self, sampler: SharedSampler) -> None:
         self._sampler = sampler
         self._thread = ThreadPoolExecutor(1, "rollout", initializer=_as_in_this_thread())

@@ -39,8 +39,6 @@ T = TypeVar("T")
 class RemoteSampler:
     """Samples on rollout servers, which all have the same weights."""
 
-    uses_trainer_model = False
-
     def __init__(
         self,
         urls: Sequence[str],

@@ -30,8 +30,6 @@ class VLLMSampler:
     All samples of a prompt share its keys and values (prefix caching).
     """
 
-    uses_trainer_model = False
-
     def __init__(
         self,
         model: str,

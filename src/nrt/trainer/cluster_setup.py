@@ -6,6 +6,7 @@ This process holds no weights; everything else is as on one machine.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from nrt.trainer.setup import Parts, assemble, steps_of
 from nrt.types import Pair
 
 
-def prepare_cluster(config: Config, *, checkpoint: Path | None = None) -> Parts:
+def prepare_cluster(config: Config) -> Parts:
     """Build the parts of a run with engine=verl; see `nrt.trainer.setup.prepare`.
 
     The cluster starts with `VerlEngine.running`.
@@ -75,7 +76,7 @@ def prepare_cluster(config: Config, *, checkpoint: Path | None = None) -> Parts:
             folder, tokenizer, template=template, end_ids=chat.turn_end_ids
         ),
     )
-    return assemble(
+    parts = assemble(
         config,
         names,
         chat,
@@ -84,10 +85,9 @@ def prepare_cluster(config: Config, *, checkpoint: Path | None = None) -> Parts:
         samplers=Samplers(engine, engine),
         data=data,
         valid=valid,
-        steps=steps,
         save_model=_copy_last_checkpoint,
-        notes=(engine.scorer_why, *template_notes(config, tokenizer)),
     )
+    return replace(parts, notes=(engine.scorer_why, *template_notes(config, tokenizer)))
 
 
 def _initial_model(

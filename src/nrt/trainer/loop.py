@@ -54,9 +54,9 @@ class Loop:
         progress: Progress,
         listener: Listener,
         signals: Signals,
-        callbacks: Iterable[Callback] = (),
-        tracking: Tracking | None = None,
-        hub: HubUploads | None = None,
+        callbacks: Iterable[Callback],
+        tracking: Tracking | None,
+        hub: HubUploads | None,
     ) -> None:
         self.config, self.parts, self.writer, self.progress = config, parts, writer, progress
         self.listener, self.signals = listener, signals

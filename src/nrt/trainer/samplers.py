@@ -62,13 +62,15 @@ def build_samplers(
             share_prompts,
             warn=lambda message: engine.warn(message),  # which the run's loop replaces
         )
-        sampler = ShardedSampler(own, engine.processes, engine.gathered_parameters)
+        sampler = ShardedSampler(
+            own, engine.processes, engine.gathered_parameters, with_trainer_model=True
+        )
         if not config.overlap:
             return Samplers(sampler, sampler)
         # Sampling goes on while the trainer's weights change, so it needs a copy of them
         with engine.gathered_parameters():
-            copied = replace(own, model=frozen_copy(engine.model), uses_trainer_model=False)
-        prefetch = PrefetchSampler(replace(sampler, sampler=copied))
+            copied = replace(own, model=frozen_copy(engine.model))
+        prefetch = PrefetchSampler(replace(sampler, sampler=copied, with_trainer_model=False))
         return Samplers(prefetch, sampler, prefetch)
     servers = None
     if config.vllm.urls:
@@ -76,7 +78,9 @@ def build_samplers(
         sampler = RankZeroSampler(servers, engine.processes, engine.gathered_parameters)
     else:
         vllm = start_vllm(engine, config)
-        sampler = ShardedSampler(vllm, engine.processes, engine.gathered_parameters)
+        sampler = ShardedSampler(
+            vllm, engine.processes, engine.gathered_parameters, with_trainer_model=False
+        )
     if not config.overlap:
         return Samplers(sampler, sampler, servers=servers)
     prefetch = PrefetchSampler(sampler)

@@ -144,7 +144,7 @@ def prepare(
     fault = "" if "share" in saved else prompt_sharing_fault(config, method, engine, pad_id, probe)
     share = saved.get("share", not fault)
     template = chat.exported_template(open_trace=method.samples)
-    return assemble(
+    parts = assemble(
         config,
         names,
         chat,
@@ -153,10 +153,13 @@ def prepare(
         samplers=build_samplers(config, method, engine, pad_id, share_prompts=share),
         data=data,
         valid=valid,
-        steps=steps,
         save_model=lambda folder: save_model(
             engine.model, tokenizer, folder, template=template, end_ids=chat.turn_end_ids
         ),
+    )
+    return replace(
+        parts,
+        notes=_notes(config, engine, fault, loaded),
         padded_by_surprise=engine.scorer_choice.surprising,
         compile_fault=engine.compiled.fault,
         resolved={
@@ -164,7 +167,6 @@ def prepare(
             "share": share,
             "compiled": engine.compiled.is_on,
         },
-        notes=_notes(config, engine, fault, loaded),
     )
 
 
@@ -178,12 +180,7 @@ def assemble(
     samplers: Samplers,
     data: LoadedPairs,
     valid: LoadedPairs | None,
-    steps: int,
     save_model: Callable[[Path], None],
-    notes: tuple[str, ...] = (),
-    padded_by_surprise: bool = False,
-    compile_fault: str = "",
-    resolved: Mapping[str, bool] | None = None,
 ) -> Parts:
     """Build the parts of a run around an engine and its samplers, local or on a cluster."""
     method = names.method
@@ -209,16 +206,12 @@ def assemble(
         data=data,
         valid=valid,
         stream=_stream(data.pairs, config),
-        steps=steps,
+        steps=steps_of(config, len(data.pairs)),
         chat=chat,
         tokenizer=tokenizer,
         save_model=save_model,
         prefetch=samplers.prefetch,
         servers=samplers.servers,
-        notes=notes,
-        padded_by_surprise=padded_by_surprise,
-        compile_fault=compile_fault,
-        resolved=resolved or {},
     )
 
 

@@ -261,7 +261,7 @@ def _prepare(config: Config, processes: ProcessGroup, checkpoint: Path | None = 
         return prepare(config, checkpoint=checkpoint, processes=processes)
     if processes.size > 1:
         raise InputError("engine=verl starts its own workers; start nrt without torchrun")
-    return prepare_cluster(config, checkpoint=checkpoint)
+    return prepare_cluster(config)
 
 
 @contextmanager

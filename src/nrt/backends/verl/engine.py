@@ -56,7 +56,6 @@ class VerlEngine:
     checkpoint: Path | None = None  # to resume from
     lr: float | None = None  # of the next update; None until verl has reported it
     can_fuse: bool = False
-    uses_trainer_model: bool = False
     version: int = 0
     processes: ProcessGroup = SINGLE_PROCESS
     trainer: Any = field(default=None, repr=False)
