@@ -292,12 +292,16 @@ def test_data_check_and_stats(nrt_command, tmp_path):
     assert (tmp_path / "lengths.png").is_file()
     assert nrt_command("data", "stats", "a.csv", "--json", "-o", "again.png")[0] == 0
     assert (tmp_path / "again.png").is_file()
+    (tmp_path / "b.csv").write_text(file.read_text())
     file.write_text('question,answer\nWhat is 2+2?,4\n"broken\n')
     status, out, _ = nrt_command("data", "check", "a.csv", "--json")
     assert status == 1, "training would refuse these data"
     assert json.loads(out)["train"]["bad"][0]["first"] == ["a.csv:3"]
     assert nrt_command("data", "check", "a.csv", "data.on_bad_row=skip")[0] == 0
     assert "1 rows cannot be used" in nrt_command("data", "stats", "a.csv")[1]
+    status, out, err = nrt_command("data", "split", "b.csv", "--valid", "1", "-o", "parts")
+    assert (status, err) == (0, "")
+    assert "data check parts/train.jsonl data.valid=parts/valid.jsonl" in out
     status, _, err = nrt_command("data", "check", "gsm8k", "a.csv")
     assert status == 2
     assert "gsm8k is a recipe and no file; give FILE --recipe gsm8k" in err

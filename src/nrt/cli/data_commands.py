@@ -1,4 +1,4 @@
-"""Commands that check and prepare data files: `nrt data check`, `stats` and `tulu`."""
+"""Commands that check and prepare data files: `nrt data check`, `stats`, `split` and `tulu`."""
 
 from __future__ import annotations
 
@@ -145,6 +145,48 @@ def stats(
             )
     if output:
         print_line(f"written: {output}")
+
+
+@app.command(cls=SettingsCommand)
+def split(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A file, folder, pattern or name of a dataset.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key=value …]", help="Settings, such as data.columns.question=q."),
+    ] = None,
+    valid: Annotated[
+        int, typer.Option(min=1, help="Validation rows; no question is in both files.")
+    ] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write the files into.")
+    ] = Path("data"),
+) -> None:
+    """Split rows into train.jsonl and valid.jsonl, which share no question.
+
+    Example:  nrt data split all.jsonl --valid 200 -o data
+    """
+    from nrt.cli.inspection import config_for
+    from nrt.data.split import split_rows
+
+    settings = settings or []
+    config = config_for("", [file, *settings])
+    sources = config.data.sources("train")
+    if len(sources) != 1:
+        raise InputError(
+            "nrt data split splits one FILE; run it for each, with a folder of its own"
+        )
+    source = sources[0]
+    reading = source.rows_config(config.data)
+    result = split_rows(source.path, reading, output, valid=valid, seed=seed)
+    if result.bad:
+        print_line(f"{len(result.bad):,} rows cannot be used and are in neither file, such as")
+        print_line(str(result.bad[0]))
+    train_file, valid_file = output / "train.jsonl", output / "valid.jsonl"
+    print_line(f"written: {train_file} ({result.train:,} rows), {valid_file} ({result.valid:,})")
+    print_next("data", "check", str(train_file), f"data.valid={valid_file}", *settings)
 
 
 @app.command()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from nrt.data.documents import EntropyFunction
 from nrt.data.files import find_tables
 from nrt.data.rows import BadRow
 from nrt.data.sources import iterate_examples
+from nrt.data.split import question_key
 from nrt.errors import InputError
 from nrt.types import Message
 
@@ -232,7 +232,8 @@ class _RowCounter:
                 self.duplicates += 1
             else:
                 self.conflicts += 1
-            self.questions.setdefault(_question_hash(texts), []).append(row_id)
+            question = question_key([Message(role, text) for role, text in texts])
+            self.questions.setdefault(question, []).append(row_id)
             self.sources.append(source)
             if self.chat:
                 spelled: set[str] = set()
@@ -247,16 +248,6 @@ def _example(chat: Chat, turns: Sequence[Mapping[str, str]], answer: str) -> str
     start = () if chat.start_id is None else (chat.start_id,)
     after = (chat.end_id, *chat.encode_answer(answer))
     return f"{chat.decode((*prompt, *start))}[…]{chat.decode(after)}"
-
-
-def _question_hash(turns: Sequence[tuple[str, str]]) -> bytes:
-    """Return the hash of (role, text) turns, without system turns, case and white space."""
-    texts = []
-    for role, text in turns:
-        if role != "system":
-            folded = unicodedata.normalize("NFC", text.casefold())
-            texts.append(" ".join(folded.split()))
-    return _hash("\0".join(texts))
 
 
 def _hash(text: str) -> bytes:
