@@ -50,8 +50,11 @@ def folder(tmp_path, monkeypatch, model_dir, pairs_file):  # noqa: F811
 @pytest.mark.parametrize("page", PAGES)
 def test_commands(page, folder, monkeypatch, capsys):
     names = set()
+    (folder / "train.jsonl").rename(folder / "all.jsonl")  # `nrt data split` writes both again
+    (folder / "valid.jsonl").unlink()
     for words in commands(page):
         names.add(words[1])
+        words = ["4" if word == "200" else word for word in words]  # of the few rows
         if words[1] in ("data", "train"):
             words = [*words, *(f"{key}={value}" for key, value in SMALL.items())]
         if "--serve" in words:

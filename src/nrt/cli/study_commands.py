@@ -33,7 +33,7 @@ def compare(
         str,
         typer.Option(
             help="YAML file of variants, or a packaged set of them: advantage, answer-weight, "
-            "controls, engine, sampler, sampling, smollm2, smollm2-pairs, terms."
+            "clip, controls, engine, sampler, sampling, smollm2, smollm2-pairs, terms."
         ),
     ] = "",
     seeds: Annotated[
