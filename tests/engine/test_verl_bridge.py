@@ -4,9 +4,10 @@ import importlib.util
 
 import pytest
 import yaml
+from transformers import GPT2Config, LlamaConfig
 
 from nrt.backends.verl import requirements
-from nrt.backends.verl.bridge import check_supported, verl_overrides
+from nrt.backends.verl.bridge import check_supported, dropout_keys, verl_overrides
 from nrt.backends.verl.requirements import check_installed
 from nrt.cli.app import main
 from nrt.config import build_config, load_config, parse_overrides
@@ -130,3 +131,15 @@ def test_another_version_of_verl_is_named(monkeypatch):
 @pytest.mark.parametrize("recipe", ["llama-3.2-3b", "mistral-7b-v0.3", "llama-3.1-8b"])
 def test_recipes_for_real_models_work_with_verl(recipe):
     check_supported(load_config(recipe, ["engine=verl", "nodes=4", "gpus_per_node=8"]))
+
+
+def test_dropout_is_off():
+    """verl's workers update in training mode: with dropout the ratio of a first update is not 1."""
+    keys = dropout_keys(GPT2Config(attn_pdrop=0.0))
+    assert keys == ["resid_pdrop", "embd_pdrop", "summary_first_dropout"]
+    assert not dropout_keys(LlamaConfig())
+    overrides = verl_overrides(
+        config("device=cpu"), model="m", updates=1, reference=True, dropout=keys
+    )
+    model = overrides["actor_rollout_ref"]["model"]["override_config"]
+    assert model == {**{f"+{key}": 0.0 for key in keys}, "+attn_implementation": "sdpa"}

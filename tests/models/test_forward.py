@@ -6,6 +6,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from nrt.errors import InputError
+from nrt.models.attention import softcap_attention
 from nrt.models.forward import CACHE_ARGUMENTS, cache_argument, check_forward
 
 
@@ -52,3 +53,12 @@ def test_the_installed_transformers_takes_a_cache():
         model = AutoModelForCausalLM.from_config(config)
     assert cache_argument(model) in CACHE_ARGUMENTS
     check_forward("m", model)
+
+
+def test_softcap_attention_without_a_mask_is_causal_to_the_last_query():
+    """transformers gives no mask to one query after a cache, which sees all keys."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 4, 8, generator=generator) for _ in range(3))
+    whole = softcap_attention(q, k, v, None, 0.3, 5.0)
+    last = softcap_attention(q[:, :, -1:], k, v, None, 0.3, 5.0)
+    torch.testing.assert_close(last, whole[:, :, -1:])

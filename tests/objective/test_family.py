@@ -72,6 +72,13 @@ def test_maxrl_does_not_underflow():
     assert credit.posterior_K.tolist() == pytest.approx([1.5, 0.5])
 
 
+def test_maxrl_does_not_underflow_beside_a_likelier_null_trace():
+    """Without the clip R_base plays no part, also where it is e^800 times as large."""
+    logp_KT = torch.tensor([[-2000.0], [-2000.0 - math.log(3)]], dtype=torch.float64)
+    credit = group_credit(METHODS["maxrl"], logp_KT, torch.tensor([-1200.0]))
+    assert credit.advantage_K.tolist() == pytest.approx([0.5, -0.5])
+
+
 def test_the_mean_must_be_positive():
     with pytest.raises(InputError, match="scale=mean divides by the mean reward"):
         group_advantage(torch.tensor([-1.0, -2.0]), 0.0, clip=False, scale="mean")

@@ -51,7 +51,7 @@ def test_only_products_become_relative():
     logp_KT, base_T = torch.tensor([[-3.0, -4.0]]), torch.tensor([-2.0, -2.0])
     for name, reward in REWARDS.items():
         rewards = group_rewards(reward, logp_KT, base_T, base_T, 0.0)
-        relative = relative_rewards(reward, rewards, logp_KT, base_T, 0.0)
+        relative = relative_rewards(reward, rewards, logp_KT, base_T, 0.0, clip=True)
         if name == "prob":
             assert relative.reward_K.item() == pytest.approx(math.exp(-3.0))
             assert relative.base.item() == 1.0
@@ -88,7 +88,18 @@ def test_rounding_is_the_spread_of_rewards_under_noise():
         assert reward(noisy, base_T).std().item() == pytest.approx(expected, rel=0.05), name
 
 
-LONG = ("jlb", "nrt-gm", "rlpr", "nrt-ws-neg-log-p", "verifree", "log-prob")
+LONG = ("jlb", "nrt-gm", "rlpr", "nrt-ws-neg-log-p", "verifree", "log-prob", "latro")
+
+
+def facts_of(K):
+    """Facts of K finished traces of two tokens, as the initial model would write them."""
+    return GroupFacts(
+        finished_K=torch.ones(K, dtype=torch.bool),
+        written=((1, 2),) * K,
+        truncated_K=torch.zeros(K, dtype=torch.bool),
+        trace_lengths_K=torch.full((K,), 2.0),
+        log_ratios=(torch.zeros(2, dtype=torch.float64),) * K,
+    )
 
 
 @pytest.mark.parametrize("method", LONG)
@@ -97,7 +108,8 @@ def test_gains_of_a_nat_count_in_bfloat16_however_long_the_answer(method):
     base_T = torch.full((400,), -1.0)
     logp_KT = base_T.repeat(4, 1)
     logp_KT[0, 7] = -0.01
-    credit = group_credit(METHODS[method], logp_KT, base_T, noise=NOISE["bfloat16"])
+    facts = facts_of(len(logp_KT))
+    credit = group_credit(METHODS[method], logp_KT, base_T, facts=facts, noise=NOISE["bfloat16"])
     assert credit.beats_null_K.tolist() == [True, False, False, False]
     assert credit.advantage_K[0] > 0.9
 
@@ -110,7 +122,8 @@ def test_rewards_that_differ_by_rounding_make_no_advantages(method, dtype):
     base_T = torch.full((64,), -0.3, dtype=torch.float64)
     errors = torch.randn(8, 64, generator=generator, dtype=torch.float64)
     logp_KT = base_T + 0.1 * NOISE[dtype] * errors
-    credit = group_credit(METHODS[method], logp_KT, base_T, noise=NOISE[dtype])
+    facts = facts_of(len(logp_KT))
+    credit = group_credit(METHODS[method], logp_KT, base_T, facts=facts, noise=NOISE[dtype])
     assert not credit.beats_null_K.any()
     assert credit.advantage_K.tolist() == [0.0] * 8
 
@@ -120,13 +133,9 @@ def test_rounding_of_a_shaped_reward_makes_no_advantages():
     generator = torch.Generator().manual_seed(1)
     errors = torch.randn(4, 64, generator=generator, dtype=torch.float64)
     logp_KT = base_T + 0.2 + 0.1 * NOISE["bfloat16"] * errors
-    facts = GroupFacts(
-        finished_K=torch.ones(4, dtype=torch.bool),
-        written=((1, 2),) * 4,
-        trace_lengths_K=torch.full((4,), 2.0),
-        log_ratios=(torch.zeros(2, dtype=torch.float64),) * 4,
+    credit = group_credit(
+        METHODS["latro"], logp_KT, base_T, facts=facts_of(4), noise=NOISE["bfloat16"]
     )
-    credit = group_credit(METHODS["latro"], logp_KT, base_T, facts=facts, noise=NOISE["bfloat16"])
     assert credit.advantage_K.tolist() == [0.0] * 4
 
 

@@ -260,6 +260,23 @@ def test_a_restarted_server_gets_the_weights_again():
     assert "is back after" in warnings[1]
 
 
+def test_a_server_may_be_lost_twice_in_one_request(monkeypatch):
+    """Time in which it worked, here longer than `wait`, does not count as lost."""
+    sampler = RemoteSampler(["http://127.0.0.1:9"], wait=1.5, warn=lambda message: None)
+    monkeypatch.setattr(sampler, "_call", lambda *_: {})
+    calls = []
+
+    def work():
+        calls.append(len(calls))
+        if len(calls) == 2:
+            time.sleep(2.0)
+        if len(calls) < 3:
+            raise ConnectionResetError
+        return "samples"
+
+    assert sampler._retry("http://127.0.0.1:9", work, push_again=False) == "samples"
+
+
 def test_a_lost_server_is_an_error_after_the_wait():
     with served() as url:
         sampler, warnings = RemoteSampler([url], wait=0.2), []

@@ -1,5 +1,6 @@
 """Training on raw text: where the model is uncertain, and whole runs on documents."""
 
+import json
 import shutil
 
 import pytest
@@ -142,6 +143,21 @@ def test_the_partner_is_of_another_document(text_config):
     partners = heldout._partners()
     assert len(set(documents)) < len(documents)
     assert all(documents[j] != documents[i] for i, j in enumerate(partners))
+
+
+def test_the_partner_of_a_question_alone_in_its_source_is_of_another(
+    make_config, pairs_file, tmp_path
+):
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["kind"] = "alone" if i == 1 else "others"
+    file = write_pairs(tmp_path / "alone.jsonl", rows)
+    heldout = prepare(make_config(**{"data.valid": str(file)})).heldout
+    assert heldout
+    partners = heldout._partners()
+    assert len(heldout.pairs) > 3
+    assert all(j != i for i, j in enumerate(partners))
+    assert partners[1] == 2
 
 
 def test_documents_and_pairs_in_one_run(make_config, pairs_file, documents_file, tmp_path):

@@ -22,6 +22,7 @@ from nrt.trainer.heldout import summary
 from nrt.trainer.listener import NullListener
 from nrt.trainer.metrics import update_metrics
 from nrt.trainer.setup import prepare
+from nrt.types import Trace
 from tests.trainer.conftest import write_pairs
 
 
@@ -233,6 +234,23 @@ def test_answers_after_swapped_traces_are_those_of_the_other_prompt(make_config)
         )
         assert record.correct_swapped is not None
     assert {"heldout/accuracy_swapped", "heldout/logp_swapped"} <= set(summary(records))
+
+
+def test_an_empty_trace_is_the_null_trace_however_kernels_round(make_config, monkeypatch):
+    """Scores that grow with a row's place would make equal rows differ."""
+    parts = prepare(make_config(max_trace_tokens=1))
+    heldout, policy = parts.heldout, parts.learner.policy
+    assert heldout is not None
+    empty = [[Trace((), finished=False)] for _ in heldout.pairs]
+    monkeypatch.setattr(type(heldout.policy), "traces", lambda *_, **__: empty)
+    score = type(policy).score
+
+    def drifting(self, rows, **settings):
+        scores = score(self, rows, **settings)
+        return [(logp + 1e-3 * i, entropy) for i, (logp, entropy) in enumerate(scores)]
+
+    monkeypatch.setattr(type(policy), "score", drifting)
+    assert summary(heldout(seed=1))["heldout/beats_null"] == 0
 
 
 def test_markers_in_held_out_answers_are_counted(make_config, monkeypatch):

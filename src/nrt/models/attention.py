@@ -157,7 +157,8 @@ def softcap_attention(
         softcap: cap c of the scores, c · tanh(score / c).
     """
     if mask is None:
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        T, S = q.shape[2], k.shape[2]  # the last query sees all keys
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap))
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)

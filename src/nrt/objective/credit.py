@@ -121,7 +121,7 @@ def group_credit(
     base_reward = 0.0
     for share, reward in weighted_parts(method.reward):
         rewards = group_rewards(reward, logp_KT, base_T, weights_T, noise)
-        relative = relative_rewards(reward, rewards, logp_KT, base_T, noise)
+        relative = relative_rewards(reward, rewards, logp_KT, base_T, noise, clip=method.clip)
         part_final_K, part_advantage_K = _normalised(method, rewards, relative, facts, noise)
         reward_K = reward_K + share * rewards.reward_K
         base_reward = base_reward + share * rewards.base.item()
@@ -178,7 +178,8 @@ def _normalised(
         if facts is None:
             raise ValueError(f"method {method.name} shapes its rewards by facts; pass facts=")
         final_K = method.shape(final_K, facts).double()
-        rounding_K = noise * final_K.abs()  # a shape has no gradient
+        # A shape has no gradient. One that adds to the reward rounds like it, others are small.
+        rounding_K = torch.minimum(noise * final_K.abs(), rewards.rounding_K)
         return final_K, group_advantage(final_K, 0.0, clip=False, rounding_K=rounding_K, **rules)
     if method.scale is not None and method.eps == 0:
         rewards = relative  # the division by std or mean removes a common factor

@@ -237,25 +237,38 @@ def _reward_and_rounding(
 
 
 def relative_rewards(
-    reward: Reward, rewards: GroupRewards, logp_KT: Tensor, base_T: Tensor, noise: float
+    reward: Reward,
+    rewards: GroupRewards,
+    logp_KT: Tensor,
+    base_T: Tensor,
+    noise: float,
+    *,
+    clip: bool,
 ) -> GroupRewards:
     """Return a group's rewards, which `group_rewards` computed, up to a common positive factor.
 
-    The function divides products of probabilities by the largest of the group, baseline included.
-    Answers of a thousand tokens have R = e^−1000 = 0 in float64, but e^(log R − max log R) keeps
-    their order and ratios. Other rewards are returned unchanged.
+    The function divides products of probabilities by the largest of the group, with `clip` the
+    baseline included. Answers of a thousand tokens have R = e^−1000 = 0 in float64, but
+    e^(log R − max log R) keeps their order and ratios. Other rewards are returned unchanged.
+
+    Args:
+        clip: rewards below the baseline become 0. Without it the baseline plays no part, and may be
+            so much larger that all rewards would be 0 beside it.
 
     >>> logp_KT, base_T = torch.tensor([[-900.0], [-901.0]]), torch.tensor([-902.0])
     >>> rewards = group_rewards(prob, logp_KT, base_T, base_T, 0.0)
-    >>> relative = relative_rewards(prob, rewards, logp_KT, base_T, 0.0)
+    >>> relative = relative_rewards(prob, rewards, logp_KT, base_T, 0.0, clip=True)
     >>> relative.reward_K, relative.base
     (tensor([1.0000, 0.3679], dtype=torch.float64), tensor(0.1353, dtype=torch.float64))
     """
     if reward is not prob:
         return rewards
     logs = group_rewards(log_prob, logp_KT, base_T, base_T, noise)
-    largest = torch.maximum(logs.reward_K.max(), logs.base)
-    R_K, base = (logs.reward_K - largest).exp(), (logs.base - largest).exp()
+    largest = logs.reward_K.max()
+    if clip:
+        largest = torch.maximum(largest, logs.base)
+    R_K = (logs.reward_K - largest).exp()
+    base = (logs.base - largest).clamp(max=700.0).exp()  # finite in float64
     return GroupRewards(R_K, base, logs.rounding_K * R_K, logs.base_rounding * base)
 
 

@@ -130,13 +130,15 @@ class RemoteSampler:
         Args:
             push_again: push the weights to a server that is back, before `work`.
         """
-        lost: float | None = None  # since when
+        lost: float | None = None  # since when, not counting time in which it worked
         while True:
+            began: float | None = None
             try:
                 if lost is not None:
                     self._call(url, "/health", None)
                     if push_again:
                         self._push(url)
+                began = time.monotonic()
                 result = work()
             except (OSError, HTTPException, _NoWeights) as error:
                 now = time.monotonic()
@@ -146,7 +148,9 @@ class RemoteSampler:
                         f"rollout server {url} does not answer ({_reason(error)}); "
                         f"waiting for up to {self.wait:g} s"
                     )
-                elif now - lost > self.wait:
+                elif began is not None:  # it was back, and is lost again
+                    lost += now - began
+                if now - lost > self.wait:
                     raise RunError(
                         f"rollout server {url} did not answer for {self.wait:g} s "
                         f"({_reason(error)}); resume the run when the server is back"

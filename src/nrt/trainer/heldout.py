@@ -102,7 +102,7 @@ class Heldout:
             ],
             "null": [null_row(pair, markers) for pair in self.pairs],
         }
-        if self.with_swapped:
+        if self.with_swapped and len(self.pairs) > 1:
             partners = zip(self.pairs, self._partners(), strict=True)
             rows["swapped"] = [trace_row(pair, traces[j], markers) for pair, j in partners]
         return self._records(rows, traces)
@@ -154,8 +154,8 @@ class Heldout:
         ]
 
     def _partners(self) -> list[int]:
-        """Return, for each question, the next one of its source and of another document if there is
-        one, cyclically.
+        """Return, for each question, the next one, cyclically: of its source and of another
+        document if there is one, else of its source, else of any.
         """
         by_source: dict[str, list[int]] = defaultdict(list)
         for i, pair in enumerate(self.pairs):
@@ -164,9 +164,10 @@ class Heldout:
         partners: dict[int, int] = {}
         for members in by_source.values():
             for position, i in enumerate(members):
-                cycle = members[position + 1 :] + members[: position + 1]
-                other_documents = (j for j in cycle if documents[j] != documents[i])
-                partners[i] = next(other_documents, cycle[0])
+                others = members[position + 1 :] + members[:position]
+                other_documents = (j for j in others if documents[j] != documents[i])
+                nearest = others[0] if others else (i + 1) % len(self.pairs)
+                partners[i] = next(other_documents, nearest)
         return [partners[i] for i in range(len(self.pairs))]
 
     def _read(self, rows: Mapping[str, Sequence[Row]]) -> dict[str, list[_Reading]]:
@@ -183,7 +184,11 @@ class Heldout:
         verdicts = self.policy.engine.processes.map(
             self._check, list(zip(answers, examples, strict=True))
         )
-        scores = self.policy.score(flat)
+        # Rows of a question with equal ids share one score: kernels may round by a row's place.
+        scores, first_scores = [], {}
+        for place, (row, score) in enumerate(zip(flat, self.policy.score(flat), strict=True)):
+            question = place % len(self.pairs)
+            scores.append(first_scores.setdefault((question, row.tail_ids), score))
         readings = []
         markers = {self.chat.start_id, self.chat.end_id}
         for pair, (logp, entropy), ids, answer, correct in zip(

@@ -6,7 +6,7 @@ Importing this module loads neither verl nor ray.
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -109,11 +109,17 @@ def rollout_name(config: Config) -> str:
 
 
 def verl_overrides(
-    config: Config, *, model: str, updates: int | None, reference: bool
+    config: Config,
+    *,
+    model: str,
+    updates: int | None,
+    reference: bool,
+    dropout: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return what overrides verl's defaults: nrt's settings under verl's names, then `config.verl`.
 
     Args:
+        dropout: keys of the model's config to set to 0 (`dropout_keys`).
         model: folder of the model with its markers.
         updates: length of the learning-rate schedule.
         reference: keep the initial model.
@@ -129,6 +135,7 @@ def verl_overrides(
             "model": {
                 "path": model,
                 "trust_remote_code": config.trust_remote_code,
+                **({"override_config": {f"+{key}": 0.0 for key in dropout}} if dropout else {}),
                 "use_remove_padding": not cpu,
                 "enable_gradient_checkpointing": config.cluster_recomputes,
             },
@@ -164,6 +171,19 @@ def verl_overrides(
         }
         settings = merge_settings(settings, {"actor_rollout_ref": {"model": cpu_model}})
     return merge_settings(settings, config.verl)
+
+
+def dropout_keys(model_config: Any) -> list[str]:
+    """Return the keys of a model's config that give it dropout.
+
+    verl's workers update in training mode, where rows would have other log-probabilities than those
+    that were scored. The local engine never leaves evaluation mode.
+    """
+    return [
+        key
+        for key, value in model_config.to_dict().items()
+        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float) and value > 0
+    ]
 
 
 def compose_config(overrides: Mapping[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nrt.backends.verl.bridge import (
     compose_config,
+    dropout_keys,
     is_megatron,
     verl_overrides,
 )
@@ -26,6 +27,7 @@ from nrt.distributed import SINGLE_PROCESS, ProcessGroup
 from nrt.engine.gradient import LossSums
 from nrt.engine.interface import G, GroupCreditor, UpdateStats, credit_scored_groups
 from nrt.errors import InputError, RunError
+from nrt.models import load_configs
 from nrt.objective import Method, RowCredit
 from nrt.rollout import Request
 from nrt.types import Row, Sample, TokenScores
@@ -72,9 +74,15 @@ class VerlEngine:
 
         model = self.prepare_model(folder.resolve())
         reference = self.config.initial_reference and self.method.samples
-        verl_config = compose_config(
-            verl_overrides(self.config, model=str(model), updates=self.updates, reference=reference)
+        model_config = load_configs(str(model), self.config.trust_remote_code).config
+        overrides = verl_overrides(
+            self.config,
+            model=str(model),
+            updates=self.updates,
+            reference=reference,
+            dropout=() if is_megatron(self.config) else dropout_keys(model_config),
         )
+        verl_config = compose_config(overrides)
         try:
             start_ray(verl_config, self.config)
             self.trainer = self._build_trainer(verl_config)
@@ -210,7 +218,9 @@ class VerlEngine:
         if self.lr is not None:
             return self.lr
         optimizer = self.config.optimizer
-        return 0.0 if optimizer.warmup else optimizer.lr
+        share = optimizer.warmup if optimizer.warmup < 1 else 0
+        warmup_updates = int(share * self.updates) or int(optimizer.warmup)
+        return 0.0 if warmup_updates else optimizer.lr  # verl's warm-up begins at 0
 
     def _build_trainer(self, verl_config: Any) -> Any:
         from nrt.backends.verl.trainer import NrtTrainer
