@@ -285,6 +285,16 @@ def test_values_on_the_command_line(setting, value):
     assert type(config) is type(value)
 
 
+def test_line_breaks_of_templates_on_the_command_line():
+    r"""As the help of data.columns writes them; elsewhere, \n may begin \nabla."""
+    settings = parse_overrides(
+        [r"data.columns.question={a}\n\n{b}", r"markers.end_from=\n", r"data.system=\nabla"]
+    )
+    assert settings["data"]["columns"]["question"] == "{a}\n\n{b}"
+    assert settings["markers"]["end_from"] == "\n"
+    assert settings["data"]["system"] == r"\nabla"
+
+
 def test_overrides_nest_and_the_last_one_wins():
     overrides = ["data.train=x.jsonl", "steps=3", "data.valid=y", "steps=4"]
     assert parse_overrides(overrides) == {

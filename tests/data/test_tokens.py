@@ -184,6 +184,16 @@ def test_limits_cost_no_new_tokens(file: Path, own_cache: Path) -> None:
     assert len(entries(own_cache)) == 1
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"half")])
+def test_a_damaged_cache_is_made_again(file: Path, own_cache: Path, damage: Any) -> None:
+    """As after a clean-up of old files that leaves folders, or a power failure."""
+    ids = [pair.answer_ids for pair in load(file).pairs]
+    (folder,) = own_cache.iterdir()
+    for part in folder.iterdir():
+        damage(part)
+    assert [pair.answer_ids for pair in load(file).pairs] == ids
+
+
 def test_a_broken_file_leaves_nothing_behind(tmp_path: Path, own_cache: Path) -> None:
     file = write(tmp_path / "f.jsonl", [{"question": "a", "answer": "b"}, {"question": "a"}])
     with pytest.raises(InputError, match=r"f\.jsonl:2: no column 'answer'"):

@@ -83,7 +83,7 @@ def whole(folder):
 
 def test_what_it_leaves(whole):
     place, text = whole
-    assert "less thinker" in text
+    assert "less `thinker`" in text
     assert text.splitlines()[-1] == "next: nrt chat thinker", "neither is a run"
     document = json.loads((place / "thinker" / "eval.json").read_text())
     assert [score["benchmark"] for score in document["scores"]] == BENCHMARKS.split(",")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM
 
 from nrt.errors import InputError
 from nrt.models import AdapterConfig, add_adapters, has_adapters, initial_weights, merged_parameters
@@ -137,3 +137,26 @@ def test_adapters_on_a_model_without_memory():
         model = AutoModelForCausalLM.from_config(tiny_model("gemma2").config)
         add_adapters(model, AdapterConfig(2, 4.0), [7])
     assert has_adapters(model)
+
+
+def test_merged_weights_have_the_buffers_that_a_saved_model_has():
+    """GLM 4 MoE chooses its experts with a buffer, which no forward gives a gradient."""
+    config = Glm4MoeConfig(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=16,
+        moe_intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
+    )
+    model = Glm4MoeForCausalLM(config)
+    names = set(model.state_dict())
+    add_adapters(model, AdapterConfig(2, 4.0, ("q_proj",)), [START, END])
+    merged = dict(merged_parameters(model))
+    assert any(name.endswith("e_score_correction_bias") for name in merged)
+    assert names == set(merged)

@@ -16,6 +16,7 @@ from nrt.eval.reasoner import find_model, open_reasoner
 from nrt.run import RunWriter, load_run
 from nrt.serving.card import model_card
 from nrt.serving.export import check_repository, export_run
+from nrt.serving.layout import write_layout
 from nrt.system.files import model_fingerprint
 from nrt.trainer import train
 from tests.cli.test_cli import nrt_command, small  # noqa: F401
@@ -127,7 +128,7 @@ def test_an_exported_model_knows_its_markers(make_config, tmp_path, start, end):
     values = {"markers.start": start, "markers.end": end}
     run = train(make_config(steps=1, **values))
     export_run(run, tmp_path / "mine")
-    for name in (str(run.path), str(tmp_path / "mine")):
+    for name in (str(run.path), str(run.model_dir), str(tmp_path / "mine")):
         source = find_model(name)
         assert (source.markers.start, source.markers.end) == (start, end), name
         assert source.thinks, name
@@ -183,18 +184,32 @@ def test_an_sft_export_is_no_model_with_traces(make_config, tmp_path):  # noqa: 
     assert not find_model(str(tmp_path / "mine")).thinks
 
 
-def test_an_sft_model_is_traced_to_its_base(run, make_config, tmp_path):  # noqa: F811
-    """SFT, then NRT: base model and licence are those of the model that SFT started from."""
+@pytest.mark.parametrize(("exported", "name_of_base"), [(True, "some/base"), (False, "base")])
+def test_an_sft_model_is_traced_to_its_base(
+    run,
+    make_config,  # noqa: F811
+    tmp_path,
+    exported,
+    name_of_base,
+):
+    """SFT, then NRT: base model and licence are those of the model that SFT started from.
+
+    A card of the hub names the model from which its own was made, which is not the one here.
+    """
     base = tmp_path / "base"
     (tmp_path / "run" / "model").rename(base)
     card = "---\nbase_model: some/base\nlicense: llama3.2\n---\n# Base\n"
     (base / "README.md").write_text(card)
+    if exported:
+        write_layout(base, run.config)
     sft = train(make_config(run=str(tmp_path / "sft"), model=str(base), method="sft", steps=1))
     nrt = train(make_config(run=str(tmp_path / "nrt"), model=str(sft.model_dir), steps=1))
     for trained, name in ((sft, "a"), (nrt, "b")):
         export_run(trained, tmp_path / name)
         header = ModelCard.load(tmp_path / name / "README.md").data.to_dict()
-        assert (header["base_model"], header["license"]) == ("some/base", "llama3.2")
+        assert header["license"] == "llama3.2"
+        # A folder's name is no name of the hub, and stands in the text only
+        assert header.get("base_model", "base") == name_of_base
     assert "An ordinary chat model" in (tmp_path / "a" / "README.md").read_text()
     assert not (tmp_path / "a" / "vllm_reasoning.py").exists()
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from nrt.cli.compare import compare_study, make_study, write_results
 from nrt.config import load_config
-from nrt.errors import InputError, RunError
+from nrt.errors import InputError, Interrupted, RunError
 from nrt.study import open_study, run_study
 from nrt.study.runs import _failure
 from nrt.study.study import read_study, read_variants, run_path
@@ -135,7 +135,7 @@ def test_nothing_starts_after_an_interrupt(recipe, tmp_path):
         time.sleep(0.5)
         return ()
 
-    with pytest.raises(RunError, match="interrupted"):
+    with pytest.raises(Interrupted, match="interrupted"):
         run_study(folder, report=lambda line: None, prepare=prepare)
     assert not (folder / "runs").exists()
     assert not list((folder / "logs").iterdir())

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import nrt
 from nrt.errors import InputError, Interrupted
-from nrt.models import has_adapters
+from nrt.models import has_adapters, load_model
 from nrt.trainer.setup import prepare
 from tests.steps import local_engine
 from tests.trainer.test_train import InterruptAt, assert_same_run, weights
@@ -81,3 +81,14 @@ def test_a_base_in_4_bits_is_saved_in_full(make_config, tmp_path):
 def test_what_does_not_go_together(make_config, settings, message):
     with pytest.raises(InputError, match=message):
         nrt.train(make_config(**settings))
+
+
+def test_quantised_weights_need_adapters(make_config, model_dir, tmp_path):
+    """Their 4-bit layers get no gradient, and the rest would be trained without a word."""
+    model, tokenizer = load_model(str(model_dir), dtype=torch.float32, device="cpu", quantize="nf4")
+    model.save_pretrained(tmp_path / "bnb-4bit")
+    tokenizer.save_pretrained(tmp_path / "bnb-4bit")
+    with pytest.raises(
+        nrt.InputError, match="quantised weights, which cannot be trained; set lora"
+    ):
+        nrt.train(make_config(model=str(tmp_path / "bnb-4bit")))

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.markdown import Markdown
 
 from nrt.analysis.comparison import (
     Comparison,
@@ -49,6 +48,7 @@ from nrt.study.search import (
 from nrt.study.study import read_study, read_variants, run_path
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.system.files import write_file
+from nrt.system.terminal import print_markdown
 from nrt.trainer.heldout import MEASURES
 
 MEASURES_OF_SFT = frozenset({"correct", "logp"})
@@ -133,7 +133,7 @@ def compare_study(
         comparison = write_results(
             folder, failed, measure=measure, search=search, failed_tries=failed_tries
         )
-    console.print(Markdown(comparison_markdown(comparison)))
+    print_markdown(console, comparison_markdown(comparison))
     files = ["compare.md", "compare.json", *sorted(file.name for file in folder.glob("*.png"))]
     console.print(f"written to {folder}: {', '.join(files)}", soft_wrap=True)
     return comparison

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -40,6 +39,7 @@ from nrt.run.layout import shorten_paths
 from nrt.system.disk_errors import explain_disk_errors
 from nrt.system.environment import describe_environment
 from nrt.system.files import model_fingerprint, read_bounded, remove_folder, write_file
+from nrt.system.terminal import print_markdown
 
 TEN = (*NINE, "humaneval-plus")
 """Benchmarks whose mean may be the paper's Overall for both Llama models (docs/eval.md)."""
@@ -69,6 +69,7 @@ def evaluate_models(
     with console.status("reading the rows"):
         folder_of_rows = str(data) if data else None
         plan = prepare(names, decoding, folder=folder_of_rows, limit=limit, seeds=seeds)
+    tools = _tools(names)
     records: dict[str, list[Record]] = {}
     for source in sources:
         folder = output or eval_folder(source)
@@ -82,14 +83,14 @@ def evaluate_models(
             remove_rows_of_other_weights(folder, fingerprint)
             with console.status(f"{source.name}: grading"):
                 records[source.name] = write_rows(folder, model_plan, replies)
-            settings = _settings(source, decoding, backend, limit, seeds, data)
+            settings = _settings(source, decoding, backend, limit, seeds, data) | tools
             write_scores(folder, source, fingerprint, records[source.name], settings)
         written = f"written to {folder}: eval.md, eval.json, rows/"
         console.print(written, highlight=False, soft_wrap=True)
     scores = {name: benchmark_scores(rows) for name, rows in records.items()}
-    console.print(Markdown(score_table(scores, TITLES, NINE)))
+    print_markdown(console, score_table(scores, TITLES, NINE))
     if len(records) > 1:
-        console.print(Markdown(difference_table(records, TITLES)))
+        print_markdown(console, difference_table(records, TITLES))
     runs = [run_argument(run) for source in sources if (run := run_of(source))]
     if runs and not output:  # the report reads only RUN/eval
         print_next("report", *runs)
@@ -220,6 +221,17 @@ def _settings(
         "trace": trace,
         "answers": answers,
         "temperature": temperature,
-        "HumanEval's programs": describe_confinement(),
-        "IFEval's sentences": splitter_name(),
     }
+
+
+def _tools(names: Sequence[str]) -> dict[str, str]:
+    """Return how programs are confined and sentences split, where a benchmark needs it.
+
+    Raises InputError or RunError, before hours of answers, if that is not possible here.
+    """
+    tools = {}
+    if any(name.startswith("humaneval") for name in names):
+        tools["HumanEval's programs"] = describe_confinement()
+    if any(name.startswith("ifeval") for name in names):
+        tools["IFEval's sentences"] = splitter_name()
+    return tools

@@ -92,7 +92,9 @@ def runs(
 
     from nrt.run import Run
 
-    table = Table("run", "method", "step", "state", "held-out accuracy", box=None)
+    table = Table(box=None)
+    for name in ("run", "method", "step", "state", "held-out accuracy"):
+        table.add_column(name, overflow="fold")  # whole names, to copy
     if (folder / "study.yaml").is_file():  # of nrt compare
         folder /= "runs"
     for path in sorted(folder.glob("*/config.yaml")):

@@ -33,7 +33,10 @@ GpuType = Annotated[
     ),
 ]
 GpuMemory = Annotated[
-    float | None, typer.Option(help="Memory of one GPU in GiB; default: the usual of its type.")
+    float | None,
+    typer.Option(
+        min=1.0, max=10_000.0, help="Memory of one GPU in GiB; default: the usual of its type."
+    ),
 ]
 Parallel = Annotated[
     str | None,
@@ -56,21 +59,29 @@ TrainingRows = Annotated[
     typer.Option(min=1, help="Rows of the training data: one epoch, if the recipe sets no steps."),
 ]
 Price = Annotated[
-    float | None, typer.Option(help="Price of one GPU hour; without it no cost is computed.")
+    float | None,
+    typer.Option(min=0.0, help="Price of one GPU hour; without it no cost is computed."),
 ]
 Utilization = Annotated[
     float | None,
-    typer.Option(help="Share of the GPU's peak FLOP/s that updates reach; default: 0.4."),
+    typer.Option(
+        min=0.01, max=1.0, help="Share of the GPU's peak FLOP/s that updates reach; default: 0.4."
+    ),
 ]
 Bandwidth = Annotated[
     float | None,
-    typer.Option(help="Share of the GPU's memory bandwidth that decoding reaches; default: 0.6."),
+    typer.Option(
+        min=0.01,
+        max=1.0,
+        help="Share of the GPU's memory bandwidth that decoding reaches; default: 0.6.",
+    ),
 ]
 Network = Annotated[
     float | None,
     typer.Option(
+        min=0.1,
         help="GB/s from one GPU to other nodes, one way (engine=verl); default: that of the GPU "
-        "type, 50 for h100."
+        "type, 50 for h100.",
     ),
 ]
 PlanJson = Annotated[

@@ -89,6 +89,8 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
         value = _parse_value(text)
         if not isinstance(value, str | None) and _takes_text(key, value):
             value = text  # run=0012 is a name, not a number
+        if isinstance(value, str) and key.startswith(("data.columns.", "markers.")):
+            value = value.replace("\\n", "\n").replace("\\t", "\t")  # a shell keeps both letters
         *sections, name = key.split(".")
         nested = {name: value}
         for section in reversed(sections):

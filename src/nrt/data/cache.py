@@ -22,7 +22,7 @@ from nrt.data.documents import Document, EntropyFunction, cut_document, read_doc
 from nrt.data.files import Table, find_tables
 from nrt.data.rows import BadRow
 from nrt.data.sources import convert_rows, iterate_examples
-from nrt.data.token_cache import TokenCache, batched, write_token_cache
+from nrt.data.token_cache import TokenCache, batched, open_token_cache, write_token_cache
 from nrt.errors import InputError
 from nrt.system.environment import cache_folder
 from nrt.types import Example, Pair
@@ -63,9 +63,10 @@ def tokenise(
         ]
     )
     folder = cache_folder() / "tokens" / key
-    if not folder.is_dir():
+    cache = open_token_cache(folder, content_hash)
+    if cache is None:
         write_token_cache(folder, _encode_tables(tables, source, reading, chat, entropies), skip)
-    cache = TokenCache(folder, content_hash)
+        cache = TokenCache(folder, content_hash)
     if cache.bad and not skip:
         raise InputError(str(cache.bad[0]))
     return cache

@@ -71,7 +71,8 @@ class Chat:
         self._markers = markers = self._drop_start_that_template_writes(markers)
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
         template = self._template()
-        inputs = [spec, template, markers.start, markers.end, tokenizer.eos_token_id]
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        inputs = [spec, template, special, markers.start, markers.end, tokenizer.eos_token_id]
         self.fingerprint = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
         self.opening = self._find_opening()
         control = control_tokens(spec, template, markers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain, islice
@@ -95,6 +96,19 @@ class TokenCache:
     def _lengths(self, name: str) -> np.ndarray:
         lengths = [batch.column(name).value_lengths().to_numpy() for batch in self._batches]
         return np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
+
+
+def open_token_cache(folder: Path, content_hash: str) -> TokenCache | None:
+    """Return the cached rows, or None if there are none. A damaged folder, such as one whose files
+    a clean-up of old files deleted, is removed.
+    """
+    if not folder.is_dir():
+        return None
+    try:
+        return TokenCache(folder, content_hash)
+    except (OSError, ValueError, KeyError):  # pyarrow's errors are of these
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
 
 
 def write_token_cache(folder: Path, items: Iterable[Pair | BadRow], skip_bad_rows: bool) -> None:

@@ -28,7 +28,7 @@ from nrt.engine.recompute import RecomputeByNeed
 from nrt.engine.state import collect_state, restore_state, write_state
 from nrt.engine.weights import Weights, recomputing
 from nrt.errors import InputError
-from nrt.models import has_adapters, merged_parameters
+from nrt.models import has_adapters, merged_parameters, named_tensors
 from nrt.objective import Method, RowCredit
 from nrt.scoring import Scorer, ScorerChoice, score_all
 from nrt.scoring.packing import by_prompt, packed_tokens
@@ -145,10 +145,12 @@ class LocalEngine:
         return sums.stats(grad_norm=float(grad_norm), lr=lr, skipped=skipped)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, weight) as in a model without adapters, merging one tensor at a time."""
+        """Yield (name, weight), persistent buffers included, as in a model without adapters; merge
+        one tensor at a time.
+        """
         if has_adapters(self.model):
             return merged_parameters(self.model)
-        return self.model.named_parameters()
+        return named_tensors(self.model)
 
     def gathered_parameters(self) -> AbstractContextManager[None]:
         """Context in which the model has all of its weights."""

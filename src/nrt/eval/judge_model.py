@@ -159,7 +159,9 @@ def _open_local(model: str, max_tokens: int) -> JudgeModel:
     chat = reasoner.chat
     folder = Path(reasoner.model.name_or_path).absolute()
     identity = str(folder)
-    for file in sorted(folder.glob("*.safetensors")):  # changed weights are another judge
+    patterns = ("*.safetensors", "*.bin", "*.gguf")
+    files = [file for pattern in patterns for file in folder.glob(pattern)]
+    for file in sorted(files):  # changed weights are another judge
         identity += f" {file.name} {file.stat().st_size} {file.stat().st_mtime_ns}"
 
     def reply(messages: Messages) -> JudgeReply:

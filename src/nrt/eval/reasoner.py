@@ -36,7 +36,7 @@ from nrt.rollout.probe import sharing_fault
 from nrt.run import load_run, run_folder
 from nrt.scoring import choose_scorer, score_all
 from nrt.scoring.probe import probe_rows
-from nrt.serving.layout import read_layout
+from nrt.serving.layout import LAYOUT, read_layout
 from nrt.types import Example, Message, Pair, Row, Trace
 
 TOKENS_PER_BATCH = 16384
@@ -294,7 +294,11 @@ def _find(name: str) -> tuple[str, Config | None, bool | None]:
 
     None: only the model itself determines it.
     """
-    for folder in (run_folder(name), Path(name).expanduser()):
+    given = Path(name).expanduser()
+    candidates = [run_folder(name), given]
+    if given.name == "model" and not (given / LAYOUT).is_file():
+        candidates.append(given.parent)  # RUN/model
+    for folder in candidates:
         if (folder / "config.yaml").is_file():
             run = load_run(folder)
             if not run.model_dir.is_dir():

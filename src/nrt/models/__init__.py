@@ -25,6 +25,7 @@ from nrt.models.markers import (
 )
 from nrt.models.positions import position_limit
 from nrt.models.save import complete_model_folder, save_config, save_model
+from nrt.models.tensors import named_tensors
 
 __all__ = [
     "AdapterConfig",
@@ -44,6 +45,7 @@ __all__ = [
     "load_tokenizer",
     "merged_parameters",
     "missing_markers",
+    "named_tensors",
     "pick_device",
     "position_limit",
     "save_config",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from nrt.errors import InputError, first_line, install_hint
+from nrt.models.tensors import named_tensors
 
 ROW_PREFIX = "trained_row_"
 """Prefix of the parameter names of trained rows; the token id follows."""
@@ -113,7 +114,8 @@ def initial_weights(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def merged_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of all parameters as in a model without adapters, one at a time.
+    """Yield (name, tensor) of all parameters and persistent buffers as in a model without adapters,
+    one at a time.
 
     Adapters are merged into their layers; 4-bit weights get the type of the adapters.
     """
@@ -123,9 +125,9 @@ def merged_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if layer.base_layer.bias is not None:
             yield f"{name}.bias", layer.base_layer.bias
     prefixes = tuple(f"{name}." for name in layers)
-    for name, parameter in model.named_parameters():
+    for name, tensor in named_tensors(model):
         if ROW_PREFIX not in name and not name.startswith(prefixes):
-            yield name, parameter
+            yield name, tensor
 
 
 def _import_peft() -> Any:

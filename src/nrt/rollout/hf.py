@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nrt.errors import InputError, is_out_of_memory
-from nrt.models import has_adapters
+from nrt.models import has_adapters, named_tensors
 from nrt.models.attention import has_installed_attention
 from nrt.rollout.base import Request, cut
 from nrt.rollout.drawing import banned_ids, cdf_type, choose_tokens, distribution, uniform_numbers
@@ -70,7 +70,7 @@ class HFSampler:
         """
         if has_adapters(self.model):
             return
-        own = dict(self.model.named_parameters())
+        own = dict(named_tensors(self.model))
         with torch.no_grad():
             for name, value in weights:
                 if own[name] is not value:

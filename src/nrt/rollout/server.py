@@ -23,6 +23,7 @@ from nrt.models import (
     hide_progress_bars,
     load_configs,
     load_tokenizer,
+    named_tensors,
     save_config,
 )
 from nrt.rollout.base import Sampler
@@ -209,7 +210,7 @@ def open_vllm(
         sampler = VLLMSampler(
             folder, dtype=dtype, context=context, rows=rows, memory=memory, dummy=True
         )
-    shapes = {name: tuple(weight.shape) for name, weight in empty_model.named_parameters()}
+    shapes = {name: tuple(weight.shape) for name, weight in named_tensors(empty_model)}
     return sampler, shapes
 
 

@@ -18,6 +18,7 @@ from nrt.config.data_sections import DATASET, SourceConfig
 from nrt.errors import InputError
 from nrt.run import Record, Run, document_id
 from nrt.run.layout import MODEL_FOLDER
+from nrt.serving.layout import LAYOUT
 from nrt.system.files import model_fingerprint, read_bounded
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -93,7 +94,10 @@ def _origin(run: Run) -> tuple[str | None, str | None]:
     if earlier := _earlier_run(run):
         return _origin(earlier)
     metadata = _read_metadata(folder / "README.md")
-    base = metadata.get("base_model")
+    # Of a folder that `nrt export` wrote, the card names the base model. A card of the hub names
+    # what its model was made from.
+    exported = (folder / LAYOUT).is_file()
+    base = metadata.get("base_model") if exported else None
     return base if isinstance(base, str) else folder.absolute().name, metadata.get("license")
 
 

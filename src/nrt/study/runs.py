@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nrt.errors import NrtError, RunError
+from nrt.errors import Interrupted, NrtError
 from nrt.run import Run
 from nrt.study.study import Study, read_study, run_path
 from nrt.system.files import require_plain_file
@@ -65,7 +65,7 @@ def run_study(
 
     Up to `jobs` runs at a time. A failed run is reported, and its outcome has the error. With
     `start=False` none is started, and only finished runs have an outcome. With `variants` all other
-    variants are left out. Raises RunError if a run was interrupted: Ctrl-C reaches every run, each
+    variants are left out. Raises Interrupted if a run was: Ctrl-C reaches every run, each
     saves a checkpoint, and no other starts.
     """
     study = read_study(folder)
@@ -89,7 +89,7 @@ def run_study(
                 if outcome.status == INTERRUPTED:
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
-            raise RunError("interrupted; give the same command again to resume") from None
+            raise Interrupted("interrupted; give the same command again to resume") from None
         finally:
             # A run that is being prepared, or that waits for another process, must not start now.
             starter.stopped.set()

@@ -261,7 +261,7 @@ def _as_text(value: object) -> str:
     """Return a YAML value as `key=value` settings write it."""
     if isinstance(value, str):
         return value
-    return yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).splitlines()[0]
 
 
 def _is_grid(values: object) -> bool:

@@ -72,6 +72,7 @@ def cached_folder(folder: Path) -> Iterator[Path]:
     new.mkdir(parents=True)
     try:
         yield new
+        sync_tree(new)
         try:
             new.rename(folder)
         except OSError:
@@ -230,15 +231,15 @@ def sync_tree(folder: Path) -> None:
 def model_fingerprint(model: str, *, thinks: bool, backend: str) -> str:
     """Return a hash of a model's files and of how `nrt eval` asks it: it identifies the replies.
 
-    `model` is a folder, or a name on the hub, which then identifies the model.
+    `model` is a folder, a GGUF file, or a name on the hub, which then identifies the model.
     """
     digest = hashlib.sha256(f"{backend}\0{thinks}".encode())
-    folder = Path(model)
-    if not folder.is_dir():
+    path = Path(model).expanduser()
+    files = [path] if path.is_file() else []
+    if not path.exists():
         digest.update(model.encode())
-    files: list[Path] = []
-    for pattern in ("*.safetensors", "*.json", "*.jinja", "*.model"):
-        files.extend(folder.glob(pattern))
+    for pattern in ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model"):
+        files.extend(path.glob(pattern))
     for file in sorted(files):
         digest.update(file.name.encode() + bytes.fromhex(file_sha256(file)))
     return digest.hexdigest()[:12]

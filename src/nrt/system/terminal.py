@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markdown import Markdown
 from rich.segment import Segment
 
 from nrt.errors import NrtError
@@ -41,6 +42,16 @@ class Terminal(Console):
                 yield segment
             else:
                 yield Segment(escape_control(segment.text), segment.style)
+
+
+def print_markdown(console: Console, text: str) -> None:
+    """Print Markdown, rendered on a terminal. A log or a pipe gets the text itself, whose tables
+    cut no name.
+    """
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 def escape_control(text: str) -> str:

@@ -15,6 +15,7 @@ from nrt.data import Chat, LoadedPairs, ensure_template, load_pairs
 from nrt.data.template import has_default_template
 from nrt.distributed import ProcessGroup
 from nrt.engine.build import frozen_copy
+from nrt.errors import InputError
 from nrt.models import (
     AdapterConfig,
     MarkerRow,
@@ -58,6 +59,11 @@ def load_model_and_data(
     base = check_model_setting(config)
     load = _loader(config, processes)
     model, tokenizer, chat, new_markers = _load_with_markers(load, base, config, checkpoint)
+    if getattr(model, "is_quantized", False) and not config.lora.rank:
+        raise InputError(
+            f"model {base} has quantised weights, which cannot be trained; set lora.rank=16, or "
+            "give the model that was quantised"
+        )
     has_initial_weights = checkpoint is None or config.lora.rank > 0
     entropies = None
     if cuts_by_entropy(config):
@@ -86,15 +92,22 @@ def load_model_and_data(
 
 
 def template_notes(config: Config, tokenizer: Any) -> list[str]:
-    """Return a note if turns are written in nrt's own chat template."""
+    """Return a note if turns are written in nrt's own chat template, or in one with the date."""
     sources = config.data.sources("train")
     has_turns = any(source.rows_config(config.data).text is None for source in sources)
-    if not has_turns or not has_default_template(tokenizer):
+    if not has_turns:
         return []
-    return [
-        "the model has no chat template; nrt's own puts <|system|>, <|user|> or <|assistant|> "
-        "before each turn"
-    ]
+    if has_default_template(tokenizer):
+        return [
+            "the model has no chat template; nrt's own puts <|system|>, <|user|> or <|assistant|> "
+            "before each turn"
+        ]
+    if "strftime_now" in tokenizer.get_chat_template():
+        return [
+            "the model's chat template writes today's date into prompts; they keep the date of the "
+            "first run on these data, as long as the cache keeps their tokens"
+        ]
+    return []
 
 
 def load_reference(config: Config, loaded: ModelAndData, processes: ProcessGroup) -> Any:

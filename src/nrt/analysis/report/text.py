@@ -110,7 +110,7 @@ def _print_comparison(comparison: VariantComparison, console: Console) -> None:
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
-        table.add_column(Text(column))
+        table.add_column(Text(column), overflow="fold")
     return table
 
 
