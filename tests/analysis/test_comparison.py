@@ -209,3 +209,16 @@ def test_rows_of_one_document_count_once():
     # The question keeps its name although another of its references has the value.
     others = [*rows[:2], rows[-1] | {"logp": None}, rows[-1] | unread | {"logp": 2.0}]
     assert list(values_by_family(others, "logp")["a"]) == list(values["a"])
+
+
+def test_rows_of_files_of_one_name_are_different_questions():
+    """gsm8k/test.jsonl and mmlu/test.jsonl have rows with the same ids."""
+    rows = [
+        {"id": "test.jsonl:1", "question": q, "reference": "1", "logp": v}
+        for q, v in (("a", 1), ("b", 3))
+    ]
+    assert sorted(values_by_family(rows, "logp")["all"].values()) == [1, 3]
+    parts = [{**row, "id": f"test.jsonl:1@{i}"} for i, row in enumerate(rows)]
+    assert list(values_by_family(parts, "logp")["all"].values()) == [2], "parts of one document"
+    references = [{**row, "id": f"test.jsonl:1#{i}", "question": "a"} for i, row in enumerate(rows)]
+    assert list(values_by_family(references, "logp")["all"].values()) == [2], "one question"

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from nrt.analysis.stats import DIFFERENCE, SHARE, Interval, mean_interval
 from nrt.errors import InputError
-from nrt.run import Record, Run, document_id, explain_unreadable_files
+from nrt.run import Record, Run, explain_unreadable_files, question_id
 
 Question = tuple[str, str]
 """Id, and hash of the texts: seeds may have different files of one name, whose ids agree."""
@@ -227,11 +227,12 @@ def values_by_family(records: Sequence[Record], measure: str) -> FamilyValues:
     Rows of one document, or with one reference each of the same question, give their mean. Records
     without a value are left out.
     """
-    values: dict[tuple[str, str], list[float]] = {}  # by family and document
-    names: dict[tuple[str, str], Question] = {}
+    values: dict[tuple[str, tuple[str, str]], list[float]] = {}  # by family and question
+    names: dict[tuple[str, tuple[str, str]], Question] = {}
     for record in records:
-        key = (str(record.get("source") or "all"), document_id(str(record["id"])))
-        names.setdefault(key, (key[1], question_hash(record)))
+        question = question_id(record)
+        key = (str(record.get("source") or "all"), question)
+        names.setdefault(key, (question[0], question_hash(record)))
         if record.get(measure) is not None:
             values.setdefault(key, []).append(float(record[measure]))
     families: FamilyValues = {}

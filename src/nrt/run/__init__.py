@@ -10,7 +10,7 @@ fields of each file. This package does not import torch.
 
 from __future__ import annotations
 
-from nrt.run.layout import document_id, fresh_run_name, run_folder, step_name
+from nrt.run.layout import document_id, fresh_run_name, question_id, run_folder, step_name
 from nrt.run.lines import Record, explain_unreadable_files
 from nrt.run.reader import Run, load_run
 from nrt.run.writer import NullWriter, RunWriter, check_free, close_on_error
@@ -26,6 +26,7 @@ __all__ = [
     "explain_unreadable_files",
     "fresh_run_name",
     "load_run",
+    "question_id",
     "run_folder",
     "step_name",
 ]

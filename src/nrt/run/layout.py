@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nrt.errors import InputError
 
@@ -131,6 +133,16 @@ def document_id(row_id: str) -> str:
     'pairs@2.jsonl:7'
     """
     return re.sub(r"(?<=:)(\d+)[@#]\d+$", r"\1", row_id)
+
+
+def question_id(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what all records of one question or document share, and no other record has.
+
+    Files of one name in different folders give their rows the same ids, so the text belongs to it.
+    """
+    row_id, document = str(record["id"]), document_id(str(record["id"]))
+    is_cut = row_id.removeprefix(document).startswith("@")  # each part has its own text
+    return document, "" if is_cut else str(record.get("question"))
 
 
 def files_by_step(folder: Path, suffix: str) -> list[tuple[int, Path]]:

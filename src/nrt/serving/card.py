@@ -16,7 +16,7 @@ from nrt.analysis.stats import DIFFERENCE, SHARE, mean_interval
 from nrt.config import Config, parse_plain_yaml
 from nrt.config.data_sections import DATASET, SourceConfig
 from nrt.errors import InputError
-from nrt.run import Record, Run, document_id
+from nrt.run import Record, Run, question_id
 from nrt.run.layout import MODEL_FOLDER
 from nrt.serving.layout import LAYOUT
 from nrt.system.files import model_fingerprint, read_bounded
@@ -313,13 +313,15 @@ def _measurements(run: Run, step: int | None) -> str:
     return "\n".join(lines)
 
 
-def _by_question(rows: Sequence[Record], value_of: Callable[[Record], Any]) -> dict[str, float]:
+def _by_question(
+    rows: Sequence[Record], value_of: Callable[[Record], Any]
+) -> dict[tuple[str, str], float]:
     """Return the value of each question or document: the mean over its rows that have one."""
-    values: dict[str, list[float]] = {}
+    values: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         value = value_of(row)
         if value is not None:
-            values.setdefault(document_id(str(row["id"])), []).append(float(value))
+            values.setdefault(question_id(row), []).append(float(value))
     return {question: fmean(each) for question, each in values.items()}
 
 

@@ -166,16 +166,21 @@ def _match_questions(
     records: Sequence[Record], baseline_records: Sequence[Record]
 ) -> tuple[list[Record], list[Record]]:
     """Return the records of shared questions with the same tokens and all their numbers."""
-    baseline_by_id = {record["id"]: record for record in baseline_records if _is_complete(record)}
+    baseline_by_id = {_key(record): record for record in baseline_records if _is_complete(record)}
     pairs = []
     for record in records:
-        if not _is_complete(record) or record["id"] not in baseline_by_id:
+        if not _is_complete(record) or _key(record) not in baseline_by_id:
             continue
-        baseline = baseline_by_id[record["id"]]
+        baseline = baseline_by_id[_key(record)]
         same_reference = record.get("reference") == baseline.get("reference")
         if same_reference and len(record["token_logp"]) == len(baseline["token_logp"]):
             pairs.append((record, baseline))
     return [record for record, _ in pairs], [baseline for _, baseline in pairs]
+
+
+def _key(record: Record) -> tuple[str, str]:
+    """Return the id with the question: files of one name give their rows the same ids."""
+    return str(record["id"]), str(record.get("question"))
 
 
 def _is_complete(record: Record) -> bool:
