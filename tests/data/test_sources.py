@@ -14,7 +14,7 @@ import pytest
 
 from nrt.config import ColumnsConfig, DataConfig
 from nrt.data import read_examples
-from nrt.data.files import find_tables
+from nrt.data.files import find_tables, without_media
 from nrt.data.rows import BadRow
 from nrt.data.sources import iterate_examples
 from nrt.errors import InputError
@@ -174,6 +174,17 @@ def test_datasets_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         match=r"org/name:dev: org/name is a folder, and loading it as a dataset failed: .*check org/name:CONFIG:SPLIT",
     ):
         read_examples("org/name:dev", DataConfig())
+
+
+def test_media_columns_are_left_out() -> None:
+    """To iterate over them would decode each, which fails for a broken file."""
+    datasets = pytest.importorskip("datasets")
+    text = datasets.Value("string")
+    features = datasets.Features({"question": text, "answer": text, "image": datasets.Image()})
+    row = {"question": "a", "answer": "b", "image": {"bytes": b"broken", "path": None}}
+    rows = datasets.Dataset.from_list([row], features=features)
+    assert list(without_media(rows)) == [{"question": "a", "answer": "b"}]
+    assert without_media([row]) == [row]
 
 
 def test_a_folder_with_two_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,8 @@ def test_pick_device() -> None:
     absent = "mps" if torch.cuda.is_available() else "cuda"  # no machine has both
     with pytest.raises(InputError, match="device=auto"):
         pick_device(absent)
+    with pytest.raises(InputError, match="'cuda:99' is not available"):
+        pick_device("cuda:99")
 
 
 def test_a_missing_or_damaged_gguf_file(tmp_path):

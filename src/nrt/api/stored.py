@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from nrt.data.files import without_media
 from nrt.errors import InputError
 from nrt.models import save_model
 from nrt.run.layout import DATA_FOLDER, MODEL_FOLDER
@@ -107,7 +108,7 @@ def _rows_of(data: Any, name: str) -> Iterable[Any]:
             f"{name} is of type {type(data).__name__}; give a path, a dataset, a DataFrame or a "
             "list of dicts"
         )
-    return data
+    return without_media(data)
 
 
 def _holds_columns(data: Mapping[Any, Any]) -> bool:

@@ -24,6 +24,10 @@ SPLIT_OF_FILE = re.compile(rf"{SPLIT}(?:[-_. ].*)?|.*[-_. ]{SPLIT}", re.IGNORECA
 """Name of a file without its ending, or of a folder: with a split's name first or last."""
 
 
+MEDIA = ("Image", "Audio", "Video", "Pdf")
+"""Features of `datasets` that are decoded when a row is read."""
+
+
 @dataclass(frozen=True)
 class Table:
     """One file or dataset, whose rows all have the same columns."""
@@ -72,6 +76,17 @@ def _find_tables(path: str) -> list[Table]:
         f"{path}: no such file; give a file, or a datasets name as in org/name:split "
         "or org/name:config:split"
     )
+
+
+def without_media(rows: Any) -> Any:
+    """Return a dataset of `datasets` without its images, sounds and videos.
+
+    nrt reads none, and to iterate over them would decode each, with further packages. Other objects
+    are returned unchanged.
+    """
+    features = getattr(rows, "features", None) or {}
+    media = [name for name, kind in features.items() if type(kind).__name__ in MEDIA]
+    return rows.remove_columns(media) if media else rows
 
 
 def _file_table(file: Path, name: str) -> Table:
@@ -187,7 +202,7 @@ def _dataset_table(path: str, name: str, config: str | None, split: str) -> Tabl
     # `datasets` looks on the hub for a folder's name without a separator
     place = str(Path(name).absolute()) if Path(name).is_dir() else name
     try:
-        rows = datasets.load_dataset(place, config, split=split)
+        rows = without_media(datasets.load_dataset(place, config, split=split))
     except Exception as error:  # the library raises many types; after each, there is no data
         reason = " ".join(str(error).split())
         configs = _configs(datasets, place) if Path(name).is_dir() else []
