@@ -40,15 +40,17 @@ def test_headers_have_the_verdict_of_the_plan(capsys, name, command, verdict):
 
 
 CHECKS = Path(__file__).parents[2] / "docs" / "results" / "checks.md"
+HOURS = re.findall(
+    r"^\| `([^`]+)` \| (\d+) × H100 \| ([\d.]+) \| ([\d.]+) \|$",
+    CHECKS.read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
 
 
+# A plan takes seconds, so only the first row is in the default suite
 @pytest.mark.parametrize(
     ("recipe", "gpus", "hours", "rollout"),
-    re.findall(
-        r"^\| `([^`]+)` \| (\d+) × H100 \| ([\d.]+) \| ([\d.]+) \|$",
-        CHECKS.read_text(encoding="utf-8"),
-        re.MULTILINE,
-    ),
+    [HOURS[0], *(pytest.param(*row, marks=pytest.mark.slow) for row in HOURS[1:])],
 )
 def test_planned_hours_are_the_plans(capsys, recipe, gpus, hours, rollout):
     """Those of the table under "Planned hours of the recipes"."""
