@@ -44,6 +44,11 @@ def make_optimizer(config: OptimizerConfig, masters: Sequence[Tensor]) -> Optimi
     return optimizer_class(masters, **settings)
 
 
+def warmup_updates(config: OptimizerConfig, updates: int) -> int:
+    """Return the updates of the warm-up; `warmup` below 1 is a share of all `updates`."""
+    return int(config.warmup * updates if config.warmup < 1 else config.warmup)
+
+
 def make_schedule(config: OptimizerConfig, optimizer: Optimizer, updates: int) -> LambdaLR:
     """Return the learning-rate schedule over `updates` updates.
 
@@ -51,7 +56,7 @@ def make_schedule(config: OptimizerConfig, optimizer: Optimizer, updates: int) -
     """
     from transformers import get_scheduler  # imports peft and bitsandbytes: two seconds
 
-    warmup = int(config.warmup * updates if config.warmup < 1 else config.warmup)
+    warmup = warmup_updates(config, updates)
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     schedule: Any = get_scheduler(
         name, optimizer, num_warmup_steps=warmup, num_training_steps=updates

@@ -140,9 +140,8 @@ def pick_device(name: str) -> torch.device:
         raise InputError(
             f"device '{name}' is unknown to torch; use auto, cuda, mps or cpu"
         ) from None
-    is_absent = device.index is not None and (
-        device.type == "cuda" and device.index >= torch.cuda.device_count()
-    )
+    has_number = device.type == "cuda" and device.index is not None
+    is_absent = has_number and device.index >= torch.cuda.device_count()
     if not available.get(device.type, True) or is_absent:
         raise InputError(f"device '{name}' is not available on this machine; use device=auto")
     return device

@@ -65,7 +65,7 @@ def run_study(
 
     Up to `jobs` runs at a time. A failed run is reported, and its outcome has the error. With
     `start=False` none is started, and only finished runs have an outcome. With `variants` all other
-    variants are left out. Raises Interrupted if a run was: Ctrl-C reaches every run, each
+    variants are left out. Raises Interrupted if one was interrupted: Ctrl-C reaches every run, each
     saves a checkpoint, and no other starts.
     """
     study = read_study(folder)

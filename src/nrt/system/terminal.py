@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.markdown import Markdown
 from rich.segment import Segment
 
 from nrt.errors import NrtError
@@ -49,6 +48,8 @@ def print_markdown(console: Console, text: str) -> None:
     cut no name.
     """
     if console.is_terminal:
+        from rich.markdown import Markdown  # takes .1 s, and most commands print none
+
         console.print(Markdown(text))
     else:
         console.print(text, highlight=False, soft_wrap=True)

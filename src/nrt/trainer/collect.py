@@ -23,7 +23,7 @@ from nrt.trainer.groups import (
 )
 from nrt.trainer.learner import Learner
 from nrt.trainer.metrics import PhaseTimer
-from nrt.trainer.policy import Policy
+from nrt.trainer.policy import Policy, share_equal_rows
 from nrt.types import Pair, Row, TailScores
 
 
@@ -149,8 +149,7 @@ def compute_group(
 ) -> Group:
     """Compute rewards and advantages of group `g`.
 
-    Rows with equal ids share one score, the null trace's included: kernels whose rounding depends
-    on a row's place would otherwise give equal traces different rewards.
+    Equal traces share one score, the null trace's included, and so have equal rewards.
 
     Args:
         state: the method's state.
@@ -163,11 +162,7 @@ def compute_group(
         return sft_group(pair)
     rows = answer_rows(learner, sampled)
     answer_tails = beside.answers or scored
-    first_tail: dict[tuple[int, ...], TailScores] = {}
-    shared = [
-        first_tail.setdefault(row.tail_ids, tail)
-        for row, tail in zip(rows, answer_tails, strict=True)
-    ]
+    shared = share_equal_rows(rows, answer_tails)
     null_T = _answer(pair, shared[-1])
     versions = {trace.version for trace in sampled.traces}
     scores = GroupScores(

@@ -20,7 +20,7 @@ from torch import Tensor
 from nrt.data import Chat, bare_row, null_row, trace_row
 from nrt.data.checkers import Checker, is_right
 from nrt.run import document_id
-from nrt.trainer.policy import Policy
+from nrt.trainer.policy import Policy, share_equal_rows
 from nrt.types import Example, Pair, Row, Trace
 
 
@@ -184,11 +184,7 @@ class Heldout:
         verdicts = self.policy.engine.processes.map(
             self._check, list(zip(answers, examples, strict=True))
         )
-        # Rows of a question with equal ids share one score: kernels may round by a row's place.
-        scores, first_scores = [], {}
-        for place, (row, score) in enumerate(zip(flat, self.policy.score(flat), strict=True)):
-            question = place % len(self.pairs)
-            scores.append(first_scores.setdefault((question, row.tail_ids), score))
+        scores = share_equal_rows(flat, self.policy.score(flat))
         readings = []
         markers = {self.chat.start_id, self.chat.end_id}
         for pair, (logp, entropy), ids, answer, correct in zip(

@@ -27,3 +27,15 @@ class Policy(Generator):
     def push_weights(self) -> None:
         """Give the engine's weights to the sampler."""
         self.sampler.load_weights(self.engine.parameters(), self.engine.version)
+
+
+def share_equal_rows(rows: Sequence[Row], scores: Sequence[TailScores]) -> list[TailScores]:
+    """Return the scores with those of the first of equal rows for all of them.
+
+    Kernels whose rounding depends on a row's place would otherwise tell equal rows apart.
+    """
+    first: dict[tuple[tuple[int, ...], tuple[int, ...]], TailScores] = {}
+    return [
+        first.setdefault((row.prompt_ids, row.tail_ids), score)
+        for row, score in zip(rows, scores, strict=True)
+    ]

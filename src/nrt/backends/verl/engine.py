@@ -26,6 +26,7 @@ from nrt.config import Config
 from nrt.distributed import SINGLE_PROCESS, ProcessGroup
 from nrt.engine.gradient import LossSums
 from nrt.engine.interface import G, GroupCreditor, UpdateStats, credit_scored_groups
+from nrt.engine.optimizer import warmup_updates
 from nrt.errors import InputError, RunError
 from nrt.models import load_configs
 from nrt.objective import Method, RowCredit
@@ -218,9 +219,8 @@ class VerlEngine:
         if self.lr is not None:
             return self.lr
         optimizer = self.config.optimizer
-        share = optimizer.warmup if optimizer.warmup < 1 else 0
-        warmup_updates = int(share * self.updates) or int(optimizer.warmup)
-        return 0.0 if warmup_updates else optimizer.lr  # verl's warm-up begins at 0
+        warms_up = warmup_updates(optimizer, self.updates) > 0
+        return 0.0 if warms_up else optimizer.lr  # verl's warm-up begins at 0
 
     def _build_trainer(self, verl_config: Any) -> Any:
         from nrt.backends.verl.trainer import NrtTrainer
